@@ -1,0 +1,127 @@
+//! [`EngineBuilder`]: a policy that can be safe, over a store that can keep it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, SystemClock};
+use crate::engine::Engine;
+use crate::policy::{Durability, Policy, PolicyError, Recovery};
+use crate::store::Store;
+
+/// Builds an [`Engine`]; made by [`Engine::builder`]. Every setting has the default of [`Policy`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct EngineBuilder {
+    store: Box<dyn Store>,
+    policy: Policy,
+    clock: Arc<dyn Clock>,
+    handler_timeout: Duration,
+    retry_horizon: Duration,
+    required: Durability,
+}
+
+impl EngineBuilder {
+    pub(crate) fn new(store: Box<dyn Store>) -> EngineBuilder {
+        EngineBuilder {
+            store,
+            policy: Policy::default(),
+            clock: Arc::new(SystemClock),
+            handler_timeout: Duration::ZERO,
+            retry_horizon: Duration::ZERO,
+            required: Durability::Memory,
+        }
+    }
+
+    /// Sets [`Policy::lease`]: longer than the slowest call that is waited for under it. Default 30 s.
+    pub fn lease(mut self, lease: Duration) -> EngineBuilder {
+        self.policy.lease = lease;
+        self
+    }
+
+    /// Sets [`Policy::retention`]: longer than the longest retry window of any caller. Default 24 h.
+    pub fn retention(mut self, retention: Duration) -> EngineBuilder {
+        self.policy.retention = retention;
+        self
+    }
+
+    /// Sets [`Policy::recovery`]. Default [`Recovery::RerunUnlessEffect`].
+    pub fn recovery(mut self, recovery: Recovery) -> EngineBuilder {
+        self.policy.recovery = recovery;
+        self
+    }
+
+    /// Sets [`Policy::max_attempts`]. Default: no limit.
+    pub fn max_attempts(mut self, max_attempts: u32) -> EngineBuilder {
+        self.policy.max_attempts = max_attempts;
+        self
+    }
+
+    /// Sets [`Policy::max_response`], in bytes. Default 1 MiB.
+    pub fn max_response(mut self, bytes: usize) -> EngineBuilder {
+        self.policy.max_response = bytes;
+        self
+    }
+
+    /// Sets [`Policy::max_checkpoint`], in bytes. Default 64 KiB.
+    pub fn max_checkpoint(mut self, bytes: usize) -> EngineBuilder {
+        self.policy.max_checkpoint = bytes;
+        self
+    }
+
+    /// Sets [`Policy::call_timeout`]. Default 5 s.
+    pub fn call_timeout(mut self, limit: Duration) -> EngineBuilder {
+        self.policy.call_timeout = limit;
+        self
+    }
+
+    /// Sets [`Policy::keep_keys`]. Default no.
+    pub fn keep_keys(mut self, keep: bool) -> EngineBuilder {
+        self.policy.keep_keys = keep;
+        self
+    }
+
+    /// States how long the application lets an operation run at most. `build` refuses a shorter lease.
+    pub fn handler_timeout(mut self, limit: Duration) -> EngineBuilder {
+        self.handler_timeout = limit;
+        self
+    }
+
+    /// States how long after its first try a caller may still retry (Stripe's webhooks: 3 days). `build` refuses a shorter
+    /// retention.
+    pub fn retry_horizon(mut self, limit: Duration) -> EngineBuilder {
+        self.retry_horizon = limit;
+        self
+    }
+
+    /// States what acknowledged outcomes must survive. `build` refuses a store that keeps less.
+    pub fn require(mut self, durability: Durability) -> EngineBuilder {
+        self.required = durability;
+        self
+    }
+
+    /// Takes time from `clock` instead of the operating system. Stores have a clock of their own.
+    pub fn clock(mut self, clock: impl Clock) -> EngineBuilder {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The engine.
+    ///
+    /// # Errors
+    /// [`PolicyError`], with the numbers, if a window is zero or shorter than what it must cover, or the store
+    /// keeps less than is required.
+    pub fn build(self) -> Result<Engine, PolicyError> {
+        self.policy.check()?;
+        covers("lease", self.policy.lease, "handler_timeout", self.handler_timeout)?;
+        covers("retention", self.policy.retention, "retry_horizon", self.retry_horizon)?;
+        let (has, required) = (self.store.durability(), self.required);
+        if !has.satisfies(required) {
+            return Err(PolicyError::Durability { has, required });
+        }
+        Ok(Engine::assemble(self.store, self.policy, self.clock))
+    }
+}
+
+fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration) -> Result<(), PolicyError> {
+    if is < least { Err(PolicyError::TooShort { what, is, than, least }) } else { Ok(()) }
+}

@@ -1,0 +1,253 @@
+//! Time as an argument: the [`Clock`] that engines and stores are given, and the [`Timeline`] that stores stamp with.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::record::{Stamp, micros};
+
+/// What [`Clock::sleep`] returns.
+pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where an engine or a store takes its time from.
+///
+/// The default is [`SystemClock`]; tests pass a [`ManualClock`] and never wait.
+pub trait Clock: Debug + Send + Sync + 'static {
+    /// The time since the Unix epoch as the machine believes it. It may jump either way.
+    fn wall(&self) -> Duration;
+
+    /// The time since some fixed moment. It never goes back and does not follow changes of the wall clock.
+    fn monotonic(&self) -> Duration;
+
+    /// Completes once `time` has passed on the monotonic clock, on any executor.
+    fn sleep(&self, time: Duration) -> Sleep;
+}
+
+/// The operating system's clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods)] // the one place that may ask
+    fn wall(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    #[allow(clippy::disallowed_methods)] // the one place that may ask
+    fn monotonic(&self) -> Duration {
+        static ORIGIN: OnceLock<Instant> = OnceLock::new();
+        ORIGIN.get_or_init(Instant::now).elapsed()
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        Box::pin(futures_timer::Delay::new(time))
+    }
+}
+
+/// A clock that stands still until it is told to move, for tests. Clones share one time.
+///
+/// ```
+/// use nevertwice::{Clock, ManualClock};
+/// use std::time::Duration;
+///
+/// let clock = ManualClock::new();
+/// let before = clock.monotonic();
+/// clock.advance(Duration::from_secs(30));
+/// assert_eq!(clock.monotonic() - before, Duration::from_secs(30));
+/// ```
+#[derive(Debug, Clone)]
+pub struct ManualClock(Arc<Mutex<Hands>>);
+
+#[derive(Debug)]
+struct Hands {
+    wall: Duration,
+    monotonic: Duration,
+    sleepers: Vec<(Duration, Waker)>,
+}
+
+impl ManualClock {
+    /// A clock that reads 2026-01-01 00:00 UTC.
+    pub fn new() -> ManualClock {
+        ManualClock::starting_at(Duration::from_secs(1_767_225_600))
+    }
+
+    /// A clock that reads `wall` after the Unix epoch.
+    pub fn starting_at(wall: Duration) -> ManualClock {
+        ManualClock(Arc::new(Mutex::new(Hands { wall, monotonic: Duration::ZERO, sleepers: Vec::new() })))
+    }
+
+    /// Lets `time` pass: both clocks move on, and sleepers whose time has come are woken.
+    pub fn advance(&self, time: Duration) {
+        let mut hands = self.hands();
+        hands.wall = hands.wall.saturating_add(time);
+        hands.monotonic = hands.monotonic.saturating_add(time);
+        let now = hands.monotonic;
+        let (due, waiting) = std::mem::take(&mut hands.sleepers).into_iter().partition(|(at, _)| *at <= now);
+        hands.sleepers = waiting;
+        drop(hands);
+        Vec::into_iter(due).for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Sets the wall clock, forward or back, as an operator or NTP would. The monotonic clock does not notice.
+    pub fn set_wall(&self, wall: Duration) {
+        self.hands().wall = wall;
+    }
+
+    /// How many sleeps are pending: what a test waits for before it advances the clock.
+    pub fn sleepers(&self) -> usize {
+        self.hands().sleepers.len()
+    }
+
+    fn hands(&self) -> MutexGuard<'_, Hands> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> ManualClock {
+        ManualClock::new()
+    }
+}
+
+impl Clock for ManualClock {
+    fn wall(&self) -> Duration {
+        self.hands().wall
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.hands().monotonic
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        let until = self.monotonic().saturating_add(time);
+        Box::pin(ManualSleep { clock: self.clone(), until })
+    }
+}
+
+struct ManualSleep {
+    clock: ManualClock,
+    until: Duration,
+}
+
+impl Future for ManualSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut hands = self.clock.hands();
+        if hands.monotonic >= self.until {
+            return Poll::Ready(());
+        }
+        let waker = context.waker();
+        if !hands.sleepers.iter().any(|(at, known)| *at == self.until && known.will_wake(waker)) {
+            hands.sleepers.push((self.until, waker.clone()));
+        }
+        Poll::Pending
+    }
+}
+
+/// The time of a store that keeps its own: what memory and SQLite stamp their writes with.
+///
+/// It starts at the wall clock (or at `floor`, if that is later) and from then on follows the monotonic clock,
+/// so that a wall clock set back revives no lease and one set forward ends none. [`observe`](Timeline::observe)
+/// lifts it to a later stamp found in the store (another process's), and it goes on from there: time never
+/// stands still, even after a clock that once was years ahead has been corrected.
+#[derive(Debug)]
+pub struct Timeline {
+    clock: Arc<dyn Clock>,
+    /// What is added to the monotonic clock to give the store's time. It only grows.
+    offset: AtomicU64,
+}
+
+impl Timeline {
+    /// A timeline that starts at the wall clock's time, but not before `floor`.
+    pub fn new(clock: Arc<dyn Clock>, floor: Stamp) -> Timeline {
+        let start = micros(clock.wall()).max(floor.0);
+        let offset = AtomicU64::new(start.saturating_sub(micros_down(clock.monotonic())));
+        Timeline { clock, offset }
+    }
+
+    /// The present time of the store.
+    pub fn now(&self) -> Stamp {
+        Stamp(micros_down(self.clock.monotonic()).saturating_add(self.offset.load(Ordering::Acquire)))
+    }
+
+    /// Takes note of a stamp that the store already holds, so that [`now`](Timeline::now) is not before it.
+    pub fn observe(&self, stamp: Stamp) {
+        let elapsed = micros_down(self.clock.monotonic());
+        self.offset.fetch_max(stamp.0.saturating_sub(elapsed), Ordering::AcqRel);
+    }
+
+    /// The stamp of a write: the present time, forced greater than `last`, the greatest stamp that any
+    /// earlier write to the same keys was given. The caller serialises calls for the same keys.
+    pub fn stamp_after(&self, last: Stamp) -> Stamp {
+        let stamp = self.now().max(last.next());
+        self.observe(stamp);
+        stamp
+    }
+}
+
+/// Elapsed time, rounded down: a moment that has not come yet is not claimed.
+fn micros_down(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(clock: &ManualClock, floor: Stamp) -> Timeline {
+        Timeline::new(Arc::new(clock.clone()), floor)
+    }
+
+    #[test]
+    fn s13_a_wall_clock_set_back_or_forward_moves_no_running_timeline() {
+        let clock = ManualClock::new();
+        let line = timeline(&clock, Stamp(0));
+        let start = line.now();
+        clock.set_wall(Duration::ZERO);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(line.now().0 - start.0, 1_000_000);
+        clock.set_wall(Duration::from_secs(1 << 40));
+        assert_eq!(line.now().0 - start.0, 1_000_000);
+    }
+
+    #[test]
+    fn s13_a_restart_with_a_clock_set_back_continues_from_the_floor_and_still_moves() {
+        let clock = ManualClock::starting_at(Duration::from_secs(100));
+        let line = timeline(&clock, Stamp(500_000_000));
+        assert_eq!(line.now(), Stamp(500_000_000));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(line.now(), Stamp(501_000_000));
+    }
+
+    #[test]
+    fn s5_stamps_strictly_increase_while_time_stands_still() {
+        let clock = ManualClock::new();
+        let line = timeline(&clock, Stamp(0));
+        let mut last = line.now();
+        for _ in 0..1000 {
+            let stamp = line.stamp_after(last);
+            assert!(stamp > last);
+            last = stamp;
+        }
+        assert!(line.now() >= last);
+    }
+
+    #[test]
+    fn a_manual_sleep_ends_when_its_time_comes_and_not_before() {
+        let clock = ManualClock::new();
+        let mut sleep = clock.sleep(Duration::from_secs(2));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(sleep.as_mut().poll(&mut context).is_pending());
+        assert_eq!(clock.sleepers(), 1);
+        clock.advance(Duration::from_secs(1));
+        assert!(sleep.as_mut().poll(&mut context).is_pending());
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(clock.sleepers(), 0);
+        assert!(sleep.as_mut().poll(&mut context).is_ready());
+    }
+}

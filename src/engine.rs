@@ -1,0 +1,340 @@
+//! [`Engine`]: load, decide, swap, until it is done or the time is up.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::begin::Begin;
+use crate::builder::EngineBuilder;
+use crate::clock::{Clock, Sleep};
+use crate::decide::{Command, Decision, Reply, Resolution, decide};
+use crate::error::{Error, StoreError};
+use crate::inspect::Inspection;
+use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::lease::{Lease, LeaseToken};
+use crate::policy::Policy;
+use crate::record::{DecodeError, Record, Stamp, State};
+use crate::request::Request;
+use crate::store::{Snapshot, Store, Swap};
+
+/// The front of this crate: asks a store, by the rules of [`decide`](mod@crate::decide), who may act on a key.
+///
+/// Cheap to clone; clones share everything. Runs on any executor that its store runs on.
+#[derive(Debug, Clone)]
+pub struct Engine(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Box<dyn Store>,
+    policy: Policy,
+    clock: Arc<dyn Clock>,
+}
+
+/// What is known of a record before a command is carried out.
+pub(crate) enum View {
+    /// Nothing: load it.
+    Unknown,
+    /// Most likely this: try at once, the store will say if it is not so.
+    Believed(Box<Snapshot>),
+}
+
+impl View {
+    /// Most likely there is no record.
+    fn absent() -> View {
+        View::Believed(Box::new(Snapshot { record: None, now: Stamp::ZERO }))
+    }
+
+    /// Most likely it still is this record.
+    pub(crate) fn believed(record: Record) -> View {
+        View::Believed(Box::new(Snapshot { now: record.stamp, record: Some(record) }))
+    }
+}
+
+/// What came of a command.
+pub(crate) struct Answer {
+    pub(crate) reply: Reply,
+    /// The record as the reply leaves it.
+    pub(crate) record: Option<Record>,
+    /// Until when, on the engine's monotonic clock, the record's lease can be relied on.
+    pub(crate) until: Duration,
+}
+
+impl Engine {
+    /// Starts to build an engine over `store`.
+    pub fn builder(store: impl Store) -> EngineBuilder {
+        EngineBuilder::new(Box::new(store))
+    }
+
+    pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
+        Engine(Arc::new(Inner { store, policy, clock }))
+    }
+
+    /// What this engine was built with.
+    pub fn policy(&self) -> &Policy {
+        &self.0.policy
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    /// Asks for the right to act on `request`, or what became of it. One store call, two after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] if the request's windows cannot be safe; [`Error::Store`] and [`Error::TimedOut`] if the
+    /// store did not answer. An error is never a grant: do not act. After a time-out a grant may stand all the same;
+    /// its lease runs out, or [`Request::owner`] finds it again.
+    pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
+        let ask = request.ask(self.policy())?;
+        let (id, owner) = (request.id(), ask.owner);
+        let answer = self.execute(&id, &Command::Begin(ask), View::absent()).await?;
+        let (record, until) = (answer.record, answer.until);
+        Begin::of(answer.reply, || {
+            let record = record.ok_or(Error::Store(StoreError::Unusable {
+                backend: "store",
+                detail: "it granted a lease and shows no record of it".to_owned(),
+            }))?;
+            Ok(Lease::new(self.clone(), owner, id, record, until))
+        })
+    }
+
+    /// Takes over a lease from its token, in this or another process, to renew or finish it. Its time is not
+    /// prolonged: [`Lease::renew`] does that. A lease already finished, or whose record is gone, is
+    /// resumed too, so that a finish whose answer was lost can be repeated.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if somebody else took the key.
+    pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
+        let answer = self.execute(&token.id, &Command::Resume(token.clone()), View::Unknown).await?;
+        answer.reply.into_done()?;
+        Ok(Lease::resumed(self.clone(), token.clone(), answer.record, answer.until))
+    }
+
+    /// What is recorded under a key, without its content; `None` if nothing is.
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn inspect<S, K>(&self, scope: S, key: K) -> Result<Option<Inspection>, Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        let id = Request::new(scope, key)?.id();
+        let mut call = Call::new(self, &id);
+        let snapshot = call.load().await?;
+        Ok(Inspection::of(&snapshot))
+    }
+
+    /// Settles an unresolved operation: one that crashed and may not be rerun, failed without certainty, or used
+    /// up its attempts. `fence` is what [`Unresolved::fence`](crate::Unresolved::fence) or
+    /// [`Inspection::fence`] said; repeating the same word is fine.
+    ///
+    /// # Errors
+    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody executed since.
+    pub async fn resolve<S, K>(
+        &self,
+        scope: S,
+        key: K,
+        fence: Stamp,
+        resolution: Resolution,
+    ) -> Result<(), Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        let id = Request::new(scope, key)?.id();
+        let answer = self.execute(&id, &Command::Resolve(fence, resolution), View::Unknown).await?;
+        answer.reply.into_done()
+    }
+
+    /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says whether there was
+    /// anything. **The next begin executes.** A holder at work may still record its outcome.
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin). A record of a newer release is left alone.
+    pub async fn forget<S, K>(&self, scope: S, key: K) -> Result<bool, Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        let id = Request::new(scope, key)?.id();
+        match self.execute(&id, &Command::Forget, View::Unknown).await {
+            Err(Error::Store(StoreError::Corrupt { source: DecodeError::Damaged { .. }, .. })) => {
+                Call::new(self, &id).discard().await
+            }
+            answer => Ok(answer?.reply == Reply::Done { existed: true }),
+        }
+    }
+
+    /// Removes up to `limit` records whose retention is over, in bounded steps, and says how many. Run it now
+    /// and then; a store whose server does it by itself answers 0.
+    ///
+    /// # Errors
+    /// [`Error::Store`]. What was removed before stays removed.
+    pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
+        Ok(self.0.store.purge(limit).await?)
+    }
+
+    /// Carries out `command`, starting from `view`.
+    pub(crate) async fn execute(
+        &self,
+        id: &RecordId,
+        command: &Command,
+        view: View,
+    ) -> Result<Answer, Error> {
+        let mut call = Call::new(self, id);
+        let mut snapshot = match view {
+            View::Believed(snapshot) => *snapshot,
+            View::Unknown => call.load().await?,
+        };
+        loop {
+            let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
+                Decision::Reply(reply) => return Ok(call.answer(reply, snapshot)),
+                Decision::Write { next, reply } => (next, reply),
+            };
+            let expected = snapshot.record.as_ref().map(|record| record.stamp);
+            match call.swap(expected, next.as_ref()).await? {
+                Swap::Done(stamp) => {
+                    let record = next.map(|next| next.stamped(stamp));
+                    return Ok(call.answer(reply, Snapshot { record, now: stamp }));
+                }
+                Swap::Conflict(found) if call.unsure && is_own_write(next.as_ref(), &found) => {
+                    return Ok(call.answer(reply, found));
+                }
+                Swap::Conflict(found) => snapshot = found,
+            }
+        }
+    }
+}
+
+/// Whether what was found is what a swap, whose answer was lost, was to write. The owner in a grant is random and every
+/// other write keeps a grant's fence, so nobody else's record is alike.
+fn is_own_write(next: Option<&Record>, found: &Snapshot) -> bool {
+    match (next, &found.record) {
+        (Some(next), Some(record)) => next.clone().stamped(record.stamp) == *record,
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+/// One command's way through the store: repeats what failed for now, until the policy's `call_timeout`.
+struct Call<'a> {
+    engine: &'a Engine,
+    id: &'a RecordId,
+    deadline: Duration,
+    /// When the store call that was answered last was sent.
+    sent: Duration,
+    tries: u32,
+    /// Whether a swap was tried whose outcome is not known.
+    unsure: bool,
+    last: Option<StoreError>,
+}
+
+impl<'a> Call<'a> {
+    /// A store call that gets no answer is given up after this part of the time-out, and tried again.
+    const TRIES_PER_TIMEOUT: u32 = 3;
+
+    fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
+        let sent = engine.clock().monotonic();
+        let deadline = sent.saturating_add(engine.policy().call_timeout);
+        Call { engine, id, deadline, sent, tries: 0, unsure: false, last: None }
+    }
+
+    fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
+        let left = match snapshot.record.as_ref().map(|record| (record, &record.state)) {
+            Some((record, State::InProgress { lease, .. })) => record.stamp.after(*lease).since(snapshot.now),
+            Some((_, State::Completed(_) | State::Failed(..))) | None => Duration::ZERO,
+        };
+        Answer { reply, record: snapshot.record, until: self.sent.saturating_add(left) }
+    }
+
+    async fn load(&mut self) -> Result<Snapshot, Error> {
+        let (engine, id) = (self.engine, self.id);
+        self.repeat(|| engine.0.store.load(id)).await
+    }
+
+    async fn discard(&mut self) -> Result<bool, Error> {
+        let (engine, id) = (self.engine, self.id);
+        self.repeat(|| engine.0.store.discard(id)).await
+    }
+
+    async fn swap(&mut self, expected: Option<Stamp>, next: Option<&Record>) -> Result<Swap, Error> {
+        let (engine, id, before) = (self.engine, self.id, self.tries);
+        let swap = self.repeat(|| engine.0.store.swap(id, expected, next)).await;
+        self.unsure = self.tries - before > 1;
+        swap
+    }
+
+    /// Sends a store call again and again, until it is answered by something else than a passing trouble.
+    async fn repeat<T, F>(&mut self, mut send: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let limit = self.engine.policy().call_timeout;
+        let mut pause = Pause::new();
+        loop {
+            if self.tries > 0 {
+                self.sent = self.engine.clock().monotonic();
+            }
+            let left = self.deadline.saturating_sub(self.sent);
+            if left.is_zero() {
+                return Err(Error::TimedOut { limit, tries: self.tries, last: self.last.take() });
+            }
+            self.tries += 1;
+            let clock = self.engine.clock();
+            match within(clock, left.min(limit.div_ceil_by(Self::TRIES_PER_TIMEOUT)), send()).await {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) if error.is_transient() => self.last = Some(error),
+                Some(Err(error)) => return Err(error.into()),
+                None => {}
+            }
+            if let Some(time) = pause.next() {
+                clock.sleep(time).await;
+            }
+        }
+    }
+}
+
+/// Rounds up, so that the tries together cover the whole time-out.
+trait DivCeil {
+    fn div_ceil_by(self, parts: u32) -> Duration;
+}
+
+impl DivCeil for Duration {
+    fn div_ceil_by(self, parts: u32) -> Duration {
+        self.div_f64(f64::from(parts)).max(Duration::from_nanos(1))
+    }
+}
+
+/// How long to wait before a call is sent again: not at all twice, then 1 ms, doubling up to 128 ms.
+struct Pause(u32);
+
+impl Pause {
+    fn new() -> Pause {
+        Pause(0)
+    }
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0 += 1;
+        (self.0 > 2).then(|| Duration::from_millis(1 << (self.0 - 3).min(7)))
+    }
+}
+
+/// What `future` gives, or `None` if it takes longer than `limit`. No timer is set for what is ready at once.
+async fn within<T>(clock: &dyn Clock, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut timer: Option<Sleep> = None;
+    poll_fn(|context| {
+        if let Poll::Ready(value) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(value));
+        }
+        let timer = timer.get_or_insert_with(|| clock.sleep(limit));
+        timer.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}

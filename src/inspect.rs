@@ -1,0 +1,73 @@
+//! What operators see of a key: [`Inspection`].
+
+use std::time::Duration;
+
+use crate::decide::StateKind;
+use crate::policy::Retry;
+use crate::record::{Body, Record, Stamp, State};
+use crate::store::Snapshot;
+
+/// What is recorded under a key, without its content: made by [`Engine::inspect`](crate::Engine::inspect).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// Where the operation stands.
+    pub state: StateKind,
+    /// The first 48 bytes of its scope.
+    pub scope: String,
+    /// Its key, if the policy says that stores may see it.
+    pub key: Option<String>,
+    /// Which execution was the last, from 1; 0 after a resolution to rerun.
+    pub attempt: u32,
+    /// The fence of the latest grant: what [`Engine::resolve`](crate::Engine::resolve) asks for.
+    pub fence: Stamp,
+    /// How long ago the record was last written, in the store's time.
+    pub age: Duration,
+    /// How long a lease still runs: zero if it is over, `None` if the operation is finished.
+    pub lease_remaining: Option<Duration>,
+    /// How long the record is still kept.
+    pub kept_for: Duration,
+    /// Whether an attempt in progress has marked its effect.
+    pub effect_marked: bool,
+    /// What a failure said about retrying.
+    pub retry: Option<Retry>,
+    /// How long the checkpoint is, in bytes.
+    pub checkpoint_bytes: Option<usize>,
+    /// How long the response or error is, in bytes, kept or not.
+    pub body_bytes: Option<u64>,
+}
+
+impl Inspection {
+    pub(crate) fn of(snapshot: &Snapshot) -> Option<Inspection> {
+        let now = snapshot.now;
+        let record = snapshot.record.as_ref().filter(|record| record.is_kept(now))?;
+        let (state, lease, effect_marked, retry, body) = match &record.state {
+            State::InProgress { lease, effect, .. } => {
+                (StateKind::InProgress, Some(*lease), *effect, None, None)
+            }
+            State::Completed(body) => (StateKind::Completed, None, false, None, Some(body)),
+            State::Failed(body, retry) => (StateKind::Failed, None, false, Some(*retry), Some(body)),
+        };
+        Some(Inspection {
+            state,
+            scope: record.scope.to_string(),
+            key: record.key.as_ref().map(ToString::to_string),
+            attempt: record.attempt,
+            fence: record.fence,
+            age: now.since(record.stamp),
+            lease_remaining: lease.map(|lease| record.stamp.after(lease).since(now)),
+            kept_for: Record::deadline(record).since(now),
+            effect_marked,
+            retry,
+            checkpoint_bytes: record.checkpoint.as_ref().map(|bytes| bytes.len()),
+            body_bytes: body.map(body_bytes),
+        })
+    }
+}
+
+fn body_bytes(body: &Body) -> u64 {
+    match body {
+        Body::Kept(bytes) => bytes.len() as u64,
+        Body::Omitted { bytes, .. } => *bytes,
+    }
+}

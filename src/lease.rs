@@ -1,0 +1,349 @@
+//! The right to act: [`Lease`], and the [`LeaseToken`] by which another process takes it over.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::decide::{Command, Reply};
+use crate::engine::{Engine, View};
+use crate::error::Error;
+use crate::fingerprint::Fingerprint;
+use crate::key::RecordId;
+use crate::policy::Retry;
+use crate::record::{Body, Record, Stamp, State};
+
+/// Who asks for a lease: 128 random bits, drawn before a begin is first sent and the same in all its repetitions,
+/// so that a grant whose answer was lost is recognised. `Debug` does not show it: it is what a token proves itself with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Owner(#[serde(with = "hex::serde")] [u8; Owner::BYTES]);
+
+impl Owner {
+    pub(crate) const BYTES: usize = 16;
+
+    /// A new owner, from a generator that is seeded by the operating system, anew after a fork.
+    pub fn random() -> Owner {
+        thread_local!(static PROCESS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+        let mut generator = rand::rng();
+        let process = std::process::id();
+        // A forked child starts with a copy of its parent's generator. If the operating system has no random
+        // bytes to give, the child's own process number still keeps the two apart.
+        let child = PROCESS.replace(process) != process && generator.reseed().is_err();
+        let mut bytes = [0; Owner::BYTES];
+        generator.fill_bytes(&mut bytes);
+        if child {
+            bytes[..4].iter_mut().zip(process.to_le_bytes()).for_each(|(byte, id)| *byte ^= id);
+        }
+        Owner(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; Owner::BYTES] {
+        &self.0
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; Owner::BYTES]) -> Owner {
+        Owner(bytes)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owner(..)")
+    }
+}
+
+/// What proves a lease, to be handed to another process: begin in the API, complete in the worker through
+/// [`Engine::resume`]. It serialises with serde (JSON and any other format).
+///
+/// Whoever holds it may finish the operation: send it over trusted channels only. It holds no key and no payload, but the
+/// first 48 bytes of the scope.
+///
+/// ```
+/// use nevertwice::{Begin, Engine, LeaseToken, MemoryStore, Request};
+/// # futures_executor::block_on(async {
+/// let engine = Engine::builder(MemoryStore::new()).build()?;
+/// let Begin::Acquired(lease) = engine.begin(&Request::new("exports", "2026-11")?).await? else { panic!() };
+/// let message: String = serde_json::to_string(&lease.token())?;
+///
+/// // ... in the worker:
+/// let token: LeaseToken = serde_json::from_str(&message)?;
+/// engine.resume(&token).await?.complete("done").await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
+pub struct LeaseToken {
+    pub(crate) id: RecordId,
+    pub(crate) owner: Owner,
+    pub(crate) fence: Stamp,
+    pub(crate) attempt: u32,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) retention: Duration,
+    pub(crate) scope: Box<str>,
+    pub(crate) key: Option<Box<str>>,
+}
+
+impl LeaseToken {
+    const VERSION: u8 = 1;
+
+    /// The token of the grant that `record` holds for `owner`.
+    pub(crate) fn of(id: RecordId, owner: Owner, record: &Record) -> LeaseToken {
+        LeaseToken {
+            id,
+            owner,
+            fence: record.fence,
+            attempt: record.attempt,
+            fingerprint: record.fingerprint,
+            retention: record.retention,
+            scope: record.scope.clone(),
+            key: record.key.clone(),
+        }
+    }
+
+    /// The fence of the grant: greater than that of every earlier grant of the key. Pass it to systems that can
+    /// refuse what comes with a lower one.
+    pub fn fence(&self) -> Stamp {
+        self.fence
+    }
+
+    /// Which execution of the operation this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+impl fmt::Debug for LeaseToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseToken")
+            .field("id", &self.id)
+            .field("fence", &self.fence.0)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A token as it is serialised.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    version: u8,
+    id: RecordId,
+    owner: Owner,
+    fence: Stamp,
+    attempt: u32,
+    fingerprint: Fingerprint,
+    retention: Duration,
+    scope: Box<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<Box<str>>,
+}
+
+impl TryFrom<Wire> for LeaseToken {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<LeaseToken, String> {
+        if wire.version != LeaseToken::VERSION {
+            let known = LeaseToken::VERSION;
+            return Err(format!("lease token of version {}, this release reads {known}", wire.version));
+        }
+        let Wire { id, owner, fence, attempt, fingerprint, retention, scope, key, version: _ } = wire;
+        Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, scope, key })
+    }
+}
+
+impl From<LeaseToken> for Wire {
+    fn from(token: LeaseToken) -> Wire {
+        let LeaseToken { id, owner, fence, attempt, fingerprint, retention, scope, key } = token;
+        Wire { version: LeaseToken::VERSION, id, owner, fence, attempt, fingerprint, retention, scope, key }
+    }
+}
+
+/// The right to act on a key, until it is finished or its time runs out.
+///
+/// Dropping it unfinished writes nothing: a panic, a cancelled future or a client that hung up is a crash, and a
+/// crash is never taken for "nothing happened". The lease runs out and the next begin finds the evidence.
+///
+/// Its methods borrow, so that a call that failed can be repeated; every one is safe to repeat after a lost answer.
+#[derive(Debug)]
+#[must_use = "a lease that is dropped holds its key until it runs out"]
+pub struct Lease {
+    engine: Engine,
+    token: LeaseToken,
+    takeover: bool,
+    checkpoint: Option<Bytes>,
+    held: Mutex<Held>,
+}
+
+/// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
+#[derive(Debug)]
+struct Held {
+    record: Option<Record>,
+    until: Duration,
+}
+
+impl Lease {
+    pub(crate) fn new(engine: Engine, owner: Owner, id: RecordId, record: Record, until: Duration) -> Lease {
+        let takeover = matches!(record.state, State::InProgress { takeover: true, .. });
+        let token = LeaseToken::of(id, owner, &record);
+        let checkpoint = record.checkpoint.clone();
+        Lease { engine, token, takeover, checkpoint, held: Mutex::new(Held { record: Some(record), until }) }
+    }
+
+    /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
+    pub(crate) fn resumed(
+        engine: Engine,
+        token: LeaseToken,
+        record: Option<Record>,
+        until: Duration,
+    ) -> Lease {
+        let takeover = record
+            .as_ref()
+            .is_some_and(|record| matches!(record.state, State::InProgress { takeover: true, .. }));
+        let checkpoint = record.as_ref().and_then(|record| record.checkpoint.clone());
+        Lease { engine, token, takeover, checkpoint, held: Mutex::new(Held { record, until }) }
+    }
+
+    /// Which execution of the operation this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.token.attempt
+    }
+
+    /// The fence of this grant: greater than that of every earlier grant of the key. It does not change when the lease
+    /// is renewed. Pass it to systems that can refuse what comes with a lower one.
+    pub fn fence(&self) -> Stamp {
+        self.token.fence
+    }
+
+    /// Whether the attempt before this one ran out of its lease, so that it may have left traces.
+    pub fn takeover(&self) -> bool {
+        self.takeover
+    }
+
+    /// What an earlier attempt saved with [`save_checkpoint`](Lease::save_checkpoint), as it was when this
+    /// lease was granted.
+    pub fn checkpoint(&self) -> Option<&Bytes> {
+        self.checkpoint.as_ref()
+    }
+
+    /// How long this holder may still rely on its lease: counted on its own monotonic clock from before it asked, so never
+    /// more than the store granted. Zero once finished.
+    pub fn remaining(&self) -> Duration {
+        let held = self.held();
+        match held.record.as_ref().map(|record| &record.state) {
+            Some(State::InProgress { .. }) => held.until.saturating_sub(self.engine.clock().monotonic()),
+            Some(State::Completed(_) | State::Failed(..)) | None => Duration::ZERO,
+        }
+    }
+
+    /// What another process needs to go on with this lease: see [`Engine::resume`].
+    pub fn token(&self) -> LeaseToken {
+        self.token.clone()
+    }
+
+    /// A key for a downstream call: the same on every attempt of this operation, another for every label, scope
+    /// and key. Give it to a provider that is itself idempotent (Stripe's `Idempotency-Key`), and a rerun charges once.
+    ///
+    /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
+    /// retention.
+    pub fn derive_key(&self, label: &str) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
+        hasher.update(self.token.id.as_bytes());
+        hasher.update(label.as_bytes());
+        hex::encode(&hasher.finalize().as_bytes()[..16])
+    }
+
+    /// Starts the lease anew, also when it is over but nobody took it.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
+    pub async fn renew(&self) -> Result<(), Error> {
+        self.command(Command::Renew(self.token.clone())).await
+    }
+
+    /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] over the policy's `max_checkpoint`; [`Error::LeaseLost`] as for [`renew`](Lease::renew).
+    pub async fn save_checkpoint(&self, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let bytes = bytes.into();
+        let limit = self.engine.policy().max_checkpoint;
+        if bytes.len() > limit {
+            return Err(Error::TooLarge { what: "checkpoint", bytes: bytes.len(), limit });
+        }
+        self.command(Command::Checkpoint(self.token.clone(), bytes)).await
+    }
+
+    /// Says that from here on the effect may have happened, and renews the lease. Under the default
+    /// [`Recovery`](crate::Recovery), nobody reruns the operation blindly should this attempt not finish.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
+    pub async fn mark_effect(&self) -> Result<(), Error> {
+        self.command(Command::MarkEffect(self.token.clone())).await
+    }
+
+    /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
+    /// the lease too, as long as nobody took the key, and if the record is gone, it is written anew.
+    ///
+    /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
+    /// lease was finished with another outcome, which stands.
+    pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
+        let body = Body::new(response.into(), self.engine.policy().max_response);
+        self.command(Command::Complete(self.token.clone(), body)).await
+    }
+
+    /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
+    ///
+    /// # Errors
+    /// As for [`complete`](Lease::complete).
+    pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
+        let body = Body::new(error.into(), self.engine.policy().max_response);
+        self.command(Command::Fail(self.token.clone(), body, retry)).await
+    }
+
+    /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
+    pub async fn release(&self) -> Result<(), Error> {
+        self.command(Command::Release(self.token.clone())).await
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Error> {
+        let view = self.view(self.engine.clock().monotonic());
+        let answer = self.engine.execute(&self.token.id, &command, view).await?;
+        if let Reply::Done { .. } = answer.reply {
+            self.remember(answer.record, answer.until);
+        }
+        answer.reply.into_done()
+    }
+
+    /// What the store is believed to hold. Once the lease may be over, or if nothing is known, the store is asked.
+    fn view(&self, now: Duration) -> View {
+        let held = self.held();
+        match &held.record {
+            Some(record) if held.until > now => View::believed(record.clone()),
+            Some(_) | None => View::Unknown,
+        }
+    }
+
+    fn remember(&self, record: Option<Record>, until: Duration) {
+        let mut held = self.held();
+        let newer = match (&held.record, &record) {
+            (Some(known), Some(new)) => known.stamp <= new.stamp,
+            (None, _) | (_, None) => true,
+        };
+        if newer {
+            *held = Held { record, until };
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

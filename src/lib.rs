@@ -1,0 +1,47 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod begin;
+mod builder;
+pub mod clock;
+pub mod decide;
+mod engine;
+mod error;
+mod fingerprint;
+pub mod guide;
+mod inspect;
+mod key;
+mod lease;
+mod policy;
+mod record;
+mod request;
+mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+#[path = "../backends/mod.rs"]
+pub mod backends;
+
+pub use async_trait::async_trait;
+
+#[cfg(feature = "memory")]
+pub use backends::memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use backends::redis::RedisStore;
+#[cfg(feature = "sqlite")]
+pub use backends::sqlite::{self, SqliteStore};
+pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved};
+pub use builder::EngineBuilder;
+pub use clock::{Clock, ManualClock, SystemClock, Timeline};
+pub use decide::{Current, Reason, Resolution, StateKind};
+pub use engine::Engine;
+pub use error::{Error, StoreError};
+pub use fingerprint::{Fingerprint, FingerprintBuilder};
+pub use inspect::Inspection;
+pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
+pub use lease::{Lease, LeaseToken, Owner};
+pub use policy::{Durability, Policy, PolicyError, Recovery, Retry};
+pub use record::{Body, DecodeError, Record, Stamp, State};
+pub use request::Request;
+pub use store::{Snapshot, Store, Swap};

@@ -1,0 +1,178 @@
+//! How an engine behaves: [`Policy`] with its defaults, [`Recovery`] after a crash, [`Retry`] after a failure.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What a failed operation's next begin may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Retry {
+    /// Certainly no effect: the next begin executes.
+    Now,
+    /// Certainly no effect, but not before this time is over: stops retry storms.
+    After(Duration),
+    /// Definite: the error is replayed for as long as the record is kept.
+    Never,
+    /// The effect may have happened: nobody executes until somebody resolves it.
+    Unresolved,
+}
+
+/// What a begin may do about an attempt whose lease is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Recovery {
+    /// Execute again. For operations that are idempotent themselves.
+    Rerun,
+    /// Execute again unless the attempt had marked its effect. The default.
+    #[default]
+    RerunUnlessEffect,
+    /// Never execute again: every crash is left to somebody who looks.
+    Never,
+}
+
+/// Every knob of an [`Engine`](crate::Engine), with its default. Set through [`Engine::builder`](crate::Engine::builder);
+/// the first five can be overridden for one [`Request`](crate::Request).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// How long a grant holds. **Default 30 s.** Longer than the slowest call that is waited for under it; a
+    /// crash blocks its key for that long. *Too short*: a slow worker is overtaken, and its result refused.
+    pub lease: Duration,
+    /// How long a record is kept from its last change on. **Default 24 h**, as Stripe does. Longer than the longest retry
+    /// window of any caller. *Too short*: a late retry executes again. *Long* costs storage.
+    pub retention: Duration,
+    /// What happens to a crashed attempt. **Default [`Recovery::RerunUnlessEffect`].**
+    pub recovery: Recovery,
+    /// How often an operation is executed in all before it is left to somebody who looks. **Default: no limit.**
+    pub max_attempts: u32,
+    /// The longest response or error that is kept, in bytes. **Default 1 MiB.** What is longer is replaced by a marker:
+    /// duplicates get the outcome without a body, and nothing is rerun.
+    pub max_response: usize,
+    /// The longest checkpoint, in bytes. **Default 64 KiB.** A longer one is refused.
+    pub max_checkpoint: usize,
+    /// When a call gives up repeating itself, and on a store that does not answer. **Default 5 s.** What
+    /// it was about to write may or may not stand then.
+    pub call_timeout: Duration,
+    /// Whether stores may see keys in the clear, for operators. **Default no**: keys can be secrets or personal
+    /// data, and a digest is enough to find a record.
+    pub keep_keys: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            lease: Duration::from_secs(30),
+            retention: Duration::from_secs(24 * 3600),
+            recovery: Recovery::default(),
+            max_attempts: u32::MAX,
+            max_response: 1 << 20,
+            max_checkpoint: 1 << 16,
+            call_timeout: Duration::from_secs(5),
+            keep_keys: false,
+        }
+    }
+}
+
+impl Policy {
+    /// Whether the windows can be safe, apart from what the builder knows of callers and store.
+    pub(crate) fn check(&self) -> Result<(), PolicyError> {
+        check_windows(self.lease, self.retention, self.max_attempts)?;
+        if self.call_timeout.is_zero() {
+            return Err(PolicyError::Zero { what: "call_timeout" });
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn check_windows(
+    lease: Duration,
+    retention: Duration,
+    max_attempts: u32,
+) -> Result<(), PolicyError> {
+    if lease.is_zero() {
+        return Err(PolicyError::Zero { what: "lease" });
+    }
+    if max_attempts == 0 {
+        return Err(PolicyError::Zero { what: "max_attempts" });
+    }
+    if retention < lease {
+        return Err(PolicyError::TooShort { what: "retention", is: retention, than: "lease", least: lease });
+    }
+    Ok(())
+}
+
+/// Why a policy was refused: windows that cannot be safe, or a store that cannot keep what is required.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// A duration or a count that must not be zero.
+    #[error("{what} is 0")]
+    Zero {
+        /// Which.
+        what: &'static str,
+    },
+    /// A window that must not be shorter than another.
+    #[error("{what} of {is:?} is shorter than the {than} of {least:?}")]
+    TooShort {
+        /// The window that is too short.
+        what: &'static str,
+        /// How long it is.
+        is: Duration,
+        /// What it must cover.
+        than: &'static str,
+        /// How long that is.
+        least: Duration,
+    },
+    /// The store keeps less than the application requires.
+    #[error("the store's durability is {has}, {required} is required")]
+    Durability {
+        /// What the store says of itself.
+        has: Durability,
+        /// What was asked for.
+        required: Durability,
+    },
+}
+
+/// What a store's acknowledged writes survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// Nothing: gone with the process.
+    Memory,
+    /// The process, or the server, killed with `kill -9`.
+    Process,
+    /// A power cut.
+    Power,
+    /// The loss of the primary: this many replicas have the write too. (A failover is still no consensus.)
+    Replicated(u8),
+}
+
+impl Durability {
+    /// Whether a store of this level keeps what `required` promises. Replicas survive a killed
+    /// process, but do not stand in for a synced disk.
+    pub fn satisfies(self, required: Durability) -> bool {
+        match (self, required) {
+            (_, Durability::Memory) => true,
+            (Durability::Memory, Durability::Process | Durability::Power | Durability::Replicated(_)) => {
+                false
+            }
+            (Durability::Process | Durability::Power | Durability::Replicated(_), Durability::Process) => {
+                true
+            }
+            (has, Durability::Power) => has == Durability::Power,
+            (Durability::Replicated(has), Durability::Replicated(required)) => has >= required,
+            (Durability::Process | Durability::Power, Durability::Replicated(_)) => false,
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Durability::Memory => f.write_str("Memory"),
+            Durability::Process => f.write_str("Process"),
+            Durability::Power => f.write_str("Power"),
+            Durability::Replicated(replicas) => write!(f, "Replicated({replicas})"),
+        }
+    }
+}

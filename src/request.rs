@@ -1,0 +1,117 @@
+//! What an application asks for: [`Request`].
+
+use std::time::Duration;
+
+use crate::decide::Ask;
+use crate::fingerprint::Fingerprint;
+use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::lease::Owner;
+use crate::policy::{Policy, PolicyError, Recovery, check_windows};
+
+/// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.
+///
+/// ```
+/// use nevertwice::{Fingerprint, Request};
+/// use std::time::Duration;
+///
+/// let request = Request::new(["acct_42", "charges"], "8d7f-11")?
+///     .fingerprint(Fingerprint::of(r#"{"amount":4200}"#))
+///     .lease(Duration::from_secs(60));
+/// # Ok::<(), nevertwice::KeyError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Request {
+    scope: Scope,
+    key: Key,
+    fingerprint: Fingerprint,
+    lease: Option<Duration>,
+    retention: Option<Duration>,
+    recovery: Option<Recovery>,
+    max_attempts: Option<u32>,
+    owner: Option<Owner>,
+}
+
+impl Request {
+    /// The operation under `key` in `scope`. The scope names tenant and operation, in one string or several parts;
+    /// the key is the caller's.
+    ///
+    /// # Errors
+    /// [`KeyError`], if either is empty, over 255 bytes, or has control characters.
+    pub fn new<S, K>(scope: S, key: K) -> Result<Request, KeyError>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        Ok(Request {
+            scope: scope.try_into()?,
+            key: key.try_into()?,
+            fingerprint: Fingerprint::NONE,
+            lease: None,
+            retention: None,
+            recovery: None,
+            max_attempts: None,
+            owner: None,
+        })
+    }
+
+    /// What is asked for. **Default [`Fingerprint::NONE`]**: then a key that comes back with other content is not noticed.
+    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Request {
+        self.fingerprint = fingerprint;
+        self
+    }
+
+    /// Overrides [`Policy::lease`].
+    pub fn lease(mut self, lease: Duration) -> Request {
+        self.lease = Some(lease);
+        self
+    }
+
+    /// Overrides [`Policy::retention`].
+    pub fn retention(mut self, retention: Duration) -> Request {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// Overrides [`Policy::recovery`].
+    pub fn recovery(mut self, recovery: Recovery) -> Request {
+        self.recovery = Some(recovery);
+        self
+    }
+
+    /// Overrides [`Policy::max_attempts`].
+    pub fn max_attempts(mut self, max_attempts: u32) -> Request {
+        self.max_attempts = Some(max_attempts);
+        self
+    }
+
+    /// Begins as this owner instead of a new one, to find a grant again whose begin timed out or was cancelled:
+    /// keep an [`Owner::random`], begin with it, and begin with it again.
+    ///
+    /// **Never share one owner between two workers**: both would be granted the same lease.
+    pub fn owner(mut self, owner: Owner) -> Request {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// What the record is filed under.
+    pub fn id(&self) -> RecordId {
+        RecordId::new(&self.scope, &self.key)
+    }
+
+    /// The request with the policy's word where it has none of its own.
+    pub(crate) fn ask(&self, policy: &Policy) -> Result<Ask, PolicyError> {
+        let ask = Ask {
+            owner: self.owner.unwrap_or_else(Owner::random),
+            fingerprint: self.fingerprint,
+            lease: self.lease.unwrap_or(policy.lease),
+            retention: self.retention.unwrap_or(policy.retention),
+            recovery: self.recovery.unwrap_or(policy.recovery),
+            max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
+            scope: self.scope.label(),
+            key: policy.keep_keys.then(|| self.key.as_str().into()),
+        };
+        check_windows(ask.lease, ask.retention, ask.max_attempts)?;
+        Ok(ask)
+    }
+}
