@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::lease::{LeaseToken, Owner};
 use crate::policy::{Recovery, Retry};
-use crate::record::{Body, Record, Stamp, State};
+use crate::record::{Body, Record, Stamp, State, micros};
 
 /// What somebody wants of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,7 +236,13 @@ pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decisio
             }
         }),
         Command::Complete(token, response) => finish(record, token, State::Completed(response.clone())),
-        Command::Fail(token, error, retry) => finish(record, token, State::Failed(error.clone(), *retry)),
+        Command::Fail(token, error, retry) => {
+            let retry = match retry {
+                Retry::After(wait) => Retry::After(whole_micros(*wait)),
+                Retry::Now | Retry::Never | Retry::Unresolved => *retry,
+            };
+            finish(record, token, State::Failed(error.clone(), retry))
+        }
         Command::Release(token) => release(record, token),
         Command::Resolve(fence, resolution) => resolve(now, record, *fence, resolution),
         Command::Forget => {
@@ -283,6 +289,11 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
     }
 }
 
+/// What stores can keep, so that a record is the same before and after it was stored.
+fn whole_micros(time: Duration) -> Duration {
+    Duration::from_micros(micros(time))
+}
+
 /// What an earlier attempt may have left behind.
 struct Traces {
     /// The effect may have happened. It stays marked: the next attempt may crash as well.
@@ -304,13 +315,13 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
         fence: Stamp::ZERO,
         fingerprint: ask.fingerprint,
         attempt,
-        retention: ask.retention,
+        retention: whole_micros(ask.retention),
         scope: ask.scope.clone(),
         key: ask.key.clone(),
         checkpoint,
         state: State::InProgress {
             owner: ask.owner,
-            lease: ask.lease,
+            lease: whole_micros(ask.lease),
             effect: traces.effect,
             takeover: traces.takeover,
         },

@@ -203,7 +203,7 @@ impl Engine {
                     let record = next.map(|next| next.stamped(stamp));
                     return Ok(call.answer(reply, Snapshot { record, now: stamp }));
                 }
-                Swap::Conflict(found) if call.unsure && is_own_write(next.as_ref(), &found) => {
+                Swap::Conflict(found) if is_own_write(next.as_ref(), &found) => {
                     return Ok(call.answer(reply, found));
                 }
                 Swap::Conflict(found) => snapshot = found,
@@ -212,8 +212,9 @@ impl Engine {
     }
 }
 
-/// Whether what was found is what a swap, whose answer was lost, was to write. The owner in a grant is random and every
-/// other write keeps a grant's fence, so nobody else's record is alike.
+/// Whether what was found is what the swap was to write: an earlier try did it and its answer was lost, or a client library
+/// sent it twice without telling. The owner in a grant is random and every other write keeps a grant's fence, so that
+/// nobody else's record is alike.
 fn is_own_write(next: Option<&Record>, found: &Snapshot) -> bool {
     match (next, &found.record) {
         (Some(next), Some(record)) => next.clone().stamped(record.stamp) == *record,
@@ -230,8 +231,6 @@ struct Call<'a> {
     /// When the store call that was answered last was sent.
     sent: Duration,
     tries: u32,
-    /// Whether a swap was tried whose outcome is not known.
-    unsure: bool,
     last: Option<StoreError>,
 }
 
@@ -242,7 +241,7 @@ impl<'a> Call<'a> {
     fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
         let sent = engine.clock().monotonic();
         let deadline = sent.saturating_add(engine.policy().call_timeout);
-        Call { engine, id, deadline, sent, tries: 0, unsure: false, last: None }
+        Call { engine, id, deadline, sent, tries: 0, last: None }
     }
 
     fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
@@ -264,10 +263,8 @@ impl<'a> Call<'a> {
     }
 
     async fn swap(&mut self, expected: Option<Stamp>, next: Option<&Record>) -> Result<Swap, Error> {
-        let (engine, id, before) = (self.engine, self.id, self.tries);
-        let swap = self.repeat(|| engine.0.store.swap(id, expected, next)).await;
-        self.unsure = self.tries - before > 1;
-        swap
+        let (engine, id) = (self.engine, self.id);
+        self.repeat(|| engine.0.store.swap(id, expected, next)).await
     }
 
     /// Sends a store call again and again, until it is answered by something else than a passing trouble.
@@ -276,6 +273,7 @@ impl<'a> Call<'a> {
         F: Future<Output = Result<T, StoreError>>,
     {
         let limit = self.engine.policy().call_timeout;
+        let patience = limit / Self::TRIES_PER_TIMEOUT + Duration::from_nanos(1);
         let mut pause = Pause::new();
         loop {
             if self.tries > 0 {
@@ -287,7 +285,7 @@ impl<'a> Call<'a> {
             }
             self.tries += 1;
             let clock = self.engine.clock();
-            match within(clock, left.min(limit.div_ceil_by(Self::TRIES_PER_TIMEOUT)), send()).await {
+            match within(clock, left.min(patience), send()).await {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(error)) if error.is_transient() => self.last = Some(error),
                 Some(Err(error)) => return Err(error.into()),
@@ -297,17 +295,6 @@ impl<'a> Call<'a> {
                 clock.sleep(time).await;
             }
         }
-    }
-}
-
-/// Rounds up, so that the tries together cover the whole time-out.
-trait DivCeil {
-    fn div_ceil_by(self, parts: u32) -> Duration;
-}
-
-impl DivCeil for Duration {
-    fn div_ceil_by(self, parts: u32) -> Duration {
-        self.div_f64(f64::from(parts)).max(Duration::from_nanos(1))
     }
 }
 

@@ -18,7 +18,40 @@ macro_rules! conformance {
     };
     ($name:ident, $setup:expr, $block_on:path) => {
         $crate::conformance! { @tests $name, $setup, $block_on,
+            an_absent_key_loads_as_none
+            s1_one_of_many_concurrent_swaps_wins
+            a_lost_race_shows_the_present_record
+            removing_what_is_absent_is_done
+            s5_stamps_increase_over_writes_and_removals
+            records_come_back_byte_for_byte
+            s7_other_records_are_untouched
+            s13_nothing_is_removed_before_its_deadline
+            s13_time_does_not_go_back
             a_fresh_key_is_granted
+            s1_of_many_concurrent_begins_one_is_granted
+            s1_of_many_takeovers_one_is_granted
+            s2_an_outcome_is_immutable
+            s3_stale_token_changes_nothing
+            s4_another_fingerprint_gets_nothing_in_any_state
+            s5_fences_increase
+            s6_a_repeated_begin_gets_the_same_grant_and_no_more_time
+            s6_a_repeated_finish_is_ok_and_changes_nothing
+            s7_nothing_is_readable_under_another_scope
+            s8_a_marked_effect_is_not_rerun
+            s10_errors_are_never_grants
+            l1_a_call_ends_by_its_deadline
+            s11_a_dropped_call_leaves_nothing_half_done
+            l2_a_crashed_key_is_granted_after_its_lease
+            l6_extreme_durations_leave_every_state_an_exit
+            late_work_is_recorded
+            a_failure_is_retried_as_it_says
+            an_operator_settles_what_is_unresolved
+            a_released_or_forgotten_key_is_absent
+            a_lease_is_handed_over_by_its_token
+            an_oversized_response_leaves_a_marker
+            an_inspection_tells_the_state
+            s15_random_histories_are_answered_as_by_the_model
+            s6_faults_change_no_answer
         }
     };
     (@tests $name:ident, $setup:expr, $block_on:path, $($check:ident)*) => {

@@ -1,7 +1,39 @@
-//! Feature `testing`: what proves a backend. [`conformance!`](crate::conformance) runs one named test per check against
-//! any [`Store`](crate::Store).
+//! Feature `testing`: what proves a backend, and what proves an application.
+//!
+//! * [`conformance!`](crate::conformance) runs one named test per check against any [`Store`], your own included.
+//! * [`FaultyStore`] makes the n-th call of a store fail, so that you can see what your service does then.
+//! * [`ManualClock`] lets a lease run out without waiting.
+//! * [`Model`](model::Model) is the state machine written down a second time, and [`history`] compares a store with it.
 
 pub mod checks;
 mod conformance;
+mod faulty;
+pub mod history;
+pub mod model;
 
+use std::time::Duration;
+
+pub use faulty::{Fault, FaultyStore};
 pub use pollster::block_on;
+
+pub use crate::clock::ManualClock;
+use crate::key::RecordId;
+use crate::store::Store;
+
+/// Returns once more than `time` has passed on the store's own clock. For stores that keep real time: it asks
+/// them again and again, so `time` should be microseconds.
+///
+/// # Panics
+/// If the store cannot be used.
+#[allow(clippy::panic)] // a check fails by panicking
+pub async fn until_over(store: &dyn Store, id: &RecordId, time: Duration) {
+    let mut start = None;
+    loop {
+        match store.load(id).await {
+            Ok(snapshot) if snapshot.now > start.get_or_insert(snapshot.now).after(time) => return,
+            Ok(_) => {}
+            Err(error) if error.is_transient() => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! [`FaultyStore`]: a store around a store that fails when it is told to.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+
+use crate::clock::{Clock, SystemClock};
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::policy::Durability;
+use crate::record::{Record, Stamp};
+use crate::store::{Snapshot, Store, Swap};
+
+/// What happens to one call of a [`FaultyStore`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Nothing is done, and an error says that this is not known.
+    FailBefore,
+    /// It is done, and an error says that this is not known.
+    FailAfter,
+    /// Nothing is done, and no answer ever comes.
+    RequestLost,
+    /// It is done, and no answer ever comes.
+    AnswerLost,
+    /// It is done after this time, by the store's clock.
+    Delay(Duration),
+    /// It is done twice, as a client library does that repeats commands behind our back; the second answer counts.
+    Duplicate,
+}
+
+/// A store around a store whose n-th call fails as planned. Clones share the plan and the store.
+///
+/// ```
+/// use nevertwice::testing::{Fault, FaultyStore, block_on};
+/// use nevertwice::{Begin, Engine, MemoryStore, Request};
+///
+/// let store = FaultyStore::new(MemoryStore::new());
+/// store.on_call(1, Fault::FailAfter);
+/// let engine = Engine::builder(store.clone()).build()?;
+/// // The first swap was done and its answer lost: the engine repeats it and recognises its own write.
+/// let begin = block_on(engine.begin(&Request::new("scope", "key")?))?;
+/// assert!(matches!(begin, Begin::Acquired(_)));
+/// assert_eq!(store.calls(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct FaultyStore<S> {
+    inner: Arc<S>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    calls: AtomicU64,
+    plan: Mutex<Plan>,
+    clock: Box<dyn Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    once: HashMap<u64, Fault>,
+    from: Option<(u64, Fault)>,
+}
+
+impl<S> Clone for FaultyStore<S> {
+    fn clone(&self) -> FaultyStore<S> {
+        FaultyStore { inner: Arc::clone(&self.inner), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S: Store> FaultyStore<S> {
+    /// A store that does what `inner` does, so far.
+    pub fn new(inner: S) -> FaultyStore<S> {
+        FaultyStore::with_clock(inner, SystemClock)
+    }
+
+    /// The same, with delays that are counted on `clock`.
+    pub fn with_clock(inner: S, clock: impl Clock) -> FaultyStore<S> {
+        let shared = Shared { calls: AtomicU64::new(0), plan: Mutex::default(), clock: Box::new(clock) };
+        FaultyStore { inner: Arc::new(inner), shared: Arc::new(shared) }
+    }
+
+    /// Plans what happens to the `n`-th call, counted from 1 over all kinds of calls.
+    pub fn on_call(&self, n: u64, fault: Fault) {
+        self.plan(|plan| plan.once.insert(n, fault));
+    }
+
+    /// Plans what happens to the `n`-th call and all after it, until [`heal`](FaultyStore::heal).
+    pub fn from_call(&self, n: u64, fault: Fault) {
+        self.plan(|plan| plan.from = Some((n, fault)));
+    }
+
+    /// Drops every plan.
+    pub fn heal(&self) {
+        self.plan(|plan| *plan = Plan::default());
+    }
+
+    /// How many calls were made.
+    pub fn calls(&self) -> u64 {
+        self.shared.calls.load(Ordering::SeqCst)
+    }
+
+    /// The store that is wrapped.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    fn plan<T>(&self, change: impl FnOnce(&mut Plan) -> T) -> T {
+        change(&mut self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn next_fault(&self) -> Option<Fault> {
+        let n = self.shared.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        self.plan(|plan| {
+            let lasting = plan.from.filter(|(from, _)| n >= *from).map(|(_, fault)| fault);
+            plan.once.remove(&n).or(lasting)
+        })
+    }
+
+    async fn call<'a, T>(
+        &self,
+        act: impl Fn() -> BoxFuture<'a, Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let lost = || StoreError::Unavailable { backend: "faulty store", detail: "as planned".to_owned() };
+        match self.next_fault() {
+            None => act().await,
+            Some(Fault::FailBefore) => Err(lost()),
+            Some(Fault::FailAfter) => {
+                act().await?;
+                Err(lost())
+            }
+            Some(Fault::RequestLost) => std::future::pending().await,
+            Some(Fault::AnswerLost) => {
+                act().await?;
+                std::future::pending().await
+            }
+            Some(Fault::Delay(time)) => {
+                self.shared.clock.sleep(time).await;
+                act().await
+            }
+            Some(Fault::Duplicate) => {
+                act().await?;
+                act().await
+            }
+        }
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)] // a wrapper that forgets a method changes the store
+impl<S: Store> Store for FaultyStore<S> {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        self.call(|| self.inner.load(id)).await
+    }
+
+    async fn swap(
+        &self,
+        id: &RecordId,
+        expected: Option<Stamp>,
+        next: Option<&Record>,
+    ) -> Result<Swap, StoreError> {
+        self.call(|| self.inner.swap(id, expected, next)).await
+    }
+
+    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+        self.call(|| self.inner.purge(limit)).await
+    }
+
+    async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
+        self.call(|| self.inner.discard(id)).await
+    }
+
+    fn durability(&self) -> Durability {
+        self.inner.durability()
+    }
+}
