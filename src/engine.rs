@@ -217,7 +217,9 @@ impl Engine {
 /// nobody else's record is alike.
 fn is_own_write(next: Option<&Record>, found: &Snapshot) -> bool {
     match (next, &found.record) {
-        (Some(next), Some(record)) => next.clone().stamped(record.stamp) == *record,
+        (Some(next), Some(record)) => {
+            record.is_kept(found.now) && next.clone().stamped(record.stamp) == *record
+        }
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
     }

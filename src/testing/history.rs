@@ -218,10 +218,11 @@ impl Run<'_> {
                 return None;
             }
             Op::Purge => {
-                if let Err(error) = self.engine.purge(100).await {
-                    panic!("purge: {error}");
-                }
-                return None;
+                return match self.engine.purge(100).await {
+                    Err(Error::Store(error)) if error.is_transient() => None,
+                    Err(error) => panic!("purge: {error}"),
+                    Ok(_) => None,
+                };
             }
             Op::Forget => {
                 return match self.engine.forget("history", self.key).await {
