@@ -1,0 +1,447 @@
+//! The engine over the memory store: windows, time-outs, lost answers, clocks, bounds, hand-over.
+#![cfg(feature = "memory")]
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nevertwice::testing::{Fault, FaultyStore, block_on};
+use nevertwice::{
+    Begin, Clock, DecodeError, Durability, Engine, Error, Lease, LeaseToken, ManualClock, MemoryStore, Owner,
+    PolicyError, Record, RecordId, Request, Retry, Snapshot, Stamp, StateKind, Store, StoreError, Swap,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn request(key: &str) -> Request {
+    Request::new("tests", key).unwrap()
+}
+
+fn setup() -> (ManualClock, FaultyStore<MemoryStore>, Engine) {
+    let clock = ManualClock::new();
+    let store = FaultyStore::with_clock(MemoryStore::builder().clock(clock.clone()).build(), clock.clone());
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    (clock, store, engine)
+}
+
+fn acquired(begin: Result<Begin, Error>) -> Lease {
+    match begin {
+        Ok(Begin::Acquired(lease)) => lease,
+        other => panic!("expected a lease, got {other:?}"),
+    }
+}
+
+fn acquire(engine: &Engine, key: &str) -> Lease {
+    acquired(block_on(engine.begin(&request(key))))
+}
+
+/// What `call` gives, with the clock moved on by `step` whenever it waits.
+fn driven<T>(clock: &ManualClock, step: Duration, call: impl Future<Output = T>) -> T {
+    let mut call = pin!(call);
+    loop {
+        match call.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => clock.advance(step),
+        }
+    }
+}
+
+#[test]
+fn unsafe_windows_are_refused_with_the_numbers() {
+    let build = |change: fn(nevertwice::EngineBuilder) -> nevertwice::EngineBuilder| {
+        change(Engine::builder(MemoryStore::new())).build().unwrap_err().to_string()
+    };
+    assert_eq!(build(|b| b.lease(Duration::ZERO)), "lease is 0");
+    assert_eq!(build(|b| b.max_attempts(0)), "max_attempts is 0");
+    assert_eq!(build(|b| b.call_timeout(Duration::ZERO)), "call_timeout is 0");
+    assert_eq!(build(|b| b.retention(SECOND)), "retention of 1s is shorter than the lease of 30s");
+    assert_eq!(
+        build(|b| b.handler_timeout(60 * SECOND)),
+        "lease of 30s is shorter than the handler_timeout of 60s"
+    );
+    assert_eq!(
+        build(|b| b.retry_horizon(259_200 * SECOND)),
+        "retention of 86400s is shorter than the retry_horizon of 259200s"
+    );
+    assert_eq!(
+        build(|b| b.require(Durability::Power)),
+        "the store's durability is Memory, Power is required"
+    );
+}
+
+#[test]
+fn a_request_whose_windows_are_unsafe_is_refused() {
+    let (_, store, engine) = setup();
+    for request in [
+        request("k").lease(Duration::ZERO),
+        request("k").lease(100_000 * SECOND),
+        request("k").retention(SECOND),
+        request("k").max_attempts(0),
+    ] {
+        assert!(matches!(
+            block_on(engine.begin(&request)),
+            Err(Error::Policy(PolicyError::Zero { .. } | PolicyError::TooShort { .. }))
+        ));
+    }
+    assert_eq!(store.calls(), 0);
+}
+
+#[test]
+fn hot_paths_cost_one_store_call() {
+    let (clock, store, engine) = setup();
+    let lease = acquire(&engine, "k");
+    assert_eq!(store.calls(), 1);
+    lease.mark_effect_and_count(&store, 2);
+    block_on(lease.complete("done")).unwrap();
+    assert_eq!(store.calls(), 3);
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::Completed(_))));
+    assert_eq!(store.calls(), 4);
+    drop(acquire(&engine, "crashed"));
+    clock.advance(31 * SECOND);
+    assert!(acquire(&engine, "crashed").takeover());
+    assert_eq!(store.calls(), 7);
+}
+
+trait Count {
+    fn mark_effect_and_count(&self, store: &FaultyStore<MemoryStore>, calls: u64);
+}
+
+impl Count for Lease {
+    fn mark_effect_and_count(&self, store: &FaultyStore<MemoryStore>, calls: u64) {
+        block_on(self.mark_effect()).unwrap();
+        assert_eq!(store.calls(), calls);
+    }
+}
+
+/// S6: whichever call of a whole operation fails, before or after it is done, or gets no answer, or is sent twice: one
+/// grant, one outcome.
+#[test]
+fn s6_a_fault_at_any_call_changes_no_answer() {
+    for fault in [
+        Fault::FailBefore,
+        Fault::FailAfter,
+        Fault::RequestLost,
+        Fault::AnswerLost,
+        Fault::Duplicate,
+        Fault::Delay(SECOND),
+    ] {
+        for call in 1..=6 {
+            let (clock, store, engine) = setup();
+            store.on_call(call, fault);
+            let step = Duration::from_millis(50);
+            let lease = acquired(driven(&clock, step, engine.begin(&request("k"))));
+            assert_eq!(lease.attempt(), 1);
+            driven(&clock, step, lease.save_checkpoint("half")).unwrap();
+            driven(&clock, step, lease.mark_effect()).unwrap();
+            driven(&clock, step, lease.renew()).unwrap();
+            driven(&clock, step, lease.complete("receipt")).unwrap();
+            match driven(&clock, step, engine.begin(&request("k"))) {
+                Ok(Begin::Completed(done)) => assert_eq!(done.response().unwrap(), "receipt"),
+                other => panic!("{fault:?} at call {call}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn l1_every_call_ends_by_its_deadline_on_a_store_that_hangs() {
+    let (clock, store, engine) = setup();
+    let lease = acquire(&engine, "held");
+    let token = lease.token();
+    store.from_call(1, Fault::RequestLost);
+    let step = Duration::from_millis(100);
+    let start = clock.monotonic();
+    let mut ended = 0;
+    let mut check = |result: Result<(), Error>| {
+        assert!(
+            matches!(result, Err(Error::TimedOut { limit, tries: 3, .. }) if limit == 5 * SECOND),
+            "{result:?}"
+        );
+        ended += 1;
+        assert!(clock.monotonic() - start <= ended * (5 * SECOND + step));
+    };
+    check(driven(&clock, step, engine.begin(&request("new"))).map(drop));
+    check(driven(&clock, step, lease.renew()));
+    check(driven(&clock, step, lease.save_checkpoint("c")));
+    check(driven(&clock, step, lease.mark_effect()));
+    check(driven(&clock, step, lease.complete("c")));
+    check(driven(&clock, step, lease.fail("c", Retry::Now)));
+    check(driven(&clock, step, lease.release()));
+    check(driven(&clock, step, engine.resume(&token)).map(drop));
+    check(driven(&clock, step, engine.inspect("tests", "held")).map(drop));
+    check(driven(&clock, step, engine.forget("tests", "held")).map(drop));
+    check(driven(&clock, step, engine.resolve("tests", "held", Stamp(1), nevertwice::Resolution::Rerun)));
+    store.heal();
+    block_on(lease.complete("in the end")).unwrap();
+}
+
+#[test]
+fn s11_a_begin_that_timed_out_is_found_again_by_its_owner() {
+    let (clock, store, engine) = setup();
+    let owner = Owner::random();
+    store.from_call(1, Fault::AnswerLost);
+    let result = driven(&clock, SECOND, engine.begin(&request("k").owner(owner)));
+    assert!(matches!(result, Err(Error::TimedOut { .. })));
+    store.heal();
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::InProgress(_))));
+    let lease = acquired(block_on(engine.begin(&request("k").owner(owner))));
+    assert_eq!(lease.attempt(), 1);
+    assert!(lease.remaining() < 26 * SECOND, "the time that was lost is counted");
+}
+
+/// A holder counts its time from before it asked: an answer that took long leaves it less, never more.
+#[test]
+fn s13_a_holder_never_believes_in_more_than_it_was_granted() {
+    let (clock, store, engine) = setup();
+    store.on_call(1, Fault::Delay(SECOND));
+    let lease = acquired(driven(&clock, SECOND, engine.begin(&request("k"))));
+    assert_eq!(lease.remaining(), 29 * SECOND);
+    clock.advance(20 * SECOND);
+    assert_eq!(lease.remaining(), 9 * SECOND);
+    block_on(lease.renew()).unwrap();
+    assert_eq!(lease.remaining(), 30 * SECOND);
+    clock.advance(31 * SECOND);
+    assert_eq!(lease.remaining(), Duration::ZERO);
+    // Nobody took it meanwhile: it can still be renewed, and then counts anew.
+    block_on(lease.renew()).unwrap();
+    assert_eq!(lease.remaining(), 30 * SECOND);
+    block_on(lease.complete("done")).unwrap();
+    assert_eq!(lease.remaining(), Duration::ZERO);
+}
+
+/// Callers' clocks decide nothing: an engine whose clock is a year ahead takes over no running lease.
+#[test]
+fn s13_callers_clocks_change_no_decision() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let ahead = ManualClock::starting_at(clock.wall() + 365 * 86_400 * SECOND);
+    ahead.advance(1_000_000 * SECOND);
+    let one = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    let other = Engine::builder(store).clock(ahead).build().unwrap();
+    let lease = acquire(&one, "k");
+    assert!(
+        matches!(block_on(other.begin(&request("k"))), Ok(Begin::InProgress(busy)) if busy.retry_after() == 30 * SECOND)
+    );
+    clock.set_wall(Duration::ZERO);
+    assert!(matches!(block_on(other.begin(&request("k"))), Ok(Begin::InProgress(_))));
+    clock.advance(30 * SECOND);
+    assert!(acquire(&other, "k").fence() > lease.fence());
+}
+
+#[test]
+fn l2_a_lease_ends_exactly_when_its_time_is_over() {
+    let (clock, _, engine) = setup();
+    drop(acquire(&engine, "k"));
+    clock.advance(30 * SECOND - Duration::from_micros(1));
+    assert!(matches!(block_on(engine.begin(&request("k"))),
+        Ok(Begin::InProgress(busy)) if busy.retry_after() == Duration::from_micros(1)));
+    clock.advance(Duration::from_micros(1));
+    assert!(acquire(&engine, "k").takeover());
+}
+
+#[test]
+fn s2_an_outcome_is_kept_until_its_retention_is_over() {
+    let (clock, store, engine) = setup();
+    block_on(acquire(&engine, "k").complete("done")).unwrap();
+    clock.advance(86_400 * SECOND - Duration::from_micros(1));
+    block_on(engine.purge(10)).unwrap();
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::Completed(_))));
+    clock.advance(Duration::from_micros(1));
+    assert_eq!(acquire(&engine, "k").attempt(), 1);
+    assert_eq!(store.inner().len(), 1);
+}
+
+/// A heartbeat beside a finish, in either order and with stale knowledge of the record, does no harm.
+#[test]
+fn s6_a_renewal_beside_a_complete_does_no_harm() {
+    let (_, _, engine) = setup();
+    let lease = acquire(&engine, "k");
+    let heartbeat = block_on(engine.resume(&lease.token())).unwrap();
+    block_on(heartbeat.renew()).unwrap();
+    block_on(lease.complete("done")).unwrap();
+    assert!(matches!(block_on(heartbeat.renew()),
+        Err(Error::LeaseLost { current }) if current.state == StateKind::Completed));
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::Completed(_))));
+}
+
+#[test]
+fn s8_a_dropped_lease_writes_nothing_and_runs_out() {
+    let (clock, store, engine) = setup();
+    drop(acquire(&engine, "k"));
+    assert_eq!(store.calls(), 1);
+    clock.advance(29 * SECOND);
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::InProgress(_))));
+}
+
+#[test]
+fn a_full_memory_store_refuses_begins_and_no_finish() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().max_records(3).clock(clock.clone()).build();
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    let leases: Vec<Lease> = (0..3).map(|key| acquire(&engine, &key.to_string())).collect();
+    let refused = block_on(engine.begin(&request("one too many")));
+    let Err(Error::Store(full @ StoreError::Full { .. })) = refused else { panic!("{refused:?}") };
+    assert!(full.to_string().starts_with("memory store is full: 3 records of 3"), "{full}");
+    // Finishing, also what was forgotten meanwhile, is not refused.
+    assert!(block_on(engine.forget("tests", "0")).unwrap());
+    drop(acquire(&engine, "takes its place"));
+    for lease in &leases {
+        block_on(lease.complete("done")).unwrap();
+    }
+    assert_eq!(store.len(), 4);
+    // A day later everything is over its time and makes room by itself.
+    clock.advance(2 * 86_400 * SECOND);
+    let fresh =
+        (0..100).filter(|key| block_on(engine.begin(&request(&format!("new {key}")))).is_ok()).count();
+    assert!(fresh >= 2, "{fresh}");
+}
+
+#[test]
+fn a_memory_store_is_bounded_by_bytes() {
+    let engine = Engine::builder(MemoryStore::builder().max_bytes(100_000).build()).build().unwrap();
+    let begun = (0..1000)
+        .map(|key| block_on(engine.begin(&request(&key.to_string()))))
+        .take_while(|begin| matches!(begin, Ok(Begin::Acquired(_))))
+        .count();
+    assert!((100..1000).contains(&begun), "{begun}");
+}
+
+#[test]
+fn l5_purge_keeps_storage_proportional_to_live_records_in_bounded_steps() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    for key in 0..500 {
+        block_on(acquire(&engine, &key.to_string()).complete("done")).unwrap();
+    }
+    clock.advance(2 * 86_400 * SECOND);
+    drop(acquire(&engine, "live"));
+    assert_eq!(block_on(engine.purge(100)).unwrap(), 100);
+    let before = store.len();
+    let rest = block_on(engine.purge(usize::MAX)).unwrap();
+    assert_eq!((before as u64 - rest, store.len()), (1, 1));
+    // Without any purge, new records make old ones' room free.
+    for day in 0..20 {
+        for key in 0..100 {
+            block_on(acquire(&engine, &format!("{day} {key}")).complete("done")).unwrap();
+        }
+        clock.advance(2 * 86_400 * SECOND);
+    }
+    assert!(store.len() <= 400, "{}", store.len());
+}
+
+#[test]
+fn s1_threads_race_for_one_key() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    for round in 0..50 {
+        let key = round.to_string();
+        let granted: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| matches!(block_on(engine.begin(&request(&key))), Ok(Begin::Acquired(_))))
+                })
+                .collect();
+            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum()
+        });
+        assert_eq!(granted, 1);
+    }
+}
+
+#[test]
+fn a_token_tells_no_key_and_an_unknown_version_is_refused() {
+    let (_, _, engine) = setup();
+    let lease = acquired(block_on(engine.begin(&Request::new("scope", "secret-key").unwrap())));
+    let json = serde_json::to_value(lease.token()).unwrap();
+    assert!(!json.to_string().contains("secret") && !format!("{:?}", lease.token()).contains("owner"));
+    let mut newer = json.clone();
+    newer["version"] = 2.into();
+    let refused = serde_json::from_value::<LeaseToken>(newer).unwrap_err().to_string();
+    assert_eq!(refused, "lease token of version 2, this release reads 1");
+    let mut damaged = json;
+    damaged["owner"] = "zz".into();
+    assert!(serde_json::from_value::<LeaseToken>(damaged).is_err());
+}
+
+#[test]
+fn a_derived_key_is_the_same_on_every_attempt_and_another_elsewhere() {
+    let (clock, _, engine) = setup();
+    let first = acquire(&engine, "k");
+    let key = first.derive_key("psp");
+    assert_eq!((key.len(), &key), (32, &first.derive_key("psp")));
+    assert_ne!(key, first.derive_key("mail"));
+    assert_ne!(key, acquire(&engine, "other").derive_key("psp"));
+    clock.advance(31 * SECOND);
+    assert_eq!(acquire(&engine, "k").derive_key("psp"), key);
+}
+
+#[test]
+fn a_checkpoint_over_the_limit_is_refused_and_nothing_written() {
+    let (_, store, engine) = setup();
+    let lease = acquire(&engine, "k");
+    let error = block_on(lease.save_checkpoint(vec![0; 65_537])).unwrap_err();
+    assert_eq!(error.to_string(), "checkpoint of 65537 bytes is over the limit of 65536");
+    assert_eq!(store.calls(), 1);
+}
+
+#[test]
+fn keys_are_kept_only_where_the_policy_says_so() {
+    let store = MemoryStore::new();
+    let engine = Engine::builder(store).keep_keys(true).build().unwrap();
+    block_on(acquire(&engine, "a key").complete("done")).unwrap();
+    let seen = block_on(engine.inspect("tests", "a key")).unwrap().unwrap();
+    assert_eq!(seen.key.as_deref(), Some("a key"));
+}
+
+#[test]
+fn an_engine_accepts_a_shared_store() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let one = Engine::builder(store.clone()).build().unwrap();
+    let other = Engine::builder(store).build().unwrap();
+    drop(acquire(&one, "k"));
+    assert!(matches!(block_on(other.begin(&request("k"))), Ok(Begin::InProgress(_))));
+}
+
+/// A store that holds something unreadable under every id.
+#[derive(Debug)]
+struct Damaged(DecodeError);
+
+#[async_trait]
+impl Store for Damaged {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        Err(StoreError::Corrupt { backend: "damaged store", id: *id, source: self.0 })
+    }
+
+    async fn swap(&self, id: &RecordId, _: Option<Stamp>, _: Option<&Record>) -> Result<Swap, StoreError> {
+        self.load(id).await.map(Swap::Conflict)
+    }
+
+    async fn discard(&self, _: &RecordId) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+}
+
+#[test]
+fn s10_an_unreadable_record_is_no_grant_until_an_operator_forgets_it() {
+    let damaged = DecodeError::Damaged { what: "test" };
+    let engine = Engine::builder(Damaged(damaged)).build().unwrap();
+    let error = block_on(engine.begin(&request("k"))).unwrap_err();
+    assert!(matches!(error, Error::Store(StoreError::Corrupt { .. })));
+    assert!(error.to_string().starts_with("damaged store holds no readable record under "));
+    assert!(block_on(engine.forget("tests", "k")).unwrap());
+}
+
+#[test]
+fn s14_a_record_of_a_newer_release_is_not_even_forgotten() {
+    let engine = Engine::builder(Damaged(DecodeError::NewerVersion { found: 9 })).build().unwrap();
+    assert!(block_on(engine.begin(&request("k"))).is_err());
+    assert!(block_on(engine.forget("tests", "k")).is_err());
+}
+
+#[test]
+fn owners_do_not_repeat() {
+    let owners: std::collections::HashSet<Owner> = (0..10_000).map(|_| Owner::random()).collect();
+    assert_eq!(owners.len(), 10_000);
+}

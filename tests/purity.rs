@@ -1,0 +1,94 @@
+//! What the crate pulls in: the core names no driver, each feature brings only its own, and the stated Rust version
+//! is what the dependencies need.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// The crates that only a backend or the test kit may bring.
+const OPTIONAL: [&str; 7] =
+    ["futures-util", "futures-channel", "parking_lot", "pollster", "redis", "rusqlite", "tokio"];
+
+fn cargo(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(arguments)
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("cargo prints UTF-8")
+}
+
+/// The names of all crates that `features` pull in, at any depth.
+fn tree(features: &str) -> BTreeSet<String> {
+    cargo(&["tree", "--no-default-features", "--features", features, "-e", "normal", "--prefix", "none"])
+        .lines()
+        .filter_map(|line| line.split(' ').next().map(str::to_owned))
+        .collect()
+}
+
+fn optional(features: &str) -> Vec<&'static str> {
+    let tree = tree(features);
+    OPTIONAL.into_iter().filter(|name| tree.contains(*name)).collect()
+}
+
+#[test]
+fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
+    assert_eq!(optional(""), [""; 0]);
+    assert_eq!(optional("memory"), ["parking_lot"]);
+    assert_eq!(optional("sqlite"), ["futures-channel", "rusqlite"]);
+    assert_eq!(optional("testing"), ["futures-util", "pollster"]);
+    let redis = optional("redis");
+    assert!(
+        redis.contains(&"redis") && redis.contains(&"tokio") && !redis.contains(&"rusqlite"),
+        "{redis:?}"
+    );
+    let core = tree("");
+    assert!(core.len() <= 40, "the core pulls in {} crates: {core:?}", core.len());
+}
+
+#[test]
+fn the_engine_names_no_driver() {
+    fn visit(folder: &Path) {
+        for entry in folder.read_dir().expect("src is readable") {
+            let path = entry.expect("src is readable").path();
+            if path.is_dir() {
+                visit(&path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("sources are UTF-8");
+            for driver in
+                ["rusqlite", "redis::", "tokio::", "tokio_postgres", "parking_lot::", "std::net", "std::fs"]
+            {
+                let named = text.lines().any(|line| {
+                    let code = line.trim_start();
+                    !code.starts_with("//") && code.contains(driver) && !code.contains("backends::")
+                });
+                assert!(!named, "{} names {driver}", path.display());
+            }
+        }
+    }
+    visit(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+}
+
+#[test]
+fn the_stated_rust_version_is_what_the_dependencies_need() {
+    let metadata = cargo(&["metadata", "--format-version", "1", "--all-features"]);
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).expect("cargo prints JSON");
+    let version = |package: &serde_json::Value| {
+        let text = package["rust_version"].as_str().unwrap_or("1.0").to_owned();
+        let mut parts = text.split('.').map(|part| part.parse::<u32>().expect("a version"));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    };
+    let shipped: BTreeSet<String> = ["memory,sqlite,redis,testing"].into_iter().flat_map(tree).collect();
+    let packages = metadata["packages"].as_array().expect("packages");
+    let name = |package: &serde_json::Value| package["name"].as_str().unwrap_or_default().to_owned();
+    let stated =
+        packages.iter().find(|package| name(package) == "nevertwice").map(version).expect("this crate");
+    let needed = packages
+        .iter()
+        .filter(|package| shipped.contains(&name(package)) && name(package) != "nevertwice")
+        .max_by_key(|package| version(package))
+        .expect("dependencies");
+    assert_eq!(stated, version(needed), "{} needs it", name(needed));
+}
