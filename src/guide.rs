@@ -1,1 +1,80 @@
-//! guide
+//! How to choose, and what to expect: a guide without code of its own.
+//!
+//! # Scope, key and fingerprint
+//!
+//! The **scope** is yours: tenant and operation (`["acct_42", "charges"]`). Two tenants who send the same key
+//! must not meet, so the scope is mandatory. The **key** is the caller's: the `Idempotency-Key` header, an event id, a
+//! message id. The **fingerprint** is what the request asks for: [`Fingerprint::of`](crate::Fingerprint::of) the body,
+//! [`of_json`](crate::Fingerprint::of_json) where proxies rewrite it, or chosen
+//! [fields](crate::Fingerprint::builder) where a retry carries a new time stamp. A key that comes back with another
+//! fingerprint is refused in every state (the [IETF draft][draft] and Stripe answer 422 and 400).
+//!
+//! [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+//!
+//! # Choosing the lease
+//!
+//! The lease is how long a crash blocks its key, and how long a slow worker is safe from being overtaken. Make it longer
+//! than the slowest call that you wait for under it, time-outs included; renew it in longer work. State your limit
+//! with [`handler_timeout`](crate::EngineBuilder::handler_timeout) and the builder refuses a lease that is shorter.
+//!
+//! A worker that is overtaken all the same (a long pause, a stopped machine) cannot overwrite its successor: whatever
+//! it says is answered with [`Error::LeaseLost`](crate::Error::LeaseLost). What it *did* cannot be undone by that:
+//! see [`mark_effect`](crate::Lease::mark_effect) and [`derive_key`](crate::Lease::derive_key) below.
+//!
+//! # Choosing the retention
+//!
+//! Longer than the longest time after which any caller may still retry: 24 hours for most APIs, three days for Stripe's
+//! webhooks, your queue's whole dead-letter story for consumers. When it is over, the key is new again. State it with
+//! [`retry_horizon`](crate::EngineBuilder::retry_horizon).
+//!
+//! # What a crash leaves
+//!
+//! A dropped [`Lease`](crate::Lease) writes nothing: a panic, a cancelled future, a client that hung up and a killed
+//! process are one and the same, and none of them means "nothing happened". When the lease is over, the next begin finds
+//! the record and decides by [`Recovery`](crate::Recovery):
+//!
+//! * nobody had called [`mark_effect`](crate::Lease::mark_effect): it is granted again, with
+//!   [`takeover`](crate::Lease::takeover) set and the last checkpoint;
+//! * the effect was marked: [`Begin::Unresolved`](crate::Begin::Unresolved). Ask the provider what happened, then
+//!   [`resolve`](crate::Engine::resolve);
+//! * your operation is idempotent by itself, or you pass [`derive_key`](crate::Lease::derive_key) to a provider that
+//!   is: choose [`Recovery::Rerun`](crate::Recovery::Rerun).
+//!
+//! So the order is: begin, prepare, `mark_effect`, act, `complete`. If you can put the effect and the record into one
+//! transaction (feature `sqlite`: `begin_in` and `complete_in`), do: then they happen together or not at all.
+//!
+//! # How to fail
+//!
+//! [`fail`](crate::Lease::fail) with what you know: [`Retry::Now`](crate::Retry::Now) and
+//! [`After`](crate::Retry::After) only if certainly nothing happened, [`Never`](crate::Retry::Never) for an answer that
+//! stands (a declined card), [`Unresolved`](crate::Retry::Unresolved) if you cannot tell (a time-out on the way to the
+//! provider). [`release`](crate::Lease::release) if the request should not have been begun at all.
+//!
+//! # Errors and time-outs
+//!
+//! An `Err` is never a grant. After [`Error::TimedOut`](crate::Error::TimedOut) the call may or may not have been carried
+//! out, and repeating it is safe: a finish gives the same answer, and a begin either finds the grant that was lost
+//! (if you gave it an [`owner`](crate::Request::owner)) or waits for its lease to run out.
+//!
+//! # Nested operations
+//!
+//! Give each step a scope of its own and a key derived from the outer one's
+//! ([`derive_key`](crate::Lease::derive_key)): a rerun of the outer operation then finds the steps that were done.
+//!
+//! # What is not promised
+//!
+//! * **Exactly-once effects outside a transaction.** Between the effect and `complete` there is a gap that no library
+//!   closes; what is promised is that nobody runs through it twice unknowingly once the effect was marked.
+//! * **More than the store keeps.** A memory store forgets with its process. Redis without AOF forgets with its
+//!   server. A Redis failover loses what the new primary had not received.
+//! * **Protection from a deleted store.** Remove the file or the server's data, and all keys are new.
+//! * **Secrecy of responses.** They are stored as they are given. Keys are stored as digests unless the policy says otherwise.
+//! * **Truth of the caller's key.** Two requests with two keys are two operations.
+//!
+//! # Time
+//!
+//! Only the store's time decides, and every write is stamped with it, strictly greater than what it replaces. Memory and
+//! SQLite follow the monotonic clock from where the wall clock (or the last stamp in the file, if that is later) stood when
+//! they were opened: a wall clock that is set back revives no lease, one that is set forward ends none while the
+//! process runs. Redis uses the server's clock; setting that one back lets a lease that nobody took yet run on, and setting
+//! it forward ends leases early. In every case fences keep increasing and a stale holder's word is refused.

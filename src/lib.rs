@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "memory", doc = include_str!("../README.md"))] // its program uses the memory store
+#![cfg_attr(not(feature = "memory"), doc = "An embeddable, storage-agnostic idempotency engine.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

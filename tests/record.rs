@@ -103,6 +103,21 @@ proptest! {
     }
 
     #[test]
+    fn s10_no_bytes_make_the_decoder_panic(bytes in vec(any::<u8>(), 5..200)) {
+        let mut bytes = bytes;
+        bytes[0] = Record::VERSION;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(id("k").as_bytes());
+        sum.update(&Stamp::ZERO.0.to_le_bytes());
+        sum.update(&bytes[5..]);
+        bytes[1..5].copy_from_slice(&sum.finalize().to_le_bytes());
+        if let Ok(record) = Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &bytes.into()) {
+            let again = Bytes::from(record.encode(&id("k"), Stamp::ZERO));
+            prop_assert_eq!(Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &again), Ok(record));
+        }
+    }
+
+    #[test]
     fn s10_any_damage_is_noticed(record in any_record(), at in any::<prop::sample::Index>(), flip in 1..=255_u8) {
         let mut bytes = record.encode(&id("k"), record.stamp);
         let at = at.index(bytes.len());
