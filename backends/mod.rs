@@ -6,7 +6,7 @@
 //! | `sqlite` | `sqlite::SqliteStore` | power cuts ([`Durability::Power`](crate::Durability::Power)), with `synchronous=NORMAL` `kill -9` only | any executor |
 //! | `redis` | `redis::RedisStore` | what the server's AOF setting keeps: `always` power cuts, `everysec` `kill -9`, none nothing | tokio |
 //!
-//! A backend implements [`Store`](crate::Store), contains no rule, and passes [`conformance!`](crate::conformance) (feature `testing`).
+//! A backend implements [`Store`](crate::Store), contains no rule, and passes `conformance!` (feature `testing`).
 
 #[cfg(feature = "memory")]
 pub mod memory;

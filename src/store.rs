@@ -32,7 +32,7 @@ pub enum Swap {
 ///
 /// # Contract
 ///
-/// A store knows no rules: it swaps records. To be correct it must see to this, and [`conformance!`](crate::conformance)
+/// A store knows no rules: it swaps records. To be correct it must see to this, and `conformance!`
 /// (feature `testing`) checks it:
 ///
 /// * **Atomic.** [`swap`](Store::swap) compares and writes in one step for every caller in every process.
