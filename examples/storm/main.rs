@@ -145,11 +145,12 @@ async fn storm(args: Args) -> Result<bool, Box<dyn Error>> {
         ledger: Ledger::default(),
         tally: Mutex::default(),
         bar: ProgressBar::new(deliveries as u64).with_style(ProgressStyle::with_template(
-            "{bar:40} {pos} of {len} deliveries settled, {per_sec}, {elapsed}",
+            "{spinner} {bar:40} {pos} of {len} deliveries settled, {elapsed}",
         )?),
         began: Instant::now(),
         patience: PATIENCE + lease,
     });
+    storm.bar.enable_steady_tick(Duration::from_millis(100));
     queue::drain(&storm, queue, workers).await?;
     let took = storm.began.elapsed();
     storm.bar.finish_and_clear();

@@ -137,13 +137,13 @@ impl Storm {
         let mut tally = self.tally();
         tally.store_errors += 1;
         if tally.store_errors == 1 {
-            self.bar.suspend(|| eprintln!("storm: the store has trouble, going on: {error}"));
+            self.bar.suspend(|| eprintln!("storm: the store has trouble, going on: {}", with_cause(error)));
         }
         let idle = tally.last_settled.unwrap_or(self.began).elapsed();
         if idle < self.patience {
             return Ok(());
         }
-        Err(format!("given up: nothing settled for {} s, and the store says: {error}", idle.as_secs()))
+        Err(format!("given up: nothing was settled for {} s: {}", idle.as_secs(), with_cause(error)))
     }
 
     pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
@@ -154,4 +154,11 @@ impl Storm {
 /// Whether the key is somebody else's by now: this worker's word counts no more.
 fn is_lost(error: &Error) -> bool {
     matches!(error, Error::LeaseLost { .. } | Error::AlreadyFinished { .. })
+}
+
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
