@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::aio::ConnectionManagerConfig;
-use ::redis::{Client, RedisError, Value, from_redis_value, pipe};
+use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value, from_redis_value, pipe};
 use async_trait::async_trait;
 
 use self::link::Link;
@@ -176,7 +176,12 @@ impl RedisStore {
     pub fn builder(url: &str) -> RedisStoreBuilder {
         // What was wrong with it is not said: it could quote a password.
         let detail = "the URL is not one of a Redis server, or asks for TLS, which the `redis` crate was built without";
-        RedisStoreBuilder::new(Client::open(url).map_err(|_| unusable(detail)))
+        let without_delay = |info: ConnectionInfo| {
+            let settings = info.tcp_settings().clone().set_nodelay(true);
+            Client::open(info.set_tcp_settings(settings))
+        };
+        let client = url.into_connection_info().and_then(without_delay);
+        RedisStoreBuilder::new(client.map_err(|_| unusable(detail)))
     }
 
     /// Starts to set up a store over a client of one's own, for TLS with certificates of one's own and the like.

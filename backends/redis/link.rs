@@ -76,10 +76,11 @@ impl Link {
 
 /// Whether a manager would not get over it by itself.
 fn is_stuck(error: &RedisError) -> bool {
-    let answered = match error.kind() {
+    let answered = if let ErrorKind::Server(kind) = error.kind() {
         // `ERR max number of clients reached` is an answer to the log-in.
-        ErrorKind::Server(kind) => kind != ServerErrorKind::ResponseError,
-        kind => kind == ErrorKind::Extension,
+        kind != ServerErrorKind::ResponseError
+    } else {
+        error.kind() == ErrorKind::Extension
     };
     !answered && !error.is_connection_dropped()
 }

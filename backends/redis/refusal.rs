@@ -1,9 +1,6 @@
 //! What Redis and its client say, in terms of [`StoreError`]. Texts of the server are not passed on: they can quote
 //! what was sent.
 
-use std::error::Error;
-use std::io;
-
 use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::error::StoreError;
@@ -86,13 +83,14 @@ pub(super) fn meaning(error: &RedisError) -> StoreError {
     }
 }
 
-fn connection(error: &RedisError) -> String {
+fn connection(error: &RedisError) -> &str {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
-    }
-    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(error) => error.kind().to_string(),
-        None if error.is_connection_dropped() => "the connection was dropped".to_owned(),
-        None => error.category().to_owned(),
+        "no answer in time"
+    } else if error.is_connection_refusal() {
+        "connection refused"
+    } else if error.is_connection_dropped() {
+        "the connection was dropped"
+    } else {
+        error.category()
     }
 }

@@ -114,12 +114,10 @@ impl Answer {
         while let (Some(done), Some(time), Some(value)) = (parts.next(), parts.next(), parts.next()) {
             let time = stamp(&time)?;
             let value = bytes(value)?;
-            answers.push(match done {
-                Value::Int(1) => {
-                    Answer::Done { stamp: time, existed: value.is_some_and(|found| !found.is_empty()) }
-                }
-                Value::Int(0) => Answer::Conflict { now: time, value },
-                _ => return Err(nonsense()),
+            answers.push(if done == Value::Int(1) {
+                Answer::Done { stamp: time, existed: value.is_some_and(|found| !found.is_empty()) }
+            } else {
+                Answer::Conflict { now: time, value }
             });
         }
         Ok(answers)
@@ -145,12 +143,11 @@ fn stamp(value: &Value) -> Result<Stamp, StoreError> {
 
 /// A string, or `None` for nil.
 pub(super) fn bytes(value: Value) -> Result<Option<Vec<u8>>, StoreError> {
-    match value {
-        Value::Nil => Ok(None),
-        Value::BulkString(bytes) => Ok(Some(bytes)),
-        Value::SimpleString(text) => Ok(Some(text.into_bytes())),
-        _ => Err(nonsense()),
+    if value == Value::Nil {
+        return Ok(None);
     }
+    let Value::BulkString(bytes) = value else { return Err(nonsense()) };
+    Ok(Some(bytes))
 }
 
 /// What a key's value says: a stamp with a record behind it, or alone, where a record was removed.
