@@ -8,6 +8,8 @@ use nevertwice::{
     StoreError, Swap,
 };
 
+use redis::Value;
+
 use crate::server::Server;
 use crate::{acquire, block_on_tokio, connect, engine, get, name, request, response, set, ttl};
 
@@ -131,7 +133,12 @@ fn l6_the_shortest_and_the_longest_times_work() {
             let prefix = format!("{slack:?}:");
             let builder = RedisStore::builder(&server.url()).prefix(&prefix).clock_slack(slack);
             let store = builder.connect().await.unwrap();
-            for time in [Duration::from_nanos(1), Duration::from_secs(1 << 33), Duration::MAX] {
+            for time in [
+                Duration::from_nanos(1),
+                Duration::from_secs(1 << 33),
+                Duration::from_secs(1 << 52),
+                Duration::MAX,
+            ] {
                 let engine = Engine::builder(store.clone()).lease(time).retention(time).build().unwrap();
                 let request = request(&format!("{time:?}"));
                 let lease = acquire(&engine, &request).await;
@@ -283,4 +290,32 @@ fn s12_over_maxmemory_begins_are_refused_and_finishes_are_not() {
         server.ask::<()>("CONFIG SET maxmemory 0");
         let _ = acquire(&engine, &request("another")).await;
     });
+}
+
+#[test]
+fn one_call_of_the_script_carries_many_swaps() {
+    let server = Server::start(&[]);
+    let mut raw = server.raw();
+    redis::cmd("HSET").arg("hash").arg("field").arg("value").exec(&mut raw).unwrap();
+    let old = 7_u64.to_be_bytes();
+    set(&server, b"taken", &[&old[..], b"old"].concat());
+    set(&server, b"mine", &[&old[..], b"old"].concat());
+    let mut call = redis::cmd("EVAL");
+    call.arg(concat!("#!lua\n", include_str!("../../backends/redis/swap.lua"))).arg(4);
+    call.arg("fresh").arg("taken").arg("hash").arg("mine");
+    for (expected, bytes) in [(&b""[..], "new"), (b"", "new"), (b"", "new"), (&old, "")] {
+        call.arg(expected).arg(bytes).arg(60_000);
+    }
+    let answers: Vec<Value> = call.query(&mut raw).unwrap();
+    let Value::Int(now) = answers[1] else { panic!("{answers:?}") };
+    let string = |parts: &[&[u8]]| Value::BulkString(parts.concat());
+    let expected = [
+        [Value::Int(1), Value::Int(now), string(&[])],
+        [Value::Int(0), Value::Int(now), string(&[&old, b"old"])],
+        [Value::Int(0), Value::Int(now), string(&[b"?"])],
+        [Value::Int(1), Value::Int(now), string(&[&old])],
+    ];
+    assert_eq!(answers, expected.concat());
+    assert_eq!(get(&server, b"fresh").unwrap(), [&now.to_be_bytes()[..], b"new"].concat());
+    assert_eq!(get(&server, b"mine").unwrap(), now.to_be_bytes());
 }
