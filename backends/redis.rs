@@ -1,5 +1,6 @@
 //! The Redis store: [`RedisStore`].
 
+mod builder;
 mod link;
 mod preflight;
 mod refusal;
@@ -9,10 +10,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::ConnectionManagerConfig;
 use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value, from_redis_value, pipe};
 use async_trait::async_trait;
 
+pub use self::builder::RedisStoreBuilder;
 use self::link::Link;
 pub use self::preflight::Warning;
 use self::refusal::{corrupt, full, is_no_script, is_oom, is_wrong_type, meaning, nonsense, unusable};
@@ -56,10 +57,13 @@ use crate::store::{Snapshot, Store, Swap};
 ///   refused when connecting, as far as the user may ask. Over `maxmemory` begins are refused with
 ///   [`StoreError::Full`]; duplicates are still answered, and what is under way can be finished.
 /// * As [durable](Store::durability) as the application needs: nothing survives without an append-only file
-///   ([`Durability::Memory`]), [`Durability::Power`] is `appendfsync always`. A failover to a replica loses what was not
-///   replicated yet, whatever the setting.
+///   ([`Durability::Memory`]), [`Durability::Power`] is `appendfsync always`, the others are [`Durability::Process`]
+///   (`everysec` only while the disk keeps up: [`Warning::SyncedEverySecond`]). A failover to a replica loses what was
+///   not replicated yet, whatever the setting.
 /// * Set to the right time, and kept there by slewing. A clock that is set back prolongs leases by as much, and up to
 ///   `clock_slack` repeats no fence. One that is set forward ends leases, and what is kept, early.
+///
+/// All this is looked at once, when connecting. Whoever changes the server's settings later is not noticed.
 ///
 /// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`). With
 /// `+hello +config|get` on top nothing is left [unverified](Warning).
@@ -74,92 +78,6 @@ struct Inner {
     always: SwapScript,
     durability: Durability,
     warnings: Vec<Warning>,
-}
-
-/// Sets up a [`RedisStore`]; made by [`RedisStore::builder`].
-#[must_use = "a builder does nothing until `connect` is called"]
-pub struct RedisStoreBuilder {
-    client: Result<Client, StoreError>,
-    prefix: Vec<u8>,
-    response_timeout: Duration,
-    connection_timeout: Duration,
-    clock_slack: Duration,
-    assumed: Option<Durability>,
-}
-
-impl RedisStoreBuilder {
-    /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
-    /// other's records.
-    pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
-        self.prefix = prefix.as_ref().as_bytes().to_vec();
-        self
-    }
-
-    /// How long the server may take to answer. **Default 1 s.** An engine repeats a call that got no answer until its
-    /// [`call_timeout`](crate::Policy::call_timeout), of which this should be less than a third.
-    pub fn response_timeout(mut self, limit: Duration) -> RedisStoreBuilder {
-        self.response_timeout = limit;
-        self
-    }
-
-    /// How long it may take to connect and log in. **Default 1 s.**
-    pub fn connection_timeout(mut self, limit: Duration) -> RedisStoreBuilder {
-        self.connection_timeout = limit;
-        self
-    }
-
-    /// By how much the server's clock may be set back, or that of a new primary be slow, without harm. **Default 10 min.**
-    /// The server keeps every record, and the stamp of every removed one, for that much longer.
-    pub fn clock_slack(mut self, slack: Duration) -> RedisStoreBuilder {
-        self.clock_slack = slack;
-        self
-    }
-
-    /// States what the server's writes survive, for where it must not be asked ([`Warning::DurabilityUnverified`]):
-    /// your word, not checked. **Default: the least that what it told allows.** What it does tell counts instead.
-    pub fn assume_durability(mut self, durability: Durability) -> RedisStoreBuilder {
-        self.assumed = Some(durability);
-        self
-    }
-
-    /// Connects, and looks at whether the server can be used, within the time-outs.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] if nobody answers, or not now; [`StoreError::Unusable`] if the URL is none, the
-    /// log-in is refused, or the server must not be used as it is set up.
-    pub async fn connect(self) -> Result<RedisStore, StoreError> {
-        in_tokio()?;
-        let client = self.client?;
-        // The engine repeats what failed, within its deadline: no retries of our own in between.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(self.connection_timeout))
-            .set_response_timeout(Some(self.response_timeout));
-        let link = Link::new(client.clone(), config).map_err(|error| meaning(&error))?;
-        let (refusable, always) = (SwapScript::refusable(), SwapScript::always());
-        let found = preflight::inspect(&client, &link, [&refusable, &always], self.assumed).await?;
-        Ok(RedisStore(Arc::new(Inner {
-            link,
-            prefix: self.prefix,
-            clock_slack: self.clock_slack,
-            refusable,
-            always,
-            durability: found.durability,
-            warnings: found.warnings,
-        })))
-    }
-}
-
-impl fmt::Debug for RedisStoreBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the client: it knows the password.
-        f.debug_struct("RedisStoreBuilder")
-            .field("response_timeout", &self.response_timeout)
-            .field("connection_timeout", &self.connection_timeout)
-            .field("clock_slack", &self.clock_slack)
-            .field("assumed", &self.assumed)
-            .finish_non_exhaustive()
-    }
 }
 
 impl RedisStore {
@@ -207,19 +125,6 @@ impl RedisStore {
                 link.call(&call).await
             }
             reply => reply,
-        }
-    }
-}
-
-impl RedisStoreBuilder {
-    fn new(client: Result<Client, StoreError>) -> RedisStoreBuilder {
-        RedisStoreBuilder {
-            client,
-            prefix: b"nevertwice:".to_vec(),
-            response_timeout: Duration::from_secs(1),
-            connection_timeout: Duration::from_secs(1),
-            clock_slack: Duration::from_secs(600),
-            assumed: None,
         }
     }
 }

@@ -8,8 +8,8 @@ use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Val
 /// One multiplexed connection, which reconnects. Each call is sent at most once and ends within the time-outs.
 ///
 /// A [`ConnectionManager`] reconnects only when it is told that the connection broke. It stays for ever with one that
-/// just never answers (the peer vanished, a firewall forgot it), and with a log-in that failed once. After those,
-/// this one starts with a new manager.
+/// just never answers (the peer vanished, a firewall forgot it), with a log-in that failed once, and with a server that
+/// is no primary any more. After those, this one starts with a new manager.
 pub(super) struct Link {
     client: Client,
     config: ConnectionManagerConfig,
@@ -77,8 +77,10 @@ impl Link {
 /// Whether a manager would not get over it by itself.
 fn is_stuck(error: &RedisError) -> bool {
     let answered = if let ErrorKind::Server(kind) = error.kind() {
-        // `ERR max number of clients reached` is an answer to the log-in.
-        kind != ServerErrorKind::ResponseError
+        // `ERR max number of clients reached` is an answer to the log-in. A primary that became a replica tells that
+        // there is another now, and the name may lead there.
+        ![ServerErrorKind::ResponseError, ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown]
+            .contains(&kind)
     } else {
         error.kind() == ErrorKind::Extension
     };

@@ -141,6 +141,46 @@ fn a_primary_that_becomes_a_replica_grants_nothing() {
 }
 
 #[test]
+fn after_a_failover_the_name_is_followed_to_the_new_primary() {
+    let (old, new) = (Server::start(&[]), Server::start(&[]));
+    block_on_tokio(async {
+        let proxy = Proxy::start(old.port()).await;
+        let engine = through(&proxy).await;
+        let _ = acquire(&engine, &request("k")).await;
+        proxy.lead_to(new.port());
+        old.ask::<()>("REPLICAOF 127.0.0.1 1");
+        acquire(&engine, &request("another")).await.complete("done").await.unwrap();
+        assert!(get(&new, &name(&request("another"))).is_some());
+    });
+}
+
+#[test]
+fn a_server_busy_with_somebody_elses_script_is_waited_for() {
+    let server = Server::start(&["--busy-reply-threshold", "1"]);
+    block_on_tokio(async {
+        let store = connect(&server).await;
+        let engine = Engine::builder(store).call_timeout(Duration::from_millis(200)).build().unwrap();
+        let mut raw = server.raw();
+        let script = std::thread::spawn(move || {
+            redis::cmd("EVAL").arg("while true do end").arg(0).exec(&mut raw).unwrap_err()
+        });
+        // Until the script runs, begins are granted.
+        let mut number = 0;
+        let refused = loop {
+            number += 1;
+            match engine.begin(&request(&format!("{number}"))).await {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::TimedOut { .. }), "{refused:?}");
+        server.ask::<()>("SCRIPT KILL");
+        script.join().unwrap();
+        let _ = acquire(&engine, &request("k")).await;
+    });
+}
+
+#[test]
 fn l1_a_server_that_is_gone_is_an_error_in_time() {
     let mut server = Server::start(&[]);
     block_on_tokio(async {

@@ -103,6 +103,28 @@ fn the_permissions_in_the_documentation_are_enough() {
 }
 
 #[test]
+fn resp3_works_as_well() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let store = RedisStore::connect(&format!("{}/3?protocol=resp3", server.url())).await.unwrap();
+        assert_eq!(store.warnings(), [Warning::NoAppendOnlyFile]);
+        let engine = Engine::builder(store).build().unwrap();
+        assert!(engine.inspect("scope", "k").await.unwrap().is_none());
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        assert_eq!(response(&engine, &request("k")).await, b"done");
+        assert!(engine.forget("scope", "k").await.unwrap());
+    });
+}
+
+#[test]
+fn a_client_of_ones_own_can_be_used() {
+    let server = Server::start(&[]);
+    let client = redis::Client::open(server.url()).unwrap();
+    let store = block_on_tokio(RedisStore::builder_with(client).connect()).unwrap();
+    assert_eq!(store.durability(), Durability::Memory);
+}
+
+#[test]
 fn a_missing_permission_is_named() {
     let server = Server::start(&[]);
     server.ask::<()>("ACL SETUSER emil on >s3cret ~nevertwice:* +@all -@scripting");

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -140,6 +141,7 @@ enum Fault {
 /// Stands between a client and a server and passes on what both say.
 pub(crate) struct Proxy {
     port: u16,
+    server: Arc<AtomicU16>,
     fault: Arc<Mutex<Fault>>,
     task: JoinHandle<()>,
 }
@@ -149,7 +151,8 @@ impl Proxy {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let fault = Arc::new(Mutex::new(Fault::None));
-        let shared = Arc::clone(&fault);
+        let server = Arc::new(AtomicU16::new(server));
+        let (shared, target) = (Arc::clone(&fault), Arc::clone(&server));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // What stalls is what was there before.
@@ -158,10 +161,10 @@ impl Proxy {
                     *fault = Fault::None;
                 }
                 drop(fault);
-                tokio::spawn(pass(client, server, Arc::clone(&shared)));
+                tokio::spawn(pass(client, target.load(Ordering::SeqCst), Arc::clone(&shared)));
             }
         });
-        Proxy { port, fault, task }
+        Proxy { port, server, fault, task }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -178,6 +181,11 @@ impl Proxy {
 
     pub(crate) fn stall(&self) {
         *self.fault.lock().unwrap() = Fault::Stall;
+    }
+
+    /// Leads the connections that are made from now on to another server.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.server.store(server, Ordering::SeqCst);
     }
 
     /// Behaves from now on, and says whether the fault that was set happened.
