@@ -507,7 +507,11 @@ pub async fn l1_a_call_ends_by_its_deadline(store: Shared) {
 
 /// What `call` gives, while the clock goes on whenever it has to wait. For calls that no longer reach a real store.
 async fn driven<T>(clock: &ManualClock, call: impl Future<Output = T>) -> T {
-    poll_until(call, || clock.advance(Duration::from_millis(100))).await
+    poll_until(call, || {
+        assert!(crate::Clock::monotonic(clock) < LONG, "L1: the call does not end");
+        clock.advance(Duration::from_millis(100));
+    })
+    .await
 }
 
 async fn poll_until<T>(call: impl Future<Output = T>, mut meanwhile: impl FnMut()) -> T {

@@ -1,0 +1,88 @@
+//! The way to the server: [`Link`].
+
+use std::sync::{Mutex, PoisonError};
+
+use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+
+/// One multiplexed connection, which reconnects. Each call is sent at most once and ends within the time-outs.
+///
+/// A [`ConnectionManager`] reconnects only when it is told that the connection broke. It stays for ever with one that
+/// just never answers (the peer vanished, a firewall forgot it), with a log-in that failed once, and with a server that
+/// is no primary any more. After those, this one starts with a new manager.
+pub(super) struct Link {
+    client: Client,
+    config: ConnectionManagerConfig,
+    current: Mutex<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    generation: u64,
+    manager: ConnectionManager,
+}
+
+impl Link {
+    /// Connects with the first call.
+    pub(super) fn new(client: Client, config: ConnectionManagerConfig) -> Result<Link, RedisError> {
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())?;
+        Ok(Link { client, config, current: Mutex::new(Current { generation: 0, manager }) })
+    }
+
+    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, RedisError> {
+        self.watch(async |manager: &mut ConnectionManager| {
+            manager.req_packed_command(command).await?.extract_error()
+        })
+        .await
+    }
+
+    /// Sends `count` commands at once; an error of one is its answer.
+    pub(super) async fn call_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, RedisError> {
+        self.watch(async |manager: &mut ConnectionManager| {
+            manager.req_packed_commands(commands, 0, count).await
+        })
+        .await
+    }
+
+    async fn watch<T>(
+        &self,
+        send: impl AsyncFnOnce(&mut ConnectionManager) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
+        let Current { generation, mut manager } = self.lock().clone();
+        let result = send(&mut manager).await;
+        if let Err(error) = &result
+            && is_stuck(error)
+        {
+            self.replace(generation);
+        }
+        result
+    }
+
+    /// Whoever is the first to see that a connection is of no use replaces it.
+    fn replace(&self, generation: u64) {
+        let mut current = self.lock();
+        if current.generation == generation
+            && let Ok(manager) =
+                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone())
+        {
+            *current = Current { generation: generation + 1, manager };
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a manager would not get over it by itself.
+fn is_stuck(error: &RedisError) -> bool {
+    let answered = if let ErrorKind::Server(kind) = error.kind() {
+        // `ERR max number of clients reached` is an answer to the log-in. A primary that became a replica tells that
+        // there is another now, and the name may lead there.
+        ![ServerErrorKind::ResponseError, ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown]
+            .contains(&kind)
+    } else {
+        error.kind() == ErrorKind::Extension
+    };
+    !answered && !error.is_connection_dropped()
+}

@@ -1,0 +1,210 @@
+//! What a store looks at when it connects.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
+
+use nevertwice::backends::redis::Warning;
+use nevertwice::{Clock, Durability, Engine, PolicyError, RedisStore, Store, StoreError, SystemClock};
+
+use crate::server::Server;
+use crate::{acquire, block_on_tokio, request, response};
+
+fn try_connect(url: &str) -> Result<RedisStore, StoreError> {
+    block_on_tokio(RedisStore::connect(url))
+}
+
+fn refusal(url: &str) -> String {
+    match try_connect(url).unwrap_err() {
+        StoreError::Unusable { detail, .. } => detail,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn durability_is_what_the_server_is_set_to() {
+    let cases: [(&[&str], Durability, &[Warning]); 4] = [
+        (&[], Durability::Memory, &[Warning::NoAppendOnlyFile]),
+        (&["--appendonly", "yes"], Durability::Process, &[Warning::SyncedEverySecond]),
+        (&["--appendonly", "yes", "--appendfsync", "no"], Durability::Process, &[]),
+        (&["--appendonly", "yes", "--appendfsync", "always"], Durability::Power, &[]),
+    ];
+    for (options, durability, warnings) in cases {
+        let server = Server::start(options);
+        let store = try_connect(&server.url()).unwrap();
+        assert_eq!((store.durability(), store.warnings()), (durability, warnings), "{options:?}");
+    }
+}
+
+#[test]
+fn an_engine_that_requires_more_than_the_server_keeps_is_not_built() {
+    let server = Server::start(&["--appendonly", "yes"]);
+    let store = try_connect(&server.url()).unwrap();
+    let refused = Engine::builder(store.clone()).require(Durability::Power).build().unwrap_err();
+    assert!(matches!(refused, PolicyError::Durability { .. }), "{refused}");
+    Engine::builder(store).require(Durability::Process).build().unwrap();
+}
+
+#[test]
+fn a_server_that_evicts_is_refused() {
+    let server = Server::start(&["--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru"]);
+    let detail = refusal(&server.url());
+    assert!(detail.contains("volatile-lru") && detail.contains("noeviction"), "{detail}");
+}
+
+#[test]
+fn an_eviction_policy_without_a_limit_is_a_warning() {
+    let server = Server::start(&["--maxmemory-policy", "allkeys-lru"]);
+    assert!(try_connect(&server.url()).unwrap().warnings().contains(&Warning::EvictionPolicy));
+}
+
+#[test]
+fn a_replica_is_refused() {
+    let server = Server::start(&["--replicaof", "127.0.0.1", "1"]);
+    let detail = refusal(&server.url());
+    assert!(detail.contains("replica"), "{detail}");
+}
+
+#[test]
+fn a_cluster_is_refused() {
+    let server = Server::start(&["--cluster-enabled", "yes"]);
+    let detail = refusal(&server.url());
+    assert!(detail.contains("cluster"), "{detail}");
+}
+
+#[test]
+fn a_user_without_dangerous_commands_works_and_is_warned() {
+    let server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    server.ask::<()>("ACL SETUSER carl on >s3cret ~nevertwice:* +@all -@dangerous");
+    let url = server.url_as("carl", "s3cret");
+    block_on_tokio(async {
+        let store = RedisStore::connect(&url).await.unwrap();
+        assert_eq!(store.durability(), Durability::Memory);
+        assert_eq!(store.warnings(), [Warning::EvictionUnverified, Warning::DurabilityUnverified]);
+        let store = RedisStore::builder(&url).assume_durability(Durability::Power).connect().await.unwrap();
+        assert_eq!(store.durability(), Durability::Power);
+        let engine = Engine::builder(store).build().unwrap();
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        assert_eq!(response(&engine, &request("k")).await, b"done");
+    });
+}
+
+#[test]
+fn the_permissions_in_the_documentation_are_enough() {
+    let server = Server::start(&[]);
+    server.ask::<()>("ACL SETUSER dora on >s3cret ~nevertwice:* -@all +evalsha +script|load +get +set +time");
+    block_on_tokio(async {
+        let store = RedisStore::connect(&server.url_as("dora", "s3cret")).await.unwrap();
+        assert_eq!(store.warnings(), [Warning::EvictionUnverified, Warning::DurabilityUnverified]);
+        let engine = Engine::builder(store).build().unwrap();
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        assert_eq!(response(&engine, &request("k")).await, b"done");
+        assert!(engine.forget("scope", "k").await.unwrap());
+    });
+}
+
+#[test]
+fn resp3_works_as_well() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let store = RedisStore::connect(&format!("{}/3?protocol=resp3", server.url())).await.unwrap();
+        assert_eq!(store.warnings(), [Warning::NoAppendOnlyFile]);
+        let engine = Engine::builder(store).build().unwrap();
+        assert!(engine.inspect("scope", "k").await.unwrap().is_none());
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        assert_eq!(response(&engine, &request("k")).await, b"done");
+        assert!(engine.forget("scope", "k").await.unwrap());
+    });
+}
+
+#[test]
+fn a_client_of_ones_own_can_be_used() {
+    let server = Server::start(&[]);
+    let client = redis::Client::open(server.url()).unwrap();
+    let store = block_on_tokio(RedisStore::builder_with(client).connect()).unwrap();
+    assert_eq!(store.durability(), Durability::Memory);
+}
+
+#[test]
+fn a_missing_permission_is_named() {
+    let server = Server::start(&[]);
+    server.ask::<()>("ACL SETUSER emil on >s3cret ~nevertwice:* +@all -@scripting");
+    let detail = refusal(&server.url_as("emil", "s3cret"));
+    assert!(detail.contains("NOPERM") && detail.contains("+evalsha"), "{detail}");
+}
+
+#[test]
+fn a_wrong_or_missing_password_is_said_and_not_shown() {
+    let server = Server::start(&["--requirepass", "s3cret"]);
+    let wrong = server.url_as("default", "wr0ng");
+    for url in [wrong.as_str(), &server.url()] {
+        let error = try_connect(url).unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("password") && !text.contains("wr0ng"), "{text}");
+        assert!(!error.is_transient(), "{text}");
+    }
+    try_connect(&server.url_as("default", "s3cret")).unwrap();
+}
+
+#[test]
+fn what_assumes_less_than_the_server_tells_changes_nothing() {
+    let server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let builder = RedisStore::builder(&server.url()).assume_durability(Durability::Memory);
+    assert_eq!(block_on_tokio(builder.connect()).unwrap().durability(), Durability::Power);
+}
+
+#[test]
+fn a_url_that_is_none_is_refused_and_not_shown() {
+    for url in [
+        "",
+        "s3cret",
+        "http://s3cret@host",
+        "redis://:s3cret@",
+        "redis://u:s3#cret@host:1/x",
+        "rediss://u:s3cret@host",
+    ] {
+        let error = try_connect(url).unwrap_err();
+        assert!(matches!(error, StoreError::Unusable { .. }), "{url}: {error}");
+        let builder = format!("{:?}", RedisStore::builder(url));
+        let text = format!("{error} {error:?} {builder}");
+        assert!(!text.contains("s3"), "{text}");
+    }
+}
+
+#[test]
+fn a_store_shows_no_password() {
+    let server = Server::start(&["--requirepass", "s3cret"]);
+    let url = server.url_as("default", "s3cret");
+    let store = try_connect(&url).unwrap();
+    let text = format!("{store:?} {:?}", RedisStore::builder(&url));
+    assert!(!text.contains("s3cret"), "{text}");
+}
+
+#[test]
+fn l1_a_server_that_does_not_answer_is_given_up() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let short = Duration::from_millis(100);
+    let clock = SystemClock;
+    let started = clock.monotonic();
+    let builder = RedisStore::builder(&url).connection_timeout(short).response_timeout(short);
+    let error = block_on_tokio(builder.connect()).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("no answer in time"), "{error}");
+    assert!(clock.monotonic() - started < Duration::from_secs(5));
+}
+
+#[test]
+fn l1_nobody_there_is_said_at_once() {
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let error = try_connect(&format!("redis://{free}")).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
+}
+
+#[test]
+fn outside_of_tokio_it_is_an_error_and_no_panic() {
+    let server = Server::start(&[]);
+    let store = try_connect(&server.url()).unwrap();
+    let error = nevertwice::testing::block_on(store.load(&request("k").id())).unwrap_err();
+    assert!(error.to_string().contains("tokio"), "{error}");
+    let error = nevertwice::testing::block_on(RedisStore::connect(&server.url())).unwrap_err();
+    assert!(error.to_string().contains("tokio"), "{error}");
+}

@@ -1,0 +1,245 @@
+//! A Redis server of one's own, and a proxy that cuts connections where it hurts.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+const BINARY: &str = "redis-server";
+/// How often a server that starts is asked, every 5 ms, whether it is there.
+const PATIENCE: u32 = 2000;
+
+/// A `redis-server` with its own port and directory, which ends with this value.
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+    options: Vec<String>,
+    dir: TempDir,
+}
+
+impl Server {
+    /// Starts one, with options as on its command line: `&["--appendonly", "yes"]`.
+    pub(crate) fn start(options: &[&str]) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        // Somebody else may take the port before the server does: then with another one.
+        for _ in 0..10 {
+            let port = free_port();
+            if let Some(child) = launch(port, &dir, &options) {
+                return Server { child, port, options, dir };
+            }
+        }
+        panic!("{BINARY} did not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn url_as(&self, user: &str, password: &str) -> String {
+        format!("redis://{user}:{password}@127.0.0.1:{}", self.port)
+    }
+
+    /// A plain connection, to look behind the store's back.
+    pub(crate) fn raw(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
+    /// What a command, written as in a shell, answers.
+    pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        words.for_each(|word| {
+            cmd.arg(word);
+        });
+        cmd.query(&mut self.raw()).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Kills it with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on its port and directory.
+    pub(crate) fn restart(&mut self) {
+        self.child = launch(self.port, &self.dir, &self.options).expect("it starts on its old port");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// `None` if it ended instead of answering.
+fn launch(port: u16, dir: &TempDir, options: &[String]) -> Option<Child> {
+    let mut child = Command::new(BINARY)
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
+        .arg(dir.path())
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("these tests need {BINARY} 7.0 or later in the PATH: {error}"));
+    for _ in 0..PATIENCE {
+        if child.try_wait().unwrap().is_some() {
+            return None;
+        }
+        if answers(port) {
+            return Some(child);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+/// Whether it is past loading. One that wants a password is.
+fn answers(port: u16) -> bool {
+    let ping = || -> std::io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut reply = [0; 5];
+        stream.read_exact(&mut reply)?;
+        Ok(reply.to_vec())
+    };
+    ping().is_ok_and(|reply| reply == b"+PONG" || reply == b"-NOAU")
+}
+
+/// What a [`Proxy`] does to the bytes that pass it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// Both directions end once this many more bytes of requests passed.
+    CutRequestAfter(usize),
+    /// The same, of replies.
+    CutReplyAfter(usize),
+    /// Replies are swallowed on the connections there are; those made from now on are fine.
+    Stall,
+}
+
+/// Stands between a client and a server and passes on what both say.
+pub(crate) struct Proxy {
+    port: u16,
+    server: Arc<AtomicU16>,
+    fault: Arc<Mutex<Fault>>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(server: u16) -> Proxy {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let fault = Arc::new(Mutex::new(Fault::None));
+        let server = Arc::new(AtomicU16::new(server));
+        let (shared, target) = (Arc::clone(&fault), Arc::clone(&server));
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                // What stalls is what was there before.
+                let mut fault = shared.lock().unwrap();
+                if *fault == Fault::Stall {
+                    *fault = Fault::None;
+                }
+                drop(fault);
+                tokio::spawn(pass(client, target.load(Ordering::SeqCst), Arc::clone(&shared)));
+            }
+        });
+        Proxy { port, server, fault, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn cut_request_after(&self, bytes: usize) {
+        *self.fault.lock().unwrap() = Fault::CutRequestAfter(bytes);
+    }
+
+    pub(crate) fn cut_reply_after(&self, bytes: usize) {
+        *self.fault.lock().unwrap() = Fault::CutReplyAfter(bytes);
+    }
+
+    pub(crate) fn stall(&self) {
+        *self.fault.lock().unwrap() = Fault::Stall;
+    }
+
+    /// Leads the connections that are made from now on to another server.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.server.store(server, Ordering::SeqCst);
+    }
+
+    /// Behaves from now on, and says whether the fault that was set happened.
+    pub(crate) fn heal(&self) -> bool {
+        std::mem::replace(&mut *self.fault.lock().unwrap(), Fault::None) == Fault::None
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fault>>) {
+    let Ok(mut server) = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
+    let (mut request, mut reply) = ([0; 4096], [0; 4096]);
+    let mut stalled = false;
+    loop {
+        let (bytes, to, is_reply) = tokio::select! {
+            read = client.read(&mut request) => match read {
+                Ok(n) if n > 0 => (&request[..n], &mut server, false),
+                _ => return,
+            },
+            read = server.read(&mut reply) => match read {
+                Ok(n) if n > 0 => (&reply[..n], &mut client, true),
+                _ => return,
+            },
+        };
+        let allowed = {
+            let mut fault = fault.lock().unwrap();
+            stalled |= *fault == Fault::Stall;
+            match &mut *fault {
+                Fault::CutRequestAfter(left) if !is_reply => spend(left, bytes.len()),
+                Fault::CutReplyAfter(left) if is_reply => spend(left, bytes.len()),
+                _ => None,
+            }
+            .inspect(|_| *fault = Fault::None)
+        };
+        if stalled && is_reply {
+            continue;
+        }
+        let part = allowed.unwrap_or(bytes.len());
+        if to.write_all(&bytes[..part]).await.is_err() || allowed.is_some() {
+            return;
+        }
+    }
+}
+
+/// How many of `length` bytes may still pass, if that is not all of them.
+fn spend(left: &mut usize, length: usize) -> Option<usize> {
+    if *left < length {
+        return Some(*left);
+    }
+    *left -= length;
+    None
+}
