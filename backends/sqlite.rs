@@ -173,7 +173,16 @@ impl SqliteStoreBuilder {
             Synchronous::Normal => Durability::Process,
         };
         let readers = Readers::new(place, first);
-        Ok(SqliteStore(Arc::new(Inner { readers, writer, table, timeline, limits, durability, path, known_as })))
+        Ok(SqliteStore(Arc::new(Inner {
+            readers,
+            writer,
+            table,
+            timeline,
+            limits,
+            durability,
+            path,
+            known_as,
+        })))
     }
 }
 

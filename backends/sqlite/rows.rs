@@ -128,8 +128,9 @@ impl Table {
         let bytes = next.map(|next| (next.encode(id, stamp), expires(stamp.after(next.keep()))));
         match (found, bytes) {
             (None, None) => Ok(0),
-            (None, Some((bytes, expires))) => prepare(db, &self.insert)?
-                .execute(params![id.as_bytes().as_slice(), number, expires, bytes]),
+            (None, Some((bytes, expires))) => {
+                prepare(db, &self.insert)?.execute(params![id.as_bytes().as_slice(), number, expires, bytes])
+            }
             (Some(found), None) => prepare(db, &self.delete)?.execute([found.seq]),
             (Some(found), Some((bytes, expires))) if expires == found.expires => {
                 prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])

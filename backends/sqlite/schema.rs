@@ -27,7 +27,9 @@ impl Place {
     /// The place at `path`, made absolute: readers are opened later, wherever the process has gone since.
     pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Place, StoreError> {
         if path.as_os_str() == ":memory:" {
-            return Err(unusable("it shares a file among connections, and `:memory:` is none; use `MemoryStore`"));
+            return Err(unusable(
+                "it shares a file among connections, and `:memory:` is none; use `MemoryStore`",
+            ));
         }
         let path = std::path::absolute(path).map_err(|error| unusable(format!("bad path: {error}")))?;
         // SQLite counts milliseconds in 31 bits.
@@ -86,7 +88,9 @@ impl Place {
             match mode {
                 Ok(mode) if mode == "wal" => return Ok(()),
                 Ok(mode) => {
-                    return Err(unusable(format!("the file does not take WAL, its journal mode is `{mode}`")));
+                    return Err(unusable(format!(
+                        "the file does not take WAL, its journal mode is `{mode}`"
+                    )));
                 }
                 Err(error) if tries > 0 && is_busy(&error) => thread::sleep(PAUSE),
                 Err(error) => return Err(self.refused(error)),
@@ -164,8 +168,8 @@ fn check(db: &Connection, table: &str) -> Result<bool, StoreError> {
 
 /// Makes the tables, unless another process was faster.
 fn create(db: &Connection, table: &str) -> Result<(), StoreError> {
-    let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)
-        .map_err(Trouble::from)?;
+    let transaction =
+        rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
     if check(&transaction, table)? {
         return Ok(());
     }

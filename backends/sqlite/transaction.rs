@@ -208,7 +208,10 @@ impl TxLease {
 
 impl fmt::Debug for TxLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TxLease").field("token", &self.token).field("takeover", &self.takeover).finish_non_exhaustive()
+        f.debug_struct("TxLease")
+            .field("token", &self.token)
+            .field("takeover", &self.takeover)
+            .finish_non_exhaustive()
     }
 }
 

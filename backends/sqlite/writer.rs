@@ -56,7 +56,9 @@ impl Writer {
         let job = Box::new(Pending::new(work, answer));
         match self.queue.as_ref().map(|queue| queue.try_send(job)) {
             Some(Ok(())) => {}
-            Some(Err(TrySendError::Full(_))) => return Err(unavailable(format!("{QUEUE} writes are waiting"))),
+            Some(Err(TrySendError::Full(_))) => {
+                return Err(unavailable(format!("{QUEUE} writes are waiting")));
+            }
             Some(Err(TrySendError::Disconnected(_))) | None => return Err(unusable("its writer has ended")),
         }
         answered.await.unwrap_or_else(|_| Err(unavailable("its writer ended before it answered")))
