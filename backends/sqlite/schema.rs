@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+};
 
 use super::Synchronous;
 use super::trouble::{Trouble, unusable};
@@ -49,7 +51,7 @@ impl Place {
         create_private(&self.path)?;
         let db = self.connect()?;
         // Nothing is written to a file before it is known to be one that may be written to.
-        let known = check(&db, table)?;
+        let known = look(&db, table)?;
         if db.is_readonly(MAIN_DB).map_err(|error| self.refused(error))? {
             return Err(unusable(format!("{} is read-only", self.path.display())));
         }
@@ -142,8 +144,14 @@ fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<
     db.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
 }
 
+/// What [`check`] says, of one moment: another process may be making the tables.
+fn look(db: &Connection, table: &str) -> Result<bool, StoreError> {
+    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Deferred).map_err(Trouble::from)?;
+    check(&transaction, table)
+}
+
 /// Whether the tables are there and of this release. Anything in between is not touched.
-fn check(db: &Connection, table: &str) -> Result<bool, StoreError> {
+fn check(db: &Transaction<'_>, table: &str) -> Result<bool, StoreError> {
     let meta = format!("{table}_meta");
     let exists = |name: &str| -> Result<bool, Trouble> {
         let sql = "SELECT count(*) FROM main.sqlite_schema WHERE name = ?1 COLLATE NOCASE";
@@ -169,7 +177,7 @@ fn check(db: &Connection, table: &str) -> Result<bool, StoreError> {
 /// Makes the tables, unless another process was faster.
 fn create(db: &Connection, table: &str) -> Result<(), StoreError> {
     let transaction =
-        rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
+        Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
     if check(&transaction, table)? {
         return Ok(());
     }
