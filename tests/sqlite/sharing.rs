@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::task::{Context, Waker};
 
 use futures_util::future::join_all;
-use nevertwice::Snapshot;
+use nevertwice::{Snapshot, Swap};
 
 use super::*;
 
@@ -24,7 +24,8 @@ fn two_stores_on_one_file_see_each_other() {
 fn s5_stamps_increase_across_stores_whose_clocks_disagree() {
     let file = File::new();
     let (early, late) = (ManualClock::starting_at(Duration::from_secs(1)), ManualClock::new());
-    let one = engine(file.at(&early).open().unwrap());
+    let behind = file.at(&early).open().unwrap();
+    let one = engine(behind.clone());
     let two = engine(file.at(&late).open().unwrap());
     let mut last = Stamp::ZERO;
     for turn in 0..6 {
@@ -33,9 +34,9 @@ fn s5_stamps_increase_across_stores_whose_clocks_disagree() {
         last = lease.fence();
         block_on(lease.release()).unwrap();
     }
+    late.advance(Duration::from_secs(1));
     let _ = acquire(&two, "other");
-    let Snapshot { record, now } =
-        block_on(file.at(&early).open().unwrap().load(&request("other").id())).unwrap();
+    let Snapshot { record, now } = block_on(behind.load(&request("other").id())).unwrap();
     assert!(now >= record.unwrap().stamp);
 }
 
@@ -77,6 +78,74 @@ fn s10_a_locked_file_is_unavailable_with_nothing_written_and_works_again_after()
     assert_eq!(block_on(store.load(&request("held").id())).unwrap().record, Some(record));
     block_on(held.complete("late")).unwrap();
     assert_eq!(replay(&engine, "held"), b"late");
+}
+
+/// Makes the file fail as a disk would: what is in the triggers happens to the writes of the store.
+fn sabotage(file: &File, sql: &str) {
+    file.raw().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn s10_a_commit_that_fails_is_nobodys_grant() {
+    let file = File::new();
+    let engine = file.engine();
+    sabotage(
+        &file,
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY);
+         CREATE TABLE child (parent REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+         CREATE TRIGGER sabotage AFTER INSERT ON nevertwice BEGIN INSERT INTO child VALUES (1); END;",
+    );
+    let keys: Vec<Request> = (0..10).map(|key| request(&key.to_string())).collect();
+    for begin in block_on(join_all(keys.iter().map(|key| engine.begin(key)))) {
+        assert!(matches!(store_error(begin), StoreError::Unusable { .. }));
+    }
+    assert_eq!(file.rows(), 0);
+    sabotage(&file, "DROP TRIGGER sabotage");
+    assert_eq!(acquire(&engine, "0").attempt(), 1);
+}
+
+/// Ten begins at once, the third of which is sabotaged with `raise`: what the store said of each.
+fn ten_begins(file: &File, raise: &str) -> Vec<Result<Swap, StoreError>> {
+    let store = file.store();
+    let id = request("2").id();
+    sabotage(
+        file,
+        &format!(
+            "CREATE TRIGGER sabotage BEFORE INSERT ON nevertwice WHEN new.id = x'{id}'
+             BEGIN SELECT RAISE({raise}, 'sabotage'); END"
+        ),
+    );
+    let record = {
+        let other = File::new();
+        let engine = other.engine();
+        let _lease = acquire(&engine, "any");
+        block_on(other.store().load(&request("any").id())).unwrap().record.unwrap()
+    };
+    let keys: Vec<Request> = (0..10).map(|key| request(&key.to_string())).collect();
+    let ids: Vec<_> = keys.iter().map(Request::id).collect();
+    let swaps = block_on(join_all(ids.iter().map(|id| store.swap(id, None, Some(&record)))));
+    sabotage(file, "DROP TRIGGER sabotage");
+    assert!(matches!(block_on(store.swap(&id, None, Some(&record))), Ok(Swap::Done(_))));
+    swaps
+}
+
+#[test]
+fn a_write_that_fails_spoils_no_other_in_its_commit() {
+    let file = File::new();
+    let swaps = ten_begins(&file, "ABORT");
+    assert!(swaps[2].is_err());
+    assert_eq!(swaps.iter().filter(|swap| matches!(swap, Ok(Swap::Done(_)))).count(), 9);
+    assert_eq!(file.rows(), 10);
+}
+
+#[test]
+fn a_write_that_rolls_back_its_commit_is_told_to_all_in_it() {
+    let file = File::new();
+    let swaps = ten_begins(&file, "ROLLBACK");
+    assert!(swaps[2].is_err());
+    let (done, failed): (Vec<_>, Vec<_>) = swaps.into_iter().partition(Result::is_ok);
+    assert!(failed.iter().all(|swap| matches!(swap, Err(StoreError::Unavailable { .. }))));
+    assert_eq!(file.rows(), done.len() as i64 + 1);
 }
 
 #[test]

@@ -82,6 +82,19 @@ fn s13_a_clock_set_back_revives_no_lease() {
 }
 
 #[test]
+fn s13_a_lease_that_was_over_is_over_after_a_restart_with_the_clock_set_back() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let before = engine(file.at(&clock).open().unwrap());
+    let _crashed = acquire(&before, "k");
+    clock.advance(LEASE);
+    let _ = acquire(&before, "another");
+    drop(before);
+    let after = engine(file.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap());
+    assert!(acquire(&after, "k").takeover());
+}
+
+#[test]
 fn s13_purge_removes_nothing_before_its_deadline() {
     let file = File::new();
     let clock = ManualClock::new();
