@@ -113,6 +113,14 @@ impl LeaseToken {
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
+
+    /// See [`Lease::derive_key`].
+    pub(crate) fn derive_key(&self, label: &str) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
+        hasher.update(self.id.as_bytes());
+        hasher.update(label.as_bytes());
+        hex::encode(&hasher.finalize().as_bytes()[..16])
+    }
 }
 
 impl fmt::Debug for LeaseToken {
@@ -248,10 +256,7 @@ impl Lease {
     /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
     /// retention.
     pub fn derive_key(&self, label: &str) -> String {
-        let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
-        hasher.update(self.token.id.as_bytes());
-        hasher.update(label.as_bytes());
-        hex::encode(&hasher.finalize().as_bytes()[..16])
+        self.token.derive_key(label)
     }
 
     /// Starts the lease anew, also when it is over but nobody took it.

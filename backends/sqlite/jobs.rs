@@ -1,0 +1,137 @@
+//! What the writer is asked to do.
+
+use futures_channel::oneshot;
+
+use super::trouble::Trouble;
+use super::writer::Desk;
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::{Record, Stamp};
+use crate::store::Swap;
+
+/// Something to be done in the writer's transaction. `last` is the greatest stamp given so far.
+pub(super) trait Work: Send + 'static {
+    type Output: Send + 'static;
+
+    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Self::Output, StoreError>;
+
+    /// Whether it may be refused when the disk is full.
+    fn may_be_refused(&self) -> bool {
+        false
+    }
+
+    /// About how many bytes it writes.
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+/// A [`Work`], whatever it gives.
+pub(super) trait Job: Send {
+    /// Does it and keeps the result.
+    fn run(&mut self, desk: &Desk, last: &mut Stamp);
+    /// Hands out the result: only once it is committed.
+    fn answer(self: Box<Self>);
+    /// Hands out what went wrong with the transaction instead.
+    fn fail(self: Box<Self>, trouble: Trouble);
+    /// Whether nobody waits for it any more.
+    fn is_abandoned(&self) -> bool;
+    fn weight(&self) -> usize;
+}
+
+/// A work, its result, and who waits for that.
+pub(super) struct Pending<W: Work> {
+    work: W,
+    result: Option<Result<W::Output, StoreError>>,
+    answer: Answer<W::Output>,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+impl<W: Work> Pending<W> {
+    pub(super) fn new(work: W, answer: Answer<W::Output>) -> Pending<W> {
+        Pending { work, result: None, answer }
+    }
+}
+
+impl<W: Work> Job for Pending<W> {
+    fn run(&mut self, desk: &Desk, last: &mut Stamp) {
+        self.result = Some(self.work.run(desk, last));
+    }
+
+    fn answer(self: Box<Self>) {
+        // Without a result the sender is dropped, and the caller hears that there is none.
+        if let Some(result) = self.result {
+            let _ = self.answer.send(result);
+        }
+    }
+
+    fn fail(self: Box<Self>, trouble: Trouble) {
+        let _ = self.answer.send(Err(trouble.into_error(self.work.may_be_refused())));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_canceled()
+    }
+
+    fn weight(&self) -> usize {
+        self.work.weight()
+    }
+}
+
+/// A compare-and-swap.
+pub(super) struct Exchange {
+    pub(super) id: RecordId,
+    pub(super) expected: Option<Stamp>,
+    pub(super) next: Option<Record>,
+}
+
+impl Work for Exchange {
+    type Output = Swap;
+
+    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Swap, StoreError> {
+        let change = (&self.id, self.expected, self.next.as_ref());
+        let stamp = desk.timeline.stamp_after(*last);
+        let swap = desk.table.swap(&desk.db, change, stamp, desk.limits)?;
+        if let Swap::Done(_) = swap {
+            *last = stamp;
+        }
+        Ok(swap)
+    }
+
+    fn may_be_refused(&self) -> bool {
+        self.next.as_ref().is_some_and(Record::may_be_refused)
+    }
+
+    fn weight(&self) -> usize {
+        self.next.as_ref().map_or(0, Record::weight)
+    }
+}
+
+/// A step of a purge: the most rows to remove.
+pub(super) struct Purge(pub(super) usize);
+
+impl Work for Purge {
+    type Output = usize;
+
+    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<usize, StoreError> {
+        let now = desk.timeline.now();
+        let removed = desk.table.purge(&desk.db, now, self.0)?;
+        if removed > 0 {
+            // Time that has ended a record has passed for whoever opens the file next, too.
+            *last = now.max(*last);
+        }
+        Ok(removed)
+    }
+}
+
+/// The removal of a row, readable or not.
+pub(super) struct Discard(pub(super) RecordId);
+
+impl Work for Discard {
+    type Output = bool;
+
+    fn run(&self, desk: &Desk, _last: &mut Stamp) -> Result<bool, StoreError> {
+        Ok(desk.table.discard(&desk.db, &self.0)?)
+    }
+}

@@ -1,0 +1,231 @@
+//! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
+//! the caller's, except [`Table::find`], which may stand alone.
+
+use bytes::Bytes;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+
+use super::trouble::Trouble;
+use super::{BACKEND, Limits};
+use crate::clock::Timeline;
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::{DecodeError, Record, Stamp};
+use crate::store::{Snapshot, Swap};
+
+/// The statements for one pair of tables.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) name: String,
+    find: String,
+    insert: String,
+    update: String,
+    update_in_place: String,
+    delete: String,
+    discard: String,
+    purge: String,
+    high_water: String,
+    set_high_water: String,
+}
+
+/// A row as it was found.
+pub(super) struct Found {
+    seq: i64,
+    expires: i64,
+    pub(super) record: Record,
+}
+
+/// The largest number that a column holds. As a deadline it is never.
+const NEVER: i64 = i64::MAX;
+/// Deadlines are rounded up to a multiple of 2^26 µs, about 67 s.
+const GRAIN: u64 = 1 << 26;
+
+impl Table {
+    pub(super) fn new(name: String) -> Table {
+        let rows = format!("main.\"{name}\"");
+        let meta = format!("main.\"{name}_meta\"");
+        Table {
+            find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
+            insert: format!("INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4)"),
+            update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, expires = ?4 WHERE seq = ?1"),
+            update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
+            delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
+            discard: format!("DELETE FROM {rows} WHERE id = ?1"),
+            purge: format!(
+                "DELETE FROM {rows} WHERE seq IN \
+                 (SELECT seq FROM {rows} WHERE expires <= ?1 AND expires < {NEVER} ORDER BY expires LIMIT ?2)"
+            ),
+            high_water: format!("SELECT high_water FROM {meta} WHERE one = 1"),
+            set_high_water: format!("UPDATE {meta} SET high_water = ?1 WHERE one = 1 AND high_water < ?1"),
+            name,
+        }
+    }
+
+    /// The row under `id`. What cannot be read is an error, never an absent record.
+    pub(super) fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
+        let row = prepare(db, &self.find)?
+            .query_row([id.as_bytes().as_slice()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?))
+            })
+            .optional()
+            .map_err(Trouble::from)?;
+        let Some((seq, stamp, expires, bytes)) = row else { return Ok(None) };
+        match decode(id, stamp, &bytes) {
+            Ok(record) => Ok(Some(Found { seq, expires, record })),
+            Err(source) => Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }),
+        }
+    }
+
+    /// Whether the table has the columns that are asked for here.
+    pub(super) fn probe(&self, db: &Connection) -> Result<(), StoreError> {
+        self.find(db, &RecordId::from_bytes([0; 32])).map(|_| ())
+    }
+
+    /// What is under `id`, and the time.
+    pub(super) fn snapshot(
+        &self,
+        db: &Connection,
+        id: &RecordId,
+        timeline: &Timeline,
+    ) -> Result<Snapshot, StoreError> {
+        let record = self.find(db, id)?.map(|found| found.record);
+        if let Some(record) = &record {
+            timeline.observe(record.stamp);
+        }
+        Ok(Snapshot { record, now: timeline.now() })
+    }
+
+    /// Compares and writes. `stamp` is greater than every stamp given so far, and not before the present time; the
+    /// caller sees to it that it is [saved](Table::save_high_water) in the same transaction.
+    pub(super) fn swap(
+        &self,
+        db: &Connection,
+        (id, expected, next): (&RecordId, Option<Stamp>, Option<&Record>),
+        stamp: Stamp,
+        limits: Limits,
+    ) -> Result<Swap, StoreError> {
+        let found = self.find(db, id)?;
+        if found.as_ref().map(|found| found.record.stamp) != expected {
+            let record = found.map(|found| found.record);
+            return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
+        }
+        let may_be_refused = next.is_some_and(Record::may_be_refused);
+        if may_be_refused && found.is_none() {
+            self.room(db, stamp, limits)?;
+        }
+        self.write(db, id, found, next, stamp).map_err(|trouble| trouble.into_error(may_be_refused))?;
+        Ok(Swap::Done(stamp))
+    }
+
+    fn write(
+        &self,
+        db: &Connection,
+        id: &RecordId,
+        found: Option<Found>,
+        next: Option<&Record>,
+        stamp: Stamp,
+    ) -> Result<(), Trouble> {
+        let number = signed(stamp)?;
+        let bytes = next.map(|next| (next.encode(id, stamp), expires(stamp.after(next.keep()))));
+        match (found, bytes) {
+            (None, None) => Ok(0),
+            (None, Some((bytes, expires))) => {
+                prepare(db, &self.insert)?.execute(params![id.as_bytes().as_slice(), number, expires, bytes])
+            }
+            (Some(found), None) => prepare(db, &self.delete)?.execute([found.seq]),
+            (Some(found), Some((bytes, expires))) if expires == found.expires => {
+                prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])
+            }
+            (Some(found), Some((bytes, expires))) => {
+                prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires])
+            }
+        }?;
+        Ok(())
+    }
+
+    /// Refuses if the file is over its soft limit. What is over its time is removed first: it is in nobody's way.
+    fn room(&self, db: &Connection, now: Stamp, limits: Limits) -> Result<(), StoreError> {
+        let Some(most) = limits.bytes else { return Ok(()) };
+        if used_bytes(db)? < most {
+            return Ok(());
+        }
+        self.purge(db, now, super::PURGE_STEP)?;
+        match used_bytes(db)? {
+            used if used < most => Ok(()),
+            used => {
+                let detail = format!("{used} bytes in use of {most}");
+                Err(StoreError::Full { backend: BACKEND, detail })
+            }
+        }
+    }
+
+    /// Removes up to `limit` rows whose deadline is over, the oldest first.
+    pub(super) fn purge(&self, db: &Connection, now: Stamp, limit: usize) -> Result<usize, Trouble> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Ok(prepare(db, &self.purge)?.execute([signed(now)?, limit])?)
+    }
+
+    /// Removes whatever is under `id`, readable or not.
+    pub(super) fn discard(&self, db: &Connection, id: &RecordId) -> Result<bool, Trouble> {
+        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()])? > 0)
+    }
+
+    /// The greatest stamp that was ever given in this file.
+    pub(super) fn high_water(&self, db: &Connection) -> Result<Stamp, Trouble> {
+        let found: Option<i64> = prepare(db, &self.high_water)?.query_row([], |row| row.get(0)).optional()?;
+        let found = found.and_then(|number| u64::try_from(number).ok()).map(Stamp);
+        found.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
+    }
+
+    /// Notes that stamps up to `stamp` were given. It never goes back.
+    pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
+        prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
+        Ok(())
+    }
+}
+
+fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>, Trouble> {
+    Ok(db.prepare_cached(sql)?)
+}
+
+/// The database's pages that hold something, its other tables' included.
+fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
+    let number = |pragma: &str| -> Result<u64, Trouble> {
+        Ok(prepare(db, pragma)?.query_row([], |row| row.get::<_, i64>(0))?.unsigned_abs())
+    };
+    let pages = number("PRAGMA main.page_count")?.saturating_sub(number("PRAGMA main.freelist_count")?);
+    Ok(pages.saturating_mul(number("PRAGMA main.page_size")?))
+}
+
+/// A stamp as a column holds it.
+fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
+    i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
+    let stamp = u64::try_from(stamp).map_err(|_| DecodeError::Damaged { what: "negative stamp" })?;
+    Record::decode(id, Stamp(stamp), Stamp(stamp), bytes)
+}
+
+fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
+    Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
+}
+
+/// A deadline as the column holds it: rounded up, so that nothing is removed early.
+fn expires(deadline: Stamp) -> i64 {
+    deadline.0.checked_next_multiple_of(GRAIN).and_then(|number| i64::try_from(number).ok()).unwrap_or(NEVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s13_a_rounded_deadline_is_never_early() {
+        for deadline in [0, 1, GRAIN - 1, GRAIN, GRAIN + 1, i64::MAX as u64 - 1, i64::MAX as u64, u64::MAX] {
+            let rounded = expires(Stamp(deadline));
+            assert!(rounded == NEVER || rounded as u64 >= deadline);
+        }
+        assert_eq!(expires(Stamp(GRAIN)), GRAIN as i64);
+        assert_eq!(expires(Stamp(u64::MAX)), NEVER);
+    }
+}

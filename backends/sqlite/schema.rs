@@ -1,0 +1,188 @@
+//! Opening a file: connections, and the tables, made once and never rewritten.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::{
+    Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+};
+
+use super::Synchronous;
+use super::trouble::{Trouble, unusable};
+use crate::error::StoreError;
+
+/// The version of the tables that this release makes, and the only one that it uses.
+const VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// Where the store's tables are, and how connections to them are set up.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    path: PathBuf,
+    busy_timeout: Duration,
+}
+
+impl Place {
+    /// The place at `path`, made absolute: readers are opened later, wherever the process has gone since.
+    pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Place, StoreError> {
+        if path.as_os_str() == ":memory:" {
+            return Err(unusable(
+                "it shares a file among connections, and `:memory:` is none; use `MemoryStore`",
+            ));
+        }
+        let path = std::path::absolute(path).map_err(|error| unusable(format!("bad path: {error}")))?;
+        // SQLite counts milliseconds in 31 bits.
+        Ok(Place { path, busy_timeout: busy_timeout.min(Duration::from_millis(i32::MAX as u64)) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connection that writes, to a file that holds the tables: they are made if there are none.
+    pub(super) fn open_writer(
+        &self,
+        table: &str,
+        synchronous: Synchronous,
+    ) -> Result<Connection, StoreError> {
+        create_private(&self.path)?;
+        let db = self.connect()?;
+        // Nothing is written to a file before it is known to be one that may be written to.
+        let known = look(&db, table)?;
+        if db.is_readonly(MAIN_DB).map_err(|error| self.refused(error))? {
+            return Err(unusable(format!("{} is read-only", self.path.display())));
+        }
+        self.use_wal(&db)?;
+        set_up_writer(&db, synchronous).map_err(|error| self.refused(error))?;
+        if !known {
+            create(&db, table)?;
+        }
+        Ok(db)
+    }
+
+    /// A connection that reads beside the writer.
+    pub(super) fn open_reader(&self) -> Result<Connection, StoreError> {
+        let db = self.connect()?;
+        db.pragma_update(None, "query_only", true).map_err(|error| self.refused(error))?;
+        Ok(db)
+    }
+
+    fn connect(&self) -> Result<Connection, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&self.path, flags).map_err(|error| self.refused(error))?;
+        db.busy_timeout(self.busy_timeout).map_err(|error| self.refused(error))?;
+        // The first read tells whether it is a database at all.
+        db.query_row("SELECT count(*) FROM main.sqlite_schema", [], |_| Ok(()))
+            .map_err(|error| self.refused(error))?;
+        Ok(db)
+    }
+
+    /// The switch to WAL needs the file for itself for a moment, and SQLite does not wait for it as it does elsewhere.
+    fn use_wal(&self, db: &Connection) -> Result<(), StoreError> {
+        const PAUSE: Duration = Duration::from_millis(5);
+        let mut tries = self.busy_timeout.as_millis() / PAUSE.as_millis() + 1;
+        loop {
+            let mode = db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0));
+            tries = tries.saturating_sub(1);
+            match mode {
+                Ok(mode) if mode == "wal" => return Ok(()),
+                Ok(mode) => {
+                    return Err(unusable(format!(
+                        "the file does not take WAL, its journal mode is `{mode}`"
+                    )));
+                }
+                Err(error) if tries > 0 && is_busy(&error) => thread::sleep(PAUSE),
+                Err(error) => return Err(self.refused(error)),
+            }
+        }
+    }
+
+    fn refused(&self, error: rusqlite::Error) -> StoreError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => {
+                unusable(format!("{} is not a SQLite database; it is left as it is", self.path.display()))
+            }
+            Some(ErrorCode::CannotOpen) => unusable(format!("{} cannot be opened", self.path.display())),
+            Some(_) | None => Trouble::from(error).into(),
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// Makes the file if there is none, for its owner only: what is in it may be worth stealing. SQLite gives the files
+/// beside it the same mode.
+fn create_private(path: &Path) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(unusable(format!("{} cannot be created: {error}", path.display()))),
+    }
+}
+
+fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {
+    let level = match synchronous {
+        Synchronous::Full => "full",
+        Synchronous::Normal => "normal",
+    };
+    db.set_prepared_statement_cache_capacity(32); // the writer has fewer
+    db.pragma_update(None, "synchronous", level)?;
+    // Only macOS has it: there fsync alone does not reach the disk.
+    db.pragma_update(None, "fullfsync", synchronous == Synchronous::Full)?;
+    db.pragma_update(None, "checkpoint_fullfsync", synchronous == Synchronous::Full)?;
+    db.pragma_update(None, "cache_size", -8 * 1024)?; // in KiB
+    // The writer checkpoints after it has answered.
+    db.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
+}
+
+/// What [`check`] says, of one moment: another process may be making the tables.
+fn look(db: &Connection, table: &str) -> Result<bool, StoreError> {
+    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Deferred).map_err(Trouble::from)?;
+    check(&transaction, table)
+}
+
+/// Whether the tables are there and of this release. Anything in between is not touched.
+fn check(db: &Transaction<'_>, table: &str) -> Result<bool, StoreError> {
+    let meta = format!("{table}_meta");
+    let exists = |name: &str| -> Result<bool, Trouble> {
+        let sql = "SELECT count(*) FROM main.sqlite_schema WHERE name = ?1 COLLATE NOCASE";
+        Ok(db.query_row(sql, [name], |row| row.get::<_, i64>(0))? > 0)
+    };
+    match (exists(table)?, exists(&meta)?) {
+        (false, false) => return Ok(false),
+        (true, true) => {}
+        (true, false) => return Err(unusable(format!("it has a table {table} that is not a store's"))),
+        (false, true) => return Err(unusable(format!("it has a table {meta} but no {table}"))),
+    }
+    let sql = format!("SELECT version FROM main.\"{meta}\" WHERE one = 1");
+    let version: Option<i64> = db.query_row(&sql, [], |row| row.get(0)).optional().map_err(Trouble::from)?;
+    match version {
+        Some(VERSION) => Ok(true),
+        Some(newer) if newer > VERSION => Err(unusable(format!(
+            "its tables are of version {newer}, this release knows {VERSION}; they are left as they are"
+        ))),
+        Some(_) | None => Err(unusable(format!("table {meta} names no version that was ever written"))),
+    }
+}
+
+/// Makes the tables, unless another process was faster.
+fn create(db: &Connection, table: &str) -> Result<(), StoreError> {
+    let transaction =
+        Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
+    if check(&transaction, table)? {
+        return Ok(());
+    }
+    let sql = SCHEMA.replace("{table}", table).replace("{version}", &VERSION.to_string());
+    transaction.execute_batch(&sql).map_err(Trouble::from)?;
+    transaction.commit().map_err(Trouble::from)?;
+    Ok(())
+}

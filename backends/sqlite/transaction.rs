@@ -1,0 +1,253 @@
+//! Record and effect in one transaction: [`begin_in`], [`complete_in`] and their companions.
+
+use std::fmt;
+
+use bytes::Bytes;
+use rusqlite::Transaction;
+
+use super::trouble::unusable;
+use super::{Inner, SqliteStore};
+use crate::begin::Begin;
+use crate::decide::{Command, Decision, Reply, decide};
+use crate::error::{Error, StoreError};
+use crate::key::RecordId;
+use crate::lease::LeaseToken;
+use crate::policy::{Policy, Retry};
+use crate::record::{Body, Record, Stamp, State};
+use crate::request::Request;
+use crate::store::Swap;
+
+/// Asks for the right to act on `request` inside `transaction`, or what became of it: [`Engine::begin`](crate::Engine::begin) where
+/// the effect is a write to the very database that the store's tables are in.
+///
+/// `transaction` is one on the application's own connection to that file. Effect, begin and
+/// [`complete_in`] are then committed together or not at all: a crash at any point leaves nothing, and the next begin
+/// executes; no lease has to run out. **Every answer stands only once the transaction is committed.** Do nothing
+/// outside the database on the strength of it.
+///
+/// * Start it with [`TransactionBehavior::Immediate`](rusqlite::TransactionBehavior::Immediate): it takes the write lock at
+///   once, and a duplicate waits for it (set the connection's `busy_timeout`) and then finds the outcome. A deferred one
+///   is refused by SQLite, with `SQLITE_BUSY`, if somebody wrote since it first read; nothing is wrong then but the time lost.
+/// * Keep it short: all writers of the file wait for it, the engine's calls included.
+/// * Leases that were granted through an [`Engine`](crate::Engine) on the same store count here, and the other way round: the rules and
+///   the records are the same. [`resume_in`] finishes such a lease inside a transaction.
+/// * What a commit survives is up to the connection: `PRAGMA synchronous` is `FULL` unless it was changed.
+///
+/// ```
+/// use nevertwice::{Begin, Engine, Request, SqliteStore, sqlite};
+/// use rusqlite::{Connection, TransactionBehavior};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("app.db");
+///
+/// let mut db = Connection::open(&path)?;
+/// db.execute_batch("CREATE TABLE payments (account TEXT, amount INTEGER)")?;
+/// let store = SqliteStore::open(&path)?;
+/// let engine = Engine::builder(store.clone()).build()?; // for its policy, for purge, and for effects elsewhere
+///
+/// let mut pay = |key: &str| -> Result<String, Box<dyn std::error::Error>> {
+///     let request = Request::new("acct_42/payments", key)?;
+///     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+///     match sqlite::begin_in(&tx, &store, engine.policy(), &request)? {
+///         Begin::Acquired(lease) => {
+///             tx.execute("INSERT INTO payments VALUES ('acct_42', 4200)", [])?;
+///             let receipt = format!("payment {}", tx.last_insert_rowid());
+///             sqlite::complete_in(&tx, &lease, receipt.clone())?;
+///             tx.commit()?; // the payment and its record, both or neither
+///             Ok(receipt)
+///         }
+///         Begin::Completed(done) => Ok(String::from_utf8(done.response().unwrap().to_vec())?),
+///         other => Err(format!("{other:?}").into()),
+///     }
+/// };
+/// assert_eq!(pay("8d7f-11")?, "payment 1");
+/// assert_eq!(pay("8d7f-11")?, "payment 1");
+/// assert_eq!(db.query_row("SELECT count(*) FROM payments", [], |row| row.get::<_, i64>(0))?, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Policy`] if the request's windows cannot be safe. [`Error::Store`] if the transaction is on another file than the
+/// store or was rolled back, or SQLite refused. An error is never a grant: roll back.
+pub fn begin_in(
+    transaction: &Transaction<'_>,
+    store: &SqliteStore,
+    policy: &Policy,
+    request: &Request,
+) -> Result<Begin<TxLease>, Error> {
+    let ask = request.ask(policy)?;
+    let (id, owner) = (request.id(), ask.owner);
+    let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
+    Begin::of(reply, || {
+        let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
+        let token = LeaseToken::of(id, owner, &record);
+        Ok(TxLease::new(store, policy, token, Some(&record)))
+    })
+}
+
+/// Takes over a lease that an [`Engine`](crate::Engine) granted, to finish it inside `transaction`: for work too long for
+/// a transaction, whose outcome is to be committed together with its record.
+///
+/// ```
+/// # use nevertwice::{Begin, Engine, Request, SqliteStore, sqlite};
+/// # use rusqlite::{Connection, TransactionBehavior};
+/// # futures_executor::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("app.db");
+/// # let mut db = Connection::open(&path)?;
+/// # db.execute_batch("CREATE TABLE reports (body TEXT)")?;
+/// # let store = SqliteStore::open(&path)?;
+/// # let engine = Engine::builder(store.clone()).build()?;
+/// # let request = Request::new("reports", "2026-11")?;
+/// let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+/// // ... an hour's work, renewing the lease ...
+/// let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+/// let lease = sqlite::resume_in(&tx, &store, engine.policy(), &lease.token())?;
+/// tx.execute("INSERT INTO reports VALUES ('...')", [])?;
+/// sqlite::complete_in(&tx, &lease, "done")?;
+/// tx.commit()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+///
+/// # Errors
+/// [`Error::LeaseLost`] if somebody else took the key; [`Error::Store`] as for [`begin_in`].
+pub fn resume_in(
+    transaction: &Transaction<'_>,
+    store: &SqliteStore,
+    policy: &Policy,
+    token: &LeaseToken,
+) -> Result<TxLease, Error> {
+    let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
+    reply.into_done()?;
+    Ok(TxLease::new(store, policy, token.clone(), record.as_ref()))
+}
+
+/// Records inside `transaction` that the operation is done: once it is committed, every duplicate gets `response`.
+///
+/// # Errors
+/// [`Error::LeaseLost`] and [`Error::AlreadyFinished`] as for [`Lease::complete`](crate::Lease::complete), [`Error::Store`] as
+/// for [`begin_in`]: **roll back, so that the effect does not stand either**.
+pub fn complete_in(
+    transaction: &Transaction<'_>,
+    lease: &TxLease,
+    response: impl Into<Bytes>,
+) -> Result<(), Error> {
+    let body = Body::new(response.into(), lease.max_response);
+    lease.finish(transaction, &Command::Complete(lease.token.clone(), body))
+}
+
+/// Records inside `transaction` that the operation failed, and what the next begin may do about it: see [`Retry`].
+/// What else the transaction wrote is committed with it.
+///
+/// # Errors
+/// As for [`complete_in`].
+pub fn fail_in(
+    transaction: &Transaction<'_>,
+    lease: &TxLease,
+    error: impl Into<Bytes>,
+    retry: Retry,
+) -> Result<(), Error> {
+    let body = Body::new(error.into(), lease.max_response);
+    lease.finish(transaction, &Command::Fail(lease.token.clone(), body, retry))
+}
+
+/// The right to act inside a transaction, from [`begin_in`] or [`resume_in`].
+///
+/// A grant of [`begin_in`] is gone if the transaction is rolled back. Committed unfinished, it holds its key until its
+/// lease runs out, as any lease that is dropped.
+#[must_use = "a lease that is committed unfinished holds its key until it runs out"]
+pub struct TxLease {
+    store: SqliteStore,
+    token: LeaseToken,
+    takeover: bool,
+    checkpoint: Option<Bytes>,
+    max_response: usize,
+}
+
+impl TxLease {
+    fn new(store: &SqliteStore, policy: &Policy, token: LeaseToken, record: Option<&Record>) -> TxLease {
+        let takeover = |record: &Record| matches!(record.state, State::InProgress { takeover: true, .. });
+        TxLease {
+            store: store.clone(),
+            token,
+            takeover: record.is_some_and(takeover),
+            checkpoint: record.and_then(|record| record.checkpoint.clone()),
+            max_response: policy.max_response,
+        }
+    }
+
+    /// Which execution of the operation this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.token.attempt
+    }
+
+    /// The fence of this grant: greater than that of every earlier grant of the key that was committed.
+    pub fn fence(&self) -> Stamp {
+        self.token.fence
+    }
+
+    /// Whether the attempt before this one ran out of its lease, so that it may have left traces.
+    pub fn takeover(&self) -> bool {
+        self.takeover
+    }
+
+    /// What an earlier attempt saved with [`Lease::save_checkpoint`](crate::Lease::save_checkpoint).
+    pub fn checkpoint(&self) -> Option<&Bytes> {
+        self.checkpoint.as_ref()
+    }
+
+    /// A key for a downstream call: see [`Lease::derive_key`](crate::Lease::derive_key).
+    pub fn derive_key(&self, label: &str) -> String {
+        self.token.derive_key(label)
+    }
+
+    fn finish(&self, transaction: &Transaction<'_>, command: &Command) -> Result<(), Error> {
+        let (reply, _) = execute(transaction, &self.store, &self.token.id, command)?;
+        reply.into_done()
+    }
+}
+
+impl fmt::Debug for TxLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TxLease")
+            .field("token", &self.token)
+            .field("takeover", &self.takeover)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the engine does in as many steps as it takes, in one: nobody else writes while `transaction` does.
+fn execute(
+    transaction: &Transaction<'_>,
+    store: &SqliteStore,
+    id: &RecordId,
+    command: &Command,
+) -> Result<(Reply, Option<Record>), Error> {
+    check(transaction, store)?;
+    let Inner { table, timeline, limits, .. } = &*store.0;
+    let high_water = table.high_water(transaction).map_err(StoreError::from)?;
+    timeline.observe(high_water);
+    let snapshot = table.snapshot(transaction, id, timeline)?;
+    let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
+        Decision::Reply(reply) => return Ok((reply, snapshot.record)),
+        Decision::Write { next, reply } => (next, reply),
+    };
+    let expected = snapshot.record.map(|record| record.stamp);
+    let stamp = timeline.stamp_after(high_water);
+    // First, so that no record can be committed whose stamp is not noted.
+    table.save_high_water(transaction, stamp).map_err(StoreError::from)?;
+    match table.swap(transaction, (id, expected, next.as_ref()), stamp, *limits)? {
+        Swap::Done(stamp) => Ok((reply, next.map(|next| next.stamped(stamp)))),
+        Swap::Conflict(_) => Err(unusable("a record changed inside a transaction").into()),
+    }
+}
+
+/// Whether `transaction` is one that effect and record can share.
+fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), StoreError> {
+    if transaction.path() != store.0.known_as.as_deref() {
+        return Err(unusable("the transaction is on another database than the store"));
+    }
+    if transaction.is_autocommit() {
+        return Err(unusable("the transaction has been rolled back"));
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! What SQLite said went wrong, by what it means for a caller.
+
+use rusqlite::{Error, ErrorCode};
+
+use super::BACKEND;
+use crate::error::StoreError;
+
+/// A failure of SQLite, to be told to every call that it hit.
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    kind: Kind,
+    /// SQLite's own words. They name tables and columns, never values.
+    detail: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Locked, interrupted, an I/O error: it may pass, and the write may or may not stand.
+    Passing,
+    /// No room on the disk.
+    Full,
+    /// It will not pass by itself.
+    Lasting,
+}
+
+impl Trouble {
+    /// SQLite gave up the whole transaction, as it may when a disk or memory is full.
+    pub(super) fn rolled_back() -> Trouble {
+        Trouble { kind: Kind::Passing, detail: "the transaction was rolled back".to_owned() }
+    }
+
+    /// The file is not as this store left it.
+    pub(super) fn lasting(detail: String) -> Trouble {
+        Trouble { kind: Kind::Lasting, detail }
+    }
+
+    /// The error for a call that may be refused for want of room, or may not.
+    pub(super) fn into_error(self, may_be_refused: bool) -> StoreError {
+        let Trouble { kind, detail } = self;
+        match kind {
+            Kind::Full if may_be_refused => StoreError::Full { backend: BACKEND, detail },
+            Kind::Full | Kind::Passing => StoreError::Unavailable { backend: BACKEND, detail },
+            Kind::Lasting => StoreError::Unusable { backend: BACKEND, detail },
+        }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Trouble {
+        let kind = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Kind::Full,
+            Some(code) if passes(code) => Kind::Passing,
+            Some(_) | None => Kind::Lasting,
+        };
+        Trouble { kind, detail: error.to_string() }
+    }
+}
+
+fn passes(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::OutOfMemory
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::OperationAborted
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::FileLockingProtocolFailed
+            // Out of file handles, among others.
+            | ErrorCode::CannotOpen
+    )
+}
+
+impl From<Trouble> for StoreError {
+    fn from(trouble: Trouble) -> StoreError {
+        trouble.into_error(false)
+    }
+}
+
+pub(super) fn unusable(detail: impl Into<String>) -> StoreError {
+    StoreError::Unusable { backend: BACKEND, detail: detail.into() }
+}
+
+pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
+    StoreError::Unavailable { backend: BACKEND, detail: detail.into() }
+}

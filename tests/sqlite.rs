@@ -1,0 +1,105 @@
+//! The SQLite store: its file, its time, several users of one file, and transactions of the application's own.
+#![cfg(feature = "sqlite")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_executor::block_on;
+use nevertwice::sqlite::{SqliteStore, SqliteStoreBuilder, Synchronous};
+use nevertwice::{
+    Begin, Durability, Engine, Error, Fingerprint, Lease, ManualClock, Recovery, Request, Stamp, Store,
+    StoreError,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+#[path = "sqlite/files.rs"]
+mod files;
+#[path = "sqlite/sharing.rs"]
+mod sharing;
+#[path = "sqlite/time.rs"]
+mod time;
+#[path = "sqlite/transaction.rs"]
+mod transaction;
+
+nevertwice::conformance!(sqlite, async {
+    let dir = tempfile::tempdir().unwrap();
+    (SqliteStore::open(dir.path().join("x.db")).unwrap(), dir)
+});
+
+/// A file in a folder of its own, gone with it.
+struct File(TempDir);
+
+impl File {
+    fn new() -> File {
+        File(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("keys.db")
+    }
+
+    fn store(&self) -> SqliteStore {
+        SqliteStore::open(self.path()).unwrap()
+    }
+
+    fn engine(&self) -> Engine {
+        engine(self.store())
+    }
+
+    fn at(&self, clock: &ManualClock) -> SqliteStoreBuilder {
+        SqliteStore::builder(self.path()).clock(clock.clone())
+    }
+
+    fn raw(&self) -> Connection {
+        Connection::open(self.path()).unwrap()
+    }
+
+    fn rows(&self) -> i64 {
+        self.raw().query_row("SELECT count(*) FROM nevertwice", [], |row| row.get(0)).unwrap()
+    }
+}
+
+fn engine(store: SqliteStore) -> Engine {
+    Engine::builder(store).lease(LEASE).retention(RETENTION).build().unwrap()
+}
+
+const LEASE: Duration = Duration::from_secs(30);
+const RETENTION: Duration = Duration::from_secs(3600);
+
+fn request(key: &str) -> Request {
+    Request::new("tests", key).unwrap()
+}
+
+fn acquire(engine: &Engine, key: &str) -> Lease {
+    match block_on(engine.begin(&request(key))).unwrap() {
+        Begin::Acquired(lease) => lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn completed<L: std::fmt::Debug>(begin: Begin<L>) -> Vec<u8> {
+    match begin {
+        Begin::Completed(done) => done.response().unwrap().to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn replay(engine: &Engine, key: &str) -> Vec<u8> {
+    completed(block_on(engine.begin(&request(key))).unwrap())
+}
+
+fn store_error(begin: Result<Begin, Error>) -> StoreError {
+    match begin {
+        Err(Error::Store(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn assert_unusable(path: &Path, words: &str) {
+    match SqliteStore::open(path) {
+        Err(StoreError::Unusable { detail, .. }) => assert!(detail.contains(words), "{detail}"),
+        other => panic!("{other:?}"),
+    }
+}

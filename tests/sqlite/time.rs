@@ -1,0 +1,133 @@
+//! Stamps, fences and deadlines, over restarts and wrong clocks.
+
+use super::*;
+
+#[test]
+fn records_survive_a_reopen_byte_for_byte() {
+    let file = File::new();
+    let engine = file.engine();
+    let body: Vec<u8> = (0..=255).collect();
+    block_on(acquire(&engine, "done").complete(body.clone())).unwrap();
+    let held = acquire(&engine, "held");
+    drop(engine);
+    let engine = file.engine();
+    assert_eq!(replay(&engine, "done"), body);
+    assert!(matches!(block_on(engine.begin(&request("held"))).unwrap(), Begin::InProgress(_)));
+    block_on(async { engine.resume(&held.token()).await.unwrap().complete("late").await }).unwrap();
+    assert_eq!(replay(&engine, "held"), b"late");
+}
+
+#[test]
+fn s5_fences_increase_across_restart_with_the_clock_set_back() {
+    let file = File::new();
+    let mut last = Stamp::ZERO;
+    for day in (1..=5).rev() {
+        let clock = ManualClock::starting_at(Duration::from_secs(day * 86_400));
+        let engine = engine(file.at(&clock).open().unwrap());
+        for _ in 0..3 {
+            let lease = acquire(&engine, "k");
+            assert!(lease.fence() > last, "{:?} after {last:?}", lease.fence());
+            last = lease.fence();
+            block_on(lease.release()).unwrap();
+        }
+        assert!(!block_on(engine.forget("tests", "k")).unwrap());
+    }
+}
+
+#[test]
+fn s5_fences_increase_across_purge_and_discard() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let store = file.at(&clock).open().unwrap();
+    let engine_ = engine(store.clone());
+    let first = acquire(&engine_, "k").fence();
+    clock.advance(RETENTION * 2);
+    assert_eq!(block_on(engine_.purge(10)).unwrap(), 1);
+    drop((engine_, store));
+    let back = ManualClock::starting_at(Duration::from_secs(1));
+    let store = file.at(&back).open().unwrap();
+    let engine = engine(store.clone());
+    let second = acquire(&engine, "k").fence();
+    // The purge itself has shown that the retention was over: time does not go back behind it.
+    assert!(second.since(first) >= RETENTION * 2);
+    assert!(block_on(store.discard(&request("k").id())).unwrap());
+    assert!(!block_on(store.discard(&request("k").id())).unwrap());
+    assert!(acquire(&engine, "k").fence() > second);
+}
+
+#[test]
+fn s13_a_clock_set_back_revives_no_lease() {
+    let file = File::new();
+    let clock = ManualClock::starting_at(Duration::from_secs(1_000_000));
+    let engine_ = engine(file.at(&clock).open().unwrap());
+    let first = acquire(&engine_, "k");
+    clock.advance(LEASE);
+    clock.set_wall(Duration::ZERO); // a running store does not even notice
+    let second = acquire(&engine_, "k");
+    assert!(second.takeover());
+    drop(engine_);
+    let back = ManualClock::starting_at(Duration::ZERO);
+    let engine = engine(file.at(&back).open().unwrap());
+    let complete = |lease: &Lease| {
+        let token = lease.token();
+        block_on(async { engine.resume(&token).await?.complete("x").await })
+    };
+    assert!(matches!(complete(&first), Err(Error::LeaseLost { .. })));
+    // Time goes on from the greatest stamp of the file, so the second lease ends when it was to end.
+    back.advance(LEASE - Duration::from_micros(2));
+    assert!(matches!(block_on(engine.begin(&request("k"))).unwrap(), Begin::InProgress(_)));
+    back.advance(Duration::from_micros(2));
+    assert_eq!(acquire(&engine, "k").attempt(), 3);
+    assert!(matches!(complete(&second), Err(Error::LeaseLost { .. })));
+}
+
+#[test]
+fn s13_a_lease_that_was_over_is_over_after_a_restart_with_the_clock_set_back() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let before = engine(file.at(&clock).open().unwrap());
+    let _crashed = acquire(&before, "k");
+    clock.advance(LEASE);
+    let _ = acquire(&before, "another");
+    drop(before);
+    let after = engine(file.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap());
+    assert!(acquire(&after, "k").takeover());
+}
+
+#[test]
+fn s13_purge_removes_nothing_before_its_deadline() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let store = file.at(&clock).open().unwrap();
+    let engine = engine(store.clone());
+    for key in 0..250 {
+        let _ = acquire(&engine, &key.to_string());
+    }
+    let for_ever = request("for ever").retention(Duration::MAX);
+    assert!(matches!(block_on(engine.begin(&for_ever)).unwrap(), Begin::Acquired(_)));
+    clock.advance(RETENTION - Duration::from_micros(1000));
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
+    assert_eq!(file.rows(), 251);
+    // Deadlines are kept by the minute, about.
+    clock.advance(Duration::from_secs(120));
+    assert_eq!(block_on(engine.purge(7)).unwrap(), 7);
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 243);
+    clock.advance(Duration::from_secs(1 << 40));
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
+    assert_eq!(file.rows(), 1);
+}
+
+#[test]
+fn s13_a_purge_follows_a_deadline_that_was_moved() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let engine = engine(file.at(&clock).open().unwrap());
+    let lease = acquire(&engine, "k");
+    clock.advance(RETENTION / 2);
+    block_on(lease.renew()).unwrap();
+    clock.advance(RETENTION / 2 + Duration::from_secs(120));
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
+    assert_eq!(file.rows(), 1);
+    clock.advance(RETENTION / 2);
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
+}
