@@ -2,6 +2,8 @@
 #![cfg_attr(not(feature = "memory"), doc = "An embeddable, storage-agnostic idempotency engine.")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+// Every state and every command is named where something is decided: a new one must not fall into a wildcard.
+#![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
 mod begin;
 mod builder;

@@ -15,7 +15,9 @@ use nevertwice::{Begin, Engine, Error, Reason, Request, SqliteStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt, SeedableRng};
 
-/// The folder that [`child`] is to work in, and the seed of its choices.
+/// The one test here. Its children are the same test, started again.
+const TEST: &str = "s8_s9_60_times_kill_9_loses_nothing_acknowledged_and_repeats_no_effect";
+/// The folder that a [`child`] is to work in, and the seed of its choices.
 const FOLDER: &str = "NEVERTWICE_TEST_CRASH";
 const SEED: &str = "NEVERTWICE_TEST_SEED";
 
@@ -24,6 +26,9 @@ const THREADS: u64 = 4;
 
 #[test]
 fn s8_s9_60_times_kill_9_loses_nothing_acknowledged_and_repeats_no_effect() {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return child(Path::new(&folder));
+    }
     let dir = tempfile::tempdir().unwrap();
     let seed = std::env::var(SEED).map_or(0x5eed, |seed| seed.parse().unwrap());
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
@@ -42,7 +47,7 @@ fn s8_s9_60_times_kill_9_loses_nothing_acknowledged_and_repeats_no_effect() {
 /// What a child acknowledged before it was killed, `after` it had begun to work.
 fn run_and_kill(folder: &Path, seed: u64, after: Duration) -> Vec<(String, String)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
         .env(FOLDER, folder)
         .env(SEED, seed.to_string())
         .stdout(Stdio::piped())
@@ -68,12 +73,9 @@ fn owned((key, response): (&str, &str)) -> (String, String) {
     (key.to_owned(), response.to_owned())
 }
 
-/// Not a test by itself: works until it is killed.
-#[test]
-fn child() {
-    let Some(folder) = std::env::var_os(FOLDER) else { return };
+/// Works until it is killed.
+fn child(folder: &Path) {
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
-    let folder = Path::new(&folder);
     let engine = engine(folder);
     let effects = OpenOptions::new().append(true).create(true).open(folder.join("effects")).unwrap();
     let worker = Worker { engine, effects, output: Mutex::new(()) };
@@ -84,7 +86,9 @@ fn child() {
             scope.spawn(move || {
                 let mut random = Xoshiro256PlusPlus::seed_from_u64(seed + thread);
                 // Keys of this and of earlier children, so that threads and children meet.
-                (0_u64..).for_each(|turn| worker.attempt(random.random_range(0..50 + turn), &mut random));
+                for turn in 0_u64.. {
+                    worker.attempt(random.random_range(0..50 + turn), &mut random);
+                }
             });
         }
     });

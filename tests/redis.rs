@@ -1,6 +1,5 @@
 //! The Redis store against a real server: one of its own for each test. Without `redis-server` they fail.
 #![cfg(feature = "redis")]
-#![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
 #[path = "redis/faults.rs"]
 mod faults;
