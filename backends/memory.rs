@@ -23,7 +23,8 @@ const SHARDS: usize = 64;
 ///
 /// For tests, and for services that run as one process and can live with losing what they know in a crash.
 /// Bounded by the number of records and by bytes: when it is full, begins are refused with [`StoreError::Full`], what
-/// is under way can be finished, and nothing is evicted before its time. What is over its time is removed by and
+/// is under way can be finished (and may take it over the limit by its checkpoints and responses), and nothing is
+/// evicted before its time. What is over its time is removed by and
 /// by as new records come, or by [`Engine::purge`](crate::Engine::purge).
 ///
 /// Clones share their records.
@@ -126,6 +127,14 @@ impl MemoryStore {
         };
         if full().is_some() {
             self.count(shard.expire(now, FULL_STEP));
+        }
+        // The other shards too, as far as nobody is at work there: this one's lock is held.
+        for other in self.0.shards.iter().filter_map(Mutex::try_lock) {
+            if full().is_none() {
+                break;
+            }
+            let mut other = other;
+            self.count(other.expire(now, FULL_STEP));
         }
         match full() {
             Some((records, bytes)) => {

@@ -44,7 +44,8 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, time: Duration) -> Sleep {
-        Box::pin(futures_timer::Delay::new(time))
+        // Nobody waits for a year, and the timer cannot count to every duration.
+        Box::pin(futures_timer::Delay::new(time.min(Duration::from_secs(365 * 86_400))))
     }
 }
 

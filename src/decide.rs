@@ -16,6 +16,7 @@
 //! It does no I/O, reads no clock and draws no random number: [`Store`](crate::Store)s only swap records by version. So it can be
 //! fuzzed and checked alone, and a backend cannot get a rule wrong. Applications use [`Engine`](crate::Engine).
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,8 +27,8 @@ use crate::lease::{LeaseToken, Owner};
 use crate::policy::{Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State, micros};
 
-/// What somebody wants of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What somebody wants of a key. `Debug` shows no content.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Command {
     /// The right to execute, or what became of it.
@@ -52,8 +53,8 @@ pub enum Command {
     Forget,
 }
 
-/// The particulars of a begin.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The particulars of a begin. `Debug` shows no key.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Ask {
     /// Who asks.
     pub owner: Owner,
@@ -98,8 +99,8 @@ pub enum Decision {
     },
 }
 
-/// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The answer to a command. `Debug` shows no content.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply {
     /// The asker holds the lease that the record now shows.
@@ -408,11 +409,20 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         }
         // The work is done all the same: a duplicate must not do it again.
         Standing::Absent => Decision::Write { next: Some(next(None)), reply: Reply::Done { existed: false } },
-        Standing::Finished(finished) if finished.state == outcome => {
+        Standing::Finished(finished) if is_same(&finished.state, &outcome) => {
             Decision::Reply(Reply::Done { existed: true })
         }
         Standing::Finished(_) => Decision::Reply(Reply::AlreadyFinished(Current::of(record))),
         Standing::Foreign => lost(record),
+    }
+}
+
+/// Whether two outcomes are one: a repetition may come from an engine that keeps longer responses.
+fn is_same(recorded: &State, outcome: &State) -> bool {
+    match (recorded, outcome) {
+        (State::Completed(one), State::Completed(other)) => one.is_same(other),
+        (State::Failed(one, retry), State::Failed(other, again)) => one.is_same(other) && retry == again,
+        (State::InProgress { .. } | State::Completed(_) | State::Failed(..), _) => false,
     }
 }
 
@@ -464,5 +474,80 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
         refused
     } else {
         Decision::Write { next: Some(next), reply }
+    }
+}
+
+/// Bytes that must not show.
+struct Hidden<'a>(&'a Bytes);
+
+impl fmt::Debug for Hidden<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} bytes>", self.0.len())
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Begin(ask) => f.debug_tuple("Begin").field(ask).finish(),
+            Command::Resume(token) => f.debug_tuple("Resume").field(token).finish(),
+            Command::Renew(token) => f.debug_tuple("Renew").field(token).finish(),
+            Command::Checkpoint(token, bytes) => {
+                f.debug_tuple("Checkpoint").field(token).field(&Hidden(bytes)).finish()
+            }
+            Command::MarkEffect(token) => f.debug_tuple("MarkEffect").field(token).finish(),
+            Command::Complete(token, body) => f.debug_tuple("Complete").field(token).field(body).finish(),
+            Command::Fail(token, body, retry) => {
+                f.debug_tuple("Fail").field(token).field(body).field(retry).finish()
+            }
+            Command::Release(token) => f.debug_tuple("Release").field(token).finish(),
+            Command::Resolve(fence, resolution) => {
+                f.debug_tuple("Resolve").field(fence).field(resolution).finish()
+            }
+            Command::Forget => f.write_str("Forget"),
+        }
+    }
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask")
+            .field("fingerprint", &self.fingerprint)
+            .field("lease", &self.lease)
+            .field("retention", &self.retention)
+            .field("recovery", &self.recovery)
+            .field("max_attempts", &self.max_attempts)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reply::Acquired => f.write_str("Acquired"),
+            Reply::Completed(body) => f.debug_tuple("Completed").field(body).finish(),
+            Reply::InProgress { retry_after, attempt } => f
+                .debug_struct("InProgress")
+                .field("retry_after", retry_after)
+                .field("attempt", attempt)
+                .finish(),
+            Reply::Failed { error, retry_after } => {
+                f.debug_struct("Failed").field("error", error).field("retry_after", retry_after).finish()
+            }
+            Reply::Unresolved { reason, fence, attempt, error, checkpoint } => f
+                .debug_struct("Unresolved")
+                .field("reason", reason)
+                .field("fence", &fence.0)
+                .field("attempt", attempt)
+                .field("error", error)
+                .field("checkpoint", &checkpoint.as_ref().map(Hidden))
+                .finish(),
+            Reply::Mismatch => f.write_str("Mismatch"),
+            Reply::Done { existed } => f.debug_struct("Done").field("existed", existed).finish(),
+            Reply::LeaseLost(current) => f.debug_tuple("LeaseLost").field(current).finish(),
+            Reply::AlreadyFinished(current) => f.debug_tuple("AlreadyFinished").field(current).finish(),
+            Reply::NotResolvable(current) => f.debug_tuple("NotResolvable").field(current).finish(),
+        }
     }
 }

@@ -171,13 +171,28 @@ impl Engine {
         }
     }
 
-    /// Removes up to `limit` records whose retention is over, in bounded steps, and says how many. Run it now
-    /// and then; a store whose server does it by itself answers 0.
+    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
+    /// many. Run it now and then; a store whose server does it by itself answers 0.
     ///
     /// # Errors
-    /// [`Error::Store`]. What was removed before stays removed.
+    /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than the policy's
+    /// `call_timeout`. What was removed before stays removed.
     pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
-        Ok(self.0.store.purge(limit).await?)
+        const STEP: usize = 1000;
+        let timeout = self.policy().call_timeout;
+        let mut purged = 0;
+        while purged < limit {
+            let step = STEP.min(limit - purged);
+            let removed = match within(self.clock(), timeout, self.0.store.purge(step)).await {
+                Some(removed) => usize::try_from(removed?).unwrap_or(usize::MAX),
+                None => return Err(Error::TimedOut { limit: timeout, tries: 1, last: None }),
+            };
+            purged = purged.saturating_add(removed);
+            if removed < step {
+                break;
+            }
+        }
+        Ok(purged as u64)
     }
 
     /// Carries out `command`, starting from `view`.
@@ -203,25 +218,14 @@ impl Engine {
                     let record = next.map(|next| next.stamped(stamp));
                     return Ok(call.answer(reply, Snapshot { record, now: stamp }));
                 }
-                Swap::Conflict(found) if is_own_write(next.as_ref(), &found) => {
+                // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
+                // writes that were done unnoticed are recognised by the rules, from what the record shows.
+                Swap::Conflict(found) if next.is_none() && found.record.is_none() => {
                     return Ok(call.answer(reply, found));
                 }
                 Swap::Conflict(found) => snapshot = found,
             }
         }
-    }
-}
-
-/// Whether what was found is what the swap was to write: an earlier try did it and its answer was lost, or a client library
-/// sent it twice without telling. The owner in a grant is random and every other write keeps a grant's fence, so that
-/// nobody else's record is alike.
-fn is_own_write(next: Option<&Record>, found: &Snapshot) -> bool {
-    match (next, &found.record) {
-        (Some(next), Some(record)) => {
-            record.is_kept(found.now) && next.clone().stamped(record.stamp) == *record
-        }
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
@@ -237,9 +241,6 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// A store call that gets no answer is given up after this part of the time-out, and tried again.
-    const TRIES_PER_TIMEOUT: u32 = 3;
-
     fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
         let sent = engine.clock().monotonic();
         let deadline = sent.saturating_add(engine.policy().call_timeout);
@@ -275,7 +276,6 @@ impl<'a> Call<'a> {
         F: Future<Output = Result<T, StoreError>>,
     {
         let limit = self.engine.policy().call_timeout;
-        let patience = limit / Self::TRIES_PER_TIMEOUT + Duration::from_nanos(1);
         let mut pause = Pause::new();
         loop {
             if self.tries > 0 {
@@ -287,14 +287,16 @@ impl<'a> Call<'a> {
             }
             self.tries += 1;
             let clock = self.engine.clock();
-            match within(clock, left.min(patience), send()).await {
+            // A store that gets no answer is given half of the time that is left, and then tried again.
+            let patience = (left / 2).max(limit / 8).min(left);
+            match within(clock, patience, send()).await {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(error)) if error.is_transient() => self.last = Some(error),
                 Some(Err(error)) => return Err(error.into()),
                 None => {}
             }
             if let Some(time) = pause.next() {
-                clock.sleep(time).await;
+                clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
             }
         }
     }

@@ -166,12 +166,13 @@ fn hash_json(hasher: &mut blake3::Hasher, value: &Value) {
 
 /// `1`, `1.0` and `1e0` are one number; an integer that a float cannot hold stays exact.
 fn canonical_number(number: &Number) -> String {
-    const EXACT: f64 = (1_u64 << 53) as f64;
+    // All integers that a 64-bit number of either kind can hold; the floats among them are exact.
+    const RANGE: std::ops::Range<f64> = -9_223_372_036_854_775_808.0..18_446_744_073_709_551_616.0;
     if number.is_i64() || number.is_u64() {
         return number.to_string();
     }
     match number.as_f64() {
-        Some(float) if float.fract() == 0.0 && float.abs() <= EXACT => (float as i64).to_string(),
+        Some(float) if float.fract() == 0.0 && RANGE.contains(&float) => (float as i128).to_string(),
         Some(_) | None => number.to_string(),
     }
 }
@@ -205,6 +206,11 @@ mod tests {
         assert_ne!(Fingerprint::of_json(&json!([[1], 2])), Fingerprint::of_json(&json!([[1, 2]])));
         assert_ne!(Fingerprint::of_json(&json!(["ab", "c"])), Fingerprint::of_json(&json!(["a", "bc"])));
         assert_eq!(Fingerprint::of_json(&json!(-0.0)), Fingerprint::of_json(&json!(0)));
+        assert_eq!(
+            Fingerprint::of_json(&json!(1e16)),
+            Fingerprint::of_json(&json!(10_000_000_000_000_000_u64))
+        );
+        assert_ne!(Fingerprint::of_json(&json!(1e300)), Fingerprint::of_json(&json!(1e301)));
     }
 
     #[test]

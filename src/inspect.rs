@@ -1,5 +1,6 @@
 //! What operators see of a key: [`Inspection`].
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::decide::StateKind;
@@ -7,8 +8,9 @@ use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
 use crate::store::Snapshot;
 
-/// What is recorded under a key, without its content: made by [`Engine::inspect`](crate::Engine::inspect).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is recorded under a key, without its content: made by [`Engine::inspect`](crate::Engine::inspect). `Debug` does
+/// not show the key.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inspection {
     /// Where the operation stands.
@@ -69,5 +71,23 @@ fn body_bytes(body: &Body) -> u64 {
     match body {
         Body::Kept(bytes) => bytes.len() as u64,
         Body::Omitted { bytes, .. } => *bytes,
+    }
+}
+
+impl fmt::Debug for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inspection")
+            .field("state", &self.state)
+            .field("scope", &self.scope)
+            .field("attempt", &self.attempt)
+            .field("fence", &self.fence.0)
+            .field("age", &self.age)
+            .field("lease_remaining", &self.lease_remaining)
+            .field("kept_for", &self.kept_for)
+            .field("effect_marked", &self.effect_marked)
+            .field("retry", &self.retry)
+            .field("checkpoint_bytes", &self.checkpoint_bytes)
+            .field("body_bytes", &self.body_bytes)
+            .finish_non_exhaustive()
     }
 }

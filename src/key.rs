@@ -11,6 +11,8 @@ const DOMAIN: &[u8] = b"nevertwice record id v1\0";
 
 /// The longest key, and the longest part of a scope, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
+/// The longest label of a scope, in bytes.
+pub(crate) const MAX_LABEL_BYTES: usize = 48;
 /// The most parts of a scope.
 pub const MAX_SCOPE_PARTS: usize = 16;
 
@@ -96,10 +98,9 @@ impl Scope {
 
     /// What operators see: the parts joined by `/`, cut to at most 48 bytes.
     pub(crate) fn label(&self) -> Box<str> {
-        const LABEL_BYTES: usize = 48;
         let mut label = self.0.join("/");
-        if label.len() > LABEL_BYTES {
-            label.truncate((0..=LABEL_BYTES).rev().find(|at| label.is_char_boundary(*at)).unwrap_or(0));
+        if label.len() > MAX_LABEL_BYTES {
+            label.truncate((0..=MAX_LABEL_BYTES).rev().find(|at| label.is_char_boundary(*at)).unwrap_or(0));
         }
         label.into()
     }

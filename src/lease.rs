@@ -12,7 +12,7 @@ use crate::decide::{Command, Reply};
 use crate::engine::{Engine, View};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
-use crate::key::RecordId;
+use crate::key::{MAX_KEY_BYTES, MAX_LABEL_BYTES, RecordId};
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
 
@@ -157,6 +157,11 @@ impl TryFrom<Wire> for LeaseToken {
             return Err(format!("lease token of version {}, this release reads {known}", wire.version));
         }
         let Wire { id, owner, fence, attempt, fingerprint, retention, scope, key, version: _ } = wire;
+        // No engine writes anything else, and what a token says may be recorded.
+        let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= MAX_LABEL_BYTES;
+        if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
+            return Err("lease token with values that none has".to_owned());
+        }
         Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, scope, key })
     }
 }
@@ -324,6 +329,9 @@ impl Lease {
         let answer = self.engine.execute(&self.token.id, &command, view).await?;
         if let Reply::Done { .. } = answer.reply {
             self.remember(answer.record, answer.until);
+        } else {
+            // Nothing is known any more but that it is not this holder's.
+            *self.held() = Held { record: None, until: Duration::ZERO };
         }
         answer.reply.into_done()
     }

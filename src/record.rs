@@ -107,11 +107,7 @@ pub enum Body {
 impl Body {
     /// `bytes` if they are at most `limit` long, else what marks that they were left out.
     pub fn new(bytes: Bytes, limit: usize) -> Body {
-        if bytes.len() <= limit {
-            return Body::Kept(bytes);
-        }
-        let digest = (&blake3::hash(&bytes).as_bytes()[..8]).get_u64();
-        Body::Omitted { bytes: bytes.len() as u64, digest }
+        if bytes.len() <= limit { Body::Kept(bytes) } else { Body::omitted(&bytes) }
     }
 
     /// The bytes, unless they were left out.
@@ -122,14 +118,28 @@ impl Body {
         }
     }
 
+    /// Whether it stands for the same bytes, kept or left out.
+    pub(crate) fn is_same(&self, other: &Body) -> bool {
+        match (self, other) {
+            (Body::Kept(bytes), omitted @ Body::Omitted { .. })
+            | (omitted @ Body::Omitted { .. }, Body::Kept(bytes)) => Body::omitted(bytes) == *omitted,
+            (Body::Kept(_), Body::Kept(_)) | (Body::Omitted { .. }, Body::Omitted { .. }) => self == other,
+        }
+    }
+
+    fn omitted(bytes: &Bytes) -> Body {
+        let digest = (&blake3::hash(bytes).as_bytes()[..8]).get_u64();
+        Body::Omitted { bytes: bytes.len() as u64, digest }
+    }
+
     fn stored_len(&self) -> usize {
         self.kept().map_or(0, Bytes::len)
     }
 }
 
 impl Record {
-    /// How long the record must be kept from its stamp on: the retention, but never less than its lease or the
-    /// time before which it must not be retried.
+    /// How long the record must be kept from its stamp on: for its retention, which counts from the end of a lease, and
+    /// from when a failed operation may be retried. So what a crash leaves is there when others may act on it.
     pub fn keep(&self) -> Duration {
         let least = match &self.state {
             State::InProgress { lease, .. } => *lease,
@@ -138,7 +148,7 @@ impl Record {
                 Duration::ZERO
             }
         };
-        self.retention.max(least)
+        self.retention.saturating_add(least)
     }
 
     /// The moment from which on the record counts as absent and may be removed.

@@ -314,7 +314,7 @@ impl Model {
                     Duration::ZERO
                 }
             };
-            now.saturating_sub(entry.written) >= entry.retention.max(least)
+            now.saturating_sub(entry.written) >= entry.retention.saturating_add(least)
         });
         if over {
             self.entry = None;
