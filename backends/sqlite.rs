@@ -46,7 +46,7 @@ const PURGE_STEP: usize = 100;
 /// The file is made for its owner only (mode 0600), with SQLite's `-wal` and `-shm` beside it. It must be on a
 /// local disk: SQLite's locks cannot be trusted on network file systems. Its two tables can live in a
 /// database of the application's own, under a [name](SqliteStoreBuilder::table) of their own: then
-/// [`begin_in`](crate::sqlite::begin_in) commits effect and record together. The database is switched to WAL then.
+/// [`begin_in`] commits effect and record together. The database is switched to WAL then.
 ///
 /// Time is the machine's, never less than any stamp in the file: a clock set back revives no lease and repeats no fence.
 ///
