@@ -1,12 +1,13 @@
 //! `kill -9` at any moment: what was acknowledged is there, and nothing was done twice.
 #![cfg(all(feature = "sqlite", unix))]
+#![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -46,27 +47,38 @@ fn s8_s9_60_times_kill_9_loses_nothing_acknowledged_and_repeats_no_effect() {
 
 /// What a child acknowledged before it was killed, `after` it had begun to work.
 fn run_and_kill(folder: &Path, seed: u64, after: Duration) -> Vec<(String, String)> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
-        .env(FOLDER, folder)
-        .env(SEED, seed.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut child = Running(
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
+            .env(FOLDER, folder)
+            .env(SEED, seed.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut output = BufReader::new(child.0.stdout.take().unwrap());
     let mut line = String::new();
     while line.trim() != "READY" {
         line.clear();
         assert!(output.read_line(&mut line).unwrap() > 0, "the child ended early");
     }
     std::thread::sleep(after);
-    child.kill().unwrap();
-    let status = child.wait().unwrap();
+    child.0.kill().unwrap();
+    let status = child.0.wait().unwrap();
     assert_eq!(status.signal(), Some(9), "the child was to be killed at work: {status}");
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     // A pipe takes a line whole or not at all.
     rest.lines().filter_map(|line| line.strip_prefix("ACK ")?.split_once(' ')).map(owned).collect()
+}
+
+/// A child that does not outlive a test that failed.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
 }
 
 fn owned((key, response): (&str, &str)) -> (String, String) {

@@ -1,5 +1,6 @@
 //! The SQLite store: its file, its time, several users of one file, and transactions of the application's own.
 #![cfg(feature = "sqlite")]
+#![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

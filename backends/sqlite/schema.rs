@@ -80,24 +80,23 @@ impl Place {
         Ok(db)
     }
 
-    /// The switch to WAL needs the file for itself for a moment, and SQLite does not wait for it as it does elsewhere.
+    /// The switch to WAL needs the file for itself for a moment, and SQLite does not always wait for it by itself.
     fn use_wal(&self, db: &Connection) -> Result<(), StoreError> {
         const PAUSE: Duration = Duration::from_millis(5);
+        db.busy_timeout(Duration::ZERO).map_err(|error| self.refused(error))?;
         let mut tries = self.busy_timeout.as_millis() / PAUSE.as_millis() + 1;
-        loop {
+        let mode = loop {
             let mode = db.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0));
             tries = tries.saturating_sub(1);
             match mode {
-                Ok(mode) if mode == "wal" => return Ok(()),
-                Ok(mode) => {
-                    return Err(unusable(format!(
-                        "the file does not take WAL, its journal mode is `{mode}`"
-                    )));
-                }
                 Err(error) if tries > 0 && is_busy(&error) => thread::sleep(PAUSE),
-                Err(error) => return Err(self.refused(error)),
+                mode => break mode.map_err(|error| self.refused(error))?,
             }
+        };
+        if mode != "wal" {
+            return Err(unusable(format!("the file does not take WAL, its journal mode is `{mode}`")));
         }
+        db.busy_timeout(self.busy_timeout).map_err(|error| self.refused(error))
     }
 
     fn refused(&self, error: rusqlite::Error) -> StoreError {

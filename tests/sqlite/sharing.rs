@@ -55,6 +55,26 @@ fn stores_opened_at_once_make_the_tables_once() {
 }
 
 #[test]
+fn a_file_that_stays_locked_is_not_opened_and_left_as_it_is() {
+    let file = File::new();
+    let open = || SqliteStore::builder(file.path()).busy_timeout(Duration::from_millis(20)).open();
+    let other = file.raw();
+    other.execute_batch("CREATE TABLE payments (amount INTEGER)").unwrap();
+    for lock in ["BEGIN; SELECT * FROM payments", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"] {
+        other.execute_batch(lock).unwrap();
+        let _: i64 = other.query_row("SELECT count(*) FROM payments", [], |row| row.get(0)).unwrap();
+        let opened = open();
+        assert!(matches!(opened, Err(StoreError::Unavailable { .. })), "{lock}: {opened:?}");
+        other.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(
+            other.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0)).unwrap(),
+            "delete"
+        );
+    }
+    assert_eq!(acquire(&engine(open().unwrap()), "k").attempt(), 1);
+}
+
+#[test]
 fn s10_a_locked_file_is_unavailable_with_nothing_written_and_works_again_after() {
     let file = File::new();
     let store = SqliteStore::builder(file.path()).busy_timeout(Duration::from_millis(20)).open().unwrap();
@@ -226,6 +246,12 @@ fn s1_200_tasks_in_each_of_2_processes_race_for_a_key_and_one_is_granted() {
 }
 
 struct Racer(Child, BufReader<std::process::ChildStdout>);
+
+impl Drop for Racer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
 
 impl Racer {
     fn start(file: &File, key: &str) -> Racer {
