@@ -47,4 +47,4 @@ pub use lease::{Lease, LeaseToken, Owner};
 pub use policy::{Durability, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
-pub use store::{Snapshot, Store, Swap};
+pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};

@@ -2,9 +2,11 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
@@ -26,6 +28,34 @@ pub enum Swap {
     Done(Stamp),
     /// Nothing was written, because the record is not the expected one. This is what there is instead.
     Conflict(Snapshot),
+}
+
+/// One of the swaps of a [`swap_many`](Store::swap_many).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwapRequest {
+    /// Under which id.
+    pub id: RecordId,
+    /// The stamp that must be there; `None`: no record.
+    pub expected: Option<Stamp>,
+    /// What is to be there instead; `None`: nothing.
+    pub next: Option<Record>,
+}
+
+/// Where a [`scan`](Store::scan) goes on. Only the store that made it can read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(pub Vec<u8>);
+
+/// A part of what a store holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Records and their ids, in the store's order.
+    pub records: Vec<(RecordId, Record)>,
+    /// Ids whose record could not be read.
+    pub unreadable: Vec<RecordId>,
+    /// Where the next page starts; `None`: this was the last.
+    pub next: Option<Cursor>,
+    /// The store's time.
+    pub now: Stamp,
 }
 
 /// Where records are kept: anything that can replace a value if it has not changed.
@@ -64,6 +94,41 @@ pub trait Store: Debug + Send + Sync + 'static {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError>;
 
+    /// Does the swaps in their order and answers in the same, each for itself: at the cost of one where the backend can
+    /// (one commit, one round trip). Two swaps of one id see each other. **Provided**: one after the other.
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        let mut answers = Vec::with_capacity(swaps.len());
+        for swap in swaps {
+            answers.push(self.swap(&swap.id, swap.expected, swap.next.as_ref()).await);
+        }
+        answers
+    }
+
+    /// Waits until the record under `id` no longer has this stamp (or may not have it any more), at most for about `within`.
+    /// No change is missed: one that comes between the caller's last look and this call ends it at once. It may end
+    /// early; the caller looks again. Dropping it ends the wait. **Provided**: looks again and again, ever more seldom.
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        let mut pause = Duration::from_millis(2);
+        let mut waited = Duration::ZERO;
+        while waited < within {
+            if self.load(id).await?.record.is_none_or(|record| record.stamp != stamp) {
+                return Ok(());
+            }
+            SystemClock.sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` of the records, in an order of the store's own, from where `after` says (`None`: from the start). What
+    /// is there all the time comes exactly once (where the backend cannot promise that: at least once). **Provided**: refuses.
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let _ = (after, limit);
+        let detail = "it cannot list its records".to_owned();
+        Err(StoreError::Unusable { backend: "this store", detail })
+    }
+
     /// Removes up to `limit` records whose deadline is over and says how many, in steps that do not hold up other
     /// calls. A store whose server removes them by itself has nothing to do.
     async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
@@ -86,6 +151,7 @@ pub trait Store: Debug + Send + Sync + 'static {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)] // a wrapper that forgets a method changes the store
 impl<S: Store + ?Sized> Store for Arc<S> {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         (**self).load(id).await
@@ -98,6 +164,18 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         (**self).swap(id, expected, next).await
+    }
+
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        (**self).swap_many(swaps).await
+    }
+
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        (**self).changed(id, stamp, within).await
+    }
+
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        (**self).scan(after, limit).await
     }
 
     async fn purge(&self, limit: usize) -> Result<u64, StoreError> {

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Store, Swap};
+use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 
 /// What happens to one call of a [`FaultyStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +165,26 @@ impl<S: Store> Store for FaultyStore<S> {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         self.call(|| self.inner.swap(id, expected, next)).await
+    }
+
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        let lost = |error: &StoreError| {
+            let detail = error.to_string();
+            swaps
+                .iter()
+                .map(|_| Err(StoreError::Unavailable { backend: "faulty store", detail: detail.clone() }))
+                .collect()
+        };
+        let done = self.call(|| Box::pin(async { Ok(self.inner.swap_many(swaps).await) })).await;
+        done.unwrap_or_else(|error| lost(&error))
+    }
+
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        self.call(|| self.inner.changed(id, stamp, within)).await
+    }
+
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        self.call(|| self.inner.scan(after, limit)).await
     }
 
     async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
