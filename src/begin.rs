@@ -146,7 +146,44 @@ impl fmt::Debug for Unresolved {
 #[non_exhaustive]
 pub struct Mismatch {}
 
+/// What a queue consumer does with a message: see [`Begin::verdict`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Act under the lease, complete, then acknowledge.
+    Process,
+    /// It was done: acknowledge.
+    Ack,
+    /// Somebody else is at it, or it failed and may be tried again: have it delivered again, not before this time is over.
+    Requeue(Duration),
+    /// It failed for good, may have had its effect, used up its attempts, or has the key of another message: put it where
+    /// somebody looks.
+    DeadLetter,
+}
+
 impl<L> Begin<L> {
+    /// What a queue consumer does with the message that this is the answer for.
+    ///
+    /// ```
+    /// use nevertwice::{Engine, MemoryStore, Request, Verdict};
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let message = Request::new("orders", "message-7")?;
+    /// let first = engine.begin(&message).await?;
+    /// assert_eq!(first.verdict(), Verdict::Process);
+    /// assert!(matches!(engine.begin(&message).await?.verdict(), Verdict::Requeue(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Begin::Acquired(_) => Verdict::Process,
+            Begin::Completed(_) => Verdict::Ack,
+            Begin::InProgress(busy) => Verdict::Requeue(busy.retry_after),
+            Begin::Failed(Failed { retry_after: Some(wait), .. }) => Verdict::Requeue(*wait),
+            Begin::Failed(_) | Begin::Unresolved(_) | Begin::Mismatch(_) => Verdict::DeadLetter,
+        }
+    }
+
     /// The answer that a reply to a begin stands for; `lease` makes the lease if there is one.
     pub(crate) fn of(reply: Reply, lease: impl FnOnce() -> Result<L, Error>) -> Result<Begin<L>, Error> {
         Ok(match reply {

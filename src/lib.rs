@@ -34,7 +34,7 @@ pub use backends::memory::MemoryStore;
 pub use backends::redis::RedisStore;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::{self, SqliteStore};
-pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved};
+pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
 pub use builder::EngineBuilder;
 pub use clock::{Clock, ManualClock, SystemClock, Timeline};
 pub use decide::{Current, Reason, Resolution, StateKind};
