@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::future::poll_fn;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -14,7 +17,7 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Store, Swap};
+use crate::store::{Cursor, Page, Snapshot, Store, Swap};
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 64;
@@ -199,12 +202,55 @@ impl Store for MemoryStore {
         let stamp = self.0.timeline.stamp_after(shard.last);
         shard.last = stamp;
         self.count(shard.remove(id));
+        let waiters = shard.waiters_of(id);
         if let Some(next) = next {
             let weight = shard.insert(*id, next.clone().stamped(stamp));
             self.0.records.fetch_add(1, Ordering::Relaxed);
             self.0.bytes.fetch_add(weight, Ordering::Relaxed);
         }
+        drop(shard); // a waker may run anything
+        waiters.into_iter().for_each(Waker::wake);
         Ok(Swap::Done(stamp))
+    }
+
+    async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
+        let mut seat = Seat { store: self, id, number: None };
+        poll_fn(|context| {
+            let mut shard = self.shard(id).lock();
+            if shard.records.get(id).is_none_or(|kept| kept.record.stamp != stamp) {
+                return Poll::Ready(Ok(()));
+            }
+            let number = *seat.number.get_or_insert_with(|| {
+                shard.seats += 1;
+                shard.seats
+            });
+            shard.waiters.entry(*id).or_default().insert(number, context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let after = after.map(Place::read).transpose()?;
+        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
+        for number in after.map_or(0, |place| place.shard)..SHARDS {
+            let passed = after.filter(|place| place.shard == number).map(|place| place.id);
+            let shard = self.0.shards[number].lock();
+            let mut ids: Vec<RecordId> =
+                shard.records.keys().filter(|id| Some(**id) > passed).copied().collect();
+            ids.sort_unstable();
+            let room = limit.max(1) - page.records.len();
+            let more = ids.len() > room;
+            page.records.extend(
+                ids.iter().take(room).filter_map(|id| Some((*id, shard.records.get(id)?.record.clone()))),
+            );
+            if more || page.records.len() >= limit.max(1) && number + 1 < SHARDS {
+                page.next = page.records.last().map(|(id, _)| Place { shard: number, id: *id }.write());
+                break;
+            }
+        }
+        page.now = self.0.timeline.now();
+        Ok(page)
     }
 
     async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
@@ -225,7 +271,11 @@ impl Store for MemoryStore {
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        let removed = self.shard(id).lock().remove(id);
+        let mut shard = self.shard(id).lock();
+        let removed = shard.remove(id);
+        let waiters = shard.waiters_of(id);
+        drop(shard);
+        waiters.into_iter().for_each(Waker::wake);
         let existed = removed.records > 0;
         self.count(removed);
         Ok(existed)
@@ -244,6 +294,54 @@ struct Shard {
     segments: BTreeMap<u64, HashSet<RecordId, BuildHasherDefault<DigestHasher>>>,
     /// The greatest stamp that was given here, to removed records too.
     last: Stamp,
+    /// Who waits for a record to change, by the number of the seat.
+    waiters: HashMap<RecordId, HashMap<u64, Waker>, BuildHasherDefault<DigestHasher>>,
+    seats: u64,
+}
+
+/// A caller that waits for a record to change. It leaves when it is dropped.
+struct Seat<'a> {
+    store: &'a MemoryStore,
+    id: &'a RecordId,
+    number: Option<u64>,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let mut shard = self.store.shard(self.id).lock();
+        if let Some(waiters) = shard.waiters.get_mut(self.id) {
+            waiters.remove(&number);
+            if waiters.is_empty() {
+                shard.waiters.remove(self.id);
+            }
+        }
+    }
+}
+
+/// Where a listing goes on: behind this record of this shard.
+#[derive(Clone, Copy)]
+struct Place {
+    shard: usize,
+    id: RecordId,
+}
+
+impl Place {
+    fn read(cursor: &Cursor) -> Result<Place, StoreError> {
+        let place = cursor.0.split_first().and_then(|(shard, id)| {
+            Some(Place { shard: usize::from(*shard), id: RecordId::from_bytes(id.try_into().ok()?) })
+        });
+        place.ok_or_else(|| StoreError::Unusable {
+            backend: BACKEND,
+            detail: "not one of its cursors".to_owned(),
+        })
+    }
+
+    fn write(self) -> Cursor {
+        let mut bytes = vec![self.shard as u8]; // less than SHARDS
+        bytes.extend_from_slice(self.id.as_bytes());
+        Cursor(bytes)
+    }
 }
 
 struct Kept {
@@ -262,12 +360,21 @@ struct Removed {
 const SEGMENT_BITS: u32 = 24;
 
 impl Shard {
-    fn insert(&mut self, id: RecordId, record: Record) -> usize {
+    fn insert(&mut self, id: RecordId, mut record: Record) -> usize {
+        record.detach();
         let segment = record.deadline().0 >> SEGMENT_BITS;
         let weight = weight(&record);
         self.segments.entry(segment).or_default().insert(id);
         self.records.insert(id, Kept { record, segment });
         weight
+    }
+
+    /// Who waited for the record to change. None of them does any more.
+    fn waiters_of(&mut self, id: &RecordId) -> Vec<Waker> {
+        if self.waiters.is_empty() {
+            return Vec::new();
+        }
+        self.waiters.remove(id).map(|waiters| waiters.into_values().collect()).unwrap_or_default()
     }
 
     fn remove(&mut self, id: &RecordId) -> Removed {

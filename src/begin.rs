@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::decide::{Reason, Reply};
-use crate::error::Error;
+use crate::error::{Error, StoreError};
 use crate::lease::Lease;
 use crate::record::{Body, Stamp};
 
@@ -198,10 +198,13 @@ impl<L> Begin<L> {
             }
             Reply::Mismatch => Begin::Mismatch(Mismatch {}),
             // A begin is never answered so; should it be, it is no grant.
-            Reply::LeaseLost(current) | Reply::AlreadyFinished(current) | Reply::NotResolvable(current) => {
-                return Err(Error::LeaseLost { current });
+            Reply::LeaseLost(_)
+            | Reply::AlreadyFinished(_)
+            | Reply::NotResolvable(_)
+            | Reply::Done { .. } => {
+                let detail = "a begin was answered like another command".to_owned();
+                return Err(StoreError::Unusable { backend: "engine", detail }.into());
             }
-            Reply::Done { .. } => return Ok(Begin::Mismatch(Mismatch {})),
         })
     }
 }

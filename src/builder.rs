@@ -74,6 +74,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets [`Policy::run_wait`]. Default 30 s.
+    pub fn run_wait(mut self, limit: Duration) -> EngineBuilder {
+        self.policy.run_wait = limit;
+        self
+    }
+
+    /// Sets [`Policy::max_waiters`]. Default 10 000.
+    pub fn max_waiters(mut self, waiters: usize) -> EngineBuilder {
+        self.policy.max_waiters = waiters;
+        self
+    }
+
     /// Sets [`Policy::keep_keys`]. Default no.
     pub fn keep_keys(mut self, keep: bool) -> EngineBuilder {
         self.policy.keep_keys = keep;

@@ -261,7 +261,13 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
         return Decision::Reply(Reply::Mismatch);
     }
     match &record.state {
-        State::InProgress { owner, .. } if *owner == ask.owner => Decision::Reply(Reply::Acquired),
+        // A begin whose answer was lost. Once an effect is marked it was not lost, and once the lease is over as well,
+        // it is a crash like any other.
+        State::InProgress { owner, lease, effect, .. }
+            if *owner == ask.owner && (!effect || now < record.stamp.after(*lease)) =>
+        {
+            Decision::Reply(Reply::Acquired)
+        }
         State::InProgress { lease, effect, .. } => {
             let retry_after = record.stamp.after(*lease).since(now);
             if !retry_after.is_zero() {
@@ -293,6 +299,18 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
 /// What stores can keep, so that a record is the same before and after it was stored.
 fn whole_micros(time: Duration) -> Duration {
     Duration::from_micros(micros(time))
+}
+
+/// Whether nobody is at work on the operation and it is not settled either: an attempt ran out of its lease, or failed
+/// without knowing whether its effect happened, or could be executed again and was not. What operators look for.
+pub fn is_unfinished(now: Stamp, record: &Record) -> bool {
+    record.is_kept(now)
+        && match &record.state {
+            State::InProgress { lease, .. } => now >= record.stamp.after(*lease),
+            State::Failed(_, Retry::After(wait)) => now >= record.stamp.after(*wait),
+            State::Failed(_, Retry::Now | Retry::Unresolved) => true,
+            State::Completed(_) | State::Failed(_, Retry::Never) => false,
+        }
 }
 
 /// What an earlier attempt may have left behind.
@@ -362,6 +380,8 @@ fn standing<'a>(record: Option<&'a Record>, token: &LeaseToken) -> Standing<'a> 
         _ if record.fence != token.fence || record.fingerprint != token.fingerprint => Standing::Foreign,
         State::InProgress { owner, .. } if *owner == token.owner => Standing::Held(record),
         State::InProgress { .. } => Standing::Foreign,
+        // An operator ordered a rerun: the grant counts no more.
+        State::Completed(_) | State::Failed(..) if record.attempt == 0 => Standing::Foreign,
         // A key's fences never repeat, so the fence alone names the grant that finished it.
         State::Completed(_) | State::Failed(..) => Standing::Finished(record),
     }

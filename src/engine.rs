@@ -13,11 +13,12 @@ use crate::decide::{Command, Decision, Reply, Resolution, decide};
 use crate::error::{Error, StoreError};
 use crate::inspect::Inspection;
 use crate::key::{Key, KeyError, RecordId, Scope};
-use crate::lease::{Lease, LeaseToken};
+use crate::lease::{Lease, LeaseToken, Owner};
 use crate::policy::Policy;
-use crate::record::{DecodeError, Record, Stamp, State};
+use crate::record::{Record, Stamp, State};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
+use crate::wait::WaitingRoom;
 
 /// The front of this crate: asks a store, by the rules of [`decide`](mod@crate::decide), who may act on a key.
 ///
@@ -30,6 +31,7 @@ struct Inner {
     store: Box<dyn Store>,
     policy: Policy,
     clock: Arc<dyn Clock>,
+    waiting: WaitingRoom,
 }
 
 /// What is known of a record before a command is carried out.
@@ -42,7 +44,7 @@ pub(crate) enum View {
 
 impl View {
     /// Most likely there is no record.
-    fn absent() -> View {
+    pub(crate) fn absent() -> View {
         View::Believed(Box::new(Snapshot { record: None, now: Stamp::ZERO }))
     }
 
@@ -61,6 +63,17 @@ pub(crate) struct Answer {
     pub(crate) until: Duration,
 }
 
+impl Answer {
+    /// The answer of a store call that was sent at `sent`.
+    pub(crate) fn at(sent: Duration, reply: Reply, snapshot: Snapshot) -> Answer {
+        let left = match snapshot.record.as_ref().map(|record| (record, &record.state)) {
+            Some((record, State::InProgress { lease, .. })) => record.stamp.after(*lease).since(snapshot.now),
+            Some((_, State::Completed(_) | State::Failed(..))) | None => Duration::ZERO,
+        };
+        Answer { reply, record: snapshot.record, until: sent.saturating_add(left) }
+    }
+}
+
 impl Engine {
     /// Starts to build an engine over `store`.
     pub fn builder(store: impl Store) -> EngineBuilder {
@@ -68,7 +81,7 @@ impl Engine {
     }
 
     pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
-        Engine(Arc::new(Inner { store, policy, clock }))
+        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default() }))
     }
 
     /// What this engine was built with.
@@ -78,6 +91,14 @@ impl Engine {
 
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.0.clock
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.0.store
+    }
+
+    pub(crate) fn waiting(&self) -> &WaitingRoom {
+        &self.0.waiting
     }
 
     /// Asks for the right to act on `request`, or what became of it. One store call, two after a crash.
@@ -90,6 +111,11 @@ impl Engine {
         let ask = request.ask(self.policy())?;
         let (id, owner) = (request.id(), ask.owner);
         let answer = self.execute(&id, &Command::Begin(ask), View::absent()).await?;
+        self.begun(id, owner, answer)
+    }
+
+    /// What a begin's caller is told.
+    pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);
         Begin::of(answer.reply, || {
             let record = record.ok_or(Error::Store(StoreError::Unusable {
@@ -146,9 +172,7 @@ impl Engine {
         K: TryInto<Key>,
         KeyError: From<S::Error> + From<K::Error>,
     {
-        let id = Request::new(scope, key)?.id();
-        let answer = self.execute(&id, &Command::Resolve(fence, resolution), View::Unknown).await?;
-        answer.reply.into_done()
+        self.resolve_id(&Request::new(scope, key)?.id(), fence, resolution).await
     }
 
     /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says whether there was
@@ -162,13 +186,11 @@ impl Engine {
         K: TryInto<Key>,
         KeyError: From<S::Error> + From<K::Error>,
     {
-        let id = Request::new(scope, key)?.id();
-        match self.execute(&id, &Command::Forget, View::Unknown).await {
-            Err(Error::Store(StoreError::Corrupt { source: DecodeError::Damaged { .. }, .. })) => {
-                Call::new(self, &id).discard().await
-            }
-            answer => Ok(answer?.reply == Reply::Done { existed: true }),
-        }
+        self.forget_id(&Request::new(scope, key)?.id()).await
+    }
+
+    pub(crate) async fn discard(&self, id: &RecordId) -> Result<bool, Error> {
+        Call::new(self, id).discard().await
     }
 
     /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
@@ -179,14 +201,11 @@ impl Engine {
     /// `call_timeout`. What was removed before stays removed.
     pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
         const STEP: usize = 1000;
-        let timeout = self.policy().call_timeout;
         let mut purged = 0;
         while purged < limit {
             let step = STEP.min(limit - purged);
-            let removed = match within(self.clock(), timeout, self.0.store.purge(step)).await {
-                Some(removed) => usize::try_from(removed?).unwrap_or(usize::MAX),
-                None => return Err(Error::TimedOut { limit: timeout, tries: 1, last: None }),
-            };
+            let removed = self.bounded(self.0.store.purge(step)).await?;
+            let removed = usize::try_from(removed).unwrap_or(usize::MAX);
             purged = purged.saturating_add(removed);
             if removed < step {
                 break;
@@ -207,6 +226,7 @@ impl Engine {
             View::Believed(snapshot) => *snapshot,
             View::Unknown => call.load().await?,
         };
+        let mut pause = Pause::after(8);
         loop {
             let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
                 Decision::Reply(reply) => return Ok(call.answer(reply, snapshot)),
@@ -225,12 +245,13 @@ impl Engine {
                 }
                 Swap::Conflict(found) => snapshot = found,
             }
+            call.rest(&mut pause).await;
         }
     }
 }
 
 /// One command's way through the store: repeats what failed for now, until the policy's `call_timeout`.
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
     deadline: Duration,
@@ -241,28 +262,26 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
+    pub(crate) fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
         let sent = engine.clock().monotonic();
         let deadline = sent.saturating_add(engine.policy().call_timeout);
         Call { engine, id, deadline, sent, tries: 0, last: None }
     }
 
     fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
-        let left = match snapshot.record.as_ref().map(|record| (record, &record.state)) {
-            Some((record, State::InProgress { lease, .. })) => record.stamp.after(*lease).since(snapshot.now),
-            Some((_, State::Completed(_) | State::Failed(..))) | None => Duration::ZERO,
-        };
-        Answer { reply, record: snapshot.record, until: self.sent.saturating_add(left) }
+        Answer::at(self.sent, reply, snapshot)
     }
 
-    async fn load(&mut self) -> Result<Snapshot, Error> {
+    pub(crate) async fn load(&mut self) -> Result<Snapshot, Error> {
         let (engine, id) = (self.engine, self.id);
         self.repeat(|| engine.0.store.load(id)).await
     }
 
     async fn discard(&mut self) -> Result<bool, Error> {
         let (engine, id) = (self.engine, self.id);
-        self.repeat(|| engine.0.store.discard(id)).await
+        let existed = self.repeat(|| engine.0.store.discard(id)).await?;
+        // There was something to discard; if it took several tries, an earlier one may have done it.
+        Ok(existed || self.tries > 1)
     }
 
     async fn swap(&mut self, expected: Option<Stamp>, next: Option<&Record>) -> Result<Swap, Error> {
@@ -276,7 +295,7 @@ impl<'a> Call<'a> {
         F: Future<Output = Result<T, StoreError>>,
     {
         let limit = self.engine.policy().call_timeout;
-        let mut pause = Pause::new();
+        let mut pause = Pause::after(2);
         loop {
             if self.tries > 0 {
                 self.sent = self.engine.clock().monotonic();
@@ -295,29 +314,48 @@ impl<'a> Call<'a> {
                 Some(Err(error)) => return Err(error.into()),
                 None => {}
             }
-            if let Some(time) = pause.next() {
-                clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
-            }
+            self.rest(&mut pause).await;
+        }
+    }
+
+    /// Pauses, but not past the deadline.
+    async fn rest(&self, pause: &mut Pause) {
+        let clock = self.engine.clock();
+        if let Some(time) = pause.next() {
+            clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
         }
     }
 }
 
-/// How long to wait before a call is sent again: not at all twice, then 1 ms, doubling up to 128 ms.
-struct Pause(u32);
+/// How long to wait before the next try: not at all at first, then 1 ms, doubling up to 128 ms.
+struct Pause {
+    free: u32,
+    doublings: u32,
+}
 
 impl Pause {
-    fn new() -> Pause {
-        Pause(0)
+    /// Pauses that start after as many tries as `free`.
+    fn after(free: u32) -> Pause {
+        Pause { free, doublings: 0 }
     }
 
     fn next(&mut self) -> Option<Duration> {
-        self.0 += 1;
-        (self.0 > 2).then(|| Duration::from_millis(1 << (self.0 - 3).min(7)))
+        if self.free > 0 {
+            self.free -= 1;
+            return None;
+        }
+        let pause = Duration::from_millis(1 << self.doublings);
+        self.doublings = (self.doublings + 1).min(7);
+        Some(pause)
     }
 }
 
 /// What `future` gives, or `None` if it takes longer than `limit`. No timer is set for what is ready at once.
-async fn within<T>(clock: &dyn Clock, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(
+    clock: &dyn Clock,
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     let mut future = pin!(future);
     let mut timer: Option<Sleep> = None;
     poll_fn(|context| {

@@ -21,7 +21,9 @@ pub enum Error {
     /// The request's windows cannot be safe.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// Somebody else took the key, or it is finished: nothing was written. Do not act, and do not retry.
+    /// Somebody else took the key, it is finished, or its record is gone: nothing was written. Stop acting. What was
+    /// done already should still be said: [`complete`](crate::Lease::complete) is accepted if the record is gone, and otherwise
+    /// refused like this.
     #[error("the lease is lost: the key is now {:?}, attempt {}", current.state, current.attempt)]
     LeaseLost {
         /// What the key shows instead.
@@ -106,6 +108,13 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
+}
+
+impl Error {
+    /// Whether a record cannot be read because it is damaged; one of a newer release is not.
+    pub(crate) fn is_damaged_record(&self) -> bool {
+        matches!(self, Error::Store(StoreError::Corrupt { source: DecodeError::Damaged { .. }, .. }))
+    }
 }
 
 impl StoreError {

@@ -1,15 +1,18 @@
 //! The right to act: [`Lease`], and the [`LeaseToken`] by which another process takes it over.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Sleep;
 use crate::decide::{Command, Reply};
-use crate::engine::{Engine, View};
+use crate::engine::{Answer, Engine, View};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::key::{MAX_KEY_BYTES, MAX_LABEL_BYTES, RecordId};
@@ -187,6 +190,8 @@ pub struct Lease {
     takeover: bool,
     checkpoint: Option<Bytes>,
     held: Mutex<Held>,
+    /// Who waits to be told that the lease is lost.
+    watchers: Mutex<Vec<Waker>>,
 }
 
 /// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
@@ -194,6 +199,9 @@ pub struct Lease {
 struct Held {
     record: Option<Record>,
     until: Duration,
+    lost: bool,
+    /// Whether this holder finished or released it: nothing that was under way meanwhile opens it again.
+    closed: bool,
 }
 
 impl Lease {
@@ -201,7 +209,7 @@ impl Lease {
         let takeover = matches!(record.state, State::InProgress { takeover: true, .. });
         let token = LeaseToken::of(id, owner, &record);
         let checkpoint = record.checkpoint.clone();
-        Lease { engine, token, takeover, checkpoint, held: Mutex::new(Held { record: Some(record), until }) }
+        Lease::over(engine, token, takeover, checkpoint, Some(record), until)
     }
 
     /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
@@ -215,7 +223,19 @@ impl Lease {
             .as_ref()
             .is_some_and(|record| matches!(record.state, State::InProgress { takeover: true, .. }));
         let checkpoint = record.as_ref().and_then(|record| record.checkpoint.clone());
-        Lease { engine, token, takeover, checkpoint, held: Mutex::new(Held { record, until }) }
+        Lease::over(engine, token, takeover, checkpoint, record, until)
+    }
+
+    fn over(
+        engine: Engine,
+        token: LeaseToken,
+        takeover: bool,
+        checkpoint: Option<Bytes>,
+        record: Option<Record>,
+        until: Duration,
+    ) -> Lease {
+        let held = Mutex::new(Held { record, until, lost: false, closed: false });
+        Lease { engine, token, takeover, checkpoint, held, watchers: Mutex::default() }
     }
 
     /// Which execution of the operation this is, from 1.
@@ -250,6 +270,67 @@ impl Lease {
         }
     }
 
+    /// Whether this holder must no longer rely on its lease: the store said that somebody else took the key, or the time
+    /// is over and was not renewed. A finished lease is not lost.
+    pub fn is_lost(&self) -> bool {
+        let held = self.held();
+        let working =
+            matches!(held.record.as_ref().map(|record| &record.state), Some(State::InProgress { .. }));
+        held.lost || working && held.until <= self.engine.clock().monotonic()
+    }
+
+    /// Completes as soon as [`is_lost`](Lease::is_lost), never if the lease is finished first. Race the work with it to stop
+    /// before anybody else starts: a holder counts less time than the store does.
+    ///
+    /// ```
+    /// use nevertwice::{Begin, Engine, ManualClock, MemoryStore, Request};
+    /// use futures_util::FutureExt;
+    /// # futures_executor::block_on(async {
+    /// let clock = ManualClock::new();
+    /// let engine = Engine::builder(MemoryStore::new()).clock(clock.clone()).build()?;
+    /// let Begin::Acquired(lease) = engine.begin(&Request::new("scope", "key")?).await? else { panic!() };
+    /// assert!(lease.lost().now_or_never().is_none());
+    /// clock.advance(engine.policy().lease);
+    /// lease.lost().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn lost(&self) {
+        let mut timer: Option<(Duration, Sleep)> = None;
+        poll_fn(|context| {
+            self.watch(context.waker());
+            loop {
+                if self.is_lost() {
+                    return Poll::Ready(());
+                }
+                let (now, until) = (self.engine.clock().monotonic(), self.held().until);
+                if until <= now {
+                    return Poll::Pending; // finished: nothing is left to lose
+                }
+                let (_, sleep) = match &mut timer {
+                    Some(timer) if timer.0 == until => timer,
+                    timer => timer.insert((until, self.engine.clock().sleep(until - now))),
+                };
+                if sleep.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                timer = None;
+            }
+        })
+        .await;
+    }
+
+    fn watch(&self, waker: &Waker) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !watchers.iter().any(|known| known.will_wake(waker)) {
+            watchers.push(waker.clone());
+        }
+    }
+
+    fn wake_watchers(&self) {
+        let watchers = std::mem::take(&mut *self.watchers.lock().unwrap_or_else(PoisonError::into_inner));
+        watchers.into_iter().for_each(Waker::wake);
+    }
+
     /// What another process needs to go on with this lease: see [`Engine::resume`].
     pub fn token(&self) -> LeaseToken {
         self.token.clone()
@@ -259,7 +340,7 @@ impl Lease {
     /// and key. Give it to a provider that is itself idempotent (Stripe's `Idempotency-Key`), and a rerun charges once.
     ///
     /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
-    /// retention.
+    /// retention or a [`release`](Lease::release), even with another payload.
     pub fn derive_key(&self, label: &str) -> String {
         self.token.derive_key(label)
     }
@@ -303,8 +384,7 @@ impl Lease {
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
     /// lease was finished with another outcome, which stands.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        let body = Body::new(response.into(), self.engine.policy().max_response);
-        self.command(Command::Complete(self.token.clone(), body)).await
+        self.command(self.completion(response.into())).await
     }
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -324,35 +404,60 @@ impl Lease {
         self.command(Command::Release(self.token.clone())).await
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// How long one renewal lasts.
+    pub(crate) fn length(&self) -> Duration {
+        match self.held().record.as_ref().map(|record| &record.state) {
+            Some(State::InProgress { lease, .. }) => *lease,
+            Some(State::Completed(_) | State::Failed(..)) | None => self.engine.policy().lease,
+        }
+    }
+
     async fn command(&self, command: Command) -> Result<(), Error> {
-        let view = self.view(self.engine.clock().monotonic());
-        let answer = self.engine.execute(&self.token.id, &command, view).await?;
+        let view = self.believed().map_or(View::Unknown, View::believed);
+        self.learn(self.engine.execute(&self.token.id, &command, view).await?)
+    }
+
+    pub(crate) fn completion(&self, response: Bytes) -> Command {
+        let body = Body::new(response, self.engine.policy().max_response);
+        Command::Complete(self.token.clone(), body)
+    }
+
+    pub(crate) fn id(&self) -> RecordId {
+        self.token.id
+    }
+
+    /// Takes note of what came of a command.
+    pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
         if let Reply::Done { .. } = answer.reply {
             self.remember(answer.record, answer.until);
         } else {
             // Nothing is known any more but that it is not this holder's.
-            *self.held() = Held { record: None, until: Duration::ZERO };
+            *self.held() = Held { record: None, until: Duration::ZERO, lost: true, closed: true };
         }
+        self.wake_watchers();
         answer.reply.into_done()
     }
 
-    /// What the store is believed to hold. Once the lease may be over, or if nothing is known, the store is asked.
-    fn view(&self, now: Duration) -> View {
+    /// What the store most likely holds. Nothing, once the lease may be over: then the store is asked.
+    pub(crate) fn believed(&self) -> Option<Record> {
         let held = self.held();
-        match &held.record {
-            Some(record) if held.until > now => View::believed(record.clone()),
-            Some(_) | None => View::Unknown,
-        }
+        let running = held.until > self.engine.clock().monotonic();
+        held.record.clone().filter(|_| running)
     }
 
     fn remember(&self, record: Option<Record>, until: Duration) {
         let mut held = self.held();
+        let working = matches!(record.as_ref().map(|record| &record.state), Some(State::InProgress { .. }));
         let newer = match (&held.record, &record) {
             (Some(known), Some(new)) => known.stamp <= new.stamp,
             (None, _) | (_, None) => true,
         };
-        if newer {
-            *held = Held { record, until };
+        if newer && !(held.closed && working) {
+            *held = Held { record, until, lost: false, closed: !working };
         }
     }
 

@@ -5,6 +5,7 @@
 // Every state and every command is named where something is decided: a new one must not fall into a wildcard.
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
+mod batch;
 mod begin;
 mod builder;
 pub mod clock;
@@ -16,12 +17,15 @@ pub mod guide;
 mod inspect;
 mod key;
 mod lease;
+mod operate;
 mod policy;
 mod record;
 mod request;
+mod run;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod wait;
 
 #[path = "../backends/mod.rs"]
 pub mod backends;
@@ -44,7 +48,9 @@ pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use inspect::Inspection;
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
 pub use lease::{Lease, LeaseToken, Owner};
+pub use operate::{PurgePlan, Purged, Unfinished, UnfinishedPage};
 pub use policy::{Durability, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
+pub use run::{Failure, Outcome, RunError};
 pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};

@@ -54,6 +54,11 @@ pub struct Policy {
     /// When a call gives up repeating itself, and on a store that does not answer. **Default 5 s.** What
     /// it was about to write may or may not stand then.
     pub call_timeout: Duration,
+    /// How long [`Engine::run`](crate::Engine::run) waits for a duplicate in flight. **Default 30 s.**
+    pub run_wait: Duration,
+    /// How many callers may wait at a time. **Default 10 000.** One more is told `InProgress` at once. A waiter costs some
+    /// hundred bytes and a timer; all waiters of one key share one look at the store.
+    pub max_waiters: usize,
     /// Whether stores may see keys in the clear, for operators. **Default no**: keys can be secrets or personal
     /// data, and a digest is enough to find a record.
     pub keep_keys: bool,
@@ -69,6 +74,8 @@ impl Default for Policy {
             max_response: 1 << 20,
             max_checkpoint: 1 << 16,
             call_timeout: Duration::from_secs(5),
+            run_wait: Duration::from_secs(30),
+            max_waiters: 10_000,
             keep_keys: false,
         }
     }

@@ -177,6 +177,23 @@ impl Record {
         self
     }
 
+    /// Copies what is small, so that it does not keep the large buffer alive that it may be a slice of.
+    pub(crate) fn detach(&mut self) {
+        const SMALL: usize = 4096;
+        let copy = |bytes: &mut Bytes| {
+            if bytes.len() <= SMALL {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        };
+        self.checkpoint.iter_mut().for_each(copy);
+        match &mut self.state {
+            State::Completed(Body::Kept(bytes)) | State::Failed(Body::Kept(bytes), _) => copy(bytes),
+            State::InProgress { .. }
+            | State::Completed(Body::Omitted { .. })
+            | State::Failed(Body::Omitted { .. }, _) => {}
+        }
+    }
+
     /// About how many bytes of memory the record takes, for stores that count them.
     pub fn weight(&self) -> usize {
         let body = match &self.state {

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The crates that only a backend or the test kit may bring.
-const OPTIONAL: [&str; 7] =
-    ["futures-util", "futures-channel", "parking_lot", "pollster", "redis", "rusqlite", "tokio"];
+const OPTIONAL: [&str; 6] = ["futures-channel", "parking_lot", "pollster", "redis", "rusqlite", "tokio"];
 
 fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
@@ -37,7 +36,7 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
     assert_eq!(optional(""), [""; 0]);
     assert_eq!(optional("memory"), ["parking_lot"]);
     assert_eq!(optional("sqlite"), ["futures-channel", "rusqlite"]);
-    assert_eq!(optional("testing"), ["futures-util", "pollster"]);
+    assert_eq!(optional("testing"), ["pollster"]);
     let redis = optional("redis");
     assert!(
         redis.contains(&"redis") && redis.contains(&"tokio") && !redis.contains(&"rusqlite"),

@@ -27,7 +27,7 @@ use crate::lease::{Lease, Owner};
 use crate::policy::{Policy, Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
 use crate::request::Request;
-use crate::store::{Store, Swap};
+use crate::store::{Store, Swap, SwapRequest};
 
 type Shared = Arc<dyn Store>;
 
@@ -238,8 +238,24 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
         gone.complete("gone").await.unwrap();
         kept.push(request);
     }
+    // What was to be kept for a moment only, and was rewritten, is kept for as long as it says now.
+    let (rewritten, mut record) = (id("rewritten"), grant(&request("rewritten")));
+    let last = |record: &mut Record, state| {
+        record.retention = SHORT;
+        record.state = state;
+    };
+    last(&mut record, State::Completed(body("short")));
+    let first = done(store.swap(&rewritten, None, Some(&record)).await.unwrap());
+    last(&mut record, State::Failed(body("not due"), Retry::After(LONG)));
+    done(store.swap(&rewritten, Some(first), Some(&record)).await.unwrap());
     until_over(&store, &id("gone 0"), SHORT).await;
-    while engine.purge(7).await.unwrap() > 0 {}
+    loop {
+        match store.purge(7).await.unwrap() {
+            0 => break,
+            purged => assert!(purged <= 7, "{purged} of at most 7"),
+        }
+    }
+    assert!(store.load(&rewritten).await.unwrap().record.is_some());
     for (at, request) in kept.iter().enumerate() {
         match engine.begin(request).await.unwrap() {
             Begin::Completed(_) if at % 2 == 0 => {}
@@ -344,6 +360,172 @@ pub async fn s3_stale_token_changes_nothing(store: Shared) {
     successor.complete("right").await.unwrap();
     assert_eq!(lost(zombie.complete("late").await), StateKind::Completed);
     assert_eq!(response(&engine, &request).await, "right");
+}
+
+/// S3: nor does a token that somebody made up, or that is for another payload.
+pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
+    let engine = engine(&store);
+    let lease = acquire(&engine, &request("forged")).await;
+    let genuine = serde_json::to_value(lease.token()).unwrap();
+    for (field, value) in [
+        ("owner", serde_json::to_value(Owner::random()).unwrap()),
+        ("fingerprint", serde_json::to_value(Fingerprint::of("other")).unwrap()),
+        ("fence", (lease.fence().0 - 1).into()),
+        ("fence", (lease.fence().0 + 1).into()),
+    ] {
+        let mut forged = genuine.clone();
+        forged[field] = value;
+        let forged = serde_json::from_value(forged).unwrap();
+        assert!(engine.resume(&forged).await.is_err(), "{field}");
+    }
+    lease.complete("genuine").await.unwrap();
+}
+
+/// Store: nothing is evicted to make room for something else.
+pub async fn s13_nothing_is_evicted(store: Shared) {
+    let record = grant(&request("many"));
+    let ids: Vec<_> = (0..600).map(|number| id(&format!("many {number}"))).collect();
+    for ids in ids.chunks(100) {
+        for swap in join_all(ids.iter().map(|id| store.swap(id, None, Some(&record)))).await {
+            done(swap.unwrap());
+        }
+    }
+    for loaded in join_all(ids.iter().map(|id| store.load(id))).await {
+        assert!(loaded.unwrap().record.is_some());
+    }
+}
+
+/// Store: of many threads that expect the same, one is done, in every round.
+pub async fn s1_threads_race_and_one_wins(store: Shared) {
+    const THREADS: usize = 8;
+    for round in 0..100 {
+        let id = id(&format!("threads {round}"));
+        let barrier = Arc::new(std::sync::Barrier::new(THREADS));
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (store, barrier) = (store.clone(), barrier.clone());
+                let record = grant(&request("threads"));
+                std::thread::spawn(move || {
+                    barrier.wait();
+                    super::block_on(store.swap(&id, None, Some(&record)))
+                })
+            })
+            .collect();
+        let swaps = threads.into_iter().map(|thread| thread.join().unwrap().unwrap());
+        assert_eq!(swaps.filter(|swap| matches!(swap, Swap::Done(_))).count(), 1, "round {round}");
+    }
+}
+
+/// Store: swaps of a batch are done in their order, see each other, and are answered each for itself.
+pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
+    let (one, two) = (id("one"), id("two"));
+    let record = grant(&request("batch"));
+    let insert = |id| SwapRequest { id, expected: None, next: Some(record.clone()) };
+    let remove = SwapRequest { id: id("absent"), expected: None, next: None };
+    let wrong = SwapRequest { id: two, expected: Some(Stamp(1)), next: None };
+    assert_eq!(store.swap_many(&[]).await.len(), 0);
+    let batch = [insert(one), insert(one), insert(two), remove, wrong, insert(two)];
+    let answers: Vec<Swap> = store.swap_many(&batch).await.into_iter().map(Result::unwrap).collect();
+    let done: Vec<bool> = answers.iter().map(|swap| matches!(swap, Swap::Done(_))).collect();
+    assert_eq!(done, [true, false, true, true, false, false]);
+    for (at, first) in [(1, 0), (4, 2), (5, 2)] {
+        let (Swap::Conflict(found), Swap::Done(stamp)) = (&answers[at], &answers[first]) else { panic!() };
+        assert_eq!(found.record.as_ref().unwrap().stamp, *stamp);
+    }
+    // A batch of what is there already, and one that goes on from the first.
+    let replays = store.swap_many(&[insert(two), insert(one)]).await;
+    assert!(replays.iter().all(|swap| matches!(swap, Ok(Swap::Conflict(_)))));
+    let stamp = stamp_of(&answers[0]);
+    let batch = [SwapRequest { id: one, expected: stamp, next: None }, insert(one)];
+    let again: Vec<_> =
+        store.swap_many(&batch).await.into_iter().map(|swap| self::done(swap.unwrap())).collect();
+    assert!(again[1] > stamp.unwrap());
+}
+
+/// L4: who waits for a record is told of every change, also of one that came between its look and its wait.
+pub async fn l4_a_change_is_never_missed(store: Shared) {
+    let id = id("watched");
+    let record = grant(&request("watched"));
+    let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    store.changed(&id, Stamp(first.0 - 1), LONG).await.unwrap();
+    store.changed(&self::id("absent"), first, LONG).await.unwrap();
+    // The change comes while eight wait, and once more before they do.
+    let mut stamp = first;
+    for next in [Some(&record), None] {
+        let waits = join_all((0..8).map(|_| store.changed(&id, stamp, LONG)));
+        let change = async { done(store.swap(&id, Some(stamp), next).await.unwrap()) };
+        let (waits, changed) = futures_util::join!(waits, change);
+        waits.into_iter().for_each(|wait| wait.unwrap());
+        store.changed(&id, stamp, LONG).await.unwrap();
+        stamp = changed;
+    }
+}
+
+/// L4: waiters of a key are answered when it is finished, each byte for byte, and none of them executes.
+pub async fn l4_waiters_get_the_outcome(store: Shared) {
+    let engine = engine(&store);
+    let request = request("awaited");
+    let lease = acquire(&engine, &request).await;
+    let waits = join_all((0..50).map(|_| engine.begin_or_wait(&request, LONG)));
+    let work = async {
+        lease.renew().await.unwrap();
+        lease.complete("the outcome").await.unwrap();
+    };
+    let (answers, ()) = futures_util::join!(waits, work);
+    for answer in answers {
+        match answer.unwrap() {
+            Begin::Completed(done) => assert_eq!(done.response().unwrap(), "the outcome"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// L4: when the holder fails and says that it may be done again at once, one of the waiters is granted.
+pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
+    let engine = engine(&store);
+    let request = request("awaited");
+    let lease = acquire(&engine, &request).await;
+    let wait = async || match engine.begin_or_wait(&request, LONG).await.unwrap() {
+        Begin::Acquired(lease) => {
+            assert_eq!(lease.attempt(), 2);
+            lease.complete("the second").await.unwrap();
+            1
+        }
+        Begin::Completed(_) => 0,
+        other => panic!("{other:?}"),
+    };
+    let waits = join_all((0..20).map(|_| wait()));
+    let (granted, failed) = futures_util::join!(waits, lease.fail("again", Retry::Now));
+    failed.unwrap();
+    assert_eq!(granted.iter().sum::<usize>(), 1);
+}
+
+/// Store: a listing shows every record once, in pages.
+pub async fn a_listing_shows_every_record_once(store: Shared) {
+    let record = grant(&request("listed"));
+    let mut ids: Vec<_> = (0..50).map(|number| id(&format!("listed {number}"))).collect();
+    for id in &ids {
+        done(store.swap(id, None, Some(&record)).await.unwrap());
+    }
+    done(store.swap(&id("removed"), None, None).await.unwrap());
+    let mut listed = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.scan(after.as_ref(), 7).await.unwrap();
+        assert_eq!(page.unreadable, []);
+        for (id, found) in page.records {
+            assert_eq!(found, store.load(&id).await.unwrap().record.unwrap());
+            listed.push(id);
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    ids.sort();
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed, ids);
 }
 
 /// S4: another payload under the key gets nothing, in any state, not even by its own owner or past a lease.

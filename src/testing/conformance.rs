@@ -14,10 +14,16 @@
 #[macro_export]
 macro_rules! conformance {
     ($name:ident, $setup:expr) => {
-        $crate::conformance!($name, $setup, $crate::testing::block_on);
+        $crate::conformance! { @all $name, $setup, $crate::testing::block_on,
+            s1_threads_race_and_one_wins // on threads without a runtime
+        }
     };
     ($name:ident, $setup:expr, $block_on:path) => {
+        $crate::conformance! { @all $name, $setup, $block_on, }
+    };
+    (@all $name:ident, $setup:expr, $block_on:path, $($more:ident)*) => {
         $crate::conformance! { @tests $name, $setup, $block_on,
+            $($more)*
             an_absent_key_loads_as_none
             s1_one_of_many_concurrent_swaps_wins
             a_lost_race_shows_the_present_record
@@ -32,6 +38,13 @@ macro_rules! conformance {
             s1_of_many_takeovers_one_is_granted
             s2_an_outcome_is_immutable
             s3_stale_token_changes_nothing
+            s3_a_forged_token_changes_nothing
+            s13_nothing_is_evicted
+            swaps_of_a_batch_see_each_other
+            l4_a_change_is_never_missed
+            l4_waiters_get_the_outcome
+            l4_one_waiter_goes_on_after_a_failure
+            a_listing_shows_every_record_once
             s4_another_fingerprint_gets_nothing_in_any_state
             s5_fences_increase
             s6_a_repeated_begin_gets_the_same_grant_and_no_more_time

@@ -137,12 +137,16 @@ impl Model {
         let since = now.saturating_sub(entry.written);
         let left = ask.max_attempts > entry.attempt;
         match entry.phase.clone() {
-            Phase::Working { owner, takeover, .. } if owner == ask.owner => Answer::Acquired {
-                grant: entry.grant,
-                attempt: entry.attempt,
-                takeover,
-                checkpoint: entry.checkpoint,
-            },
+            Phase::Working { owner, takeover, marked, lease }
+                if owner == ask.owner && !(marked && since >= lease) =>
+            {
+                Answer::Acquired {
+                    grant: entry.grant,
+                    attempt: entry.attempt,
+                    takeover,
+                    checkpoint: entry.checkpoint,
+                }
+            }
             Phase::Working { lease, .. } if since < lease => {
                 Answer::InProgress { attempt: entry.attempt, retry_after: lease - since }
             }
@@ -201,6 +205,7 @@ impl Model {
         let checkpoint = match &self.entry {
             None => None,
             Some(entry) if self.works(token) => entry.checkpoint.clone(),
+            Some(entry) if entry.attempt == 0 => return Answer::LeaseLost(kind(entry)),
             Some(entry) if entry.grant == token.grant && state != StateKind::InProgress => {
                 let same = match (&entry.phase, finish) {
                     (Phase::Did(is), Finish::Complete(new)) => is == new,
@@ -241,7 +246,7 @@ impl Model {
     /// Going on with a token elsewhere: fails only if the key is somebody else's.
     pub fn resume(&mut self, now: Duration, token: &Token) -> Answer {
         self.lapse(now);
-        let own = self.entry.as_ref().is_none_or(|entry| entry.grant == token.grant);
+        let own = self.entry.as_ref().is_none_or(|entry| entry.grant == token.grant && entry.attempt > 0);
         if own { Answer::Done } else { Answer::LeaseLost(self.state()) }
     }
 
@@ -296,12 +301,7 @@ impl Model {
 
     /// How the key stands.
     pub fn state(&self) -> StateKind {
-        match self.entry.as_ref().map(|entry| &entry.phase) {
-            None => StateKind::Absent,
-            Some(Phase::Working { .. }) => StateKind::InProgress,
-            Some(Phase::Did(_)) => StateKind::Completed,
-            Some(Phase::Broke(..)) => StateKind::Failed,
-        }
+        self.entry.as_ref().map_or(StateKind::Absent, kind)
     }
 
     /// A record whose time is over is as good as none.
@@ -347,6 +347,14 @@ impl Model {
             phase: Phase::Working { owner: ask.owner, lease: ask.lease, marked, takeover },
         });
         Answer::Acquired { grant: self.grants, attempt, takeover, checkpoint }
+    }
+}
+
+fn kind(entry: &Entry) -> StateKind {
+    match entry.phase {
+        Phase::Working { .. } => StateKind::InProgress,
+        Phase::Did(_) => StateKind::Completed,
+        Phase::Broke(..) => StateKind::Failed,
     }
 }
 

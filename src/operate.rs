@@ -1,0 +1,210 @@
+//! What operators call: listing what is unfinished, and a purger that runs by itself.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::begin::Begin;
+use crate::decide::{Command, Reply, Resolution, is_unfinished};
+use crate::engine::{Engine, View, within};
+use crate::error::Error;
+use crate::inspect::Inspection;
+use crate::key::RecordId;
+use crate::policy::{Recovery, Retry};
+use crate::record::Stamp;
+use crate::request::Request;
+use crate::store::{Cursor, Snapshot};
+
+/// An operation that nobody is at work on and that is not settled either: made by [`Engine::unfinished`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// What it is filed under: what [`Engine::resolve_id`] and [`Engine::forget_id`] ask for.
+    pub id: RecordId,
+    /// Where it stands.
+    pub inspection: Inspection,
+}
+
+/// A part of what is unfinished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnfinishedPage {
+    /// The operations, the longest unchanged first within the page.
+    pub operations: Vec<Unfinished>,
+    /// Ids whose record could not be read: [`Engine::forget_id`] is the way out.
+    pub unreadable: Vec<RecordId>,
+    /// Where the next page starts; `None`: this was the last.
+    pub next: Option<Cursor>,
+}
+
+/// How a background purger goes about it: see [`Engine::purge_regularly`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgePlan {
+    /// How long from one purge to the next, over all processes together. **Default 1 min.**
+    pub every: Duration,
+    /// How many records are removed at a time. **Default 500.**
+    pub step: usize,
+    /// How long to rest between two steps. **Default 20 ms.**
+    pub rest: Duration,
+    /// The most records removed in one purge. **Default 1 000 000.**
+    pub limit: u64,
+}
+
+impl Default for PurgePlan {
+    fn default() -> PurgePlan {
+        PurgePlan {
+            every: Duration::from_secs(60),
+            step: 500,
+            rest: Duration::from_millis(20),
+            limit: 1_000_000,
+        }
+    }
+}
+
+/// What one purge of [`Engine::purge_regularly`] did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Purged {
+    /// It removed this many records.
+    Removed(u64),
+    /// Another process sees to it at present, or just did.
+    Elsewhere,
+    /// It ended early: this many records were removed, then the store said no. The next one goes on.
+    Failed(u64, Error),
+}
+
+impl Engine {
+    /// Up to about `limit` records are looked at, from where `after` says (`None`: from the start), and those are returned whose
+    /// attempt ran out of its lease, failed without certainty, or could be executed again and was not. Go on with
+    /// [`next`](UnfinishedPage::next) until there is none; a page may be empty and not the last.
+    ///
+    /// It reads the whole store, page by page, in the store's order: for an operator's tool or an hourly alert, not for a
+    /// request's path.
+    ///
+    /// # Errors
+    /// [`Error::Store`], also where the store cannot list; [`Error::TimedOut`].
+    pub async fn unfinished(&self, after: Option<&Cursor>, limit: usize) -> Result<UnfinishedPage, Error> {
+        let page = self.bounded(self.store().scan(after, limit)).await?;
+        let now = page.now;
+        let mut operations: Vec<Unfinished> = page
+            .records
+            .into_iter()
+            .filter(|(_, record)| is_unfinished(now, record))
+            .filter_map(|(id, record)| {
+                let inspection = Inspection::of(&Snapshot { record: Some(record), now })?;
+                Some(Unfinished { id, inspection })
+            })
+            .collect();
+        operations.sort_by_key(|operation| std::cmp::Reverse(operation.inspection.age));
+        Ok(UnfinishedPage { operations, unreadable: page.unreadable, next: page.next })
+    }
+
+    /// [`resolve`](Engine::resolve) for what a listing found, whose key nobody may know.
+    ///
+    /// # Errors
+    /// As for [`resolve`](Engine::resolve).
+    pub async fn resolve_id(&self, id: &RecordId, fence: Stamp, resolution: Resolution) -> Result<(), Error> {
+        let answer = self.execute(id, &Command::Resolve(fence, resolution), View::Unknown).await?;
+        answer.reply.into_done()
+    }
+
+    /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next begin executes.**
+    ///
+    /// # Errors
+    /// As for [`forget`](Engine::forget).
+    pub async fn forget_id(&self, id: &RecordId) -> Result<bool, Error> {
+        match self.execute(id, &Command::Forget, View::Unknown).await {
+            Err(error) if error.is_damaged_record() => self.discard(id).await,
+            answer => Ok(answer?.reply == Reply::Done { existed: true }),
+        }
+    }
+
+    /// Removes what is over its time, again and again, until it is dropped: spawn it once in every process. Of all
+    /// processes on one store only one purges at a time, and only once per [`every`](PurgePlan::every), which they agree on by an
+    /// operation of their own (scope `nevertwice`). `report` is told what each purge did.
+    ///
+    /// ```
+    /// use nevertwice::{Engine, MemoryStore, PurgePlan, Purged};
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let purger = engine.purge_regularly(PurgePlan::default(), |purged| {
+    ///     if let Purged::Failed(_, error) = purged {
+    ///         eprintln!("purge: {error}");
+    ///     }
+    /// });
+    /// // tokio::spawn(purger);
+    /// # drop(purger);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn purge_regularly(
+        &self,
+        plan: PurgePlan,
+        mut report: impl FnMut(Purged) + Send + 'static,
+    ) -> impl Future<Output = std::convert::Infallible> + Send + 'static {
+        let engine = self.clone();
+        async move {
+            loop {
+                report(engine.purge_in_turn(&plan).await);
+                engine.clock().sleep(plan.every.max(Duration::from_millis(100))).await;
+            }
+        }
+    }
+
+    /// One purge, if no other process is at it or just was.
+    async fn purge_in_turn(&self, plan: &PurgePlan) -> Purged {
+        /// A purger that died is replaced after this time.
+        const LEASE: Duration = Duration::from_secs(60);
+        let turn = match Request::new(["nevertwice", "background"], "purge") {
+            // A little less than the interval, so that the next turn does not find this one's end.
+            Ok(turn) => turn.lease(LEASE).retention(plan.every * 9 / 10 + LEASE).recovery(Recovery::Rerun),
+            Err(error) => return Purged::Failed(0, error.into()),
+        };
+        let lease = match self.begin(&turn).await {
+            Ok(Begin::Acquired(lease)) => lease,
+            Ok(_) => return Purged::Elsewhere,
+            Err(error) => return Purged::Failed(0, error),
+        };
+        let mut removed = 0;
+        let result = loop {
+            match self.purge(plan.step.max(1)).await {
+                Ok(0) => break Ok(()),
+                Ok(step) => removed += step,
+                Err(error) => break Err(error),
+            }
+            if removed >= plan.limit {
+                break Ok(());
+            }
+            self.clock().sleep(plan.rest).await;
+            if let Err(error) = lease.renew().await {
+                break Err(error);
+            }
+        };
+        // The next one is due after the interval, whoever's turn it is.
+        let pause = plan.every * 9 / 10;
+        match (result, lease.fail("", Retry::After(pause)).await) {
+            (Ok(()), Ok(())) => Purged::Removed(removed),
+            (Err(error), _) | (Ok(()), Err(error)) => Purged::Failed(removed, error),
+        }
+    }
+
+    /// What the store answers, if it does before the policy's `call_timeout`.
+    pub(crate) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, crate::error::StoreError>>,
+    ) -> Result<T, Error> {
+        let limit = self.policy().call_timeout;
+        match within(self.clock(), limit, call).await {
+            Some(answer) => Ok(answer?),
+            None => Err(Error::TimedOut { limit, tries: 1, last: None }),
+        }
+    }
+}
+
+impl fmt::Display for Purged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Purged::Removed(records) => write!(f, "{records} records removed"),
+            Purged::Elsewhere => f.write_str("another process sees to it"),
+            Purged::Failed(records, error) => write!(f, "{records} records removed, then: {error}"),
+        }
+    }
+}

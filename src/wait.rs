@@ -1,0 +1,171 @@
+//! Waiting for a duplicate in flight: [`Engine::begin_or_wait`].
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either, Shared, WeakShared, select};
+
+use crate::begin::Begin;
+use crate::decide::{Command, Reply};
+use crate::engine::{Call, Engine, View, within};
+use crate::error::Error;
+use crate::key::RecordId;
+use crate::record::Stamp;
+use crate::request::Request;
+use crate::store::Snapshot;
+
+/// What a watch over a record ends with: what there is then, or nothing, if the store could not be asked.
+type Watch = Shared<Look>;
+type Look = BoxFuture<'static, Option<Snapshot>>;
+type Watches = HashMap<(RecordId, Stamp), WeakShared<Look>>;
+
+/// The watches over records that somebody waits for: all waiters of one key share one, and so one look at the store.
+#[derive(Default)]
+pub(crate) struct WaitingRoom {
+    waiters: AtomicUsize,
+    watches: Mutex<Watches>,
+}
+
+impl fmt::Debug for WaitingRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitingRoom").field("waiters", &self.waiters).finish_non_exhaustive()
+    }
+}
+
+impl WaitingRoom {
+    /// A place for one more, given back when it is dropped.
+    fn enter(&self, most: usize) -> Option<Place<'_>> {
+        let place = Place(&self.waiters);
+        (self.waiters.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
+    }
+
+    fn watches(&self) -> MutexGuard<'_, Watches> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The watch over what is known, if it is still under way; else one that `start` begins.
+    fn join(&self, known: (RecordId, Stamp), start: impl FnOnce() -> Watch) -> Watch {
+        let mut watches = self.watches();
+        let going_on = watches.get(&known).and_then(WeakShared::upgrade);
+        match going_on.filter(|watch| watch.peek().is_none()) {
+            Some(watch) => watch,
+            None => {
+                let watch = start();
+                watches.extend(watch.downgrade().map(|weak| (known, weak)));
+                watch
+            }
+        }
+    }
+
+    /// Forgets a watch that is over, or that nobody else waits on any more.
+    fn leave(&self, known: (RecordId, Stamp), watch: Watch) {
+        let mut watches = self.watches();
+        drop(watch);
+        let over = |weak: &WeakShared<_>| weak.upgrade().is_none_or(|watch: Watch| watch.peek().is_some());
+        if watches.get(&known).is_some_and(over) {
+            watches.remove(&known);
+        }
+    }
+}
+
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A waiter's part in a watch: leaves the room tidy, also if its future is dropped.
+struct Waiter<'a> {
+    engine: &'a Engine,
+    known: (RecordId, Stamp),
+    watch: Option<Watch>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            self.engine.waiting().leave(self.known, watch);
+        }
+    }
+}
+
+impl Engine {
+    /// [`begin`](Engine::begin), but a duplicate in flight is waited for, up to `limit`: then, or with
+    /// [`max_waiters`](crate::Policy::max_waiters) waiting already, it is [`Begin::InProgress`] all the same.
+    ///
+    /// A waiter is woken when the other finishes (memory and Redis push it, SQLite within some milliseconds) or its lease
+    /// runs out, looks at the record again, and is answered by the rules like any begin. That the wait is over is never a
+    /// reason to act: only `Acquired` is, as when the other attempt crashed or failed with [`Retry::Now`](crate::Retry::Now).
+    ///
+    /// ```
+    /// use nevertwice::{Begin, Engine, MemoryStore, Request};
+    /// use std::time::Duration;
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let request = Request::new("scope", "key")?;
+    /// let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// let duplicate = engine.begin_or_wait(&request, Duration::from_secs(5));
+    /// let (duplicate, completed) = futures_util::join!(duplicate, lease.complete("receipt"));
+    /// completed?;
+    /// assert!(matches!(duplicate?, Begin::Completed(done) if done.response().unwrap() == "receipt"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn begin_or_wait(&self, request: &Request, limit: Duration) -> Result<Begin, Error> {
+        let until = self.clock().monotonic().saturating_add(limit);
+        let ask = request.ask(self.policy())?;
+        let (id, owner) = (request.id(), ask.owner);
+        let command = Command::Begin(ask);
+        let mut view = View::absent();
+        let mut place = None;
+        loop {
+            let answer = self.execute(&id, &command, view).await?;
+            let left = until.saturating_sub(self.clock().monotonic());
+            let (Reply::InProgress { retry_after, .. }, Some(record)) = (&answer.reply, &answer.record)
+            else {
+                return self.begun(id, owner, answer);
+            };
+            if place.is_none() {
+                place = self.waiting().enter(self.policy().max_waiters);
+            }
+            if place.is_none() || left.is_zero() {
+                return self.begun(id, owner, answer);
+            }
+            view = self.wait((id, record.stamp), *retry_after, left).await;
+        }
+    }
+
+    /// Waits until the record changes or its lease is over, at most for `limit`, and says what is known then.
+    async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View {
+        let watch = self.waiting().join(known, || self.watch(known, lease_left));
+        let waiter = Waiter { engine: self, known, watch: Some(watch.clone()) };
+        let end = select(watch, self.clock().sleep(limit)).await;
+        drop(waiter);
+        match end {
+            Either::Left((Some(snapshot), _)) => View::Believed(Box::new(snapshot)),
+            Either::Left((None, _)) | Either::Right(_) => View::Unknown,
+        }
+    }
+
+    fn watch(&self, (id, stamp): (RecordId, Stamp), lease_left: Duration) -> Watch {
+        let engine = self.clone();
+        async move {
+            let changed = engine.store().changed(&id, stamp, lease_left);
+            if let Some(Err(_)) = within(engine.clock(), lease_left, changed).await {
+                // It cannot be told to wake anybody: look again soon, but not at once.
+                engine.clock().sleep(lease_left.min(Duration::from_millis(50))).await;
+            }
+            Call::new(&engine, &id).load().await.ok()
+        }
+        .boxed()
+        .shared()
+    }
+}
