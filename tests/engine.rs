@@ -366,6 +366,87 @@ fn no_debug_shows_a_key_or_a_payload() {
     }
 }
 
+/// Also while time stands still, and after what cannot be read was discarded.
+#[test]
+fn s5_fences_increase_while_time_stands_still() {
+    let (_, store, engine) = setup();
+    let mut last = Stamp::ZERO;
+    for round in 0..20 {
+        let lease = acquire(&engine, "k");
+        assert!(lease.fence() > last, "round {round}");
+        last = lease.fence();
+        match round % 3 {
+            0 => block_on(lease.release()).unwrap(),
+            1 => assert!(block_on(engine.forget("tests", "k")).unwrap()),
+            _ => assert!(block_on(store.discard(&request("k").id())).unwrap()),
+        }
+    }
+}
+
+/// An owner that comes back long after it marked its effect has crashed like anybody else.
+#[test]
+fn s8_a_marked_effect_is_not_handed_out_again_to_its_own_owner() {
+    let (clock, _, engine) = setup();
+    let request = request("k").owner(Owner::random());
+    let lease = acquired(block_on(engine.begin(&request)));
+    block_on(lease.mark_effect()).unwrap();
+    assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Acquired(_))), "its lease runs");
+    drop(lease);
+    clock.advance(31 * SECOND);
+    assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Unresolved(_))));
+}
+
+/// Who was at work when an operator ordered a rerun is told that it lost, not that it had said something else.
+#[test]
+fn s3_a_grant_that_an_operator_ordered_to_be_rerun_counts_no_more() {
+    let (clock, _, engine) = setup();
+    let lease = acquire(&engine, "k");
+    clock.advance(31 * SECOND);
+    block_on(engine.resolve("tests", "k", lease.fence(), nevertwice::Resolution::Rerun)).unwrap();
+    assert!(matches!(block_on(lease.complete("late")), Err(Error::LeaseLost { .. })));
+    assert!(matches!(block_on(lease.fail("", Retry::Now)), Err(Error::LeaseLost { .. })));
+    assert_eq!(acquire(&engine, "k").attempt(), 1);
+}
+
+/// A store that always says that somebody else was faster is given up, with pauses.
+#[test]
+fn l1_a_race_that_is_always_lost_ends() {
+    #[derive(Debug)]
+    struct Rigged(std::sync::atomic::AtomicU64);
+    #[async_trait]
+    impl Store for Rigged {
+        async fn load(&self, _: &RecordId) -> Result<Snapshot, StoreError> {
+            Ok(Snapshot { record: None, now: Stamp(1) })
+        }
+        async fn swap(
+            &self,
+            id: &RecordId,
+            _: Option<Stamp>,
+            _: Option<&Record>,
+        ) -> Result<Swap, StoreError> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            self.load(id).await.map(Swap::Conflict)
+        }
+    }
+    let clock = ManualClock::new();
+    let store = Arc::new(Rigged(0.into()));
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    let result = driven(&clock, Duration::from_millis(10), engine.begin(&request("k")));
+    assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
+    assert!(store.0.load(std::sync::atomic::Ordering::SeqCst) < 200);
+}
+
+/// A small response that is a slice of a large buffer does not keep that in memory.
+#[test]
+fn l5_a_small_response_does_not_keep_a_large_buffer() {
+    let (_, _, engine) = setup();
+    let large = bytes::Bytes::from(vec![7; 1 << 20]);
+    let lease = acquire(&engine, "k");
+    block_on(lease.complete(large.slice(..10))).unwrap();
+    drop(lease);
+    assert!(large.is_unique());
+}
+
 /// A heartbeat beside a finish, in either order and with stale knowledge of the record, does no harm.
 #[test]
 fn s6_a_renewal_beside_a_complete_does_no_harm() {
