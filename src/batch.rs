@@ -59,14 +59,21 @@ impl Engine {
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
-        let commands: Vec<(&Lease, Command)> =
+        let commands: Vec<(&Lease, Result<Command, Error>)> =
             outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone()))).collect();
         let tasks = commands
             .iter()
-            .map(|(lease, command)| Task { id: lease.id(), command, believed: lease.believed() })
+            .filter_map(|(lease, command)| {
+                let command = command.as_ref().ok()?;
+                Some(Task { id: lease.id(), command, believed: lease.believed() })
+            })
             .collect();
-        let answers = self.execute_many(tasks).await;
-        commands.iter().zip(answers).map(|((lease, _), answer)| lease.learn(answer?)).collect()
+        let mut answers = self.execute_many(tasks).await.into_iter();
+        let learn = |(lease, command): (&Lease, Result<Command, Error>)| {
+            command?;
+            answers.next().map_or(Ok(()), |answer| lease.learn(answer?))
+        };
+        commands.into_iter().map(learn).collect()
     }
 
     /// Tries every command at once by what is believed; whatever is not settled by that goes its own way.

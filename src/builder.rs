@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::engine::Engine;
-use crate::policy::{Durability, Policy, PolicyError, Recovery};
+use crate::policy::{Durability, Oversized, Policy, PolicyError, Recovery};
 use crate::store::Store;
 
 /// Builds an [`Engine`]; made by [`Engine::builder`]. Every setting has the default of [`Policy`].
@@ -59,6 +59,18 @@ impl EngineBuilder {
     /// Sets [`Policy::max_response`], in bytes. Default 1 MiB.
     pub fn max_response(mut self, bytes: usize) -> EngineBuilder {
         self.policy.max_response = bytes;
+        self
+    }
+
+    /// Sets [`Policy::oversized`]. Default [`Oversized::Marker`].
+    pub fn oversized(mut self, oversized: Oversized) -> EngineBuilder {
+        self.policy.oversized = oversized;
+        self
+    }
+
+    /// Sets [`Policy::response_retention`]. Default: as long as the record is kept.
+    pub fn response_retention(mut self, kept: Duration) -> EngineBuilder {
+        self.policy.response_retention = Some(kept);
         self
     }
 

@@ -51,6 +51,8 @@ pub enum Command {
     Resolve(Stamp, Resolution),
     /// An operator's word to remove whatever there is.
     Forget,
+    /// Frees the room of a response that is no longer given out.
+    DropResponse,
 }
 
 /// The particulars of a begin. `Debug` shows no key.
@@ -64,6 +66,8 @@ pub struct Ask {
     pub lease: Duration,
     /// How long the record is to be kept.
     pub retention: Duration,
+    /// How long its response is to be kept, if not as long as the record.
+    pub response_retention: Option<Duration>,
     /// What may be done about a crashed attempt.
     pub recovery: Recovery,
     /// How many attempts there may be.
@@ -250,6 +254,7 @@ pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decisio
             let reply = Reply::Done { existed: record.is_some() };
             if record.is_some() { Decision::Write { next: None, reply } } else { Decision::Reply(reply) }
         }
+        Command::DropResponse => drop_response(now, record),
     }
 }
 
@@ -280,6 +285,9 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
                     rerun(record, ask, Traces { effect: *effect, takeover: true })
                 }
             }
+        }
+        State::Completed(response) if record.is_response_over(now) => {
+            Decision::Reply(Reply::Completed(response.without_bytes()))
         }
         State::Completed(response) => Decision::Reply(Reply::Completed(response.clone())),
         State::Failed(error, Retry::Never) => {
@@ -335,6 +343,7 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
         fingerprint: ask.fingerprint,
         attempt,
         retention: whole_micros(ask.retention),
+        response_retention: ask.response_retention.map(whole_micros),
         scope: ask.scope.clone(),
         key: ask.key.clone(),
         checkpoint,
@@ -360,6 +369,22 @@ fn unresolved(record: &Record, reason: Reason) -> Decision {
         error,
         checkpoint: record.checkpoint.clone(),
     })
+}
+
+/// The record without its response, for as long as it was to be kept anyway.
+fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
+    let over = record.filter(|record| record.is_response_over(now));
+    match over.map(|record| (record, &record.state)) {
+        Some((record, State::Completed(response @ Body::Kept(_)))) => {
+            let mut next = record.clone();
+            next.state = State::Completed(response.without_bytes());
+            next.retention = record.deadline().since(now);
+            next.response_retention = None;
+            Decision::Write { next: Some(next), reply: Reply::Done { existed: true } }
+        }
+        Some((_, State::Completed(Body::Omitted { .. }) | State::Failed(..) | State::InProgress { .. }))
+        | None => Decision::Reply(Reply::Done { existed: false }),
+    }
 }
 
 /// How a record stands to a token.
@@ -417,6 +442,7 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         fingerprint: token.fingerprint,
         attempt: token.attempt,
         retention: token.retention,
+        response_retention: token.response_retention,
         scope: token.scope.clone(),
         key: token.key.clone(),
         checkpoint,
@@ -525,6 +551,7 @@ impl fmt::Debug for Command {
                 f.debug_tuple("Resolve").field(fence).field(resolution).finish()
             }
             Command::Forget => f.write_str("Forget"),
+            Command::DropResponse => f.write_str("DropResponse"),
         }
     }
 }

@@ -56,6 +56,31 @@
 //! out, and repeating it is safe: a finish gives the same answer, and a begin either finds the grant that was lost
 //! (if you gave it an [`owner`](crate::Request::owner)) or waits for its lease to run out.
 //!
+//! # Synchronous code
+//!
+//! Nothing here needs an async runtime but the Redis store. On the memory and SQLite stores, wrap a call into the
+//! `block_on` of any small executor (`futures-executor`, `pollster`); it parks the thread until the writer has
+//! committed, or the other's outcome is there:
+//!
+//! ```
+//! # #[cfg(feature = "memory")] {
+//! use futures_executor::block_on;
+//! use nevertwice::{Begin, Engine, MemoryStore, Request};
+//!
+//! let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+//! if let Begin::Acquired(lease) = block_on(engine.begin(&Request::new("jobs", "nightly").unwrap())).unwrap() {
+//!     block_on(lease.complete("done")).unwrap();
+//! }
+//! # }
+//! ```
+//!
+//! For Redis, make one tokio runtime, keep it as long as the store, and call its `block_on` (a connection lives on the runtime
+//! that it was made on): `let runtime = tokio::runtime::Runtime::new()?; runtime.block_on(engine.begin(&request))`. Never
+//! call `block_on` from within an async task: it holds up the thread that others run on, SQLite's callers included.
+//!
+//! A blocking handler under [`run`](crate::Engine::run) holds up the renewal of its lease. Give it a lease that is long
+//! enough, or renew from another thread: [`Lease`](crate::Lease) is `Sync`.
+//!
 //! # Nested operations
 //!
 //! Give each step a scope of its own and a key derived from the outer one's

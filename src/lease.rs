@@ -85,6 +85,7 @@ pub struct LeaseToken {
     pub(crate) attempt: u32,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) retention: Duration,
+    pub(crate) response_retention: Option<Duration>,
     pub(crate) scope: Box<str>,
     pub(crate) key: Option<Box<str>>,
 }
@@ -101,6 +102,7 @@ impl LeaseToken {
             attempt: record.attempt,
             fingerprint: record.fingerprint,
             retention: record.retention,
+            response_retention: record.response_retention,
             scope: record.scope.clone(),
             key: record.key.clone(),
         }
@@ -146,6 +148,8 @@ struct Wire {
     attempt: u32,
     fingerprint: Fingerprint,
     retention: Duration,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    response_retention: Option<Duration>,
     scope: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<Box<str>>,
@@ -159,20 +163,33 @@ impl TryFrom<Wire> for LeaseToken {
             let known = LeaseToken::VERSION;
             return Err(format!("lease token of version {}, this release reads {known}", wire.version));
         }
-        let Wire { id, owner, fence, attempt, fingerprint, retention, scope, key, version: _ } = wire;
+        let Wire {
+            id,
+            owner,
+            fence,
+            attempt,
+            fingerprint,
+            retention,
+            response_retention,
+            scope,
+            key,
+            version: _,
+        } = wire;
         // No engine writes anything else, and what a token says may be recorded.
         let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= MAX_LABEL_BYTES;
         if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
             return Err("lease token with values that none has".to_owned());
         }
-        Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, scope, key })
+        Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key })
     }
 }
 
 impl From<LeaseToken> for Wire {
     fn from(token: LeaseToken) -> Wire {
-        let LeaseToken { id, owner, fence, attempt, fingerprint, retention, scope, key } = token;
-        Wire { version: LeaseToken::VERSION, id, owner, fence, attempt, fingerprint, retention, scope, key }
+        let version = LeaseToken::VERSION;
+        let LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key } =
+            token;
+        Wire { version, id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key }
     }
 }
 
@@ -378,13 +395,15 @@ impl Lease {
     /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
     /// the lease too, as long as nobody took the key, and if the record is gone, it is written anew.
     ///
-    /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one.
+    /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one
+    /// ([`Oversized::Marker`](crate::Oversized::Marker)).
     ///
     /// # Errors
+    /// [`Error::TooLarge`] for such a response under [`Oversized::Refuse`](crate::Oversized::Refuse), with nothing written;
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
     /// lease was finished with another outcome, which stands.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        self.command(self.completion(response.into())).await
+        self.command(self.completion(response.into())?).await
     }
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -392,7 +411,7 @@ impl Lease {
     /// # Errors
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
-        let body = Body::new(error.into(), self.engine.policy().max_response);
+        let body = self.body("error", error.into())?;
         self.command(Command::Fail(self.token.clone(), body, retry)).await
     }
 
@@ -421,9 +440,12 @@ impl Lease {
         self.learn(self.engine.execute(&self.token.id, &command, view).await?)
     }
 
-    pub(crate) fn completion(&self, response: Bytes) -> Command {
-        let body = Body::new(response, self.engine.policy().max_response);
-        Command::Complete(self.token.clone(), body)
+    pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
+        Ok(Command::Complete(self.token.clone(), self.body("response", response)?))
+    }
+
+    fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
+        self.engine.policy().body(what, bytes)
     }
 
     pub(crate) fn id(&self) -> RecordId {

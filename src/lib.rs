@@ -49,7 +49,7 @@ pub use inspect::Inspection;
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
 pub use lease::{Lease, LeaseToken, Owner};
 pub use operate::{PurgePlan, Purged, Unfinished, UnfinishedPage};
-pub use policy::{Durability, Policy, PolicyError, Recovery, Retry};
+pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
 pub use run::{Failure, Outcome, RunError};

@@ -9,6 +9,7 @@ use crate::engine::{Engine, View, within};
 use crate::error::Error;
 use crate::inspect::Inspection;
 use crate::key::RecordId;
+use crate::lease::Lease;
 use crate::policy::{Recovery, Retry};
 use crate::record::Stamp;
 use crate::request::Request;
@@ -164,26 +165,62 @@ impl Engine {
             Err(error) => return Purged::Failed(0, error),
         };
         let mut removed = 0;
-        let result = loop {
-            match self.purge(plan.step.max(1)).await {
-                Ok(0) => break Ok(()),
-                Ok(step) => removed += step,
-                Err(error) => break Err(error),
-            }
-            if removed >= plan.limit {
-                break Ok(());
-            }
-            self.clock().sleep(plan.rest).await;
-            if let Err(error) = lease.renew().await {
-                break Err(error);
-            }
-        };
+        let mut result = self.purge_in_steps(plan, &lease, &mut removed).await;
+        if result.is_ok() && self.policy().response_retention.is_some() {
+            result = self.drop_responses_in_steps(plan, &lease).await;
+        }
         // The next one is due after the interval, whoever's turn it is.
         let pause = plan.every * 9 / 10;
         match (result, lease.fail("", Retry::After(pause)).await) {
             (Ok(()), Ok(())) => Purged::Removed(removed),
             (Err(error), _) | (Ok(()), Err(error)) => Purged::Failed(removed, error),
         }
+    }
+
+    async fn purge_in_steps(&self, plan: &PurgePlan, turn: &Lease, removed: &mut u64) -> Result<(), Error> {
+        while *removed < plan.limit {
+            match self.purge(plan.step.max(1)).await? {
+                0 => break,
+                step => *removed += step,
+            }
+            self.clock().sleep(plan.rest).await;
+            turn.renew().await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_responses_in_steps(&self, plan: &PurgePlan, turn: &Lease) -> Result<(), Error> {
+        let mut after = None;
+        loop {
+            after = match self.drop_responses(after.as_ref(), plan.step.max(1)).await? {
+                (_, None) => return Ok(()),
+                (_, next) => next,
+            };
+            self.clock().sleep(plan.rest).await;
+            turn.renew().await?;
+        }
+    }
+
+    /// Frees the room of responses that are no longer given out ([`Policy::response_retention`](crate::Policy::response_retention))
+    /// among up to about `limit` records from where `after` says, and says how many there were and where to go on. The purger
+    /// of [`purge_regularly`](Engine::purge_regularly) does this too.
+    ///
+    /// # Errors
+    /// As for [`unfinished`](Engine::unfinished).
+    pub async fn drop_responses(
+        &self,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<(u64, Option<Cursor>), Error> {
+        let page = self.bounded(self.store().scan(after, limit)).await?;
+        let mut dropped = 0;
+        for (id, record) in page.records {
+            let snapshot = Snapshot { record: Some(record), now: page.now };
+            let view = View::Believed(Box::new(snapshot));
+            let answer = self.execute(&id, &Command::DropResponse, view).await?;
+            dropped += u64::from(answer.reply == Reply::Done { existed: true });
+        }
+        Ok((dropped, page.next))
     }
 
     /// What the store answers, if it does before the policy's `call_timeout`.

@@ -3,8 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use thiserror::Error as ThisError;
+
+use crate::error::Error;
+use crate::record::Body;
 
 /// What a failed operation's next begin may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,6 +35,17 @@ pub enum Recovery {
     Never,
 }
 
+/// What becomes of a response or error that is longer than the policy's `max_response`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Oversized {
+    /// The operation is finished, and a marker takes the place of the bytes. The default: what was done is recorded.
+    #[default]
+    Marker,
+    /// The finish is refused with [`Error::TooLarge`], for the handler to finish with something shorter. If it does not, the lease
+    /// runs out.
+    Refuse,
+}
+
 /// Every knob of an [`Engine`](crate::Engine), with its default. Set through [`Engine::builder`](crate::Engine::builder);
 /// the first five can be overridden for one [`Request`](crate::Request).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +64,12 @@ pub struct Policy {
     /// The longest response or error that is kept, in bytes. **Default 1 MiB.** What is longer is replaced by a marker:
     /// duplicates get the outcome without a body, and nothing is rerun.
     pub max_response: usize,
+    /// What becomes of a longer one. **Default [`Oversized::Marker`].**
+    pub oversized: Oversized,
+    /// How long a response is given out, if not as long as the record is kept. **Default: as long.** After that,
+    /// duplicates get `Completed` without a response until the [`retention`](Policy::retention) ends. The room is freed by
+    /// [`Engine::purge_regularly`](crate::Engine::purge_regularly), which reads the whole store for it.
+    pub response_retention: Option<Duration>,
     /// The longest checkpoint, in bytes. **Default 64 KiB.** A longer one is refused.
     pub max_checkpoint: usize,
     /// When a call gives up repeating itself, and on a store that does not answer. **Default 5 s.** What
@@ -72,6 +93,8 @@ impl Default for Policy {
             recovery: Recovery::default(),
             max_attempts: u32::MAX,
             max_response: 1 << 20,
+            oversized: Oversized::default(),
+            response_retention: None,
             max_checkpoint: 1 << 16,
             call_timeout: Duration::from_secs(5),
             run_wait: Duration::from_secs(30),
@@ -88,7 +111,19 @@ impl Policy {
         if self.call_timeout.is_zero() {
             return Err(PolicyError::Zero { what: "call_timeout" });
         }
+        if self.response_retention.is_some_and(|kept| kept.is_zero()) {
+            return Err(PolicyError::Zero { what: "response_retention" });
+        }
         Ok(())
+    }
+
+    /// A response or error as it is recorded.
+    pub(crate) fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
+        let (length, limit) = (bytes.len(), self.max_response);
+        match self.oversized {
+            Oversized::Refuse if length > limit => Err(Error::TooLarge { what, bytes: length, limit }),
+            Oversized::Refuse | Oversized::Marker => Ok(Body::new(bytes, limit)),
+        }
     }
 }
 
@@ -110,7 +145,7 @@ pub(crate) fn check_windows(
 }
 
 /// Why a policy was refused: windows that cannot be safe, or a store that cannot keep what is required.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
 pub enum PolicyError {
     /// A duration or a count that must not be zero.

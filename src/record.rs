@@ -60,6 +60,8 @@ pub struct Record {
     pub attempt: u32,
     /// How long the record is kept from its stamp on.
     pub retention: Duration,
+    /// How long a response is kept from the record's stamp on, if not as long as the record.
+    pub response_retention: Option<Duration>,
     /// The first 48 bytes of the scope, for operators.
     pub scope: Box<str>,
     /// The key, if the policy says that stores may see it.
@@ -127,6 +129,14 @@ impl Body {
         }
     }
 
+    /// What marks that the bytes were left out.
+    pub(crate) fn without_bytes(&self) -> Body {
+        match self {
+            Body::Kept(bytes) => Body::omitted(bytes),
+            Body::Omitted { .. } => self.clone(),
+        }
+    }
+
     fn omitted(bytes: &Bytes) -> Body {
         let digest = (&blake3::hash(bytes).as_bytes()[..8]).get_u64();
         Body::Omitted { bytes: bytes.len() as u64, digest }
@@ -160,6 +170,11 @@ impl Record {
     /// Whether the record still counts at `now`.
     pub fn is_kept(&self, now: Stamp) -> bool {
         now < self.deadline() || self.deadline() == Stamp(u64::MAX)
+    }
+
+    /// Whether the response, if there is one, is no longer given out at `now`.
+    pub fn is_response_over(&self, now: Stamp) -> bool {
+        self.response_retention.is_some_and(|kept| now >= self.stamp.after(kept))
     }
 
     /// Whether a store that is full may refuse to write this record. Only a new grant may be refused: what
@@ -297,6 +312,8 @@ impl Record {
         out.put_u64_le(self.fence.0);
         put_varint(&mut out, u64::from(self.attempt));
         put_varint(&mut out, micros(self.retention));
+        // 0 stands for none: a response that is not kept at all is left out from the start.
+        put_varint(&mut out, self.response_retention.map_or(0, |kept| micros(kept).max(1)));
         put_bytes(&mut out, self.scope.as_bytes());
         if let Some(key) = &self.key {
             put_bytes(&mut out, key.as_bytes());
@@ -343,6 +360,7 @@ impl Record {
         let fence = Stamp(input.try_get_u64_le().map_err(|_| DAMAGED)?);
         let attempt = get_varint(&mut input)?;
         let retention = Duration::from_micros(get_varint(&mut input)?);
+        let response_retention = Some(get_varint(&mut input)?).filter(|kept| *kept > 0);
         let scope = get_text(&mut input)?;
         let key = flag(bits, bits::KEY).then(|| get_text(&mut input)).transpose()?;
         let checkpoint = flag(bits, bits::CHECKPOINT).then(|| get_bytes(&mut input)).transpose()?;
@@ -353,6 +371,7 @@ impl Record {
             fingerprint: Fingerprint::from_bytes(fingerprint),
             attempt: u32::try_from(attempt).map_err(|_| DecodeError::Damaged { what: "attempt" })?,
             retention,
+            response_retention: response_retention.map(Duration::from_micros),
             scope,
             key,
             checkpoint,

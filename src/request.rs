@@ -106,6 +106,7 @@ impl Request {
             fingerprint: self.fingerprint,
             lease: self.lease.unwrap_or(policy.lease),
             retention: self.retention.unwrap_or(policy.retention),
+            response_retention: policy.response_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
             scope: self.scope.label(),

@@ -587,6 +587,76 @@ fn l5_one_of_several_purgers_purges_once_an_interval() {
     assert!(removed.load(Ordering::SeqCst) > before);
 }
 
+/// Two stages: the response goes first, and the key stays refused as done until its retention ends.
+#[test]
+fn s2_a_key_stays_done_when_its_response_is_no_longer_given_out() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let builder = Engine::builder(store.clone()).clock(clock.clone());
+    let engine = builder.response_retention(3600 * SECOND).build().unwrap();
+    let lease = acquire(&engine, "k");
+    block_on(lease.complete("response")).unwrap();
+    block_on(acquire(&engine, "young").complete("young")).unwrap();
+    let kept = |begin: Result<Begin, Error>| match begin {
+        Ok(Begin::Completed(done)) => done.response().is_some(),
+        other => panic!("{other:?}"),
+    };
+    clock.advance(3599 * SECOND);
+    assert!(kept(block_on(engine.begin(&request("k")))));
+    clock.advance(SECOND);
+    assert!(!kept(block_on(engine.begin(&request("k")))));
+    // The room is freed, the outcome is still known, and the key is not kept for longer than it was to be.
+    let (dropped, next) = block_on(engine.drop_responses(None, 100)).unwrap();
+    assert_eq!((dropped, next), (2, None));
+    assert_eq!(block_on(engine.drop_responses(None, 100)).unwrap().0, 0);
+    let seen = block_on(engine.inspect("tests", "k")).unwrap().unwrap();
+    assert_eq!((seen.body_bytes, seen.kept_for.as_secs_f64().round()), (Some(8), 82_800.0));
+    block_on(engine.resume(&lease.token())).unwrap().complete("response").now_or_never().unwrap().unwrap();
+    assert!(block_on(lease.complete("another")).is_err());
+    clock.advance(82_799 * SECOND);
+    assert!(!kept(block_on(engine.begin(&request("k")))));
+    clock.advance(SECOND);
+    assert_eq!(acquire(&engine, "k").attempt(), 1);
+}
+
+#[test]
+fn the_purger_frees_responses_too() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let builder = Engine::builder(store.clone()).clock(clock.clone());
+    let engine = builder.response_retention(60 * SECOND).build().unwrap();
+    for key in 0..30 {
+        block_on(acquire(&engine, &key.to_string()).complete(vec![7; 1000])).unwrap();
+    }
+    let plan = PurgePlan { step: 10, ..PurgePlan::default() };
+    let mut purger =
+        Box::pin(engine.purge_regularly(plan, |purged| assert!(!matches!(purged, Purged::Failed(..)))));
+    clock.advance(61 * SECOND);
+    for _ in 0..100 {
+        assert!(poll(&mut purger).is_none());
+        clock.advance(SECOND);
+    }
+    let page = block_on(nevertwice::Store::scan(&store, None, 100)).unwrap();
+    assert!(page.records.iter().all(|(_, record)| record.weight() < 1000));
+}
+
+#[test]
+fn an_oversized_response_can_be_refused_instead() {
+    let store = MemoryStore::new();
+    let engine =
+        Engine::builder(store).max_response(4).oversized(nevertwice::Oversized::Refuse).build().unwrap();
+    let (one, two) = (acquire(&engine, "1"), acquire(&engine, "2"));
+    let refused = block_on(one.complete("too long")).unwrap_err().to_string();
+    assert_eq!(refused, "response of 8 bytes is over the limit of 4");
+    assert!(matches!(
+        block_on(one.fail("too long", Retry::Never)),
+        Err(Error::TooLarge { what: "error", .. })
+    ));
+    let results = block_on(engine.complete_many(&[(&one, "too long".into()), (&two, "ok".into())]));
+    assert!(matches!(results[0], Err(Error::TooLarge { .. })) && results[1].is_ok());
+    block_on(one.complete("ok")).unwrap();
+}
+
 #[test]
 fn a_pinned_future_is_send() {
     fn send<T: Send>(value: T) -> T {

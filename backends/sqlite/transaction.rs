@@ -13,7 +13,7 @@ use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::LeaseToken;
 use crate::policy::{Policy, Retry};
-use crate::record::{Body, Record, Stamp, State};
+use crate::record::{Record, Stamp, State};
 use crate::request::Request;
 use crate::store::Swap;
 
@@ -131,7 +131,7 @@ pub fn complete_in(
     lease: &TxLease,
     response: impl Into<Bytes>,
 ) -> Result<(), Error> {
-    let body = Body::new(response.into(), lease.max_response);
+    let body = lease.policy.body("response", response.into())?;
     lease.finish(transaction, &Command::Complete(lease.token.clone(), body))
 }
 
@@ -146,7 +146,7 @@ pub fn fail_in(
     error: impl Into<Bytes>,
     retry: Retry,
 ) -> Result<(), Error> {
-    let body = Body::new(error.into(), lease.max_response);
+    let body = lease.policy.body("error", error.into())?;
     lease.finish(transaction, &Command::Fail(lease.token.clone(), body, retry))
 }
 
@@ -160,7 +160,7 @@ pub struct TxLease {
     token: LeaseToken,
     takeover: bool,
     checkpoint: Option<Bytes>,
-    max_response: usize,
+    policy: Policy,
 }
 
 impl TxLease {
@@ -171,7 +171,7 @@ impl TxLease {
             token,
             takeover: record.is_some_and(takeover),
             checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            max_response: policy.max_response,
+            policy: policy.clone(),
         }
     }
 
