@@ -1,0 +1,192 @@
+//! A queue consumer: RabbitMQ delivers every message at least once, and each message's effect happens once.
+//!
+//! ```text
+//! sudo apt-get install rabbitmq-server     # Debian; its package starts the broker on port 5672
+//! sudo systemctl start rabbitmq-server     # without systemd: sudo rabbitmq-server -detached
+//!
+//! cargo build --features sqlite --example rabbitmq_consumer
+//! cd target/debug/examples
+//! ./rabbitmq_consumer --publish 1000       # some of them twice, some of them poison
+//! ./rabbitmq_consumer & ./rabbitmq_consumer --until-idle &
+//! kill -9 %1                               # in the middle of it
+//! wait %2
+//! cut -f 1 ledger.tsv | sort | uniq -d     # prints nothing: no effect happened twice
+//! cut -f 1 ledger.tsv | wc -l              # 960 good messages, less what the killed consumer left unclear
+//! sudo rabbitmqctl list_queues             # orders.dead: what somebody has to look at, each with its reason above
+//! ```
+//!
+//! Three queues: `orders`; `orders.retry`, where a message waits until its time is over and goes back; and
+//! `orders.dead`, where nobody takes it but a human. The part to read is `consumer.rs`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its terminal")]
+
+mod consumer;
+mod queues;
+
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use nevertwice::{Engine, EngineBuilder, MemoryStore, SqliteStore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::consumer::Consumer;
+use crate::queues::Queues;
+
+/// Longer than a message may lie in the dead-letter queue until somebody sends it again: then its key is new.
+const RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Without a delivery for so long, twice, and with nothing waiting, the queue is idle.
+const MOMENT: Duration = Duration::from_millis(500);
+/// A broker that has not answered by then is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Consumes orders from RabbitMQ, each one's effect once, however often it is delivered and whoever is killed.
+#[derive(Debug, Parser)]
+#[command(name = "rabbitmq_consumer")]
+struct Args {
+    /// The broker
+    #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672/%2f")]
+    url: String,
+
+    /// The queue; NAME.retry and NAME.dead are declared beside it
+    #[arg(long, value_name = "NAME", default_value = "orders")]
+    queue: String,
+
+    /// Publishes N sample orders and ends: every third is sent twice, every 25th is no order
+    #[arg(long, value_name = "N")]
+    publish: Option<u64>,
+
+    /// The number of the first sample order
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    first: u64,
+
+    /// Where the engine keeps its records: sqlite:PATH, the same one for all consumers, or memory
+    #[arg(long, value_name = "STORE", default_value = "sqlite:rabbitmq_consumer.db", value_parser = store)]
+    store: Store,
+
+    /// Where the effects go: a line for every order that was booked
+    #[arg(long, value_name = "FILE", default_value = "ledger.tsv")]
+    ledger: PathBuf,
+
+    /// Ends once nothing has been delivered for a moment and nothing is waiting
+    #[arg(long)]
+    until_idle: bool,
+
+    /// How often a message is tried before somebody has to look at it
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    max_attempts: u32,
+
+    /// How long a lease holds, in milliseconds: what a killed consumer blocks its messages for
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    lease_ms: u32,
+
+    /// How long an order takes, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    work_ms: u32,
+
+    /// How many messages are worked on at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    prefetch: u16,
+}
+
+#[derive(Debug, Clone)]
+enum Store {
+    Memory,
+    Sqlite(PathBuf),
+}
+
+fn store(text: &str) -> Result<Store, &'static str> {
+    match text.split_once(':') {
+        None if text == "memory" => Ok(Store::Memory),
+        Some(("sqlite", path)) if !path.is_empty() => Ok(Store::Sqlite(path.into())),
+        Some(_) | None => Err("a store is memory or sqlite:PATH"),
+    }
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rabbitmq_consumer: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), Failure> {
+    let host = host(&args.url);
+    let connect = Connection::connect(&args.url, ConnectionProperties::default());
+    let connection = timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .map_err(|_| format!("no answer from RabbitMQ at {host} within {CONNECT_TIMEOUT:?}"))?
+        .map_err(|error| format!("cannot reach RabbitMQ at {host}: {error}"))?;
+    let queues = Arc::new(Queues::declare(connection.create_channel().await?, &args.queue).await?);
+    match args.publish {
+        Some(count) => queues::publish(&queues, args.first, count).await?,
+        None => consume(Arc::clone(&queues), args).await?,
+    }
+    connection.close(200, "done".into()).await?;
+    Ok(())
+}
+
+/// The URL without what may be a password.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
+    let work = Duration::from_millis(args.work_ms.into());
+    let engine = open(&args.store)?
+        .lease(Duration::from_millis(args.lease_ms.into()))
+        .handler_timeout(work) // A lease that is shorter than that is refused.
+        .retention(RETENTION)
+        .max_attempts(args.max_attempts)
+        .build()?;
+    let ledger = OpenOptions::new().create(true).append(true).open(&args.ledger);
+    let ledger = ledger.map_err(|error| format!("cannot open {}: {error}", args.ledger.display()))?;
+    let channel = queues.channel.clone();
+    let consumer = Arc::new(Consumer { engine, queues, ledger: Arc::new(ledger), work });
+
+    // Everything that is delivered is begun at once: a message that waited here would do so for nobody's good.
+    channel.basic_qos(args.prefetch, BasicQosOptions::default()).await?;
+    let queue = args.queue.as_str().into();
+    let mut deliveries = channel
+        .basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .await?;
+    let mut working = JoinSet::new();
+    let mut quiet = 0;
+    while quiet < 2 {
+        tokio::select! {
+            Some(done) = working.join_next() => done??,
+            delivery = deliveries.next() => {
+                let delivery = delivery.ok_or("the broker ended the consumer")??;
+                working.spawn(Arc::clone(&consumer).handle(delivery));
+                quiet = 0;
+            }
+            () = sleep(MOMENT), if args.until_idle && working.is_empty() => {
+                quiet = if consumer.queues.are_empty().await? { quiet + 1 } else { 0 };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn open(store: &Store) -> Result<EngineBuilder, Failure> {
+    Ok(match store {
+        Store::Memory => Engine::builder(MemoryStore::new()),
+        Store::Sqlite(path) => Engine::builder(SqliteStore::open(path)?),
+    })
+}

@@ -1,0 +1,273 @@
+//! The example `rabbitmq_consumer`, run as a user runs it: on a real broker, and killed in the middle of its work.
+#![cfg(all(feature = "memory", feature = "sqlite"))]
+
+#[path = "support/rabbitmq.rs"]
+mod broker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use nevertwice::{Engine, SqliteStore, StateKind};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use broker::Broker;
+
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(5);
+const QUEUE: &str = "orders";
+const ATTEMPTS: u32 = 3;
+/// How many orders are published for each consumer that is killed.
+const ROUND: u64 = 75;
+const KILLS: u64 = 4;
+
+/// Built with what this test was built with, so that nothing is compiled twice.
+fn build() -> PathBuf {
+    let features = [("redis", cfg!(feature = "redis")), ("testing", cfg!(feature = "testing"))];
+    let features = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name);
+    let features: Vec<&str> = ["memory", "sqlite"].into_iter().chain(features).collect();
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .args(["--no-default-features", "--features", &features.join(",")])
+        .args(["--example", "rabbitmq_consumer", "--message-format", "json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let messages = messages.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let example = |message: &serde_json::Value| message["target"]["name"] == "rabbitmq_consumer";
+    let built =
+        messages.filter(example).find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    built.expect("cargo says what it has built")
+}
+
+/// Where the example runs: its binary, its broker, and a folder with the store and the ledger.
+struct Site {
+    binary: PathBuf,
+    url: String,
+    dir: TempDir,
+}
+
+impl Site {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.current_dir(self.dir.path()).args(["--url", &self.url]).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn publish(&self, first: u64, count: u64) {
+        let args = ["--publish", &count.to_string(), "--first", &first.to_string()];
+        let output = self.command(&args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn consumer(&self, name: &str, args: &[&str]) -> Consumer {
+        let log = self.dir.path().join(format!("{name}.log"));
+        let mut command = self.command(&["--lease-ms", "2000", "--work-ms", "40", "--prefetch", "8"]);
+        let child = command.args(args).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        Consumer { child, log }
+    }
+
+    fn ledger(&self) -> Vec<Effect> {
+        let lines = fs::read_to_string(self.dir.path().join("ledger.tsv")).unwrap_or_default();
+        lines.split_inclusive('\n').filter_map(Effect::read).collect()
+    }
+}
+
+/// A line of the ledger.
+struct Effect {
+    id: String,
+    worker: u32,
+}
+
+impl Effect {
+    /// `None` if it is not written to its end yet.
+    fn read(line: &str) -> Option<Effect> {
+        let fields: Vec<&str> = line.strip_suffix('\n')?.split('\t').collect();
+        let [id, _order, _attempt, worker] = fields[..] else { panic!("a line of the ledger: {line}") };
+        Some(Effect { id: id.to_owned(), worker: worker.parse().unwrap() })
+    }
+}
+
+/// A running consumer, killed with this value.
+struct Consumer {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Consumer {
+    /// How it ended, if it did.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    fn must_run(&mut self) {
+        let ended = self.ended();
+        assert!(ended.is_none(), "it ended: {ended:?}\n{}", fs::read_to_string(&self.log).unwrap());
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the broker says, behind the consumers' backs.
+struct Watch {
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Watch {
+    async fn open(url: &str) -> Watch {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Watch { channel, _connection: connection }
+    }
+
+    async fn queue(&self, name: &str) -> lapin::Queue {
+        let look = QueueDeclareOptions::durable().passive();
+        self.channel.queue_declare(name.into(), look, FieldTable::default()).await.unwrap()
+    }
+
+    async fn consumers(&self) -> u32 {
+        self.queue(QUEUE).await.consumer_count()
+    }
+
+    async fn send(&self, id: Option<&str>, body: &str) {
+        let properties =
+            id.map(|id| BasicProperties::default().with_message_id(id.into())).unwrap_or_default();
+        let options = BasicPublishOptions::default();
+        let sent = self.channel.basic_publish("".into(), QUEUE.into(), options, body.as_bytes(), properties);
+        assert!(sent.await.unwrap().await.unwrap().is_ack());
+    }
+
+    /// Takes everything out of the dead-letter queue: how many messages there were of every id.
+    async fn dead(&self) -> HashMap<String, usize> {
+        let mut dead = HashMap::new();
+        let take = BasicGetOptions { no_ack: true };
+        while let Some(message) = self.channel.basic_get(format!("{QUEUE}.dead").into(), take).await.unwrap()
+        {
+            let id = message.delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
+            *dead.entry(id.to_owned()).or_default() += 1;
+        }
+        dead
+    }
+}
+
+/// Polls `condition`, at most for as long as anything may take.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < PATIENCE, "in vain for {PATIENCE:?}: {what}");
+        sleep(PAUSE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told() {
+    let binary = build();
+    let broker = Broker::start().await;
+    let site = Site { binary, url: broker.url().to_owned(), dir: tempfile::tempdir().unwrap() };
+    site.publish(1, 0); // Declares the queues.
+    let watch = Watch::open(broker.url()).await;
+
+    let mut steady = site.consumer("steady", &[]);
+    for round in 0..KILLS {
+        // Both wait when the messages come, so both get some.
+        let mut victim = site.consumer("victim", &[]);
+        until("two consumers", async || {
+            victim.must_run();
+            watch.consumers().await == 2
+        })
+        .await;
+        site.publish(1 + round * ROUND, ROUND);
+        let worker = victim.child.id();
+        until("the consumer to be killed is at work", async || {
+            victim.must_run();
+            steady.must_run();
+            site.ledger().iter().any(|effect| effect.worker == worker)
+        })
+        .await;
+        drop(victim); // SIGKILL, with more messages at hand than that one.
+        until("the broker has noticed", async || watch.consumers().await == 1).await;
+    }
+    drop(steady);
+
+    watch.send(None, r#"{"order":1000}"#).await;
+    watch.send(Some("changed"), r#"{"order":1001}"#).await;
+    watch.send(Some("changed"), r#"{"order":1002}"#).await;
+    let mut last = [site.consumer("last-1", &["--until-idle"]), site.consumer("last-2", &["--until-idle"])];
+    for consumer in &mut last {
+        until("the consumers find nothing more", async || consumer.ended().is_some()).await;
+        let log = fs::read_to_string(&consumer.log).unwrap();
+        assert!(consumer.ended().unwrap().success(), "{log}");
+    }
+    for name in [QUEUE, "orders.retry"] {
+        until("the queues are empty", async || watch.queue(name).await.message_count() == 0).await;
+    }
+
+    let mut dead = watch.dead().await;
+    let mut effects: BTreeMap<String, usize> = BTreeMap::new();
+    site.ledger().into_iter().for_each(|effect| *effects.entry(effect.id).or_default() += 1);
+    let twice: Vec<_> = effects.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "effects that happened twice: {twice:?}");
+
+    // What has no name is not tried; of two messages with one name, one is refused.
+    assert_eq!(dead.remove(""), Some(1));
+    assert_eq!((effects.remove("changed"), dead.remove("changed")), (Some(1), Some(1)));
+
+    let (mut done, mut unclear) = (0, 0);
+    let store = SqliteStore::open(site.dir.path().join("rabbitmq_consumer.db")).unwrap();
+    let engine = Engine::builder(store).build().unwrap();
+    for order in 1..=KILLS * ROUND {
+        let id = format!("order-{order}");
+        let record =
+            engine.inspect(QUEUE, id.as_str()).await.unwrap().unwrap_or_else(|| panic!("{id} is lost"));
+        let (booked, letters) = (effects.remove(&id).is_some(), dead.remove(&id).unwrap_or(0));
+        if order % 25 == 0 {
+            let copies = if order % 3 == 0 { 2 } else { 1 };
+            assert!(!booked && letters >= copies, "{id} is poison: {record:?}, {letters} dead letters");
+            assert_eq!(record.attempt, ATTEMPTS, "{id} is poison: {record:?}");
+        } else if letters == 0 {
+            assert!(booked && record.state == StateKind::Completed, "{id}: {record:?}");
+            done += 1;
+        } else {
+            unclear += 1;
+        }
+    }
+    assert!(effects.is_empty() && dead.is_empty(), "nobody sent {effects:?} or {dead:?}");
+    assert!(done > unclear, "{done} orders done, {unclear} left to somebody who looks");
+}
+
+#[test]
+fn what_cannot_work_is_an_error_that_says_so() {
+    let binary = build();
+    let dir = tempfile::tempdir().unwrap();
+    for (args, says) in [
+        // Nobody listens on port 1.
+        (["--url", "amqp://me:secret@127.0.0.1:1/%2f"], "cannot reach RabbitMQ at 127.0.0.1:1:"),
+        (["--url", "papyrus"], "cannot reach RabbitMQ at papyrus:"),
+        (["--store", "papyrus"], "a store is memory or sqlite:PATH"),
+        (["--prefetch", "0"], "not in 1.."),
+    ] {
+        let output = refused(&binary, dir.path(), &args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(says), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("secret"), "{args:?}: {stderr}");
+    }
+}
+
+fn refused(binary: &Path, dir: &Path, args: &[&str]) -> Output {
+    Command::new(binary).current_dir(dir).args(args).output().unwrap()
+}
