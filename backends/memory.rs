@@ -1,9 +1,10 @@
 //! The in-memory store: [`MemoryStore`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod shard;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use self::shard::{Removed, Shard};
 use crate::clock::{Clock, SystemClock, Timeline};
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -46,34 +48,43 @@ struct Inner {
     timeline: Timeline,
     records: AtomicUsize,
     bytes: AtomicUsize,
+    /// How many records each scope has, by its label. Counted only where there is a quota.
+    scopes: Mutex<HashMap<Box<str>, usize>>,
     limits: Limits,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Limits {
     records: usize,
     bytes: usize,
+    scope: Option<usize>,
 }
 
 /// Sets up a [`MemoryStore`]; made by [`MemoryStore::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct MemoryStoreBuilder {
-    records: usize,
-    bytes: usize,
+    limits: Limits,
     clock: Arc<dyn Clock>,
 }
 
 impl MemoryStoreBuilder {
     /// How many records there may be. **Default 1 000 000.**
     pub fn max_records(mut self, records: usize) -> MemoryStoreBuilder {
-        self.records = records;
+        self.limits.records = records;
         self
     }
 
     /// How many bytes the records may take, about. **Default 1 GiB.**
     pub fn max_bytes(mut self, bytes: usize) -> MemoryStoreBuilder {
-        self.bytes = bytes;
+        self.limits.bytes = bytes;
+        self
+    }
+
+    /// How many records there may be of one scope, so that one tenant cannot use up the room of all. **Default: no limit.** Scopes
+    /// whose first 48 bytes are the same count as one. Counting takes a lock that all begins share.
+    pub fn max_records_per_scope(mut self, records: usize) -> MemoryStoreBuilder {
+        self.limits.scope = Some(records);
         self
     }
 
@@ -90,7 +101,8 @@ impl MemoryStoreBuilder {
             timeline: Timeline::new(self.clock, Stamp::ZERO),
             records: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            limits: Limits { records: self.records, bytes: self.bytes },
+            scopes: Mutex::default(),
+            limits: self.limits,
         }))
     }
 }
@@ -103,7 +115,8 @@ impl MemoryStore {
 
     /// Starts to set up a store.
     pub fn builder() -> MemoryStoreBuilder {
-        MemoryStoreBuilder { records: 1_000_000, bytes: 1 << 30, clock: Arc::new(SystemClock) }
+        let limits = Limits { records: 1_000_000, bytes: 1 << 30, scope: None };
+        MemoryStoreBuilder { limits, clock: Arc::new(SystemClock) }
     }
 
     /// How many records there are, those over their time but not yet removed included.
@@ -120,38 +133,58 @@ impl MemoryStore {
         &self.0.shards[usize::from(id.as_bytes()[31]) % SHARDS]
     }
 
-    /// What a full store says. Records over their time are in nobody's way: some are removed first.
-    fn room(&self, shard: &mut Shard, now: Stamp) -> Result<(), StoreError> {
-        let limits = self.0.limits;
-        let full = || {
-            let (records, bytes) =
-                (self.0.records.load(Ordering::Relaxed), self.0.bytes.load(Ordering::Relaxed));
-            (records >= limits.records || bytes >= limits.bytes).then_some((records, bytes))
-        };
-        if full().is_some() {
+    /// Refuses another record of `scope` if there is no room. Records over their time are in nobody's way: some are
+    /// removed first.
+    fn room(&self, shard: &mut Shard, scope: &str, now: Stamp) -> Result<(), StoreError> {
+        if self.full(scope).is_some() {
             self.count(shard.expire(now, FULL_STEP));
         }
         // The other shards too, as far as nobody is at work there: this one's lock is held.
-        for other in self.0.shards.iter().filter_map(Mutex::try_lock) {
-            if full().is_none() {
+        for mut other in self.0.shards.iter().filter_map(Mutex::try_lock) {
+            if self.full(scope).is_none() {
                 break;
             }
-            let mut other = other;
             self.count(other.expire(now, FULL_STEP));
         }
-        match full() {
-            Some((records, bytes)) => {
-                let Limits { records: most, bytes: most_bytes } = limits;
-                let detail = format!("{records} records of {most}, {bytes} bytes of {most_bytes}");
-                Err(StoreError::Full { backend: BACKEND, detail })
-            }
-            None => Ok(()),
+        self.full(scope).map_or(Ok(()), |detail| Err(StoreError::Full { backend: BACKEND, detail }))
+    }
+
+    /// Which limit is reached, if one is.
+    fn full(&self, scope: &str) -> Option<String> {
+        let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
+        let (records, bytes) = (self.len(), self.0.bytes.load(Ordering::Relaxed));
+        if records >= most || bytes >= most_bytes {
+            return Some(format!("{records} records of {most}, {bytes} bytes of {most_bytes}"));
         }
+        let quota = quota?;
+        let used = self.0.scopes.lock().get(scope).copied().unwrap_or_default();
+        (used >= quota).then(|| format!("{used} records of {quota} for one scope"))
     }
 
     fn count(&self, removed: Removed) {
         self.0.records.fetch_sub(removed.records, Ordering::Relaxed);
         self.0.bytes.fetch_sub(removed.bytes, Ordering::Relaxed);
+        if self.0.limits.scope.is_none() {
+            return;
+        }
+        let mut scopes = self.0.scopes.lock();
+        for scope in removed.scopes {
+            if let Some(used) = scopes.get_mut(&scope) {
+                *used -= 1;
+                if *used == 0 {
+                    scopes.remove(&scope);
+                }
+            }
+        }
+    }
+
+    fn insert(&self, shard: &mut Shard, id: &RecordId, record: Record) {
+        if self.0.limits.scope.is_some() {
+            *self.0.scopes.lock().entry(record.scope.clone()).or_default() += 1;
+        }
+        let weight = shard.insert(*id, record);
+        self.0.records.fetch_add(1, Ordering::Relaxed);
+        self.0.bytes.fetch_add(weight, Ordering::Relaxed);
     }
 }
 
@@ -195,7 +228,7 @@ impl Store for MemoryStore {
         let now = self.0.timeline.now();
         if let Some(next) = next.filter(|_| expected.is_none()) {
             if next.may_be_refused() {
-                self.room(&mut shard, now)?;
+                self.room(&mut shard, &next.scope, now)?;
             }
             self.count(shard.expire(now, INSERT_STEP));
         }
@@ -204,9 +237,7 @@ impl Store for MemoryStore {
         self.count(shard.remove(id));
         let waiters = shard.waiters_of(id);
         if let Some(next) = next {
-            let weight = shard.insert(*id, next.clone().stamped(stamp));
-            self.0.records.fetch_add(1, Ordering::Relaxed);
-            self.0.bytes.fetch_add(weight, Ordering::Relaxed);
+            self.insert(&mut shard, id, next.clone().stamped(stamp));
         }
         drop(shard); // a waker may run anything
         waiters.into_iter().for_each(Waker::wake);
@@ -286,19 +317,6 @@ impl Store for MemoryStore {
     }
 }
 
-/// A part of the records, under a lock of its own.
-#[derive(Default)]
-struct Shard {
-    records: HashMap<RecordId, Kept, BuildHasherDefault<DigestHasher>>,
-    /// The ids by the segment of time in which their deadline lies, so that expiry never scans the records.
-    segments: BTreeMap<u64, HashSet<RecordId, BuildHasherDefault<DigestHasher>>>,
-    /// The greatest stamp that was given here, to removed records too.
-    last: Stamp,
-    /// Who waits for a record to change, by the number of the seat.
-    waiters: HashMap<RecordId, HashMap<u64, Waker>, BuildHasherDefault<DigestHasher>>,
-    seats: u64,
-}
-
 /// A caller that waits for a record to change. It leaves when it is dropped.
 struct Seat<'a> {
     store: &'a MemoryStore,
@@ -342,89 +360,4 @@ impl Place {
         bytes.extend_from_slice(self.id.as_bytes());
         Cursor(bytes)
     }
-}
-
-struct Kept {
-    record: Record,
-    /// The segment that lists it: that of its deadline.
-    segment: u64,
-}
-
-/// What was taken out of a shard.
-struct Removed {
-    records: usize,
-    bytes: usize,
-}
-
-/// The length of a segment of time: 2^24 µs, about 17 s.
-const SEGMENT_BITS: u32 = 24;
-
-impl Shard {
-    fn insert(&mut self, id: RecordId, mut record: Record) -> usize {
-        record.detach();
-        let segment = record.deadline().0 >> SEGMENT_BITS;
-        let weight = weight(&record);
-        self.segments.entry(segment).or_default().insert(id);
-        self.records.insert(id, Kept { record, segment });
-        weight
-    }
-
-    /// Who waited for the record to change. None of them does any more.
-    fn waiters_of(&mut self, id: &RecordId) -> Vec<Waker> {
-        if self.waiters.is_empty() {
-            return Vec::new();
-        }
-        self.waiters.remove(id).map(|waiters| waiters.into_values().collect()).unwrap_or_default()
-    }
-
-    fn remove(&mut self, id: &RecordId) -> Removed {
-        let Some(kept) = self.records.remove(id) else { return Removed { records: 0, bytes: 0 } };
-        if let Some(ids) = self.segments.get_mut(&kept.segment) {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.segments.remove(&kept.segment);
-            }
-        }
-        Removed { records: 1, bytes: weight(&kept.record) }
-    }
-
-    /// Removes up to `limit` records of the segments that lie wholly before `now`.
-    fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
-        let mut removed = Removed { records: 0, bytes: 0 };
-        while removed.records < limit {
-            let Some(oldest) = self.segments.first_entry() else { break };
-            if *oldest.key() >= now.0 >> SEGMENT_BITS {
-                break;
-            }
-            let ids: Vec<RecordId> = oldest.get().iter().take(limit - removed.records).copied().collect();
-            for id in &ids {
-                let Removed { records, bytes } = self.remove(id);
-                removed.records += records;
-                removed.bytes += bytes;
-            }
-        }
-        removed
-    }
-}
-
-fn weight(record: &Record) -> usize {
-    record.weight() + 2 * size_of::<RecordId>()
-}
-
-/// Record ids are digests already: eight of their bytes are as good a hash as any.
-#[derive(Default)]
-struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk::<8>() {
-            self.0 = u64::from_le_bytes(*first);
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
 }

@@ -492,6 +492,30 @@ fn a_full_memory_store_refuses_begins_and_no_finish() {
     assert!(fresh >= 3, "{fresh}");
 }
 
+/// S12: one tenant's flood is refused, others' begins and everybody's finishes are not.
+#[test]
+fn s12_a_scope_over_its_quota_is_refused_begins_and_no_finish() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().max_records_per_scope(3).clock(clock.clone()).build();
+    let engine = Engine::builder(store).clock(clock.clone()).build().unwrap();
+    let begin =
+        |scope: &str, key: usize| block_on(engine.begin(&Request::new(scope, key.to_string()).unwrap()));
+    let leases: Vec<Lease> = (0..3).map(|key| acquired(begin("flood", key))).collect();
+    let refused = begin("flood", 3).unwrap_err().to_string();
+    assert_eq!(refused, "memory store is full: 3 records of 3 for one scope");
+    drop(acquired(begin("other", 3)));
+    assert!(matches!(begin("flood", 0), Ok(Begin::InProgress(_))), "a duplicate is answered");
+    leases.iter().for_each(|lease| block_on(lease.complete("done")).unwrap());
+    assert!(block_on(engine.forget("flood", "0")).unwrap());
+    drop(acquired(begin("flood", 4)));
+    assert!(begin("flood", 5).is_err());
+    // What was forgotten is finished all the same, and what is over its time makes room.
+    block_on(leases[0].complete("done")).unwrap();
+    clock.advance(3 * 86_400 * SECOND);
+    (6..9).for_each(|key| drop(acquired(begin("flood", key))));
+    assert!(begin("flood", 9).is_err());
+}
+
 #[test]
 fn a_memory_store_is_bounded_by_bytes() {
     let engine = Engine::builder(MemoryStore::builder().max_bytes(100_000).build()).build().unwrap();
