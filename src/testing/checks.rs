@@ -6,6 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::lease::{Lease, Owner};
 use crate::policy::{Policy, Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
 use crate::request::Request;
+use crate::run::{Failure, RunError};
 use crate::store::{Store, Swap, SwapRequest};
 
 type Shared = Arc<dyn Store>;
@@ -498,6 +500,83 @@ pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
     let (granted, failed) = futures_util::join!(waits, lease.fail("again", Retry::Now));
     failed.unwrap();
     assert_eq!(granted.iter().sum::<usize>(), 1);
+}
+
+/// Of many runs of one operation at once, one executes and all get its value; a failed one is replayed too.
+pub async fn run_executes_once(store: Shared) {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Declined(String);
+    impl Failure for Declined {
+        fn retry(&self) -> Retry {
+            Retry::Never
+        }
+    }
+    let engine = engine(&store);
+    for (key, result) in [("good", Ok(4200_u64)), ("bad", Err(()))] {
+        let (executions, request) = (AtomicUsize::new(0), request(key));
+        let run = || {
+            engine.run(&request, |lease| {
+                executions.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    lease.mark_effect().await.unwrap();
+                    result.map_err(|()| Declined("no".to_owned()))
+                }
+            })
+        };
+        for ran in join_all((0..30).map(|_| run())).await.into_iter().chain([run().await]) {
+            match ran {
+                Ok(outcome) => assert_eq!((key, outcome.into_value()), ("good", 4200)),
+                Err(RunError::Failed { error, .. }) => {
+                    assert_eq!((key, error), ("bad", Declined("no".to_owned())));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(executions.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// Batches of begins and completions are answered in order, whatever is among them, and can be repeated and dropped.
+pub async fn s11_batches_are_whole_or_can_be_repeated(store: Shared) {
+    let engine = engine(&store);
+    acquire(&engine, &request("batch done")).await.complete("before").await.unwrap();
+    drop(crash(&engine, &store, &request("batch crashed")).await);
+    let owner = Owner::random();
+    let mut requests: Vec<_> = (0..100).map(|key| request(&format!("batch {key}")).owner(owner)).collect();
+    requests.push(request("batch done"));
+    requests.push(request("batch 7"));
+    requests.push(request("batch crashed"));
+    for awaits in 0..3 {
+        drop(dropped_at(awaits, engine.begin_many(&requests[..100])).await);
+    }
+    let begins = engine.begin_many(&requests).await;
+    let mut leases = Vec::new();
+    for (at, begin) in begins.into_iter().enumerate() {
+        match (at, begin.unwrap()) {
+            (0..100, Begin::Acquired(lease)) => {
+                assert_eq!(lease.attempt(), 1);
+                leases.push(lease);
+            }
+            (100, Begin::Completed(done)) => assert_eq!(done.response().unwrap(), "before"),
+            (101, Begin::InProgress(_)) => {}
+            (102, Begin::Acquired(lease)) => assert!(lease.takeover()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let outcomes: Vec<_> =
+        leases.iter().enumerate().map(|(at, lease)| (lease, Bytes::from(at.to_string()))).collect();
+    for awaits in 0..3 {
+        drop(dropped_at(awaits, engine.complete_many(&outcomes)).await);
+    }
+    for result in engine.complete_many(&outcomes).await {
+        result.unwrap();
+    }
+    for (at, begin) in engine.begin_many(&requests[..100]).await.into_iter().enumerate() {
+        match begin.unwrap() {
+            Begin::Completed(done) => assert_eq!(*done.response().unwrap(), at.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// Store: a listing shows every record once, in pages. A store need not be able to list.

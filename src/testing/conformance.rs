@@ -44,6 +44,8 @@ macro_rules! conformance {
             l4_a_change_is_never_missed
             l4_waiters_get_the_outcome
             l4_one_waiter_goes_on_after_a_failure
+            run_executes_once
+            s11_batches_are_whole_or_can_be_repeated
             a_listing_shows_every_record_once
             s4_another_fingerprint_gets_nothing_in_any_state
             s5_fences_increase
