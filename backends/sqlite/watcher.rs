@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_watcher_rests_when_nobody_waits_and_ends_with_the_store() {
-        let (store, nobody, id, _dir) = unwatched();
+        let (store, nobody, id, dir) = unwatched();
         drop(nobody);
         let record = block_on(store.load(&id)).unwrap().record.unwrap();
         for _ in 0..3 {
@@ -219,6 +219,11 @@ mod tests {
                 thread::yield_now();
             }
         }
+        // It comes back for a write that is not the store's own.
+        let changed = store.changed(&id, record.stamp, LONG);
+        let other = SqliteStore::open(dir.path().join("x.db")).unwrap();
+        let both = futures_util::future::join(changed, other.discard(&id));
+        assert!(ends(async { both.await.0 }));
         let waiters = store.0.watch.waiters.clone();
         drop(store);
         assert_eq!(Arc::strong_count(&waiters), 1);

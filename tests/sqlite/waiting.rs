@@ -1,6 +1,7 @@
 //! Waiting for a record to change.
 
-use std::task::{Context, Waker};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 
 use futures_util::future::{Either, join_all, select};
 use nevertwice::{Clock, SystemClock, sqlite};
@@ -202,4 +203,49 @@ fn the_last_handle_may_go_in_the_very_task_that_is_woken() {
         drop(lease);
         soon(task).unwrap().unwrap();
     }
+}
+
+type Waiting = std::pin::Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+/// Drops what it wakes, right there, and tells when that is done.
+struct Dropper(Mutex<Option<Waiting>>, Mutex<mpsc::Sender<()>>);
+
+impl Wake for Dropper {
+    fn wake(self: Arc<Self>) {
+        let waiting = self.0.lock().unwrap().take();
+        if waiting.is_some() {
+            drop(waiting);
+            self.1.lock().unwrap().send(()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_last_handle_may_go_on_the_watching_thread_itself() {
+    let (file, store, lease, stamp) = waited();
+    drop(lease);
+    let (sender, dropped) = mpsc::channel();
+    let dropper = Arc::new(Dropper(Mutex::new(None), Mutex::new(sender)));
+    let waker = Waker::from(dropper.clone());
+    let mut waiting: Waiting = Box::pin(async move { store.changed(&id("k"), stamp, LONG).await });
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    *dropper.0.lock().unwrap() = Some(waiting);
+    file.raw().execute("DELETE FROM nevertwice", []).unwrap();
+    dropped.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+#[test]
+fn the_watcher_comes_back_for_whoever_waits_later() {
+    let (file, store, lease, _) = waited();
+    let other = file.store();
+    let id = id("k");
+    for _ in 0..20 {
+        let record = stored(&store, "k").unwrap();
+        assert!(!is_pending(store.changed(&id, Stamp(1), LONG).as_mut()));
+        let mut changed = store.changed(&id, record.stamp, LONG);
+        assert!(is_pending(changed.as_mut()));
+        block_on(other.swap(&id, Some(record.stamp), Some(&record))).unwrap();
+        soon(changed).unwrap();
+    }
+    drop(lease);
 }
