@@ -1,12 +1,17 @@
 //! The SQLite store: [`SqliteStore`], and [`begin_in`] with its companions, which put record and effect into one
 //! transaction of the application's own.
 
+mod batch;
+mod builder;
 mod jobs;
 mod readers;
 mod rows;
+mod scan;
 mod schema;
 mod transaction;
 mod trouble;
+mod waiters;
+mod watcher;
 mod writer;
 
 use std::fmt;
@@ -16,20 +21,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::clock::{Clock, SystemClock, Timeline};
+use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Store, Swap};
+use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 
+use builder::Limits;
 use jobs::{Discard, Exchange, Purge};
 use readers::Readers;
 use rows::Table;
-use schema::Place;
-use trouble::unusable;
-use writer::{Desk, Writer};
+use watcher::Watch;
+use writer::Writer;
 
+pub use builder::{SqliteStoreBuilder, Synchronous};
 pub use transaction::{TxLease, begin_in, complete_in, fail_in, resume_in};
 
 const BACKEND: &str = "SQLite store";
@@ -41,7 +47,8 @@ const PURGE_STEP: usize = 100;
 /// What it acknowledged survives a power cut ([`Durability::Power`]); see [`SqliteStoreBuilder::synchronous`]. It runs
 /// on any executor, or none: a thread of its own does the writing and commits whatever is queued at the moment together,
 /// so that many callers share the cost of one sync of the disk. Replays are read on the caller's thread, in some ten
-/// microseconds, and wait for no writer.
+/// microseconds, and wait for no writer. Who waits for a record to change is woken by the write itself if it is
+/// this store's; for all others a second thread watches the file, as long as somebody waits.
 ///
 /// The file is made for its owner only (mode 0600), with SQLite's `-wal` and `-shm` beside it. It must be on a
 /// local disk: SQLite's locks cannot be trusted on network file systems. Its two tables can live in a
@@ -74,6 +81,7 @@ pub struct SqliteStore(Arc<Inner>);
 struct Inner {
     readers: Readers,
     writer: Writer,
+    watch: Watch,
     table: Arc<Table>,
     timeline: Arc<Timeline>,
     limits: Limits,
@@ -81,109 +89,6 @@ struct Inner {
     path: PathBuf,
     /// The path as SQLite has it, to recognise the file by.
     known_as: Option<String>,
-}
-
-/// When the disk is told to keep what was committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Synchronous {
-    /// At every commit, before anybody is answered: what was acknowledged survives a power cut. The default.
-    #[default]
-    Full,
-    /// At checkpoints only. Faster for a few callers, and **a power cut takes back the last of what was acknowledged**:
-    /// what was done is then done again. A killed process loses nothing.
-    Normal,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    bytes: Option<u64>,
-}
-
-/// Sets up a [`SqliteStore`]; made by [`SqliteStore::builder`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until `open` is called"]
-pub struct SqliteStoreBuilder {
-    path: PathBuf,
-    table: String,
-    clock: Arc<dyn Clock>,
-    synchronous: Synchronous,
-    busy_timeout: Duration,
-    limits: Limits,
-}
-
-impl SqliteStoreBuilder {
-    /// The name of the table; a second one has `_meta` behind it. **Default `nevertwice`.** A letter or `_`, then
-    /// up to 62 letters, digits and `_`.
-    pub fn table(mut self, table: impl Into<String>) -> SqliteStoreBuilder {
-        self.table = table.into();
-        self
-    }
-
-    /// Takes time from `clock` instead of the operating system.
-    pub fn clock(mut self, clock: impl Clock) -> SqliteStoreBuilder {
-        self.clock = Arc::new(clock);
-        self
-    }
-
-    /// When the disk is told to keep what was committed. **Default [`Synchronous::Full`]**, which is
-    /// [`Durability::Power`]; [`Synchronous::Normal`] is [`Durability::Process`].
-    pub fn synchronous(mut self, synchronous: Synchronous) -> SqliteStoreBuilder {
-        self.synchronous = synchronous;
-        self
-    }
-
-    /// How long a write waits while another process, or a transaction of the application's own, holds the file's one
-    /// write lock; then it is [`StoreError::Unavailable`], and the engine tries again until its `call_timeout`.
-    /// **Default 1 s.** *Longer* than a third of the `call_timeout` gains nothing: the engine gives up a try then.
-    pub fn busy_timeout(mut self, busy_timeout: Duration) -> SqliteStoreBuilder {
-        self.busy_timeout = busy_timeout;
-        self
-    }
-
-    /// From how many bytes in use in the file on, other tables' included, begins of new keys are refused with
-    /// [`StoreError::Full`]. **Default: no limit.** Set it well below the size of the disk: what is under way must still be
-    /// finished, which is never refused here. Records over their time make way first.
-    pub fn max_bytes(mut self, bytes: u64) -> SqliteStoreBuilder {
-        self.limits.bytes = Some(bytes);
-        self
-    }
-
-    /// Opens the file, and makes it and the tables if they are not there. Blocks for some milliseconds.
-    ///
-    /// # Errors
-    /// [`StoreError::Unusable`] if the file is not a SQLite database, or cannot be written to, or its tables are not a
-    /// store's or of a newer release: nothing in it is changed then. [`StoreError::Unavailable`] if it stays locked.
-    pub fn open(self) -> Result<SqliteStore, StoreError> {
-        if !is_identifier(&self.table) {
-            return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
-        }
-        let place = Place::new(&self.path, self.busy_timeout)?;
-        let db = place.open_writer(&self.table, self.synchronous)?;
-        let path = place.path().to_owned();
-        let known_as = db.path().map(str::to_owned);
-        let table = Arc::new(Table::new(self.table));
-        let timeline = Arc::new(Timeline::new(self.clock, table.high_water(&db)?));
-        let first = place.open_reader()?;
-        table.probe(&first)?;
-        let limits = self.limits;
-        let desk = Desk { db, table: table.clone(), timeline: timeline.clone(), limits };
-        let writer = Writer::start(desk)?;
-        let durability = match self.synchronous {
-            Synchronous::Full => Durability::Power,
-            Synchronous::Normal => Durability::Process,
-        };
-        let readers = Readers::new(place, first);
-        Ok(SqliteStore(Arc::new(Inner {
-            readers,
-            writer,
-            table,
-            timeline,
-            limits,
-            durability,
-            path,
-            known_as,
-        })))
-    }
 }
 
 impl SqliteStore {
@@ -197,14 +102,7 @@ impl SqliteStore {
 
     /// Starts to set up a store in the file at `path`.
     pub fn builder(path: impl AsRef<Path>) -> SqliteStoreBuilder {
-        SqliteStoreBuilder {
-            path: path.as_ref().to_owned(),
-            table: "nevertwice".to_owned(),
-            clock: Arc::new(SystemClock),
-            synchronous: Synchronous::default(),
-            busy_timeout: Duration::from_secs(1),
-            limits: Limits { bytes: None },
-        }
+        SqliteStoreBuilder::new(path.as_ref())
     }
 
     fn read(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
@@ -219,6 +117,7 @@ impl fmt::Debug for SqliteStore {
             .field("path", &self.0.path)
             .field("table", &self.0.table.name)
             .field("durability", &self.0.durability)
+            .field("waiters", &self.0.watch.waiters())
             .finish_non_exhaustive()
     }
 }
@@ -245,6 +144,20 @@ impl Store for SqliteStore {
         self.0.writer.run(Exchange { id: *id, expected, next: next.cloned() }).await
     }
 
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        self.swap_all(swaps).await
+    }
+
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        let Inner { readers, watch, table, .. } = &*self.0;
+        watch.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await
+    }
+
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let Inner { readers, table, timeline, .. } = &*self.0;
+        readers.read(|db| table.page(db, timeline, after, limit))
+    }
+
     async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
         let mut purged = 0;
         while purged < limit {
@@ -265,12 +178,4 @@ impl Store for SqliteStore {
     fn durability(&self) -> Durability {
         self.0.durability
     }
-}
-
-/// Whether `name` can stand in a statement as it is. SQLite keeps names that start with `sqlite_` for itself.
-fn is_identifier(name: &str) -> bool {
-    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    let reserved = name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("sqlite_"));
-    starts && plain && !reserved && name.len() <= 63
 }

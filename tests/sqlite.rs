@@ -8,20 +8,26 @@ use std::time::Duration;
 use futures_executor::block_on;
 use nevertwice::sqlite::{SqliteStore, SqliteStoreBuilder, Synchronous};
 use nevertwice::{
-    Begin, Durability, Engine, Error, Fingerprint, Lease, ManualClock, Recovery, Request, Stamp, Store,
-    StoreError,
+    Begin, Durability, Engine, Error, Fingerprint, Lease, ManualClock, Record, RecordId, Recovery, Request,
+    Stamp, Store, StoreError,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+#[path = "sqlite/batches.rs"]
+mod batches;
 #[path = "sqlite/files.rs"]
 mod files;
+#[path = "sqlite/scanning.rs"]
+mod scanning;
 #[path = "sqlite/sharing.rs"]
 mod sharing;
 #[path = "sqlite/time.rs"]
 mod time;
 #[path = "sqlite/transaction.rs"]
 mod transaction;
+#[path = "sqlite/waiting.rs"]
+mod waiting;
 
 nevertwice::conformance!(sqlite, async {
     let dir = tempfile::tempdir().unwrap();
@@ -70,6 +76,22 @@ const RETENTION: Duration = Duration::from_secs(3600);
 
 fn request(key: &str) -> Request {
     Request::new("tests", key).unwrap()
+}
+
+fn id(key: &str) -> RecordId {
+    request(key).id()
+}
+
+fn stored(store: &SqliteStore, key: &str) -> Option<Record> {
+    block_on(store.load(&id(key))).unwrap().record
+}
+
+/// A record, to be stored under any id.
+fn sample() -> Record {
+    let file = File::new();
+    let store = file.store();
+    let _lease = acquire(&engine(store.clone()), "any");
+    stored(&store, "any").unwrap()
 }
 
 fn acquire(engine: &Engine, key: &str) -> Lease {

@@ -15,14 +15,25 @@ pub(super) trait Work: Send + 'static {
 
     fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Self::Output, StoreError>;
 
-    /// Whether it may be refused when the disk is full.
-    fn may_be_refused(&self) -> bool {
-        false
+    /// What to answer if the transaction came to nothing, or may have.
+    fn failed(&self, trouble: Trouble) -> Result<Self::Output, StoreError> {
+        Err(trouble.into())
+    }
+
+    /// Names the records that have changed if this is what came of it, and the stamps that they have now (of those
+    /// removed: any that no record has).
+    fn written(&self, output: &Self::Output, name: &mut dyn FnMut(RecordId, Stamp)) {
+        let _ = (output, name);
     }
 
     /// About how many bytes it writes.
     fn weight(&self) -> usize {
         0
+    }
+
+    /// How many calls it stands for.
+    fn calls(&self) -> usize {
+        1
     }
 }
 
@@ -36,7 +47,10 @@ pub(super) trait Job: Send {
     fn fail(self: Box<Self>, trouble: Trouble);
     /// Whether nobody waits for it any more.
     fn is_abandoned(&self) -> bool;
+    /// See [`Work::written`].
+    fn written(&self, name: &mut dyn FnMut(RecordId, Stamp));
     fn weight(&self) -> usize;
+    fn calls(&self) -> usize;
 }
 
 /// A work, its result, and who waits for that.
@@ -67,15 +81,25 @@ impl<W: Work> Job for Pending<W> {
     }
 
     fn fail(self: Box<Self>, trouble: Trouble) {
-        let _ = self.answer.send(Err(trouble.into_error(self.work.may_be_refused())));
+        let _ = self.answer.send(self.work.failed(trouble));
     }
 
     fn is_abandoned(&self) -> bool {
         self.answer.is_canceled()
     }
 
+    fn written(&self, name: &mut dyn FnMut(RecordId, Stamp)) {
+        if let Some(Ok(output)) = &self.result {
+            self.work.written(output, name);
+        }
+    }
+
     fn weight(&self) -> usize {
         self.work.weight()
+    }
+
+    fn calls(&self) -> usize {
+        self.work.calls()
     }
 }
 
@@ -99,12 +123,58 @@ impl Work for Exchange {
         Ok(swap)
     }
 
-    fn may_be_refused(&self) -> bool {
-        self.next.as_ref().is_some_and(Record::may_be_refused)
+    fn failed(&self, trouble: Trouble) -> Result<Swap, StoreError> {
+        Err(trouble.into_error(self.next.as_ref().is_some_and(Record::may_be_refused)))
+    }
+
+    fn written(&self, output: &Swap, name: &mut dyn FnMut(RecordId, Stamp)) {
+        match output {
+            Swap::Done(stamp) => name(self.id, *stamp),
+            Swap::Conflict(_) => {}
+        }
     }
 
     fn weight(&self) -> usize {
         self.next.as_ref().map_or(0, Record::weight)
+    }
+}
+
+/// Several compare-and-swaps, of one call.
+pub(super) struct Exchanges(pub(super) Vec<Exchange>);
+
+impl Work for Exchanges {
+    type Output = Vec<Result<Swap, StoreError>>;
+
+    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Self::Output, StoreError> {
+        let mut answers = Vec::with_capacity(self.0.len());
+        for exchange in &self.0 {
+            answers.push(exchange.run(desk, last));
+            if desk.db.is_autocommit() {
+                // The transaction is gone: what follows would be committed by itself. All of it fails.
+                return Err(Trouble::rolled_back().into());
+            }
+        }
+        Ok(answers)
+    }
+
+    fn failed(&self, trouble: Trouble) -> Result<Self::Output, StoreError> {
+        Ok(self.0.iter().map(|exchange| exchange.failed(trouble.clone())).collect())
+    }
+
+    fn written(&self, output: &Self::Output, name: &mut dyn FnMut(RecordId, Stamp)) {
+        for (exchange, answer) in self.0.iter().zip(output) {
+            if let Ok(swap) = answer {
+                exchange.written(swap, name);
+            }
+        }
+    }
+
+    fn weight(&self) -> usize {
+        self.0.iter().map(Exchange::weight).sum()
+    }
+
+    fn calls(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -133,5 +203,11 @@ impl Work for Discard {
 
     fn run(&self, desk: &Desk, _last: &mut Stamp) -> Result<bool, StoreError> {
         Ok(desk.table.discard(&desk.db, &self.0)?)
+    }
+
+    fn written(&self, output: &bool, name: &mut dyn FnMut(RecordId, Stamp)) {
+        if *output {
+            name(self.0, Stamp::ZERO);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
-//! the caller's, except [`Table::find`], which may stand alone.
+//! the caller's, except what reads one row, which may stand alone.
 
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
@@ -17,6 +17,8 @@ use crate::store::{Snapshot, Swap};
 pub(super) struct Table {
     pub(super) name: String,
     find: String,
+    stamp: String,
+    pub(super) list: String,
     insert: String,
     update: String,
     update_in_place: String,
@@ -45,6 +47,8 @@ impl Table {
         let meta = format!("main.\"{name}_meta\"");
         Table {
             find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
+            stamp: format!("SELECT stamp FROM {rows} WHERE id = ?1"),
+            list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
             insert: format!("INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4)"),
             update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, expires = ?4 WHERE seq = ?1"),
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
@@ -73,6 +77,15 @@ impl Table {
             Ok(record) => Ok(Some(Found { seq, expires, record })),
             Err(source) => Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }),
         }
+    }
+
+    /// The stamp of the row under `id`, if it has one.
+    pub(super) fn stamp(&self, db: &Connection, id: &RecordId) -> Result<Option<Stamp>, StoreError> {
+        let stamp: Option<i64> = prepare(db, &self.stamp)?
+            .query_row([id.as_bytes().as_slice()], |row| row.get(0))
+            .optional()
+            .map_err(Trouble::from)?;
+        Ok(stamp.and_then(|stamp| u64::try_from(stamp).ok()).map(Stamp))
     }
 
     /// Whether the table has the columns that are asked for here.
@@ -183,7 +196,7 @@ impl Table {
     }
 }
 
-fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>, Trouble> {
+pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>, Trouble> {
     Ok(db.prepare_cached(sql)?)
 }
 
@@ -201,12 +214,12 @@ fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
+pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
     let stamp = u64::try_from(stamp).map_err(|_| DecodeError::Damaged { what: "negative stamp" })?;
     Record::decode(id, Stamp(stamp), Stamp(stamp), bytes)
 }
 
-fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
+pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
 }
 

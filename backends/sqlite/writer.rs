@@ -14,6 +14,7 @@ use super::Limits;
 use super::jobs::{Job, Pending, Work};
 use super::rows::Table;
 use super::trouble::{Trouble, unavailable, unusable};
+use super::waiters::{Waiters, Woken};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 
@@ -38,6 +39,7 @@ pub(super) struct Desk {
     pub(super) table: Arc<Table>,
     pub(super) timeline: Arc<Timeline>,
     pub(super) limits: Limits,
+    pub(super) waiters: Arc<Waiters>,
 }
 
 impl Writer {
@@ -79,10 +81,11 @@ impl Drop for Writer {
 impl Desk {
     fn work(self, jobs: &Receiver<Box<dyn Job>>) {
         while let Ok(first) = jobs.recv() {
-            let mut bytes = first.weight();
+            let (mut calls, mut bytes) = (first.calls(), first.weight());
             let mut batch = vec![first];
-            while batch.len() < BATCH && bytes < BATCH_BYTES {
+            while calls < BATCH && bytes < BATCH_BYTES {
                 let Ok(job) = jobs.try_recv() else { break };
+                calls += job.calls();
                 bytes += job.weight();
                 batch.push(job);
             }
@@ -99,7 +102,11 @@ impl Desk {
     /// or not.
     fn serve(&self, mut batch: Vec<Box<dyn Job>>) {
         match self.commit(&mut batch) {
-            Ok(()) => batch.into_iter().for_each(|job| job.answer()),
+            Ok(()) => {
+                let woken = self.woken(&batch);
+                batch.into_iter().for_each(|job| job.answer());
+                woken.wake();
+            }
             Err(trouble) => {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
@@ -107,6 +114,16 @@ impl Desk {
                 batch.into_iter().for_each(|job| job.fail(trouble.clone()));
             }
         }
+    }
+
+    /// Who waits for something that `batch`, which is committed, has changed.
+    fn woken(&self, batch: &[Box<dyn Job>]) -> Woken {
+        if !self.waiters.any() {
+            return Woken::default();
+        }
+        let mut written = Vec::new();
+        batch.iter().for_each(|job| job.written(&mut |id, stamp| written.push((id, stamp))));
+        self.waiters.take_written(&written)
     }
 
     fn commit(&self, batch: &mut [Box<dyn Job>]) -> Result<(), Trouble> {

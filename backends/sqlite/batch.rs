@@ -1,0 +1,51 @@
+//! Many swaps in one commit.
+
+use std::collections::HashSet;
+
+use super::SqliteStore;
+use super::jobs::{Exchange, Exchanges};
+use super::trouble::{same, unavailable};
+use crate::error::StoreError;
+use crate::store::{Swap, SwapRequest};
+
+impl SqliteStore {
+    /// [`Store::swap_many`](crate::Store::swap_many): what is a replay is answered by a reader, the rest by the writer.
+    pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        let replays = self.replays(swaps);
+        let left = swaps.iter().zip(&replays).filter(|(_, replay)| replay.is_none());
+        let left = left.map(|(SwapRequest { id, expected, next }, _)| Exchange {
+            id: *id,
+            expected: *expected,
+            next: next.clone(),
+        });
+        let left: Vec<Exchange> = left.collect();
+        let written = if left.is_empty() { Ok(Vec::new()) } else { self.0.writer.run(Exchanges(left)).await };
+        let (mut written, error) = match written {
+            Ok(answers) => (answers.into_iter(), unavailable("its writer gave too few answers")),
+            Err(error) => (Vec::new().into_iter(), error),
+        };
+        let answer = |replay: Option<Swap>| match replay {
+            Some(swap) => Ok(swap),
+            None => written.next().unwrap_or_else(|| Err(same(&error))),
+        };
+        replays.into_iter().map(answer).collect()
+    }
+
+    /// The conflicts of those swaps that expect nothing and find a record: they need no write lock. `None` for what the
+    /// writer has to see to. That is also whatever follows, under the same id, on something left to him: it may
+    /// find what that has written. And it is what could not be read: he will say so.
+    fn replays(&self, swaps: &[SwapRequest]) -> Vec<Option<Swap>> {
+        let mut left = HashSet::new();
+        let mut replay = |swap: &SwapRequest| {
+            if swap.expected.is_none() && !left.contains(&swap.id) {
+                let snapshot = self.read(&swap.id).ok().filter(|snapshot| snapshot.record.is_some());
+                if let Some(snapshot) = snapshot {
+                    return Some(Swap::Conflict(snapshot));
+                }
+            }
+            left.insert(swap.id);
+            None
+        };
+        swaps.iter().map(&mut replay).collect()
+    }
+}

@@ -1,0 +1,231 @@
+//! The one thread that notices what others write to the file, while somebody waits for it: other processes, and
+//! transactions on the application's own connections. What the store itself writes its writer tells.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::rows::Table;
+use super::schema::Place;
+use super::trouble::{Trouble, unavailable};
+use super::waiters::{LastWord, Waiters};
+use crate::clock::{Clock, SystemClock};
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::Stamp;
+
+/// How often it asks whether the file has changed: some microseconds each time.
+const PAUSE: Duration = Duration::from_millis(2);
+/// How much longer it pauses for each record it had to look at, so that it never takes more than part of a core.
+const PAUSE_PER_LOOK: Duration = Duration::from_micros(20);
+
+/// The waiters of a store, and the thread that watches for them. It is started for the first who waits, and rests while
+/// nobody does.
+#[derive(Debug)]
+pub(super) struct Watch {
+    waiters: Arc<Waiters>,
+    place: Place,
+    table: Arc<Table>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Watch {
+    pub(super) fn new(waiters: Arc<Waiters>, place: Place, table: Arc<Table>) -> Watch {
+        Watch { waiters, place, table, thread: Mutex::new(None) }
+    }
+
+    /// How many wait.
+    pub(super) fn waiters(&self) -> usize {
+        self.waiters.count()
+    }
+
+    /// Waits until the record under `id` has another stamp, which `look` tells of the present, or until `within` is over.
+    pub(super) async fn changed(
+        &self,
+        id: RecordId,
+        stamp: Stamp,
+        within: Duration,
+        look: impl FnOnce() -> Result<Option<Stamp>, StoreError>,
+    ) -> Result<(), StoreError> {
+        // First the place among the waiters, then the look: a change is seen by the one or by the other.
+        let mut ticket = self.waiters.register(id, stamp);
+        if look()? != Some(stamp) {
+            return Ok(());
+        }
+        self.rouse()?;
+        let mut time_out = SystemClock.sleep(within);
+        poll_fn(|context| match ticket.poll(context) {
+            Poll::Ready(ending) => Poll::Ready(ending),
+            Poll::Pending => time_out.as_mut().poll(context).map(Ok),
+        })
+        .await
+    }
+
+    /// Has the thread watch, for one who is registered.
+    fn rouse(&self) -> Result<(), StoreError> {
+        let Some(last_word) = self.waiters.rouse() else { return Ok(()) };
+        let watcher =
+            Watcher { waiters: self.waiters.clone(), place: self.place.clone(), table: self.table.clone() };
+        let started = thread::Builder::new()
+            .name("nevertwice-watch".to_owned())
+            .spawn(move || watcher.work(last_word))
+            .map_err(|error| unavailable(format!("no thread to watch its file on: {error}")))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.waiters.close();
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // Whoever is woken may drop the last handle right there, on the watching thread.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watcher {
+    waiters: Arc<Waiters>,
+    place: Place,
+    table: Arc<Table>,
+}
+
+/// A connection, and the version of the data that was last looked at.
+struct Sight {
+    db: Connection,
+    version: Option<i64>,
+}
+
+impl Watcher {
+    fn work(self, _last_word: LastWord) {
+        let mut sight = None;
+        while self.waiters.rest() {
+            match self.look(&mut sight) {
+                Ok(looks) => self.waiters.pause(PAUSE + PAUSE_PER_LOOK * looks),
+                Err(error) => {
+                    sight = None;
+                    self.waiters.fail(&error);
+                }
+            }
+        }
+    }
+
+    /// Wakes whoever's record has changed, if the file has; says how many records it had to look at.
+    fn look(&self, sight: &mut Option<Sight>) -> Result<u32, StoreError> {
+        let sight = match sight {
+            Some(sight) => sight,
+            None => sight.insert(Sight { db: self.place.open_reader()?, version: None }),
+        };
+        // The version first, then the waiters, then the records: a change after any of these steps gives another version.
+        let version = Some(data_version(&sight.db)?);
+        if sight.version == version {
+            return Ok(0);
+        }
+        let watched = self.waiters.watched();
+        let stamp = |id| self.table.stamp(&sight.db, id);
+        let stamps = watched.ids.iter().map(stamp).collect::<Result<Vec<_>, _>>()?;
+        self.waiters.take_changed(&watched, &stamps).wake();
+        sight.version = version;
+        Ok(u32::try_from(stamps.len()).unwrap_or(u32::MAX))
+    }
+}
+
+/// A number that changes when another connection, of any process, commits.
+fn data_version(db: &Connection) -> Result<i64, Trouble> {
+    Ok(db.prepare_cached("PRAGMA main.data_version")?.query_row([], |row| row.get(0))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use futures_executor::block_on;
+    use futures_util::future::{Either, select};
+
+    use super::super::SqliteStore;
+    use super::*;
+    use crate::store::{Store, Swap};
+    use crate::{Begin, Engine, Request};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn ends(future: impl Future<Output = Result<(), StoreError>>) -> bool {
+        let (future, patience) = (std::pin::pin!(future), SystemClock.sleep(Duration::from_secs(10)));
+        match block_on(select(future, patience)) {
+            Either::Left((ended, _)) => ended.is_ok(),
+            Either::Right(_) => false,
+        }
+    }
+
+    /// A store that holds one record. Nobody watches it: it has only its own word for what is written.
+    fn unwatched() -> (SqliteStore, LastWord, RecordId, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path().join("x.db")).unwrap();
+        let request = Request::new("tests", "k").unwrap();
+        let engine = Engine::builder(store.clone()).build().unwrap();
+        assert!(matches!(block_on(engine.begin(&request)).unwrap(), Begin::Acquired(_)));
+        let nobody = store.0.watch.waiters.rouse().unwrap();
+        (store, nobody, request.id(), dir)
+    }
+
+    #[test]
+    fn a_change_right_after_the_look_is_not_missed() {
+        let (store, _nobody, id, _dir) = unwatched();
+        let record = block_on(store.load(&id)).unwrap().record.unwrap();
+        let look = || {
+            let swap = block_on(store.swap(&id, Some(record.stamp), Some(&record)));
+            assert!(matches!(swap, Ok(Swap::Done(_))));
+            // The writer wakes after it has answered; this answer comes after that.
+            assert!(!block_on(store.discard(&RecordId::from_bytes([0; 32]))).unwrap());
+            Ok(Some(record.stamp))
+        };
+        let changed = std::pin::pin!(store.0.watch.changed(id, record.stamp, LONG, look));
+        assert!(changed.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+
+    #[test]
+    fn the_writer_wakes_by_itself_whoever_waits_for_what_it_wrote() {
+        let (store, _nobody, id, _dir) = unwatched();
+        for removes in [false, false, true] {
+            let record = block_on(store.load(&id)).unwrap().record.unwrap();
+            let mut changed = store.changed(&id, record.stamp, LONG);
+            assert!(changed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            if removes {
+                assert!(block_on(store.discard(&id)).unwrap());
+            } else {
+                block_on(store.swap(&id, Some(record.stamp), Some(&record))).unwrap();
+            }
+            assert!(ends(changed));
+        }
+        assert_eq!(store.0.watch.waiters(), 0);
+    }
+
+    #[test]
+    fn the_watcher_rests_when_nobody_waits_and_ends_with_the_store() {
+        let (store, nobody, id, dir) = unwatched();
+        drop(nobody);
+        let record = block_on(store.load(&id)).unwrap().record.unwrap();
+        for _ in 0..3 {
+            let mut changed = store.changed(&id, record.stamp, LONG);
+            assert!(changed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            drop(changed);
+            while !store.0.watch.waiters.rests() {
+                thread::yield_now();
+            }
+        }
+        // It comes back for a write that is not the store's own.
+        let changed = store.changed(&id, record.stamp, LONG);
+        let other = SqliteStore::open(dir.path().join("x.db")).unwrap();
+        let both = futures_util::future::join(changed, other.discard(&id));
+        assert!(ends(async { both.await.0 }));
+        let waiters = store.0.watch.waiters.clone();
+        drop(store);
+        assert_eq!(Arc::strong_count(&waiters), 1);
+    }
+}
