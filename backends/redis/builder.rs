@@ -8,6 +8,7 @@ use ::redis::Client;
 use ::redis::aio::ConnectionManagerConfig;
 
 use super::link::Link;
+use super::records::Records;
 use super::refusal::meaning;
 use super::script::SwapScript;
 use super::{Inner, RedisStore, in_tokio, preflight};
@@ -77,8 +78,7 @@ impl RedisStoreBuilder {
         let (refusable, always) = (SwapScript::refusable(), SwapScript::always());
         let found = preflight::inspect(&client, &link, [&refusable, &always], self.assumed).await?;
         Ok(RedisStore(Arc::new(Inner {
-            link,
-            prefix: self.prefix,
+            records: Arc::new(Records { link, prefix: self.prefix }),
             clock_slack: self.clock_slack,
             refusable,
             always,
