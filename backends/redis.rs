@@ -3,10 +3,12 @@
 mod batch;
 mod builder;
 mod link;
+mod listener;
 mod preflight;
 mod records;
 mod refusal;
 mod script;
+mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ pub use self::preflight::Warning;
 use self::records::Records;
 use self::refusal::{again, full, is_no_script, is_oom, meaning, nonsense, unusable};
 use self::script::{Answer, Expected, Item, SwapScript};
+use self::waiters::Waiters;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
@@ -68,12 +71,24 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// All this is looked at once, when connecting. Whoever changes the server's settings later is not noticed.
 ///
 /// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`). With
-/// `+hello +config|get` on top nothing is left [unverified](Warning).
+/// `+hello +config|get` on top nothing is left [unverified](Warning). What else is good to have:
+///
+/// * `+publish +subscribe +unsubscribe` on the channels under the prefix (`&nevertwice:*`), so that who waits for a record
+///   is told when it changes. Without, [waiters](Store::changed) look again and again ([`Warning::ChangesUnannounced`]).
+/// * `+scan` for an operator who [lists](Store::scan) the records.
+///
+/// # Who waits
+///
+/// The script publishes an empty message on the channel named as the key when it replaces or removes a record, not when
+/// it writes the first. All waiters of a store share one more connection, which listens to the keys waited for, and is closed
+/// some 10 s after the last. Channels have no database: stores with the same prefix in two databases wake each other
+/// for nothing.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
     records: Arc<Records>,
+    waiters: Waiters,
     clock_slack: Duration,
     refusable: SwapScript,
     always: SwapScript,
@@ -163,6 +178,14 @@ impl Store for RedisStore {
             return swaps.iter().map(|_| Err(again(&error))).collect();
         }
         self.0.swap_batch(swaps).await
+    }
+
+    /// One connection listens for all waiters of the store and its clones, by a task of the first one's runtime. While
+    /// there is none, or the user may not, records are looked at up to every 100 ms.
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        in_tokio()?;
+        self.0.waiters.wait(id, stamp, within).await;
+        Ok(())
     }
 
     /// `SCAN`'s promise: what is there all the time comes at least once. A page may hold more or fewer than `limit`, and none

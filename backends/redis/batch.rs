@@ -109,7 +109,8 @@ impl Inner {
     /// Sends the calls together, and those again for which a server that lost the script did nothing.
     async fn send(&self, calls: &[Call]) -> Result<Vec<Value>, RedisError> {
         let mut replies = self.send_those(calls.iter()).await?;
-        let is_lost = |reply: &Value| matches!(reply, Value::ServerError(error) if is_no_script(&error.clone().into()));
+        let is_lost =
+            |reply: &Value| matches!(reply, Value::ServerError(error) if is_no_script(&error.clone().into()));
         let lost: Vec<usize> = (0..replies.len()).filter(|&n| replies.get(n).is_some_and(is_lost)).collect();
         if lost.is_empty() {
             return Ok(replies);

@@ -11,6 +11,7 @@ use super::link::Link;
 use super::records::Records;
 use super::refusal::meaning;
 use super::script::SwapScript;
+use super::waiters::Waiters;
 use super::{Inner, RedisStore, in_tokio, preflight};
 use crate::error::StoreError;
 use crate::policy::Durability;
@@ -76,9 +77,13 @@ impl RedisStoreBuilder {
             .set_response_timeout(Some(self.response_timeout));
         let link = Link::new(client.clone(), config).map_err(|error| meaning(&error))?;
         let (refusable, always) = (SwapScript::refusable(), SwapScript::always());
-        let found = preflight::inspect(&client, &link, [&refusable, &always], self.assumed).await?;
+        let records = Arc::new(Records { link, prefix: self.prefix });
+        let limits = [self.connection_timeout, self.response_timeout];
+        let scripts = [&refusable, &always];
+        let found = preflight::inspect(&client, &records, limits, scripts, self.assumed).await?;
         Ok(RedisStore(Arc::new(Inner {
-            records: Arc::new(Records { link, prefix: self.prefix }),
+            waiters: Waiters::new(Arc::clone(&records), client, limits),
+            records,
             clock_slack: self.clock_slack,
             refusable,
             always,

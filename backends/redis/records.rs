@@ -13,7 +13,7 @@ use crate::record::{DecodeError, Stamp};
 use crate::store::{Cursor, Page, Snapshot};
 
 /// How many records are read in one round trip: they can be long.
-const READ_AT_ONCE: usize = 64;
+pub(super) const READ_AT_ONCE: usize = 64;
 /// How many names the server may look at for one `SCAN`, which it does nothing else beside.
 const SCAN_AT_MOST: usize = 256;
 /// How often a page that is still empty is looked further for.
