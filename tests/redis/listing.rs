@@ -93,11 +93,11 @@ fn a_prefix_of_glob_characters_is_taken_literally() {
         for prefix in prefixes {
             let store = RedisStore::builder(&server.url()).prefix(prefix).connect().await.unwrap();
             let engine = Engine::builder(store.clone()).build().unwrap();
-            let _ = acquire(&engine, &request(prefix)).await;
+            let _ = acquire(&engine, &request(&format!("k{prefix}"))).await;
             stores.push((prefix, store));
         }
         for (prefix, store) in stores {
-            let expected = BTreeMap::from([(request(prefix).id(), 1)]);
+            let expected = BTreeMap::from([(request(&format!("k{prefix}")).id(), 1)]);
             assert_eq!(list(&store, 100).await, (expected, Vec::new()), "{prefix}");
         }
     });
