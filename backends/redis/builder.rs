@@ -28,7 +28,7 @@ pub struct RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
+    /// What the names of all keys and channels start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
     /// other's records.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
         self.prefix = prefix.as_ref().as_bytes().to_vec();

@@ -21,7 +21,7 @@ use crate::key::RecordId;
 /// How often every record is looked at although no message came.
 pub(super) const TICK: Duration = Duration::from_secs(1);
 /// After how many ticks the connection has to show that it is still one.
-const PROBE_TICKS: u32 = 5;
+const PROBE_TICKS: u32 = 3;
 /// After how many ticks without a waiter it is closed.
 const IDLE_TICKS: u32 = 10;
 /// How many channels a command names.
@@ -73,17 +73,17 @@ async fn poll(post: &Post, during: Duration) -> Result<(), Relieved> {
     let mut pause = LOOKS[0];
     post.ask_for_all()?;
     while waited < during {
-        let (asked, _) = post.take_asked()?;
+        let asked = post.take_asked()?;
         if !asked.is_empty() {
             pause = LOOKS[0];
         }
-        let (ids, number) = post.all()?;
+        let ids = post.all()?;
         idle = if ids.is_empty() { idle + pause } else { Duration::ZERO };
         if idle >= TICK * IDLE_TICKS {
             post.leave()?;
         }
         // What cannot be read at present is looked at again.
-        let _ = look(post, &ids, number, false).await?;
+        let _ = look(post, &ids, false).await?;
         sleep(pause).await;
         waited += pause;
         pause = (pause * 2).min(LOOKS[1]);
@@ -99,11 +99,11 @@ async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallib
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut count, mut idle) = (0_u32, 0_u32);
     loop {
-        let (ids, number) = post.take_asked()?;
+        let ids = post.take_asked()?;
         if !ids.is_empty() {
             line.subscribe(post, &ids).await?;
             *was_live = true;
-            look(post, &ids, number, true).await?.map_err(|_| LOST)?;
+            look(post, &ids, true).await?.map_err(|_| LOST)?;
         }
         match next(post, &mut messages, &mut ticks).await {
             Event::Lost => return Err(LOST),
@@ -115,8 +115,8 @@ async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallib
             }
             Event::Tick => {
                 line.unsubscribe(post).await?;
-                let (ids, number) = post.all()?;
-                look(post, &ids, number, true).await?.map_err(|_| LOST)?;
+                let ids = post.all()?;
+                look(post, &ids, true).await?.map_err(|_| LOST)?;
                 count = count.wrapping_add(1);
                 if count.is_multiple_of(PROBE_TICKS) {
                     line.probe(post).await?;
@@ -131,12 +131,7 @@ async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallib
 }
 
 /// Reads the records and tells those whose record is no longer what they wait at.
-async fn look(
-    post: &Post,
-    ids: &[RecordId],
-    number: u64,
-    is_live: bool,
-) -> Result<Result<(), StoreError>, Relieved> {
+async fn look(post: &Post, ids: &[RecordId], is_live: bool) -> Result<Result<(), StoreError>, Relieved> {
     for ids in ids.chunks(READ_AT_ONCE) {
         let found = match post.hall.records.load_many(ids).await {
             Ok(found) => found,
@@ -144,16 +139,16 @@ async fn look(
             // For the callers to see for themselves.
             Err(_) => {
                 for id in ids {
-                    post.seen(id, None, number, is_live)?;
+                    post.seen(id, None, is_live)?;
                 }
                 continue;
             }
         };
         for (id, found) in ids.iter().zip(found) {
             match found {
-                Ok(found) => post.seen(id, found.record.map(|record| record.stamp), number, is_live)?,
+                Ok(found) => post.seen(id, found.record.map(|record| record.stamp), is_live)?,
                 Err(error) if error.is_transient() => return Ok(Err(error)),
-                Err(_) => post.seen(id, None, number, is_live)?,
+                Err(_) => post.seen(id, None, is_live)?,
             }
         }
     }

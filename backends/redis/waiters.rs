@@ -206,19 +206,17 @@ impl Post {
         Ok(())
     }
 
-    /// The ids that somebody waits for and that have to be looked at, and the number of the first waiter whom the
-    /// look is too early for.
-    pub(super) fn take_asked(&self) -> Result<(Vec<RecordId>, u64), Relieved> {
+    /// The ids that somebody waits for and that have to be looked at. Who comes later asks again.
+    pub(super) fn take_asked(&self) -> Result<Vec<RecordId>, Relieved> {
         let mut state = self.state()?;
         let mut asked = std::mem::take(&mut state.asked);
         asked.retain(|id| state.places.get_mut(id).is_some_and(|place| std::mem::take(&mut place.is_asked)));
-        Ok((asked, state.next_number))
+        Ok(asked)
     }
 
-    /// All ids that somebody waits for, and the number as of [`take_asked`](Post::take_asked).
-    pub(super) fn all(&self) -> Result<(Vec<RecordId>, u64), Relieved> {
-        let state = self.state()?;
-        Ok((state.places.keys().copied().collect(), state.next_number))
+    /// All ids that somebody waits for.
+    pub(super) fn all(&self) -> Result<Vec<RecordId>, Relieved> {
+        Ok(self.state()?.places.keys().copied().collect())
     }
 
     /// Those of the ids that nobody waits for.
@@ -227,19 +225,13 @@ impl Post {
         Ok(ids.filter(|id| !state.places.contains_key(id)).collect())
     }
 
-    /// The record was seen with this stamp (`None`: it may be anything) in a look that the waiters before `number`
-    /// were there for; `is_live` if a message would tell that it changes.
-    pub(super) fn seen(
-        &self,
-        id: &RecordId,
-        stamp: Option<Stamp>,
-        number: u64,
-        is_live: bool,
-    ) -> Result<(), Relieved> {
+    /// The record was seen with this stamp (`None`: it may be anything); `is_live` if a message would tell that it changes.
+    /// Who came after that look with a later stamp ends early.
+    pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Relieved> {
         let mut state = self.state()?;
         if let Some(place) = state.places.get_mut(id) {
             place.known = stamp.filter(|_| is_live);
-            place.waiting.retain(|&waiter, (expected, _)| waiter >= number || Some(*expected) == stamp);
+            place.waiting.retain(|_, (expected, _)| Some(*expected) == stamp);
         }
         Ok(())
     }

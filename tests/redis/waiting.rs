@@ -38,7 +38,8 @@ async fn within<F: Future>(limit: Duration, future: F) -> F::Output {
 
 /// Asks until it is so: for what a server or a task does in its own time.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    // Less than the 10 s after which what is idle ends anyway.
+    for _ in 0..1000 {
         if is_so() {
             return;
         }
@@ -54,8 +55,8 @@ fn subscribers(server: &Server, key: &str) -> u64 {
     reply.1
 }
 
-fn listeners(server: &Server) -> usize {
-    let list: String = server.ask("CLIENT LIST TYPE pubsub");
+fn connections(server: &Server) -> usize {
+    let list: String = server.ask("CLIENT LIST");
     list.lines().count()
 }
 
@@ -199,6 +200,30 @@ fn a_silent_subscription_does_not_keep_a_waiter() {
 }
 
 #[test]
+fn a_subscription_that_alone_is_silent_is_replaced() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let proxy = Proxy::start(server.port()).await;
+        let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
+        let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
+        let _lease = acquire(&other, &request("k")).await;
+        let _waiter = waiter(&store, "k").await;
+        until("subscribed", || subscribers(&server, "k") == 1).await;
+        let number = || server.ask::<String>("CLIENT LIST TYPE pubsub").split(' ').next().map(str::to_owned);
+        let before = number();
+        proxy.stall();
+        let message = name(&request("k"));
+        redis::cmd("PUBLISH").arg(message).arg("").exec(&mut server.raw()).unwrap();
+        for _ in 0..10 {
+            // Lets the proxy swallow the message.
+            other.inspect("scope", "k").await.unwrap();
+        }
+        assert!(!proxy.heal());
+        until("replaced", || subscribers(&server, "k") == 1 && number() != before).await;
+    });
+}
+
+#[test]
 fn a_restarted_server_is_listened_to_again() {
     let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     block_on_tokio(async {
@@ -263,6 +288,30 @@ fn l2_a_thousand_waiters_cost_a_handful_of_commands() {
 }
 
 #[test]
+fn who_comes_when_the_stamp_is_known_costs_no_look() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, first, lease) = waiting(&server).await;
+        let id = request("k").id();
+        let stamp = stamp(&store, &id).await;
+        let looks = calls(&server, "time");
+        let mut waiters = vec![first];
+        for _ in 0..50 {
+            let waiting = store.clone();
+            waiters.push(tokio::spawn(async move { waiting.changed(&id, stamp, LONG).await.unwrap() }));
+            // Lets the tasks run.
+            store.load(&id).await.unwrap();
+        }
+        let more = calls(&server, "time") - looks - 50;
+        assert!(more < 10, "{more}");
+        lease.complete("done").await.unwrap();
+        for waiter in waiters {
+            within(TOLD, waiter).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn waiters_that_are_dropped_end_their_subscription() {
     let server = Server::start(&[]);
     block_on_tokio(async {
@@ -285,8 +334,9 @@ fn a_store_that_is_gone_listens_to_nothing() {
         let (store, waiter, _lease) = waiting(&server).await;
         waiter.abort();
         let _ = waiter.await;
+        let before = connections(&server);
         drop(store);
-        until("closed", || listeners(&server) == 0).await;
+        until("both closed", || connections(&server) == before - 2).await;
     });
 }
 
