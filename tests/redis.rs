@@ -9,6 +9,8 @@ mod faults;
 mod keeping;
 #[path = "redis/listing.rs"]
 mod listing;
+#[path = "redis/outages.rs"]
+mod outages;
 #[path = "redis/races.rs"]
 mod races;
 #[path = "support/redis.rs"]

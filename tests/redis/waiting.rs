@@ -3,19 +3,18 @@
 use std::future::Future;
 use std::time::Duration;
 
-use nevertwice::backends::redis::Warning;
-use nevertwice::{Engine, Lease, RecordId, RedisStore, Stamp, Store};
+use nevertwice::{Lease, RecordId, RedisStore, Stamp, Store};
 use tokio::task::JoinHandle;
 
-use crate::server::{Proxy, Server};
+use crate::server::Server;
 use crate::{acquire, block_on_tokio, calls, connect, engine, name, request, set};
 
 /// Longer than a test may take: who waits so long was not woken.
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Less than the second after which every record is looked at again: who wakes so soon was told.
-const TOLD: Duration = Duration::from_millis(600);
+pub(crate) const TOLD: Duration = Duration::from_millis(600);
 
-async fn stamp(store: &RedisStore, id: &RecordId) -> Stamp {
+pub(crate) async fn stamp(store: &RedisStore, id: &RecordId) -> Stamp {
     loop {
         match store.load(id).await {
             Ok(found) => return found.record.expect("there is a record").stamp,
@@ -26,18 +25,18 @@ async fn stamp(store: &RedisStore, id: &RecordId) -> Stamp {
 }
 
 /// A task that waits for the record of a key to change from what it is now.
-async fn waiter(store: &RedisStore, key: &str) -> JoinHandle<()> {
+pub(crate) async fn waiter(store: &RedisStore, key: &str) -> JoinHandle<()> {
     let (store, id) = (store.clone(), request(key).id());
     let stamp = stamp(&store, &id).await;
     tokio::spawn(async move { store.changed(&id, stamp, LONG).await.unwrap() })
 }
 
-async fn within<F: Future>(limit: Duration, future: F) -> F::Output {
+pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> F::Output {
     tokio::time::timeout(limit, future).await.expect("it was not woken")
 }
 
 /// Asks until it is so: for what a server or a task does in its own time.
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     // Less than the 10 s after which what is idle ends anyway.
     for _ in 0..1000 {
         if is_so() {
@@ -48,7 +47,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-fn subscribers(server: &Server, key: &str) -> u64 {
+pub(crate) fn subscribers(server: &Server, key: &str) -> u64 {
     let channel = name(&request(key));
     let reply: (Vec<u8>, u64) =
         redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query(&mut server.raw()).unwrap();
@@ -61,7 +60,7 @@ fn connections(server: &Server) -> usize {
 }
 
 /// A store with a waiter that listens, and the lease that it waits for, on another connection.
-async fn waiting(server: &Server) -> (RedisStore, JoinHandle<()>, Lease) {
+pub(crate) async fn waiting(server: &Server) -> (RedisStore, JoinHandle<()>, Lease) {
     let (store, other) = (connect(server).await, engine(server).await);
     let lease = acquire(&other, &request("k")).await;
     let waiter = waiter(&store, "k").await;
@@ -147,118 +146,6 @@ fn the_first_write_of_a_key_is_published_to_nobody() {
         let _ = acquire(&engine, &request("k")).await;
         assert_eq!(calls(&server, "publish"), 1, "nobody waits at a tombstone");
     });
-}
-
-#[test]
-fn a_killed_subscription_is_made_again() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let (_store, waiter, lease) = waiting(&server).await;
-        assert_eq!(server.ask::<u64>("CLIENT KILL TYPE pubsub"), 1);
-        until("subscribed again", || subscribers(&server, "k") == 1).await;
-        assert!(!waiter.is_finished(), "nothing changed");
-        lease.complete("done").await.unwrap();
-        within(TOLD, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_change_while_there_is_no_subscription_is_not_missed() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let (_store, waiter, lease) = waiting(&server).await;
-        server.ask::<u64>("CLIENT KILL TYPE pubsub");
-        lease.complete("done").await.unwrap();
-        within(TOLD, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_message_that_was_never_sent_is_made_up_for() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let (_store, waiter, _lease) = waiting(&server).await;
-        set(&server, &name(&request("k")), &7_u64.to_be_bytes());
-        within(TOLD * 5, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_silent_subscription_does_not_keep_a_waiter() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let proxy = Proxy::start(server.port()).await;
-        let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
-        let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
-        let lease = acquire(&other, &request("k")).await;
-        let waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
-        proxy.stall();
-        lease.complete("done").await.unwrap();
-        within(TOLD * 10, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_subscription_that_alone_is_silent_is_replaced() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let proxy = Proxy::start(server.port()).await;
-        let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
-        let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
-        let _lease = acquire(&other, &request("k")).await;
-        let _waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
-        let number = || server.ask::<String>("CLIENT LIST TYPE pubsub").split(' ').next().map(str::to_owned);
-        let before = number();
-        proxy.stall();
-        let message = name(&request("k"));
-        redis::cmd("PUBLISH").arg(message).arg("").exec(&mut server.raw()).unwrap();
-        for _ in 0..10 {
-            // Lets the proxy swallow the message.
-            other.inspect("scope", "k").await.unwrap();
-        }
-        assert!(!proxy.heal());
-        until("replaced", || subscribers(&server, "k") == 1 && number() != before).await;
-    });
-}
-
-#[test]
-fn a_restarted_server_is_listened_to_again() {
-    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-    block_on_tokio(async {
-        let (_store, waiter, lease) = waiting(&server).await;
-        server.kill();
-        server.restart();
-        until("subscribed again", || subscribers(&server, "k") == 1).await;
-        assert!(!waiter.is_finished(), "nothing changed");
-        lease.complete("done").await.unwrap();
-        within(TOLD, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn without_the_permissions_waiters_look_and_swaps_work() {
-    let server = Server::start(&[]);
-    for (user, rules) in [
-        ("anna", "~nevertwice:* +@all resetchannels"),
-        ("bert", "~nevertwice:* &nevertwice:* +@all -publish"),
-        ("cleo", "~nevertwice:* &nevertwice:* +@all -subscribe"),
-    ] {
-        server.ask::<()>(&format!("ACL SETUSER {user} on >s3cret {rules}"));
-        block_on_tokio(async {
-            let store = RedisStore::connect(&server.url_as(user, "s3cret")).await.unwrap();
-            assert!(store.warnings().contains(&Warning::ChangesUnannounced), "{user}");
-            let engine = Engine::builder(store.clone()).build().unwrap();
-            let lease = acquire(&engine, &request(user)).await;
-            let waiter = waiter(&store, user).await;
-            lease.renew().await.unwrap();
-            within(TOLD * 5, waiter).await.unwrap();
-            lease.complete("done").await.unwrap();
-            assert_eq!(crate::response(&engine, &request(user)).await, b"done");
-            assert!(engine.forget("scope", user).await.unwrap());
-        });
-    }
 }
 
 #[test]
@@ -360,49 +247,5 @@ fn a_damaged_record_ends_a_wait() {
         let (_store, waiter, _lease) = waiting(&server).await;
         set(&server, &name(&request("k")), b"garbage");
         within(TOLD * 5, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn the_runtime_of_the_first_waiter_may_go() {
-    let server = Server::start(&[]);
-    let (store, lease) = block_on_tokio(async {
-        let (store, _waiter, lease) = waiting(&server).await;
-        (store, lease.token())
-    });
-    block_on_tokio(async {
-        let waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
-        let other = engine(&server).await;
-        other.resume(&lease).await.unwrap().complete("done").await.unwrap();
-        within(TOLD, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_runtime_that_goes_in_mid_wait_lets_the_waiters_of_others_go() {
-    let server = Server::start(&[]);
-    let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (store, _waiter, _lease) = first.block_on(waiting(&server));
-    block_on_tokio(async {
-        let here = connect(&server).await;
-        let stamp = stamp(&here, &request("k").id()).await;
-        let id = request("k").id();
-        let second = tokio::spawn(async move { store.changed(&id, stamp, LONG).await.unwrap() });
-        tokio::task::yield_now().await;
-        first.shutdown_background();
-        within(TOLD, second).await.unwrap();
-    });
-}
-
-#[test]
-fn a_runtime_that_stands_still_does_not_keep_the_waiters_of_others() {
-    let server = Server::start(&[]);
-    let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (store, _waiter, _lease) = first.block_on(waiting(&server));
-    block_on_tokio(async {
-        let here = connect(&server).await;
-        let stamp = stamp(&here, &request("k").id()).await;
-        within(TOLD * 20, store.changed(&request("k").id(), stamp, LONG)).await.unwrap();
     });
 }
