@@ -1,28 +1,33 @@
 //! The Redis store: [`RedisStore`].
 
+mod batch;
 mod builder;
 mod link;
+mod listener;
 mod preflight;
+mod records;
 mod refusal;
 mod script;
+mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value, from_redis_value, pipe};
+use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
-use self::link::Link;
 pub use self::preflight::Warning;
-use self::refusal::{corrupt, full, is_no_script, is_oom, is_wrong_type, meaning, nonsense, unusable};
-use self::script::{Answer, Expected, Item, SwapScript, bytes, snapshot};
+use self::records::Records;
+use self::refusal::{again, full, is_no_script, is_oom, meaning, nonsense, unusable};
+use self::script::{Answer, Expected, Item, SwapScript};
+use self::waiters::Waiters;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
-use crate::record::{DecodeError, Record, Stamp};
-use crate::store::{Snapshot, Store, Swap};
+use crate::record::{Record, Stamp};
+use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 
 /// Records in a Redis (7.0 or later) or Valkey server, shared by every process that connects to it.
 ///
@@ -66,13 +71,24 @@ use crate::store::{Snapshot, Store, Swap};
 /// All this is looked at once, when connecting. Whoever changes the server's settings later is not noticed.
 ///
 /// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`). With
-/// `+hello +config|get` on top nothing is left [unverified](Warning).
+/// `+hello +config|get` on top nothing is left [unverified](Warning). What else is good to have:
+///
+/// * `+publish +subscribe +unsubscribe` on the channels under the prefix (`&nevertwice:*`), so that who waits for a record
+///   is told when it changes. Without, [waiters](Store::changed) look again and again ([`Warning::ChangesUnannounced`]).
+/// * `+scan` for an operator who [lists](Store::scan) the records.
+///
+/// # Who waits
+///
+/// The script publishes an empty message on the channel named as the key when it replaces or removes a record, not when
+/// it writes the first. All waiters of a store share one more connection, which listens to the keys waited for, and is closed
+/// some 10 s after the last. Channels have no database: stores with the same prefix in two databases wake each other
+/// for nothing.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
-    link: Link,
-    prefix: Vec<u8>,
+    records: Arc<Records>,
+    waiters: Waiters,
     clock_slack: Duration,
     refusable: SwapScript,
     always: SwapScript,
@@ -112,13 +128,9 @@ impl RedisStore {
         &self.0.warnings
     }
 
-    fn key(&self, id: &RecordId) -> Vec<u8> {
-        [&self.0.prefix, &id.as_bytes()[..]].concat()
-    }
-
     /// Runs the script on the items. A server that lost it (a restart, a failover, `SCRIPT FLUSH`) has run nothing.
     async fn run(&self, script: &SwapScript, items: &[Item]) -> Result<Value, RedisError> {
-        let (link, call) = (&self.0.link, script.call(items));
+        let (link, call) = (&self.0.records.link, script.call(items));
         match link.call(&call).await {
             Err(error) if is_no_script(&error) => {
                 link.call(&script.load()).await?;
@@ -142,21 +154,7 @@ impl fmt::Debug for RedisStore {
 impl Store for RedisStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         in_tokio()?;
-        // The time comes first, so that it is never later than what it is held against: no lease looks over too early.
-        let mut commands = pipe();
-        commands.cmd("TIME").cmd("GET").arg(self.key(id));
-        let replies = self.0.link.call_all(&commands, 2).await.map_err(|error| meaning(&error))?;
-        let [time, value] = <[Value; 2]>::try_from(replies).map_err(|_| nonsense())?;
-        let time = time.extract_error().map_err(|error| meaning(&error))?;
-        let (seconds, micros): (u64, u64) = from_redis_value(time).map_err(|_| nonsense())?;
-        let now = Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros));
-        match value.extract_error() {
-            Ok(value) => snapshot(id, now, bytes(value)?),
-            Err(error) if is_wrong_type(&error) => {
-                Err(corrupt(id, DecodeError::Damaged { what: "not a string" }))
-            }
-            Err(error) => Err(meaning(&error)),
-        }
+        self.0.records.load(id).await
     }
 
     async fn swap(
@@ -166,14 +164,8 @@ impl Store for RedisStore {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         in_tokio()?;
-        let refusable = next.is_some_and(Record::may_be_refused);
+        let (refusable, item) = self.0.item(id, expected, next);
         let script = if refusable { &self.0.refusable } else { &self.0.always };
-        let item = Item {
-            key: self.key(id),
-            expected: Expected::from(expected),
-            bytes: next.map_or_else(Vec::new, |next| next.encode(id, Stamp::ZERO)),
-            keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.0.clock_slack),
-        };
         match self.run(script, &[item]).await {
             Ok(reply) => Answer::only(reply)?.into_swap(id),
             Err(error) if is_oom(&error) && refusable => self.swap_when_full(id, expected).await,
@@ -181,10 +173,32 @@ impl Store for RedisStore {
         }
     }
 
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        if let Err(error) = in_tokio() {
+            return swaps.iter().map(|_| Err(again(&error))).collect();
+        }
+        self.0.swap_batch(swaps).await
+    }
+
+    /// One connection listens for all waiters of the store and its clones, by a task of the first one's runtime. While
+    /// there is none, or the user may not, records are looked at up to every 100 ms.
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        in_tokio()?;
+        self.0.waiters.wait(id, stamp, within).await;
+        Ok(())
+    }
+
+    /// `SCAN`'s promise: what is there all the time comes at least once. A page may hold more or fewer than `limit`, and none
+    /// although others follow. Takes the permission `+scan`.
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        in_tokio()?;
+        self.0.records.scan(after, limit).await
+    }
+
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         in_tokio()?;
         let item = Item {
-            key: self.key(id),
+            key: self.0.records.key(id),
             expected: Expected::Anything,
             bytes: Vec::new(),
             keep: self.0.clock_slack,
@@ -204,11 +218,24 @@ impl Store for RedisStore {
 impl RedisStore {
     /// The answer to a swap that was refused for want of memory: a duplicate is still told what there is.
     async fn swap_when_full(&self, id: &RecordId, expected: Option<Stamp>) -> Result<Swap, StoreError> {
-        let found = self.load(id).await?;
+        let found = self.0.records.load(id).await?;
         if found.record.as_ref().map(|record| record.stamp) == expected {
             return Err(full());
         }
         Ok(Swap::Conflict(found))
+    }
+}
+
+impl Inner {
+    /// What a swap is to the script, and whether it may be refused.
+    fn item(&self, id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> (bool, Item) {
+        let item = Item {
+            key: self.records.key(id),
+            expected: Expected::from(expected),
+            bytes: next.map_or_else(Vec::new, |next| next.encode(id, Stamp::ZERO)),
+            keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.clock_slack),
+        };
+        (next.is_some_and(Record::may_be_refused), item)
     }
 }
 

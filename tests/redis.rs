@@ -1,16 +1,24 @@
 //! The Redis store against a real server: one of its own for each test. Without `redis-server` they fail.
 #![cfg(feature = "redis")]
 
+#[path = "redis/batches.rs"]
+mod batches;
 #[path = "redis/faults.rs"]
 mod faults;
 #[path = "redis/keeping.rs"]
 mod keeping;
+#[path = "redis/listing.rs"]
+mod listing;
+#[path = "redis/outages.rs"]
+mod outages;
 #[path = "redis/races.rs"]
 mod races;
 #[path = "support/redis.rs"]
 mod server;
 #[path = "redis/setup.rs"]
 mod setup;
+#[path = "redis/waiting.rs"]
+mod waiting;
 
 use std::future::Future;
 use std::time::Duration;
@@ -72,6 +80,13 @@ fn get(server: &Server, name: &[u8]) -> Option<Vec<u8>> {
 
 fn set(server: &Server, name: &[u8], value: &[u8]) {
     redis::cmd("SET").arg(name).arg(value).exec(&mut server.raw()).unwrap();
+}
+
+/// How often the server ran a command since `CONFIG RESETSTAT`.
+fn calls(server: &Server, command: &str) -> u64 {
+    let text: String = server.ask("INFO commandstats");
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
 
 /// For how much longer the server keeps a key; `None`: for ever.

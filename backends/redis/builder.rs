@@ -8,8 +8,10 @@ use ::redis::Client;
 use ::redis::aio::ConnectionManagerConfig;
 
 use super::link::Link;
+use super::records::Records;
 use super::refusal::meaning;
 use super::script::SwapScript;
+use super::waiters::Waiters;
 use super::{Inner, RedisStore, in_tokio, preflight};
 use crate::error::StoreError;
 use crate::policy::Durability;
@@ -26,7 +28,7 @@ pub struct RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
+    /// What the names of all keys and channels start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
     /// other's records.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
         self.prefix = prefix.as_ref().as_bytes().to_vec();
@@ -75,10 +77,13 @@ impl RedisStoreBuilder {
             .set_response_timeout(Some(self.response_timeout));
         let link = Link::new(client.clone(), config).map_err(|error| meaning(&error))?;
         let (refusable, always) = (SwapScript::refusable(), SwapScript::always());
-        let found = preflight::inspect(&client, &link, [&refusable, &always], self.assumed).await?;
+        let records = Arc::new(Records { link, prefix: self.prefix });
+        let limits = [self.connection_timeout, self.response_timeout];
+        let scripts = [&refusable, &always];
+        let found = preflight::inspect(&client, &records, limits, scripts, self.assumed).await?;
         Ok(RedisStore(Arc::new(Inner {
-            link,
-            prefix: self.prefix,
+            waiters: Waiters::new(Arc::clone(&records), client, limits),
+            records,
             clock_slack: self.clock_slack,
             refusable,
             always,

@@ -38,10 +38,16 @@ impl Link {
 
     /// Sends `count` commands at once; an error of one is its answer.
     pub(super) async fn call_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, RedisError> {
-        self.watch(async |manager: &mut ConnectionManager| {
-            manager.req_packed_commands(commands, 0, count).await
-        })
-        .await
+        let generation = self.lock().generation;
+        let replies = self
+            .watch(async |manager: &mut ConnectionManager| {
+                manager.req_packed_commands(commands, 0, count).await
+            })
+            .await?;
+        if replies.iter().any(is_no_primary) {
+            self.replace(generation);
+        }
+        Ok(replies)
     }
 
     async fn watch<T>(
@@ -72,6 +78,12 @@ impl Link {
     fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether one of many commands was answered so: `watch` does not see it.
+fn is_no_primary(reply: &Value) -> bool {
+    let Value::ServerError(error) = reply else { return false };
+    [ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown].iter().any(|kind| error.kind() == Some(*kind))
 }
 
 /// Whether a manager would not get over it by itself.

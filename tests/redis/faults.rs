@@ -92,7 +92,7 @@ fn l1_a_connection_that_stays_silent_is_replaced() {
 #[test]
 fn a_refused_log_in_is_tried_again() {
     let server = Server::start(&[]);
-    server.ask::<()>("ACL SETUSER fritz on >old ~nevertwice:* +@all");
+    server.ask::<()>("ACL SETUSER fritz on >old ~nevertwice:* &nevertwice:* +@all");
     block_on_tokio(async {
         let store = RedisStore::connect(&server.url_as("fritz", "old")).await.unwrap();
         let engine = Engine::builder(store).build().unwrap();

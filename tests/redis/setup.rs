@@ -74,7 +74,7 @@ fn a_cluster_is_refused() {
 #[test]
 fn a_user_without_dangerous_commands_works_and_is_warned() {
     let server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-    server.ask::<()>("ACL SETUSER carl on >s3cret ~nevertwice:* +@all -@dangerous");
+    server.ask::<()>("ACL SETUSER carl on >s3cret ~nevertwice:* &nevertwice:* +@all -@dangerous");
     let url = server.url_as("carl", "s3cret");
     block_on_tokio(async {
         let store = RedisStore::connect(&url).await.unwrap();
@@ -91,15 +91,32 @@ fn a_user_without_dangerous_commands_works_and_is_warned() {
 #[test]
 fn the_permissions_in_the_documentation_are_enough() {
     let server = Server::start(&[]);
-    server.ask::<()>("ACL SETUSER dora on >s3cret ~nevertwice:* -@all +evalsha +script|load +get +set +time");
-    block_on_tokio(async {
-        let store = RedisStore::connect(&server.url_as("dora", "s3cret")).await.unwrap();
-        assert_eq!(store.warnings(), [Warning::EvictionUnverified, Warning::DurabilityUnverified]);
-        let engine = Engine::builder(store).build().unwrap();
-        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
-        assert_eq!(response(&engine, &request("k")).await, b"done");
-        assert!(engine.forget("scope", "k").await.unwrap());
-    });
+    let needed = "~nevertwice:* -@all +evalsha +script|load +get +set +time";
+    server.ask::<()>(&format!("ACL SETUSER dora on >s3cret {needed}"));
+    let waits = "&nevertwice:* +publish +subscribe +unsubscribe";
+    server.ask::<()>(&format!("ACL SETUSER egon on >s3cret {needed} {waits}"));
+    let unverified = [Warning::EvictionUnverified, Warning::DurabilityUnverified];
+    for (user, warnings) in [
+        ("dora", &[&unverified[..], &[Warning::ChangesUnannounced]].concat()),
+        ("egon", &unverified.to_vec()),
+    ] {
+        block_on_tokio(async {
+            let store = RedisStore::connect(&server.url_as(user, "s3cret")).await.unwrap();
+            assert_eq!(store.warnings(), warnings);
+            let engine = Engine::builder(store).build().unwrap();
+            acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+            assert_eq!(response(&engine, &request("k")).await, b"done");
+            assert!(engine.forget("scope", "k").await.unwrap());
+        });
+    }
+}
+
+#[test]
+fn a_user_who_may_publish_but_not_subscribe_is_warned() {
+    let server = Server::start(&[]);
+    server.ask::<()>("ACL SETUSER gerd on >s3cret ~nevertwice:* &nevertwice:* +@all -subscribe");
+    let store = try_connect(&server.url_as("gerd", "s3cret")).unwrap();
+    assert!(store.warnings().contains(&Warning::ChangesUnannounced));
 }
 
 #[test]
@@ -127,7 +144,7 @@ fn a_client_of_ones_own_can_be_used() {
 #[test]
 fn a_missing_permission_is_named() {
     let server = Server::start(&[]);
-    server.ask::<()>("ACL SETUSER emil on >s3cret ~nevertwice:* +@all -@scripting");
+    server.ask::<()>("ACL SETUSER emil on >s3cret ~nevertwice:* &nevertwice:* +@all -@scripting");
     let detail = refusal(&server.url_as("emil", "s3cret"));
     assert!(detail.contains("NOPERM") && detail.contains("+evalsha"), "{detail}");
 }

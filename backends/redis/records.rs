@@ -1,0 +1,154 @@
+//! The records under a prefix, as they are read: [`Records`].
+
+use std::collections::HashSet;
+
+use ::redis::{Value, cmd, from_redis_value, pipe};
+
+use super::link::Link;
+use super::refusal::{corrupt, is_forbidden, is_wrong_type, meaning, nonsense, unusable};
+use super::script::{bytes, snapshot};
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::{DecodeError, Stamp};
+use crate::store::{Cursor, Page, Snapshot};
+
+/// How many records are read in one round trip: they can be long.
+pub(super) const READ_AT_ONCE: usize = 64;
+/// How many names the server may look at for one `SCAN`, which it does nothing else beside.
+const SCAN_AT_MOST: usize = 256;
+/// How often a page that is still empty is looked further for.
+const SCANS_A_PAGE: usize = 16;
+
+/// Where the records are, and what their names start with.
+pub(super) struct Records {
+    pub(super) link: Link,
+    pub(super) prefix: Vec<u8>,
+}
+
+impl Records {
+    /// The name of a record. Also of the channel that tells of its changes.
+    pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
+        [&self.prefix, &id.as_bytes()[..]].concat()
+    }
+
+    /// Whose name it is, if it is one.
+    pub(super) fn id(&self, key: &[u8]) -> Option<RecordId> {
+        let id = key.strip_prefix(self.prefix.as_slice())?;
+        Some(RecordId::from_bytes(id.try_into().ok()?))
+    }
+
+    pub(super) async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        self.load_some(&[*id]).await?.pop().ok_or_else(nonsense)?
+    }
+
+    /// What is under each of the ids.
+    pub(super) async fn load_many(
+        &self,
+        ids: &[RecordId],
+    ) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
+        let mut found = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(READ_AT_ONCE) {
+            found.append(&mut self.load_some(ids).await?);
+        }
+        Ok(found)
+    }
+
+    /// In one round trip. Not by `MGET`: what is no string is absent to it.
+    async fn load_some(&self, ids: &[RecordId]) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
+        // The time comes first, so that it is never later than what it is held against: no lease looks over too early.
+        let mut commands = pipe();
+        commands.cmd("TIME");
+        for id in ids {
+            commands.cmd("GET").arg(self.key(id));
+        }
+        let count = ids.len() + 1;
+        let replies = self.link.call_all(&commands, count).await.map_err(|error| meaning(&error))?;
+        if replies.len() != count {
+            return Err(nonsense());
+        }
+        let mut replies = replies.into_iter();
+        let now = time(replies.next())?;
+        Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, now, reply)).collect())
+    }
+
+    /// A page of what `SCAN` finds. It promises at least once, and may find nothing and still not be through.
+    pub(super) async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let mut cursor = after.map_or(Ok(0), position)?;
+        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
+        for _ in 0..SCANS_A_PAGE {
+            let (now, next, ids) = self.names(cursor, limit.clamp(1, SCAN_AT_MOST)).await?;
+            page.now = page.now.max(now);
+            for (id, found) in ids.iter().zip(self.load_many(&ids).await?) {
+                match found {
+                    Ok(Snapshot { record: Some(record), .. }) => {
+                        page.now = page.now.max(record.stamp);
+                        page.records.push((*id, record));
+                    }
+                    Ok(Snapshot { record: None, .. }) => {}
+                    Err(StoreError::Corrupt { .. }) => page.unreadable.push(*id),
+                    Err(error) => return Err(error),
+                }
+            }
+            cursor = next;
+            if cursor == 0 || !page.records.is_empty() || !page.unreadable.is_empty() {
+                break;
+            }
+        }
+        page.next = (cursor != 0).then(|| Cursor(cursor.to_string().into_bytes()));
+        Ok(page)
+    }
+
+    /// One `SCAN`: the time, where the next one goes on (0: nowhere), and the ids, each once.
+    async fn names(&self, cursor: u64, count: usize) -> Result<(Stamp, u64, Vec<RecordId>), StoreError> {
+        let mut scan = cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(pattern(&self.prefix)).arg("COUNT").arg(count);
+        let mut commands = pipe();
+        commands.cmd("TIME").add_command(scan);
+        let replies = self.link.call_all(&commands, 2).await.map_err(|error| meaning(&error))?;
+        let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| nonsense())?;
+        let names = names.extract_error().map_err(|error| {
+            if is_forbidden(&error) {
+                return unusable("listing the records takes +scan, which the user lacks");
+            }
+            meaning(&error)
+        })?;
+        let (next, names): (u64, Vec<Vec<u8>>) = from_redis_value(names).map_err(|_| nonsense())?;
+        let mut seen = HashSet::new();
+        let ids = names.iter().filter_map(|name| self.id(name)).filter(|id| seen.insert(*id)).collect();
+        Ok((time(Some(now))?, next, ids))
+    }
+}
+
+fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
+    let reply = reply.ok_or_else(nonsense)?.extract_error().map_err(|error| meaning(&error))?;
+    let (seconds, micros): (u64, u64) = from_redis_value(reply).map_err(|_| nonsense())?;
+    Ok(Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros)))
+}
+
+fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
+    match reply.extract_error() {
+        Ok(value) => snapshot(id, now, bytes(value)?),
+        Err(error) if is_wrong_type(&error) => {
+            Err(corrupt(id, DecodeError::Damaged { what: "not a string" }))
+        }
+        Err(error) => Err(meaning(&error)),
+    }
+}
+
+fn position(cursor: &Cursor) -> Result<u64, StoreError> {
+    let text = std::str::from_utf8(&cursor.0).ok();
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| unusable("the cursor is not one of its own"))
+}
+
+/// What matches the names that start so.
+fn pattern(prefix: &[u8]) -> Vec<u8> {
+    let mut pattern = Vec::with_capacity(prefix.len() + 1);
+    for &byte in prefix {
+        if b"*?[]\\^-".contains(&byte) {
+            pattern.push(b'\\');
+        }
+        pattern.push(byte);
+    }
+    pattern.push(b'*');
+    pattern
+}

@@ -1,0 +1,260 @@
+//! Who waits for the change of which record: [`Waiters`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ::redis::Client;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::listener;
+use super::records::Records;
+use crate::key::RecordId;
+use crate::record::Stamp;
+
+/// The waiters of one store. A task of the first one's runtime listens for all of them; when that runtime is gone, or
+/// no longer runs its tasks, all waiters end early, and the next one starts another task.
+pub(super) struct Waiters(Arc<Hall>);
+
+/// What waiters and their task share.
+pub(super) struct Hall {
+    pub(super) records: Arc<Records>,
+    pub(super) client: Client,
+    /// How long the server may take to connect, and to answer.
+    pub(super) limits: [Duration; 2],
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    places: HashMap<RecordId, Place>,
+    /// Ids that have to be subscribed to or looked at.
+    asked: Vec<RecordId>,
+    next_number: u64,
+    generation: u64,
+    /// The task of this generation, unless it ended.
+    task: Option<Task>,
+}
+
+struct Task {
+    nudge: Arc<Notify>,
+    /// Grows as long as the task is run.
+    beats: u64,
+    abort: Option<AbortHandle>,
+}
+
+/// Those who wait for the same record.
+#[derive(Default)]
+struct Place {
+    waiting: HashMap<u64, (Stamp, oneshot::Sender<()>)>,
+    /// The present stamp, if a message would tell of its change.
+    known: Option<Stamp>,
+    /// Whether it is among the `asked`.
+    is_asked: bool,
+}
+
+impl Waiters {
+    pub(super) fn new(records: Arc<Records>, client: Client, limits: [Duration; 2]) -> Waiters {
+        Waiters(Arc::new(Hall { records, client, limits, state: Mutex::default() }))
+    }
+
+    /// Returns when the record no longer has the stamp, or may not have it any more.
+    pub(super) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
+        let hall = &self.0;
+        let (mut ticket, mut woken) = Hall::enter(hall, id, stamp);
+        // No step of the task takes longer, if it is run at all.
+        let [connect, answer] = hall.limits;
+        let stall = connect.saturating_add(answer).saturating_add(listener::TICK * 2);
+        let mut left = within;
+        while !left.is_zero() {
+            let step = left.min(stall);
+            if timeout(step, &mut woken).await.is_ok() {
+                return;
+            }
+            left = left.saturating_sub(step);
+            let beats = hall.beats(ticket.generation);
+            if step == stall && beats == ticket.beats {
+                return hall.retire(ticket.generation);
+            }
+            ticket.beats = beats;
+        }
+    }
+}
+
+impl Drop for Waiters {
+    fn drop(&mut self) {
+        let task = self.0.lock().task.take();
+        if let Some(abort) = task.and_then(|task| task.abort) {
+            abort.abort();
+        }
+    }
+}
+
+/// A waiter's place, which it leaves with this.
+struct Ticket {
+    hall: Arc<Hall>,
+    id: RecordId,
+    number: u64,
+    generation: u64,
+    beats: Option<u64>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.hall.lock();
+        if let Some(place) = state.places.get_mut(&self.id) {
+            place.waiting.remove(&self.number);
+            if place.waiting.is_empty() {
+                state.places.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Hall {
+    fn enter(hall: &Arc<Hall>, id: &RecordId, stamp: Stamp) -> (Ticket, oneshot::Receiver<()>) {
+        let (sender, woken) = oneshot::channel();
+        let mut state = hall.lock();
+        let number = state.next_number;
+        state.next_number += 1;
+        let place = state.places.entry(*id).or_default();
+        place.waiting.insert(number, (stamp, sender));
+        // Known to be still there, with the subscription in place: nothing to do but to wait for a message.
+        if place.known != Some(stamp) && !place.is_asked {
+            place.is_asked = true;
+            state.asked.push(*id);
+        }
+        if let Some(task) = &state.task {
+            task.nudge.notify_one();
+            let (generation, beats) = (state.generation, Some(task.beats));
+            return (Ticket { hall: Arc::clone(hall), id: *id, number, generation, beats }, woken);
+        }
+        let nudge = Arc::new(Notify::new());
+        state.generation += 1;
+        state.task = Some(Task { nudge: Arc::clone(&nudge), beats: 0, abort: None });
+        let generation = state.generation;
+        // A runtime that shuts down drops the task at once, which takes the lock.
+        drop(state);
+        let ticket = Ticket { hall: Arc::clone(hall), id: *id, number, generation, beats: Some(0) };
+        let post = Post { hall: Arc::clone(hall), generation, nudge };
+        let abort = tokio::spawn(listener::run(post)).abort_handle();
+        if let Some(task) = hall.lock().current(generation) {
+            task.abort = Some(abort);
+        }
+        (ticket, woken)
+    }
+
+    fn beats(&self, generation: u64) -> Option<u64> {
+        self.lock().current(generation).map(|task| task.beats)
+    }
+
+    /// The task of this generation is of no use: everybody ends, and the next waiter starts anew.
+    fn retire(&self, generation: u64) {
+        let mut state = self.lock();
+        if state.current(generation).is_some() {
+            state.task = None;
+            state.places.clear();
+            state.asked.clear();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn current(&mut self, generation: u64) -> Option<&mut Task> {
+        let is_current = self.generation == generation;
+        self.task.as_mut().filter(|_| is_current)
+    }
+}
+
+/// What the task of a generation sees of the hall. It is dropped with the task, however that ends.
+pub(super) struct Post {
+    pub(super) hall: Arc<Hall>,
+    pub(super) nudge: Arc<Notify>,
+    generation: u64,
+}
+
+/// Another task took over, or the store is gone.
+pub(super) struct Relieved;
+
+impl Post {
+    /// The state, if it is still this task that serves it.
+    fn state(&self) -> Result<MutexGuard<'_, State>, Relieved> {
+        let mut state = self.hall.lock();
+        let task = state.current(self.generation).ok_or(Relieved)?;
+        task.beats += 1;
+        Ok(state)
+    }
+
+    /// Shows that the task is run.
+    pub(super) fn beat(&self) -> Result<(), Relieved> {
+        self.state().map(drop)
+    }
+
+    /// Makes everybody's id one that has to be looked at: there is a new connection, or none.
+    pub(super) fn ask_for_all(&self) -> Result<(), Relieved> {
+        let mut state = self.state()?;
+        state.asked = state.places.keys().copied().collect();
+        for place in state.places.values_mut() {
+            (place.known, place.is_asked) = (None, true);
+        }
+        Ok(())
+    }
+
+    /// The ids that somebody waits for and that have to be looked at. Who comes later asks again.
+    pub(super) fn take_asked(&self) -> Result<Vec<RecordId>, Relieved> {
+        let mut state = self.state()?;
+        let mut asked = std::mem::take(&mut state.asked);
+        asked.retain(|id| state.places.get_mut(id).is_some_and(|place| std::mem::take(&mut place.is_asked)));
+        Ok(asked)
+    }
+
+    /// All ids that somebody waits for.
+    pub(super) fn all(&self) -> Result<Vec<RecordId>, Relieved> {
+        Ok(self.state()?.places.keys().copied().collect())
+    }
+
+    /// Those of the ids that nobody waits for.
+    pub(super) fn deserted(&self, ids: impl Iterator<Item = RecordId>) -> Result<Vec<RecordId>, Relieved> {
+        let state = self.state()?;
+        Ok(ids.filter(|id| !state.places.contains_key(id)).collect())
+    }
+
+    /// The record was seen with this stamp (`None`: it may be anything); `is_live` if a message would tell that it changes.
+    /// Who came after that look with a later stamp ends early.
+    pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Relieved> {
+        let mut state = self.state()?;
+        if let Some(place) = state.places.get_mut(id) {
+            place.known = stamp.filter(|_| is_live);
+            place.waiting.retain(|_, (expected, _)| Some(*expected) == stamp);
+        }
+        Ok(())
+    }
+
+    /// A message told that the record changed.
+    pub(super) fn changed(&self, id: &RecordId) -> Result<(), Relieved> {
+        self.state()?.places.remove(id);
+        Ok(())
+    }
+
+    /// Ends the task if nobody waits.
+    pub(super) fn leave(&self) -> Result<(), Relieved> {
+        let mut state = self.state()?;
+        if state.places.is_empty() {
+            state.task = None;
+            return Err(Relieved);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        self.hall.retire(self.generation);
+    }
+}

@@ -1,0 +1,166 @@
+//! Who waits although a subscription is lost, silent or forbidden, or a runtime is gone.
+
+use std::time::Duration;
+
+use nevertwice::backends::redis::Warning;
+use nevertwice::{Engine, RedisStore, Store};
+
+use crate::server::{Proxy, Server};
+use crate::waiting::{LONG, TOLD, stamp, subscribers, until, waiter, waiting, within};
+use crate::{acquire, block_on_tokio, connect, engine, name, request, set};
+
+#[test]
+fn a_killed_subscription_is_made_again() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (_store, waiter, lease) = waiting(&server).await;
+        assert_eq!(server.ask::<u64>("CLIENT KILL TYPE pubsub"), 1);
+        until("subscribed again", || subscribers(&server, "k") == 1).await;
+        assert!(!waiter.is_finished(), "nothing changed");
+        lease.complete("done").await.unwrap();
+        within(TOLD, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn a_change_while_there_is_no_subscription_is_not_missed() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (_store, waiter, lease) = waiting(&server).await;
+        server.ask::<u64>("CLIENT KILL TYPE pubsub");
+        lease.complete("done").await.unwrap();
+        within(TOLD, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn a_message_that_was_never_sent_is_made_up_for() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (_store, waiter, _lease) = waiting(&server).await;
+        set(&server, &name(&request("k")), &7_u64.to_be_bytes());
+        within(TOLD * 5, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn a_silent_subscription_does_not_keep_a_waiter() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let proxy = Proxy::start(server.port()).await;
+        let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
+        let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
+        let lease = acquire(&other, &request("k")).await;
+        let waiter = waiter(&store, "k").await;
+        until("subscribed", || subscribers(&server, "k") == 1).await;
+        proxy.stall();
+        lease.complete("done").await.unwrap();
+        within(TOLD * 10, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn a_subscription_that_alone_is_silent_is_replaced() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let proxy = Proxy::start(server.port()).await;
+        let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
+        let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
+        let _lease = acquire(&other, &request("k")).await;
+        let _waiter = waiter(&store, "k").await;
+        until("subscribed", || subscribers(&server, "k") == 1).await;
+        let number = || server.ask::<String>("CLIENT LIST TYPE pubsub").split(' ').next().map(str::to_owned);
+        let before = number();
+        proxy.stall();
+        let message = name(&request("k"));
+        redis::cmd("PUBLISH").arg(message).arg("").exec(&mut server.raw()).unwrap();
+        for _ in 0..10 {
+            // Lets the proxy swallow the message.
+            other.inspect("scope", "k").await.unwrap();
+        }
+        assert!(!proxy.heal());
+        until("replaced", || subscribers(&server, "k") == 1 && number() != before).await;
+    });
+}
+
+#[test]
+fn a_restarted_server_is_listened_to_again() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    block_on_tokio(async {
+        let (_store, waiter, lease) = waiting(&server).await;
+        server.kill();
+        server.restart();
+        until("subscribed again", || subscribers(&server, "k") == 1).await;
+        assert!(!waiter.is_finished(), "nothing changed");
+        lease.complete("done").await.unwrap();
+        within(TOLD, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn without_the_permissions_waiters_look_and_swaps_work() {
+    let server = Server::start(&[]);
+    for (user, rules) in [
+        ("anna", "~nevertwice:* +@all resetchannels"),
+        ("bert", "~nevertwice:* &nevertwice:* +@all -publish"),
+        ("cleo", "~nevertwice:* &nevertwice:* +@all -subscribe"),
+    ] {
+        server.ask::<()>(&format!("ACL SETUSER {user} on >s3cret {rules}"));
+        block_on_tokio(async {
+            let store = RedisStore::connect(&server.url_as(user, "s3cret")).await.unwrap();
+            assert!(store.warnings().contains(&Warning::ChangesUnannounced), "{user}");
+            let engine = Engine::builder(store.clone()).build().unwrap();
+            let lease = acquire(&engine, &request(user)).await;
+            let waiter = waiter(&store, user).await;
+            lease.renew().await.unwrap();
+            within(TOLD * 5, waiter).await.unwrap();
+            lease.complete("done").await.unwrap();
+            assert_eq!(crate::response(&engine, &request(user)).await, b"done");
+            assert!(engine.forget("scope", user).await.unwrap());
+        });
+    }
+}
+
+#[test]
+fn the_runtime_of_the_first_waiter_may_go() {
+    let server = Server::start(&[]);
+    let (store, lease) = block_on_tokio(async {
+        let (store, _waiter, lease) = waiting(&server).await;
+        (store, lease.token())
+    });
+    block_on_tokio(async {
+        let waiter = waiter(&store, "k").await;
+        until("subscribed", || subscribers(&server, "k") == 1).await;
+        let other = engine(&server).await;
+        other.resume(&lease).await.unwrap().complete("done").await.unwrap();
+        within(TOLD, waiter).await.unwrap();
+    });
+}
+
+#[test]
+fn a_runtime_that_goes_in_mid_wait_lets_the_waiters_of_others_go() {
+    let server = Server::start(&[]);
+    let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (store, _waiter, _lease) = first.block_on(waiting(&server));
+    block_on_tokio(async {
+        let here = connect(&server).await;
+        let stamp = stamp(&here, &request("k").id()).await;
+        let id = request("k").id();
+        let second = tokio::spawn(async move { store.changed(&id, stamp, LONG).await.unwrap() });
+        tokio::task::yield_now().await;
+        first.shutdown_background();
+        within(TOLD, second).await.unwrap();
+    });
+}
+
+#[test]
+fn a_runtime_that_stands_still_does_not_keep_the_waiters_of_others() {
+    let server = Server::start(&[]);
+    let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (store, _waiter, _lease) = first.block_on(waiting(&server));
+    block_on_tokio(async {
+        let here = connect(&server).await;
+        let stamp = stamp(&here, &request("k").id()).await;
+        within(TOLD * 20, store.changed(&request("k").id(), stamp, LONG)).await.unwrap();
+    });
+}
