@@ -284,6 +284,10 @@ impl Store for MemoryStore {
     fn durability(&self) -> Durability {
         Durability::Memory
     }
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
 }
 
 /// A part of the records, under a lock of its own.

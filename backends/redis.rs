@@ -199,6 +199,10 @@ impl Store for RedisStore {
     fn durability(&self) -> Durability {
         self.0.durability
     }
+
+    fn name(&self) -> &'static str {
+        "redis"
+    }
 }
 
 impl RedisStore {

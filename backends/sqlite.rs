@@ -265,6 +265,10 @@ impl Store for SqliteStore {
     fn durability(&self) -> Durability {
         self.0.durability
     }
+
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
 }
 
 /// Whether `name` can stand in a statement as it is. SQLite keeps names that start with `sqlite_` for itself.

@@ -11,6 +11,7 @@ use crate::engine::{Answer, Engine, View, within};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
+use crate::observe::{self, Op, Trouble};
 use crate::record::Record;
 use crate::request::Request;
 use crate::store::{Snapshot, Swap, SwapRequest};
@@ -38,6 +39,7 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn begin_many(&self, requests: &[Request]) -> Vec<Result<Begin, Error>> {
+        let seen = observe::call(self, Op::BeginMany, &|| None);
         let mut refused = Vec::new();
         let mut wanted = Vec::new();
         for (at, request) in requests.iter().enumerate() {
@@ -48,25 +50,31 @@ impl Engine {
         }
         let tasks =
             wanted.iter().map(|(_, id, _, command)| Task { id: *id, command, believed: None }).collect();
-        let answers = self.execute_many(tasks).await;
+        let answers = observe::in_span(&seen, self.execute_many(tasks)).await;
         let begun = answers.into_iter().zip(&wanted).map(|(answer, (at, id, owner, _))| {
             (*at, answer.and_then(|answer| self.begun(*id, *owner, answer)))
         });
         let mut all: Vec<_> = begun.chain(refused).collect();
         all.sort_by_key(|(at, _)| *at);
-        all.into_iter().map(|(_, begin)| begin).collect()
+        all.into_iter().map(|(_, begin)| begin).inspect(|begin| seen.begun(begin)).collect()
     }
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
+        let seen = observe::call(self, Op::CompleteMany, &|| None);
         let commands: Vec<(&Lease, Command)> =
             outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone()))).collect();
         let tasks = commands
             .iter()
             .map(|(lease, command)| Task { id: lease.id(), command, believed: lease.believed() })
             .collect();
-        let answers = self.execute_many(tasks).await;
-        commands.iter().zip(answers).map(|((lease, _), answer)| lease.learn(answer?)).collect()
+        let answers = observe::in_span(&seen, self.execute_many(tasks)).await;
+        let learn = |(lease, answer): (&Lease, Result<Answer, Error>)| {
+            let result = seen.inside(|| lease.learn(answer?));
+            seen.answered(lease.attempt(), &result);
+            result
+        };
+        commands.iter().map(|(lease, _)| *lease).zip(answers).map(learn).collect()
     }
 
     /// Tries every command at once by what is believed; whatever is not settled by that goes its own way.
@@ -94,6 +102,13 @@ impl Engine {
         answer: Option<Result<Swap, StoreError>>,
         sent: Duration,
     ) -> Result<Answer, Error> {
+        match (&first, &answer) {
+            (Some(_), Some(Err(error))) if error.is_transient() => {
+                observe::repeated(self, Trouble::Unavailable, 1);
+            }
+            (Some(_), None) => observe::repeated(self, Trouble::NoAnswer, 1),
+            (Some(_) | None, _) => {}
+        }
         let view = match (first, answer) {
             (Some((SwapRequest { next, .. }, reply)), Some(Ok(Swap::Done(stamp)))) => {
                 let record = next.map(|next| next.stamped(stamp));
