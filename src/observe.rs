@@ -24,7 +24,8 @@
 //! | `nevertwice_purged_total` | counter | `store` | records | removed by purges |
 //! | `nevertwice_operator_actions_total` | counter | `store`, `action`, `outcome` | actions | `resolve` and `forget`, by `ok`, `nothing` (to forget), `not_resolvable`, `error` |
 //!
-//! Times are the engine's [`Clock`](crate::Clock)'s. What to alert on: `nevertwice_restored_total` at all, begins answered `unresolved`, and
+//! Times are the engine's [`Clock`](crate::Clock)'s. The operation by which [`Engine::purge_regularly`](crate::Engine::purge_regularly)
+//! takes turns is counted like any other: a begin per interval and process, and one `fail` per turn. What to alert on: `nevertwice_restored_total` at all, begins answered `unresolved`, and
 //! lost leases (the lease is shorter than the work).
 //!
 //! # Spans
