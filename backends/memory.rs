@@ -315,6 +315,10 @@ impl Store for MemoryStore {
     fn durability(&self) -> Durability {
         Durability::Memory
     }
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
 }
 
 /// A caller that waits for a record to change. It leaves when it is dropped.

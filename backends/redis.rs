@@ -213,6 +213,10 @@ impl Store for RedisStore {
     fn durability(&self) -> Durability {
         self.0.durability
     }
+
+    fn name(&self) -> &'static str {
+        "redis"
+    }
 }
 
 impl RedisStore {

@@ -178,4 +178,8 @@ impl Store for SqliteStore {
     fn durability(&self) -> Durability {
         self.0.durability
     }
+
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
 }

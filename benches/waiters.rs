@@ -37,7 +37,9 @@ fn engine(store: impl nevertwice::Store) -> Engine {
 async fn measure(store: &str, engine: &Engine) {
     for round in 0..ROUNDS {
         let request = Request::new("waiters", format!("{round} {}", std::process::id())).expect("a key");
-        let Ok(Begin::Acquired(lease)) = engine.begin(&request).await else { panic!("a fresh key is granted") };
+        let Ok(Begin::Acquired(lease)) = engine.begin(&request).await else {
+            panic!("a fresh key is granted")
+        };
         let waiters: Vec<_> = (0..WAITERS)
             .map(|_| {
                 let (engine, request) = (engine.clone(), request.clone());

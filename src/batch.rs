@@ -11,6 +11,7 @@ use crate::engine::{Answer, Engine, View, within};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
+use crate::observe::{self, Op, Trouble};
 use crate::record::Record;
 use crate::request::Request;
 use crate::store::{Snapshot, Swap, SwapRequest};
@@ -38,6 +39,7 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn begin_many(&self, requests: &[Request]) -> Vec<Result<Begin, Error>> {
+        let seen = observe::call(self, Op::BeginMany, &|| None);
         let mut refused = Vec::new();
         let mut wanted = Vec::new();
         for (at, request) in requests.iter().enumerate() {
@@ -48,17 +50,18 @@ impl Engine {
         }
         let tasks =
             wanted.iter().map(|(_, id, _, command)| Task { id: *id, command, believed: None }).collect();
-        let answers = self.execute_many(tasks).await;
+        let answers = observe::in_span(&seen, self.execute_many(tasks)).await;
         let begun = answers.into_iter().zip(&wanted).map(|(answer, (at, id, owner, _))| {
             (*at, answer.and_then(|answer| self.begun(*id, *owner, answer)))
         });
         let mut all: Vec<_> = begun.chain(refused).collect();
         all.sort_by_key(|(at, _)| *at);
-        all.into_iter().map(|(_, begin)| begin).collect()
+        all.into_iter().map(|(_, begin)| begin).inspect(|begin| seen.begun(begin)).collect()
     }
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
+        let seen = observe::call(self, Op::CompleteMany, &|| None);
         let commands: Vec<(&Lease, Result<Command, Error>)> =
             outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone()))).collect();
         let tasks = commands
@@ -68,10 +71,14 @@ impl Engine {
                 Some(Task { id: lease.id(), command, believed: lease.believed() })
             })
             .collect();
-        let mut answers = self.execute_many(tasks).await.into_iter();
+        let mut answers = observe::in_span(&seen, self.execute_many(tasks)).await.into_iter();
         let learn = |(lease, command): (&Lease, Result<Command, Error>)| {
             command?;
-            answers.next().map_or(Ok(()), |answer| lease.learn(answer?))
+            let unanswered = || StoreError::Unavailable { backend: "engine", detail: "no answer".to_owned() };
+            let answer = answers.next().unwrap_or_else(|| Err(unanswered().into()));
+            let result = seen.inside(|| lease.learn(answer?));
+            seen.answered(lease.attempt(), &result);
+            result
         };
         commands.into_iter().map(learn).collect()
     }
@@ -101,6 +108,13 @@ impl Engine {
         answer: Option<Result<Swap, StoreError>>,
         sent: Duration,
     ) -> Result<Answer, Error> {
+        match (&first, &answer) {
+            (Some(_), Some(Err(error))) if error.is_transient() => {
+                observe::repeated(self, Trouble::Unavailable, 1);
+            }
+            (Some(_), None) => observe::repeated(self, Trouble::NoAnswer, 1),
+            (Some(_) | None, _) => {}
+        }
         let view = match (first, answer) {
             (Some((SwapRequest { next, .. }, reply)), Some(Ok(Swap::Done(stamp)))) => {
                 let record = next.map(|next| next.stamped(stamp));

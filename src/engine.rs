@@ -14,6 +14,7 @@ use crate::error::{Error, StoreError};
 use crate::inspect::Inspection;
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::lease::{Lease, LeaseToken, Owner};
+use crate::observe::{self, Op, Trouble};
 use crate::policy::Policy;
 use crate::record::{Record, Stamp, State};
 use crate::request::Request;
@@ -81,6 +82,7 @@ impl Engine {
     }
 
     pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
+        observe::describe();
         Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default() }))
     }
 
@@ -108,10 +110,16 @@ impl Engine {
     /// store did not answer. An error is never a grant: do not act. After a time-out a grant may stand all the same;
     /// its lease runs out, or [`Request::owner`] finds it again.
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
-        let ask = request.ask(self.policy())?;
-        let (id, owner) = (request.id(), ask.owner);
-        let answer = self.execute(&id, &Command::Begin(ask), View::absent()).await?;
-        self.begun(id, owner, answer)
+        let seen = observe::call(self, Op::Begin, &|| Some(request.label()));
+        let begin = observe::in_span(&seen, async {
+            let ask = request.ask(self.policy())?;
+            let (id, owner) = (request.id(), ask.owner);
+            let answer = self.execute(&id, &Command::Begin(ask), View::absent()).await?;
+            self.begun(id, owner, answer)
+        });
+        let begin = begin.await;
+        seen.begun(&begin);
+        begin
     }
 
     /// What a begin's caller is told.
@@ -133,9 +141,19 @@ impl Engine {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
-        let answer = self.execute(&token.id, &Command::Resume(token.clone()), View::Unknown).await?;
-        answer.reply.into_done()?;
-        Ok(Lease::resumed(self.clone(), token.clone(), answer.record, answer.until))
+        let seen = observe::call(self, Op::Resume, &|| Some(token.scope.clone()));
+        let lease = observe::in_span(&seen, async {
+            let answer = self.execute(&token.id, &Command::Resume(token.clone()), View::Unknown).await?;
+            answer.reply.into_done().inspect_err(|error| {
+                if let Error::LeaseLost { current } = error {
+                    observe::lease_lost(self, token.attempt, *current);
+                }
+            })?;
+            Ok(Lease::resumed(self.clone(), token.clone(), answer.record, answer.until))
+        });
+        let lease = lease.await;
+        seen.answered(token.attempt, &lease);
+        lease
     }
 
     /// What is recorded under a key, without its content; `None` if nothing is.
@@ -201,17 +219,22 @@ impl Engine {
     /// `call_timeout`. What was removed before stays removed.
     pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
         const STEP: usize = 1000;
-        let mut purged = 0;
-        while purged < limit {
-            let step = STEP.min(limit - purged);
-            let removed = self.bounded(self.0.store.purge(step)).await?;
-            let removed = usize::try_from(removed).unwrap_or(usize::MAX);
-            purged = purged.saturating_add(removed);
-            if removed < step {
-                break;
+        let seen = observe::call(self, Op::Purge, &|| None);
+        let purge = observe::in_span(&seen, async {
+            let mut purged = 0;
+            while purged < limit {
+                let step = STEP.min(limit - purged);
+                let removed = self.bounded(self.0.store.purge(step)).await?;
+                let removed = usize::try_from(removed).unwrap_or(usize::MAX);
+                observe::purged(self, removed);
+                purged = purged.saturating_add(removed);
+                if removed < step {
+                    break;
+                }
             }
-        }
-        Ok(purged as u64)
+            Ok(purged as u64)
+        });
+        purge.await
     }
 
     /// Carries out `command`, starting from `view`.
@@ -296,24 +319,32 @@ impl<'a> Call<'a> {
     {
         let limit = self.engine.policy().call_timeout;
         let mut pause = Pause::after(2);
+        let mut trouble = None;
         loop {
             if self.tries > 0 {
                 self.sent = self.engine.clock().monotonic();
             }
             let left = self.deadline.saturating_sub(self.sent);
             if left.is_zero() {
+                observe::timed_out(self.engine, self.tries);
                 return Err(Error::TimedOut { limit, tries: self.tries, last: self.last.take() });
+            }
+            if let Some(trouble) = trouble {
+                observe::repeated(self.engine, trouble, self.tries);
             }
             self.tries += 1;
             let clock = self.engine.clock();
             // A store that gets no answer is given half of the time that is left, and then tried again.
             let patience = (left / 2).max(limit / 8).min(left);
-            match within(clock, patience, send()).await {
+            trouble = match within(clock, patience, send()).await {
                 Some(Ok(value)) => return Ok(value),
-                Some(Err(error)) if error.is_transient() => self.last = Some(error),
+                Some(Err(error)) if error.is_transient() => {
+                    self.last = Some(error);
+                    Some(Trouble::Unavailable)
+                }
                 Some(Err(error)) => return Err(error.into()),
-                None => {}
-            }
+                None => Some(Trouble::NoAnswer),
+            };
             self.rest(&mut pause).await;
         }
     }

@@ -16,6 +16,7 @@ use crate::engine::{Answer, Engine, View};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::key::{MAX_KEY_BYTES, MAX_LABEL_BYTES, RecordId};
+use crate::observe::{self, Op};
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
 
@@ -367,7 +368,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
     pub async fn renew(&self) -> Result<(), Error> {
-        self.command(Command::Renew(self.token.clone())).await
+        self.command(Op::Renew, Command::Renew(self.token.clone())).await
     }
 
     /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
@@ -380,7 +381,7 @@ impl Lease {
         if bytes.len() > limit {
             return Err(Error::TooLarge { what: "checkpoint", bytes: bytes.len(), limit });
         }
-        self.command(Command::Checkpoint(self.token.clone(), bytes)).await
+        self.command(Op::SaveCheckpoint, Command::Checkpoint(self.token.clone(), bytes)).await
     }
 
     /// Says that from here on the effect may have happened, and renews the lease. Under the default
@@ -389,7 +390,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
     pub async fn mark_effect(&self) -> Result<(), Error> {
-        self.command(Command::MarkEffect(self.token.clone())).await
+        self.command(Op::MarkEffect, Command::MarkEffect(self.token.clone())).await
     }
 
     /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
@@ -403,7 +404,7 @@ impl Lease {
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
     /// lease was finished with another outcome, which stands.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        self.command(self.completion(response.into())?).await
+        self.command(Op::Complete, self.completion(response.into())?).await
     }
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -412,7 +413,7 @@ impl Lease {
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
         let body = self.body("error", error.into())?;
-        self.command(Command::Fail(self.token.clone(), body, retry)).await
+        self.command(Op::Fail, Command::Fail(self.token.clone(), body, retry)).await
     }
 
     /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
@@ -420,7 +421,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
-        self.command(Command::Release(self.token.clone())).await
+        self.command(Op::Release, Command::Release(self.token.clone())).await
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -435,9 +436,15 @@ impl Lease {
         }
     }
 
-    async fn command(&self, command: Command) -> Result<(), Error> {
-        let view = self.believed().map_or(View::Unknown, View::believed);
-        self.learn(self.engine.execute(&self.token.id, &command, view).await?)
+    async fn command(&self, op: Op, command: Command) -> Result<(), Error> {
+        let seen = observe::call(&self.engine, op, &|| Some(self.token.scope.clone()));
+        let result = observe::in_span(&seen, async {
+            let view = self.believed().map_or(View::Unknown, View::believed);
+            self.learn(self.engine.execute(&self.token.id, &command, view).await?)
+        });
+        let result = result.await;
+        seen.answered(self.attempt(), &result);
+        result
     }
 
     pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
@@ -454,11 +461,18 @@ impl Lease {
 
     /// Takes note of what came of a command.
     pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
-        if let Reply::Done { .. } = answer.reply {
+        if let Reply::Done { existed } = answer.reply {
+            if !existed && answer.record.is_some() {
+                observe::restored(&self.engine, self.attempt());
+            }
             self.remember(answer.record, answer.until);
         } else {
             // Nothing is known any more but that it is not this holder's.
-            *self.held() = Held { record: None, until: Duration::ZERO, lost: true, closed: true };
+            let nothing = Held { record: None, until: Duration::ZERO, lost: true, closed: true };
+            let before = std::mem::replace(&mut *self.held(), nothing);
+            if let (Reply::LeaseLost(current), false) = (&answer.reply, before.closed) {
+                observe::lease_lost(&self.engine, self.attempt(), *current);
+            }
         }
         self.wake_watchers();
         answer.reply.into_done()

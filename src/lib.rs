@@ -17,6 +17,7 @@ pub mod guide;
 mod inspect;
 mod key;
 mod lease;
+pub mod observe;
 mod operate;
 mod policy;
 mod record;

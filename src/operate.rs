@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::inspect::Inspection;
 use crate::key::RecordId;
 use crate::lease::Lease;
+use crate::observe::{self, Op};
 use crate::policy::{Recovery, Retry};
 use crate::record::Stamp;
 use crate::request::Request;
@@ -104,8 +105,14 @@ impl Engine {
     /// # Errors
     /// As for [`resolve`](Engine::resolve).
     pub async fn resolve_id(&self, id: &RecordId, fence: Stamp, resolution: Resolution) -> Result<(), Error> {
-        let answer = self.execute(id, &Command::Resolve(fence, resolution), View::Unknown).await?;
-        answer.reply.into_done()
+        let seen = observe::call(self, Op::Resolve, &|| None);
+        let result = observe::in_span(&seen, async {
+            let answer = self.execute(id, &Command::Resolve(fence, resolution), View::Unknown).await?;
+            answer.reply.into_done()
+        });
+        let result = result.await;
+        seen.operated(result.as_ref().map(|()| true));
+        result
     }
 
     /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next begin executes.**
@@ -113,10 +120,16 @@ impl Engine {
     /// # Errors
     /// As for [`forget`](Engine::forget).
     pub async fn forget_id(&self, id: &RecordId) -> Result<bool, Error> {
-        match self.execute(id, &Command::Forget, View::Unknown).await {
-            Err(error) if error.is_damaged_record() => self.discard(id).await,
-            answer => Ok(answer?.reply == Reply::Done { existed: true }),
-        }
+        let seen = observe::call(self, Op::Forget, &|| None);
+        let result = observe::in_span(&seen, async {
+            match self.execute(id, &Command::Forget, View::Unknown).await {
+                Err(error) if error.is_damaged_record() => self.discard(id).await,
+                answer => Ok(answer?.reply == Reply::Done { existed: true }),
+            }
+        });
+        let result = result.await;
+        seen.operated(result.as_ref().map(|existed| *existed));
+        result
     }
 
     /// Removes what is over its time, again and again, until it is dropped: spawn it once in every process. Of all
@@ -231,7 +244,10 @@ impl Engine {
         let limit = self.policy().call_timeout;
         match within(self.clock(), limit, call).await {
             Some(answer) => Ok(answer?),
-            None => Err(Error::TimedOut { limit, tries: 1, last: None }),
+            None => {
+                observe::timed_out(self, 1);
+                Err(Error::TimedOut { limit, tries: 1, last: None })
+            }
         }
     }
 }

@@ -192,8 +192,9 @@ impl Record {
         self
     }
 
-    /// Copies what is small, so that it does not keep the large buffer alive that it may be a slice of.
-    pub(crate) fn detach(&mut self) {
+    /// Copies what is small, so that it does not keep the large buffer alive that it may be a slice of: for stores that
+    /// keep records in memory.
+    pub fn detach(&mut self) {
         const SMALL: usize = 4096;
         let copy = |bytes: &mut Bytes| {
             if bytes.len() <= SMALL {

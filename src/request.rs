@@ -99,6 +99,11 @@ impl Request {
         RecordId::new(&self.scope, &self.key)
     }
 
+    /// What operators see of the scope.
+    pub(crate) fn label(&self) -> Box<str> {
+        self.scope.label()
+    }
+
     /// The request with the policy's word where it has none of its own.
     pub(crate) fn ask(&self, policy: &Policy) -> Result<Ask, PolicyError> {
         let ask = Ask {

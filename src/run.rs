@@ -16,6 +16,7 @@ use crate::begin::{Begin, Unresolved};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::observe::{self, Op};
 use crate::policy::Retry;
 use crate::request::Request;
 
@@ -155,6 +156,19 @@ impl Engine {
     /// # Errors
     /// [`RunError`]. None of them lets the caller act on its own.
     pub async fn run<T, E, F, Fut>(&self, request: &Request, handler: F) -> Result<Outcome<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Failure,
+        F: FnOnce(Arc<Lease>) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let seen = observe::call(self, Op::Run, &|| Some(request.label()));
+        let result = observe::in_span(&seen, self.run_once(request, handler)).await;
+        seen.ran(&result);
+        result
+    }
+
+    async fn run_once<T, E, F, Fut>(&self, request: &Request, handler: F) -> Result<Outcome<T>, RunError<E>>
     where
         T: Serialize + DeserializeOwned,
         E: Failure,

@@ -148,6 +148,12 @@ pub trait Store: Debug + Send + Sync + 'static {
     fn durability(&self) -> Durability {
         Durability::Memory
     }
+
+    /// What logs and metrics call this kind of store: see [`observe`](crate::observe). A wrapper says the name of what it wraps.
+    /// **Provided**: `store`.
+    fn name(&self) -> &'static str {
+        "store"
+    }
 }
 
 #[async_trait]
@@ -188,5 +194,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn durability(&self) -> Durability {
         (**self).durability()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
     }
 }

@@ -14,6 +14,7 @@ use crate::decide::{Command, Reply};
 use crate::engine::{Call, Engine, View, within};
 use crate::error::Error;
 use crate::key::RecordId;
+use crate::observe::{self, End, Moment, Op, Waiter as Observed};
 use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::Snapshot;
@@ -120,6 +121,21 @@ impl Engine {
     /// # Errors
     /// As for [`begin`](Engine::begin).
     pub async fn begin_or_wait(&self, request: &Request, limit: Duration) -> Result<Begin, Error> {
+        let mut seen = observe::call(self, Op::BeginOrWait, &|| Some(request.label()));
+        let mut asked = seen.since;
+        let begin = observe::in_span(&seen, self.begin_until(request, limit, &mut asked)).await;
+        seen.since = asked;
+        seen.begun(&begin);
+        begin
+    }
+
+    /// The same, and when it asked for the last time.
+    async fn begin_until(
+        &self,
+        request: &Request,
+        limit: Duration,
+        asked: &mut Moment,
+    ) -> Result<Begin, Error> {
         let until = self.clock().monotonic().saturating_add(limit);
         let ask = request.ask(self.policy())?;
         let (id, owner) = (request.id(), ask.owner);
@@ -127,19 +143,36 @@ impl Engine {
         let mut view = View::absent();
         let mut place = None;
         loop {
-            let answer = self.execute(&id, &command, view).await?;
+            let answer = self.execute(&id, &command, view).await;
+            let waiter = place.as_ref().map(|(_, waiter)| waiter);
+            let answer = answer.inspect_err(|_| {
+                if waiter.is_some() {
+                    observe::waited(self, waiter, End::Error);
+                }
+            })?;
             let left = until.saturating_sub(self.clock().monotonic());
             let (Reply::InProgress { retry_after, .. }, Some(record)) = (&answer.reply, &answer.record)
             else {
+                if waiter.is_some() {
+                    observe::waited(self, waiter, End::Changed);
+                }
                 return self.begun(id, owner, answer);
             };
             if place.is_none() {
-                place = self.waiting().enter(self.policy().max_waiters);
+                let free = self.waiting().enter(self.policy().max_waiters);
+                place = free.map(|place| (place, Observed::enter(self)));
             }
-            if place.is_none() || left.is_zero() {
-                return self.begun(id, owner, answer);
-            }
-            view = self.wait((id, record.stamp), *retry_after, left).await;
+            let end = match &place {
+                None => End::Limit,
+                Some(_) if left.is_zero() => End::Timeout,
+                Some(_) => {
+                    view = self.wait((id, record.stamp), *retry_after, left).await;
+                    *asked = Moment::now(self);
+                    continue;
+                }
+            };
+            observe::waited(self, place.as_ref().map(|(_, waiter)| waiter), end);
+            return self.begun(id, owner, answer);
         }
     }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// The crates that only a backend or the test kit may bring.
-const OPTIONAL: [&str; 6] = ["futures-channel", "parking_lot", "pollster", "redis", "rusqlite", "tokio"];
+const OPTIONAL: [&str; 8] =
+    ["futures-channel", "metrics", "parking_lot", "pollster", "redis", "rusqlite", "tokio", "tracing"];
 
 fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
@@ -37,6 +38,8 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
     assert_eq!(optional("memory"), ["parking_lot"]);
     assert_eq!(optional("sqlite"), ["futures-channel", "rusqlite"]);
     assert_eq!(optional("testing"), ["pollster"]);
+    assert_eq!(optional("tracing"), ["tracing"]);
+    assert_eq!(optional("metrics"), ["metrics"]);
     let redis = optional("redis");
     assert!(
         redis.contains(&"redis") && redis.contains(&"tokio") && !redis.contains(&"rusqlite"),
@@ -79,7 +82,8 @@ fn the_stated_rust_version_is_what_the_dependencies_need() {
         let mut parts = text.split('.').map(|part| part.parse::<u32>().expect("a version"));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
-    let shipped: BTreeSet<String> = ["memory,sqlite,redis,testing"].into_iter().flat_map(tree).collect();
+    let shipped: BTreeSet<String> =
+        ["memory,sqlite,redis,testing,tracing,metrics"].into_iter().flat_map(tree).collect();
     let packages = metadata["packages"].as_array().expect("packages");
     let name = |package: &serde_json::Value| package["name"].as_str().unwrap_or_default().to_owned();
     let stated =

@@ -456,7 +456,7 @@ pub async fn l4_a_change_is_never_missed(store: Shared) {
     for next in [Some(&record), None] {
         let waits = join_all((0..8).map(|_| store.changed(&id, stamp, LONG)));
         let change = async { done(store.swap(&id, Some(stamp), next).await.unwrap()) };
-        let (waits, changed) = futures_util::join!(waits, change);
+        let (waits, changed) = futures_util::future::join(waits, change).await;
         waits.into_iter().for_each(|wait| wait.unwrap());
         store.changed(&id, stamp, LONG).await.unwrap();
         stamp = changed;
@@ -473,7 +473,7 @@ pub async fn l4_waiters_get_the_outcome(store: Shared) {
         lease.renew().await.unwrap();
         lease.complete("the outcome").await.unwrap();
     };
-    let (answers, ()) = futures_util::join!(waits, work);
+    let (answers, ()) = futures_util::future::join(waits, work).await;
     for answer in answers {
         match answer.unwrap() {
             Begin::Completed(done) => assert_eq!(done.response().unwrap(), "the outcome"),
@@ -497,7 +497,7 @@ pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
         other => panic!("{other:?}"),
     };
     let waits = join_all((0..20).map(|_| wait()));
-    let (granted, failed) = futures_util::join!(waits, lease.fail("again", Retry::Now));
+    let (granted, failed) = futures_util::future::join(waits, lease.fail("again", Retry::Now)).await;
     failed.unwrap();
     assert_eq!(granted.iter().sum::<usize>(), 1);
 }

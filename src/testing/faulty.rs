@@ -198,4 +198,8 @@ impl<S: Store> Store for FaultyStore<S> {
     fn durability(&self) -> Durability {
         self.inner.durability()
     }
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
 }
