@@ -98,6 +98,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets [`Policy::holder`]. Default: nothing.
+    pub fn holder(mut self, name: impl Into<String>) -> EngineBuilder {
+        self.policy.holder = name.into();
+        self
+    }
+
     /// Sets [`Policy::keep_keys`]. Default no.
     pub fn keep_keys(mut self, keep: bool) -> EngineBuilder {
         self.policy.keep_keys = keep;

@@ -72,6 +72,8 @@ pub struct Ask {
     pub recovery: Recovery,
     /// How many attempts there may be.
     pub max_attempts: u32,
+    /// What the asker calls itself, for operators.
+    pub holder: Box<str>,
     /// The label of the scope, for operators.
     pub scope: Box<str>,
     /// The key, where the policy lets stores see it.
@@ -352,6 +354,7 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
             lease: whole_micros(ask.lease),
             effect: traces.effect,
             takeover: traces.takeover,
+            holder: ask.holder.clone(),
         },
     };
     Decision::Write { next: Some(next), reply: Reply::Acquired }

@@ -11,7 +11,7 @@ use crate::builder::EngineBuilder;
 use crate::clock::{Clock, Sleep};
 use crate::decide::{Command, Decision, Reply, Resolution, decide};
 use crate::error::{Error, StoreError};
-use crate::inspect::Inspection;
+use crate::inspect::{Content, Inspection};
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::lease::{Lease, LeaseToken, Owner};
 use crate::observe::{self, Op, Trouble};
@@ -105,6 +105,22 @@ impl Engine {
 
     /// Asks for the right to act on `request`, or what became of it. One store call, two after a crash.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let request = Request::new("acct_42/charges", "8d7f-11")?.fingerprint(Fingerprint::of("4200 EUR"));
+    /// match engine.begin(&request).await? {
+    ///     Begin::Acquired(lease) => lease.complete("receipt 7").await?,
+    ///     Begin::Completed(done) => println!("{} bytes to replay", done.response().map_or(0, |r| r.len())),
+    ///     Begin::InProgress(busy) => println!("409, Retry-After: {}", busy.retry_after().as_secs()),
+    ///     Begin::Failed(failed) => println!("failed, retry after {:?}", failed.retry_after()),
+    ///     Begin::Unresolved(unknown) => println!("somebody has to look: {:?}", unknown.reason()),
+    ///     Begin::Mismatch(_) => println!("422"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Policy`] if the request's windows cannot be safe; [`Error::Store`] and [`Error::TimedOut`] if the
     /// store did not answer. An error is never a grant: do not act. After a time-out a grant may stand all the same;
@@ -138,6 +154,19 @@ impl Engine {
     /// prolonged: [`Lease::renew`] does that. A lease already finished, or whose record is gone, is
     /// resumed too, so that a finish whose answer was lost can be repeated.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// let token = lease.token(); // sent to the worker as JSON, say
+    /// let lease = engine.resume(&token).await?;
+    /// lease.renew().await?;
+    /// lease.complete("done").await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
@@ -158,6 +187,18 @@ impl Engine {
 
     /// What is recorded under a key, without its content; `None` if nothing is.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// let seen = engine.inspect("exports", "2026-11").await?.unwrap();
+    /// assert_eq!((seen.state, seen.attempt, seen.effect_marked), (StateKind::InProgress, 1, false));
+    /// assert_eq!(engine.inspect("exports", "2026-12").await?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As for [`begin`](Engine::begin).
     pub async fn inspect<S, K>(&self, scope: S, key: K) -> Result<Option<Inspection>, Error>
@@ -172,9 +213,51 @@ impl Engine {
         Ok(Inspection::of(&snapshot))
     }
 
+    /// What is recorded under a key, with its content: for an operator who has to know. `None` if nothing is.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.complete("done").await?;
+    /// assert_eq!(engine.content("exports", "2026-11").await?.unwrap().response.unwrap(), "done");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn content<S, K>(&self, scope: S, key: K) -> Result<Option<Content>, Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        let id = Request::new(scope, key)?.id();
+        let mut call = Call::new(self, &id);
+        let snapshot = call.load().await?;
+        Ok(Content::of(&snapshot))
+    }
+
     /// Settles an unresolved operation: one that crashed and may not be rerun, failed without certainty, or used
     /// up its attempts. `fence` is what [`Unresolved::fence`](crate::Unresolved::fence) or
     /// [`Inspection::fence`] said; repeating the same word is fine.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("the provider timed out", Retry::Unresolved).await?;
+    /// let Begin::Unresolved(unknown) = engine.begin(&request).await? else { panic!() };
+    /// // ... the provider says that it was done ...
+    /// let done = Resolution::Completed(Body::new("receipt 7".into(), 1024));
+    /// engine.resolve("exports", "2026-11", unknown.fence(), done).await?;
+    /// assert!(matches!(engine.begin(&request).await?, Begin::Completed(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody executed since.
@@ -196,6 +279,17 @@ impl Engine {
     /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says whether there was
     /// anything. **The next begin executes.** A holder at work may still record its outcome.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// assert!(engine.forget("exports", "2026-11").await?);
+    /// assert!(!engine.forget("exports", "2026-11").await?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As for [`begin`](Engine::begin). A record of a newer release is left alone.
     pub async fn forget<S, K>(&self, scope: S, key: K) -> Result<bool, Error>
@@ -213,6 +307,15 @@ impl Engine {
 
     /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
     /// many. Run it now and then; a store whose server does it by itself answers 0.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let removed = engine.purge(10_000).await?;
+    /// println!("{removed} records were over their time");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than the policy's

@@ -81,6 +81,15 @@
 //! A blocking handler under [`run`](crate::Engine::run) holds up the renewal of its lease. Give it a lease that is long
 //! enough, or renew from another thread: [`Lease`](crate::Lease) is `Sync`.
 //!
+//! # Limits
+//!
+//! A flood of keys must not take the service down, and a full store must not lose what is under way. Every store refuses
+//! new begins when it is full ([`StoreError::Full`](crate::StoreError::Full)) and goes on to answer duplicates and to accept
+//! finishes: the memory store by records, bytes and records of one scope (`max_records`, `max_bytes`, `max_records_per_scope`), SQLite by the bytes
+//! of its file (`max_bytes`), Redis by the server's `maxmemory`. SQLite and Redis cannot count records by scope cheaply, and do not.
+//! [`max_response`](crate::Policy::max_response), [`max_checkpoint`](crate::Policy::max_checkpoint) and
+//! [`max_waiters`](crate::Policy::max_waiters) bound what one caller can use.
+//!
 //! # Nested operations
 //!
 //! Give each step a scope of its own and a key derived from the outer one's

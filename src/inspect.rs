@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::decide::StateKind;
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
@@ -25,6 +27,10 @@ pub struct Inspection {
     pub fence: Stamp,
     /// How long ago the record was last written, in the store's time.
     pub age: Duration,
+    /// How long ago the latest execution was granted.
+    pub granted_ago: Duration,
+    /// What the holder of a lease calls itself ([`Policy::holder`](crate::Policy::holder)).
+    pub holder: Option<String>,
     /// How long a lease still runs: zero if it is over, `None` if the operation is finished.
     pub lease_remaining: Option<Duration>,
     /// How long the record is still kept.
@@ -57,6 +63,8 @@ impl Inspection {
             attempt: record.attempt,
             fence: record.fence,
             age: now.since(record.stamp),
+            granted_ago: now.since(record.fence),
+            holder: holder(&record.state),
             lease_remaining: lease.map(|lease| record.stamp.after(lease).since(now)),
             kept_for: Record::deadline(record).since(now),
             effect_marked,
@@ -64,6 +72,48 @@ impl Inspection {
             checkpoint_bytes: record.checkpoint.as_ref().map(|bytes| bytes.len()),
             body_bytes: body.map(body_bytes),
         })
+    }
+}
+
+fn holder(state: &State) -> Option<String> {
+    match state {
+        State::InProgress { holder, .. } if !holder.is_empty() => Some(holder.to_string()),
+        State::InProgress { .. } | State::Completed(_) | State::Failed(..) => None,
+    }
+}
+
+/// What is recorded under a key: made by [`Engine::content`](crate::Engine::content). `Debug` shows lengths only.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Content {
+    /// The response of a completed operation, if it is kept.
+    pub response: Option<Bytes>,
+    /// The error of a failed one, if it is kept.
+    pub error: Option<Bytes>,
+    /// What an attempt saved for the next.
+    pub checkpoint: Option<Bytes>,
+}
+
+impl Content {
+    pub(crate) fn of(snapshot: &Snapshot) -> Option<Content> {
+        let record = snapshot.record.as_ref().filter(|record| record.is_kept(snapshot.now))?;
+        let (response, error) = match &record.state {
+            State::Completed(body) => (body.kept().cloned(), None),
+            State::Failed(body, _) => (None, body.kept().cloned()),
+            State::InProgress { .. } => (None, None),
+        };
+        Some(Content { response, error, checkpoint: record.checkpoint.clone() })
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map(Bytes::len);
+        f.debug_struct("Content")
+            .field("response_bytes", &length(&self.response))
+            .field("error_bytes", &length(&self.error))
+            .field("checkpoint_bytes", &length(&self.checkpoint))
+            .finish()
     }
 }
 
@@ -82,6 +132,8 @@ impl fmt::Debug for Inspection {
             .field("attempt", &self.attempt)
             .field("fence", &self.fence.0)
             .field("age", &self.age)
+            .field("granted_ago", &self.granted_ago)
+            .field("holder", &self.holder)
             .field("lease_remaining", &self.lease_remaining)
             .field("kept_for", &self.kept_for)
             .field("effect_marked", &self.effect_marked)

@@ -98,12 +98,14 @@ impl Scope {
 
     /// What operators see: the parts joined by `/`, cut to at most 48 bytes.
     pub(crate) fn label(&self) -> Box<str> {
-        let mut label = self.0.join("/");
-        if label.len() > MAX_LABEL_BYTES {
-            label.truncate((0..=MAX_LABEL_BYTES).rev().find(|at| label.is_char_boundary(*at)).unwrap_or(0));
-        }
-        label.into()
+        label(&self.0.join("/"))
     }
+}
+
+/// As much of a text as operators get to see: its first 48 bytes.
+pub(crate) fn label(text: &str) -> Box<str> {
+    let end = (0..=MAX_LABEL_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text[..end.unwrap_or(0)].into()
 }
 
 impl fmt::Debug for Scope {

@@ -357,6 +357,17 @@ impl Lease {
     /// A key for a downstream call: the same on every attempt of this operation, another for every label, scope
     /// and key. Give it to a provider that is itself idempotent (Stripe's `Idempotency-Key`), and a rerun charges once.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// assert_eq!(lease.derive_key("psp"), lease.derive_key("psp"));
+    /// assert_ne!(lease.derive_key("psp"), lease.derive_key("mail"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
     /// retention or a [`release`](Lease::release), even with another payload.
     pub fn derive_key(&self, label: &str) -> String {
@@ -365,6 +376,17 @@ impl Lease {
 
     /// Starts the lease anew, also when it is over but nobody took it.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.renew().await?;
+    /// assert!(lease.remaining() <= engine.policy().lease);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
     pub async fn renew(&self) -> Result<(), Error> {
@@ -372,6 +394,19 @@ impl Lease {
     }
 
     /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.save_checkpoint("page 3 of 9").await?;
+    /// lease.fail("the connection broke", Retry::Now).await?;
+    /// let Begin::Acquired(next) = engine.begin(&request).await? else { panic!() };
+    /// assert_eq!(next.checkpoint().unwrap(), "page 3 of 9");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// [`Error::TooLarge`] over the policy's `max_checkpoint`; [`Error::LeaseLost`] as for [`renew`](Lease::renew).
@@ -387,6 +422,18 @@ impl Lease {
     /// Says that from here on the effect may have happened, and renews the lease. Under the default
     /// [`Recovery`](crate::Recovery), nobody reruns the operation blindly should this attempt not finish.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.mark_effect().await?; // an error: do not charge
+    /// let receipt = "charged"; // the effect
+    /// lease.complete(receipt).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
     pub async fn mark_effect(&self) -> Result<(), Error> {
@@ -399,6 +446,18 @@ impl Lease {
     /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one
     /// ([`Oversized::Marker`](crate::Oversized::Marker)).
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.complete("receipt 7").await?;
+    /// lease.complete("receipt 7").await?; // an answer that was lost can be asked for again
+    /// assert!(matches!(lease.complete("receipt 8").await, Err(Error::AlreadyFinished { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::TooLarge`] for such a response under [`Oversized::Refuse`](crate::Oversized::Refuse), with nothing written;
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
@@ -409,6 +468,18 @@ impl Lease {
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("card declined", Retry::Never).await?;
+    /// let Begin::Failed(failed) = engine.begin(&request).await? else { panic!() };
+    /// assert_eq!(failed.error().unwrap(), "card declined");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
@@ -417,6 +488,17 @@ impl Lease {
     }
 
     /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.release().await?;
+    /// assert!(matches!(engine.begin(&request).await?, Begin::Acquired(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.

@@ -46,7 +46,7 @@ pub use decide::{Current, Reason, Resolution, StateKind};
 pub use engine::Engine;
 pub use error::{Error, StoreError};
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
-pub use inspect::Inspection;
+pub use inspect::{Content, Inspection};
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
 pub use lease::{Lease, LeaseToken, Owner};
 pub use operate::{PurgePlan, Purged, Unfinished, UnfinishedPage};

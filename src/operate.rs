@@ -82,6 +82,27 @@ impl Engine {
     /// It reads the whole store, page by page, in the store's order: for an operator's tool or an hourly alert, not for a
     /// request's path.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("?", Retry::Unresolved).await?;
+    /// let mut after = None;
+    /// loop {
+    ///     let page = engine.unfinished(after.as_ref(), 500).await?;
+    ///     for operation in page.operations {
+    ///         println!("{} since {:?}", operation.id, operation.inspection.age);
+    ///     }
+    ///     after = page.next;
+    ///     if after.is_none() {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Store`], also where the store cannot list; [`Error::TimedOut`].
     pub async fn unfinished(&self, after: Option<&Cursor>, limit: usize) -> Result<UnfinishedPage, Error> {
@@ -102,6 +123,19 @@ impl Engine {
 
     /// [`resolve`](Engine::resolve) for what a listing found, whose key nobody may know.
     ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("?", Retry::Unresolved).await?;
+    /// for operation in engine.unfinished(None, 500).await?.operations {
+    ///     engine.resolve_id(&operation.id, operation.inspection.fence, Resolution::Rerun).await?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// As for [`resolve`](Engine::resolve).
     pub async fn resolve_id(&self, id: &RecordId, fence: Stamp, resolution: Resolution) -> Result<(), Error> {
@@ -116,6 +150,16 @@ impl Engine {
     }
 
     /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next begin executes.**
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// assert!(engine.forget_id(&request.id()).await?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As for [`forget`](Engine::forget).
@@ -217,6 +261,15 @@ impl Engine {
     /// Frees the room of responses that are no longer given out ([`Policy::response_retention`](crate::Policy::response_retention))
     /// among up to about `limit` records from where `after` says, and says how many there were and where to go on. The purger
     /// of [`purge_regularly`](Engine::purge_regularly) does this too.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let (dropped, next) = engine.drop_responses(None, 500).await?;
+    /// assert!(dropped == 0 && next.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As for [`unfinished`](Engine::unfinished).

@@ -80,6 +80,9 @@ pub struct Policy {
     /// How many callers may wait at a time. **Default 10 000.** One more is told `InProgress` at once. A waiter costs some
     /// hundred bytes and a timer; all waiters of one key share one look at the store.
     pub max_waiters: usize,
+    /// What this process calls itself, for operators who [`inspect`](crate::Engine::inspect) what it holds: a host's or a
+    /// pod's name. Its first 48 bytes are stored while a lease runs. **Default: nothing.**
+    pub holder: String,
     /// Whether stores may see keys in the clear, for operators. **Default no**: keys can be secrets or personal
     /// data, and a digest is enough to find a record.
     pub keep_keys: bool,
@@ -99,6 +102,7 @@ impl Default for Policy {
             call_timeout: Duration::from_secs(5),
             run_wait: Duration::from_secs(30),
             max_waiters: 10_000,
+            holder: String::new(),
             keep_keys: false,
         }
     }

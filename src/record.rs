@@ -85,6 +85,8 @@ pub enum State {
         effect: bool,
         /// Whether the attempt before this one ran out of its lease.
         takeover: bool,
+        /// What the holder calls itself, for operators.
+        holder: Box<str>,
     },
     /// It was done, with this response.
     Completed(Body),
@@ -323,9 +325,10 @@ impl Record {
             put_bytes(&mut out, checkpoint);
         }
         match &self.state {
-            State::InProgress { owner, lease, .. } => {
+            State::InProgress { owner, lease, holder, .. } => {
                 out.put_slice(owner.as_bytes());
                 put_varint(&mut out, micros(*lease));
+                put_bytes(&mut out, holder.as_bytes());
             }
             State::Completed(body) => put_body(&mut out, body),
             State::Failed(body, retry) => {
@@ -480,10 +483,12 @@ fn get_state(bits: u8, mut input: Bytes) -> Result<State, DecodeError> {
         bits::IN_PROGRESS => {
             let mut owner = [0; Owner::BYTES];
             input.try_copy_to_slice(&mut owner).map_err(|_| DAMAGED)?;
+            let owner = Owner::from_bytes(owner);
             let lease = Duration::from_micros(get_varint(&mut input)?);
+            let holder = get_text(&mut input)?;
             at_end(&input)?;
             let (effect, takeover) = (flag(bits, bits::EFFECT), flag(bits, bits::TAKEOVER));
-            return Ok(State::InProgress { owner: Owner::from_bytes(owner), lease, effect, takeover });
+            return Ok(State::InProgress { owner, lease, effect, takeover, holder });
         }
         bits::COMPLETED => return Ok(State::Completed(get_body(bits, input)?)),
         bits::FAILED_NOW => Retry::Now,

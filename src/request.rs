@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::decide::Ask;
 use crate::fingerprint::Fingerprint;
-use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::key::{Key, KeyError, RecordId, Scope, label};
 use crate::lease::Owner;
 use crate::policy::{Policy, PolicyError, Recovery, check_windows};
 
@@ -114,6 +114,7 @@ impl Request {
             response_retention: policy.response_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
+            holder: label(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.as_str().into()),
         };

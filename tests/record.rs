@@ -22,6 +22,7 @@ fn record(state: State) -> Record {
         lease: Duration::from_secs(30),
         retention: Duration::from_secs(86_400),
         response_retention: None,
+        holder: "host".into(),
         recovery: Recovery::default(),
         max_attempts: 3,
         scope: "a scope as long as operators get to see of it.48".into(),
@@ -58,7 +59,8 @@ fn state() -> impl Strategy<Value = State> {
             owner: Owner::random(),
             lease,
             effect,
-            takeover
+            takeover,
+            holder: "host-7/é".into()
         }),
         body().prop_map(State::Completed),
         (body(), retry()).prop_map(|(body, retry)| State::Failed(body, retry)),

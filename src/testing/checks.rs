@@ -197,7 +197,8 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
         shapes.push(State::Failed(Body::Kept(every_byte.clone()), retry));
     }
     for (effect, takeover) in [(false, true), (true, false), (true, true)] {
-        shapes.push(State::InProgress { owner: Owner::random(), lease: LONG, effect, takeover });
+        let holder = "host-7/é".into();
+        shapes.push(State::InProgress { owner: Owner::random(), lease: LONG, effect, takeover, holder });
     }
     for (at, state) in shapes.into_iter().enumerate() {
         let id = id(&format!("shape {at}"));
@@ -986,7 +987,7 @@ pub async fn an_oversized_response_leaves_a_marker(store: Shared) {
 
 /// An operator sees where an operation stands and nothing of its content.
 pub async fn an_inspection_tells_the_state(store: Shared) {
-    let engine = engine(&store);
+    let engine = Engine::builder(store.clone()).holder("host-7").build().unwrap();
     let lease = acquire(&engine, &request("seen")).await;
     lease.save_checkpoint("12345").await.unwrap();
     lease.mark_effect().await.unwrap();
@@ -994,7 +995,13 @@ pub async fn an_inspection_tells_the_state(store: Shared) {
     assert_eq!((seen.state, seen.attempt, seen.fence), (StateKind::InProgress, 1, lease.fence()));
     assert_eq!((seen.checkpoint_bytes, seen.effect_marked, seen.key), (Some(5), true, None));
     assert!(seen.lease_remaining.unwrap() <= Duration::from_secs(30));
+    assert!(seen.holder.as_deref() == Some("host-7") && seen.granted_ago >= seen.age);
+    let content = engine.content("checks", "seen").await.unwrap().unwrap();
+    assert_eq!((content.checkpoint.unwrap(), content.response), ("12345".into(), None));
     lease.complete("abc").await.unwrap();
+    let content = engine.content("checks", "seen").await.unwrap().unwrap();
+    assert_eq!((content.response.unwrap(), content.checkpoint), ("abc".into(), None));
+    assert_eq!(engine.content("checks", "never").await.unwrap(), None);
     let seen = engine.inspect("checks", "seen").await.unwrap().unwrap();
     assert_eq!((seen.state, seen.body_bytes, seen.lease_remaining), (StateKind::Completed, Some(3), None));
     assert_eq!(seen.scope, "checks");
