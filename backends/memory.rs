@@ -69,7 +69,8 @@ pub struct MemoryStoreBuilder {
 }
 
 impl MemoryStoreBuilder {
-    /// How many records there may be. **Default 1 000 000.**
+    /// How many records there may be, about: begins at the same moment may all find the last place free. What is over its
+    /// time makes room within some 20 s. **Default 1 000 000.**
     pub fn max_records(mut self, records: usize) -> MemoryStoreBuilder {
         self.limits.records = records;
         self

@@ -120,7 +120,7 @@ impl Engine {
                 let record = next.map(|next| next.stamped(stamp));
                 return Ok(Answer::at(sent, reply, Snapshot { record, now: stamp }));
             }
-            (Some(_), Some(Ok(Swap::Conflict(found)))) => View::Believed(Box::new(found)),
+            (Some(_), Some(Ok(Swap::Conflict(found)))) => View::Believed(Box::new(found), sent),
             (Some(_), Some(Err(error))) if !error.is_transient() => return Err(error.into()),
             (None, _) if !matches!(task.command, Command::Begin(_)) => View::Unknown,
             // Not answered: from the start, one by one. What was done is recognised.
@@ -128,7 +128,10 @@ impl Engine {
                 task.believed.map_or_else(View::absent, View::believed)
             }
         };
-        self.execute(&task.id, task.command, view).await
+        // What is left of the time for the whole batch, but enough for a try.
+        let limit = self.policy().call_timeout;
+        let left = limit.saturating_sub(self.clock().monotonic().saturating_sub(sent)).max(limit / 8);
+        self.execute_within(left, &task.id, task.command, view).await
     }
 }
 

@@ -517,7 +517,7 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
         State::Failed(_, Retry::Now | Retry::After(_) | Retry::Unresolved) => false,
     };
     let reply = Reply::Done { existed: true };
-    if next == *record {
+    if next == *record || settled && is_same(&record.state, &next.state) {
         Decision::Reply(reply)
     } else if settled {
         refused

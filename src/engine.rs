@@ -39,19 +39,20 @@ struct Inner {
 pub(crate) enum View {
     /// Nothing: load it.
     Unknown,
-    /// Most likely this: try at once, the store will say if it is not so.
-    Believed(Box<Snapshot>),
+    /// Most likely this: try at once, the store will say if it is not so. The time is when it was asked for, on the
+    /// engine's monotonic clock.
+    Believed(Box<Snapshot>, Duration),
 }
 
 impl View {
     /// Most likely there is no record.
     pub(crate) fn absent() -> View {
-        View::Believed(Box::new(Snapshot { record: None, now: Stamp::ZERO }))
+        View::Believed(Box::new(Snapshot { record: None, now: Stamp::ZERO }), Duration::ZERO)
     }
 
     /// Most likely it still is this record.
     pub(crate) fn believed(record: Record) -> View {
-        View::Believed(Box::new(Snapshot { now: record.stamp, record: Some(record) }))
+        View::Believed(Box::new(Snapshot { now: record.stamp, record: Some(record) }), Duration::ZERO)
     }
 }
 
@@ -347,9 +348,23 @@ impl Engine {
         command: &Command,
         view: View,
     ) -> Result<Answer, Error> {
-        let mut call = Call::new(self, id);
+        self.execute_within(self.policy().call_timeout, id, command, view).await
+    }
+
+    /// The same, with a time limit of its own.
+    pub(crate) async fn execute_within(
+        &self,
+        limit: Duration,
+        id: &RecordId,
+        command: &Command,
+        view: View,
+    ) -> Result<Answer, Error> {
+        let mut call = Call::within(self, id, limit);
         let mut snapshot = match view {
-            View::Believed(snapshot) => *snapshot,
+            View::Believed(snapshot, asked) => {
+                call.sent = asked;
+                *snapshot
+            }
             View::Unknown => call.load().await?,
         };
         let mut pause = Pause::after(8);
@@ -380,6 +395,7 @@ impl Engine {
 pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
+    limit: Duration,
     deadline: Duration,
     /// When the store call that was answered last was sent.
     sent: Duration,
@@ -389,9 +405,13 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
+        Call::within(engine, id, engine.policy().call_timeout)
+    }
+
+    fn within(engine: &'a Engine, id: &'a RecordId, limit: Duration) -> Call<'a> {
         let sent = engine.clock().monotonic();
-        let deadline = sent.saturating_add(engine.policy().call_timeout);
-        Call { engine, id, deadline, sent, tries: 0, last: None }
+        let deadline = sent.saturating_add(limit);
+        Call { engine, id, limit, deadline, sent, tries: 0, last: None }
     }
 
     fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
@@ -420,13 +440,11 @@ impl<'a> Call<'a> {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let limit = self.engine.policy().call_timeout;
+        let limit = self.limit;
         let mut pause = Pause::after(2);
         let mut trouble = None;
         loop {
-            if self.tries > 0 {
-                self.sent = self.engine.clock().monotonic();
-            }
+            self.sent = self.engine.clock().monotonic();
             let left = self.deadline.saturating_sub(self.sent);
             if left.is_zero() {
                 observe::timed_out(self.engine, self.tries);

@@ -519,10 +519,35 @@ impl Lease {
     }
 
     async fn command(&self, op: Op, command: Command) -> Result<(), Error> {
+        self.command_within(self.engine.policy().call_timeout, op, command).await
+    }
+
+    /// A renewal that must not take longer than there is time for others.
+    pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
+        let limit = limit.min(self.engine.policy().call_timeout);
+        self.command_within(limit, Op::Renew, Command::Renew(self.token.clone())).await
+    }
+
+    /// Records what a handler returned, whatever it says of long responses: it cannot return a shorter one any more.
+    pub(crate) async fn finish(&self, outcome: Result<Bytes, (Bytes, Retry)>) -> Result<(), Error> {
+        let limit = self.engine.policy().max_response;
+        match outcome {
+            Ok(response) => {
+                let body = Body::new(response, limit);
+                self.command(Op::Complete, Command::Complete(self.token.clone(), body)).await
+            }
+            Err((error, retry)) => {
+                let body = Body::new(error, limit);
+                self.command(Op::Fail, Command::Fail(self.token.clone(), body, retry)).await
+            }
+        }
+    }
+
+    async fn command_within(&self, limit: Duration, op: Op, command: Command) -> Result<(), Error> {
         let seen = observe::call(&self.engine, op, &|| Some(self.token.scope.clone()));
         let result = observe::in_span(&seen, async {
             let view = self.believed().map_or(View::Unknown, View::believed);
-            self.learn(self.engine.execute(&self.token.id, &command, view).await?)
+            self.learn(self.engine.execute_within(limit, &self.token.id, &command, view).await?)
         });
         let result = result.await;
         seen.answered(self.attempt(), &result);
@@ -549,10 +574,12 @@ impl Lease {
             }
             self.remember(answer.record, answer.until);
         } else {
-            // Nothing is known any more but that it is not this holder's.
-            let nothing = Held { record: None, until: Duration::ZERO, lost: true, closed: true };
-            let before = std::mem::replace(&mut *self.held(), nothing);
-            if let (Reply::LeaseLost(current), false) = (&answer.reply, before.closed) {
+            // Nothing is known any more but that it is not this holder's. What this holder finished itself was not lost.
+            let mut held = self.held();
+            let finished = held.closed && !held.lost || matches!(answer.reply, Reply::AlreadyFinished(_));
+            *held = Held { record: None, until: Duration::ZERO, lost: !finished, closed: true };
+            drop(held);
+            if let (Reply::LeaseLost(current), false) = (&answer.reply, finished) {
                 observe::lease_lost(&self.engine, self.attempt(), *current);
             }
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::begin::Begin;
 use crate::decide::{Command, Reply, Resolution, is_unfinished};
 use crate::engine::{Engine, View, within};
-use crate::error::Error;
+use crate::error::{Error, StoreError};
 use crate::inspect::Inspection;
-use crate::key::RecordId;
+use crate::key::{KeyError, RecordId};
 use crate::lease::Lease;
 use crate::observe::{self, Op};
 use crate::policy::{Recovery, Retry};
@@ -106,12 +106,13 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], also where the store cannot list; [`Error::TimedOut`].
     pub async fn unfinished(&self, after: Option<&Cursor>, limit: usize) -> Result<UnfinishedPage, Error> {
-        let page = self.bounded(self.store().scan(after, limit)).await?;
+        let page = self.bounded(self.store().scan(after, limit.max(1))).await?;
         let now = page.now;
+        let turn = purge_turn()?.id(); // between two turns nobody is at work on it, and nobody need be
         let mut operations: Vec<Unfinished> = page
             .records
             .into_iter()
-            .filter(|(_, record)| is_unfinished(now, record))
+            .filter(|(id, record)| *id != turn && is_unfinished(now, record))
             .filter_map(|(id, record)| {
                 let inspection = Inspection::of(&Snapshot { record: Some(record), now })?;
                 Some(Unfinished { id, inspection })
@@ -211,23 +212,37 @@ impl Engine {
     async fn purge_in_turn(&self, plan: &PurgePlan) -> Purged {
         /// A purger that died is replaced after this time.
         const LEASE: Duration = Duration::from_secs(60);
-        let turn = match Request::new(["nevertwice", "background"], "purge") {
-            // A little less than the interval, so that the next turn does not find this one's end.
-            Ok(turn) => turn.lease(LEASE).retention(plan.every * 9 / 10 + LEASE).recovery(Recovery::Rerun),
+        // A little less than the interval, so that the next turn does not find this one's end.
+        let pause = plan.every / 10 * 9;
+        let turn = match purge_turn() {
+            Ok(turn) => turn
+                .lease(LEASE)
+                .retention(pause.saturating_add(LEASE))
+                .recovery(Recovery::Rerun)
+                .max_attempts(u32::MAX),
             Err(error) => return Purged::Failed(0, error.into()),
         };
+        let mut removed = 0;
         let lease = match self.begin(&turn).await {
             Ok(Begin::Acquired(lease)) => lease,
-            Ok(_) => return Purged::Elsewhere,
+            Ok(Begin::InProgress(_) | Begin::Failed(_) | Begin::Completed(_)) => return Purged::Elsewhere,
+            Ok(Begin::Unresolved(_) | Begin::Mismatch(_)) => {
+                let detail = "the purger's own operation was tampered with: forget it".to_owned();
+                return Purged::Failed(0, StoreError::Unusable { backend: "engine", detail }.into());
+            }
+            // There is no room even for this turn: make some, without agreeing with anybody.
+            Err(full @ Error::Store(StoreError::Full { .. })) => {
+                let step = self.purge(plan.step.max(1)).await;
+                let dropped = self.drop_responses(None, plan.step.max(1)).await;
+                return Purged::Failed(step.unwrap_or(0), dropped.err().unwrap_or(full));
+            }
             Err(error) => return Purged::Failed(0, error),
         };
-        let mut removed = 0;
         let mut result = self.purge_in_steps(plan, &lease, &mut removed).await;
         if result.is_ok() && self.policy().response_retention.is_some() {
             result = self.drop_responses_in_steps(plan, &lease).await;
         }
         // The next one is due after the interval, whoever's turn it is.
-        let pause = plan.every * 9 / 10;
         match (result, lease.fail("", Retry::After(pause)).await) {
             (Ok(()), Ok(())) => Purged::Removed(removed),
             (Err(error), _) | (Ok(()), Err(error)) => Purged::Failed(removed, error),
@@ -278,11 +293,11 @@ impl Engine {
         after: Option<&Cursor>,
         limit: usize,
     ) -> Result<(u64, Option<Cursor>), Error> {
-        let page = self.bounded(self.store().scan(after, limit)).await?;
+        let page = self.bounded(self.store().scan(after, limit.max(1))).await?;
         let mut dropped = 0;
         for (id, record) in page.records {
             let snapshot = Snapshot { record: Some(record), now: page.now };
-            let view = View::Believed(Box::new(snapshot));
+            let view = View::Believed(Box::new(snapshot), Duration::ZERO);
             let answer = self.execute(&id, &Command::DropResponse, view).await?;
             dropped += u64::from(answer.reply == Reply::Done { existed: true });
         }
@@ -292,7 +307,7 @@ impl Engine {
     /// What the store answers, if it does before the policy's `call_timeout`.
     pub(crate) async fn bounded<T>(
         &self,
-        call: impl Future<Output = Result<T, crate::error::StoreError>>,
+        call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Error> {
         let limit = self.policy().call_timeout;
         match within(self.clock(), limit, call).await {
@@ -303,6 +318,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// The operation by which purgers take turns.
+fn purge_turn() -> Result<Request, KeyError> {
+    Request::new(["nevertwice", "background"], "purge")
 }
 
 impl fmt::Display for Purged {

@@ -109,7 +109,7 @@ pub enum RunError<E> {
         what: &'static str,
         /// The type that was expected.
         type_name: &'static str,
-        /// Where it went wrong, or that it was not kept (`max_response`).
+        /// Where it went wrong, or that it is not kept.
         detail: String,
     },
     /// The handler's value cannot be serialised. The operation is recorded as unresolved: it was executed.
@@ -132,7 +132,8 @@ impl Engine {
     /// The lease is renewed at a third of its length while the handler runs, from within this future: nothing is spawned, and
     /// dropping it is a crash. `Ok` is recorded as completed, `Err` by its [`Failure::retry`], both as JSON. If the lease is
     /// lost, the handler is told by [`Lease::lost`], and the result is [`RunError::LeaseLost`], whatever it returns. A panic leaves the
-    /// lease to run out.
+    /// lease to run out. A value over `max_response` is recorded as done without it, whatever the policy's
+    /// [`oversized`](crate::Policy::oversized) says: the handler has returned, and must not run again.
     ///
     /// ```
     /// use nevertwice::{Engine, Failure, MemoryStore, Request, Retry};
@@ -208,13 +209,14 @@ async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     .await
 }
 
-/// Renews at a third of the lease, and after a failed renewal at a twelfth: two in a row may fail, and there is still time.
+/// Renews at a third of the lease. A renewal may take a sixth of it, and after one that failed comes the next at a twelfth: two
+/// in a row may fail, and there is still time for a third.
 async fn renew(lease: &Lease) -> std::convert::Infallible {
     let length = lease.length();
     let mut pause = length / 3;
     loop {
         lease.engine().clock().sleep(pause).await;
-        pause = match lease.renew().await {
+        pause = match lease.renew_within(length / 6).await {
             Ok(()) => length / 3,
             Err(Error::LeaseLost { .. }) => std::future::pending().await,
             Err(_) => length / 12,
@@ -235,7 +237,7 @@ async fn record<T: Serialize, E: Failure>(
                 Ok(response) => response,
                 Err(error) => return Err(unwritable::<T, E>(lease, &error).await),
             };
-            lease.complete(response).await.map_err(known_lost)?;
+            lease.finish(Ok(response.into())).await.map_err(known_lost)?;
             Ok(Outcome { value, replayed: false })
         }
         Err(failure) => {
@@ -244,7 +246,7 @@ async fn record<T: Serialize, E: Failure>(
                 Ok(error) => error,
                 Err(error) => return Err(unwritable::<E, E>(lease, &error).await),
             };
-            lease.fail(error, retry).await.map_err(known_lost)?;
+            lease.finish(Err((error.into(), retry))).await.map_err(known_lost)?;
             let retry_after = match retry {
                 Retry::Now => Some(Duration::ZERO),
                 Retry::After(wait) => Some(wait),
@@ -259,15 +261,17 @@ async fn record<T: Serialize, E: Failure>(
 async fn unwritable<V, E>(lease: &Lease, error: &serde_json::Error) -> RunError<E> {
     let unwritable =
         RunError::Unwritable { type_name: std::any::type_name::<V>(), detail: Place(error).to_string() };
-    match lease.fail("null", Retry::Unresolved).await {
+    match lease.finish(Err((Bytes::from_static(b"null"), Retry::Unresolved))).await {
+        Ok(()) => unwritable,
         Err(Error::LeaseLost { .. }) => RunError::LeaseLost,
-        Ok(()) | Err(_) => unwritable,
+        Err(error) => RunError::Engine(error),
     }
 }
 
 fn read<V: DeserializeOwned, E>(what: &'static str, body: Option<&Bytes>) -> Result<V, RunError<E>> {
     let unreadable = |detail| RunError::Unreadable { what, type_name: std::any::type_name::<V>(), detail };
-    let bytes = body.ok_or_else(|| unreadable("it was too long to be kept".to_owned()))?;
+    let bytes =
+        body.ok_or_else(|| unreadable("it is not kept (max_response, response_retention)".to_owned()))?;
     serde_json::from_slice(bytes).map_err(|error| unreadable(Place(&error).to_string()))
 }
 

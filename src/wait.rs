@@ -19,10 +19,16 @@ use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::Snapshot;
 
-/// What a watch over a record ends with: what there is then, or nothing, if the store could not be asked.
+/// What a watch over a record ends with: what there is then and when it was asked for, or nothing, if the store could not
+/// be asked.
 type Watch = Shared<Look>;
-type Look = BoxFuture<'static, Option<Snapshot>>;
-type Watches = HashMap<(RecordId, Stamp), WeakShared<Look>>;
+type Look = BoxFuture<'static, Option<(Snapshot, Duration)>>;
+/// The watches and when each began.
+type Watches = HashMap<(RecordId, Stamp), (WeakShared<Look>, Duration)>;
+
+/// How old a watch gets before whoever still waits begins another. It is driven by the task of one of its waiters, and what
+/// that task's runtime has to do with it (a timer, a socket) stands still if that runtime does.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// The watches over records that somebody waits for: all waiters of one key share one, and so one look at the store.
 #[derive(Default)]
@@ -48,15 +54,16 @@ impl WaitingRoom {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The watch over what is known, if it is still under way; else one that `start` begins.
-    fn join(&self, known: (RecordId, Stamp), start: impl FnOnce() -> Watch) -> Watch {
+    /// The watch over what is known, if it is still under way and not old; else one that `start` begins.
+    fn join(&self, known: (RecordId, Stamp), now: Duration, start: impl FnOnce() -> Watch) -> Watch {
         let mut watches = self.watches();
-        let going_on = watches.get(&known).and_then(WeakShared::upgrade);
+        let young = watches.get(&known).filter(|(_, began)| now.saturating_sub(*began) < RENEWAL);
+        let going_on = young.and_then(|(watch, _)| watch.upgrade());
         match going_on.filter(|watch| watch.peek().is_none()) {
             Some(watch) => watch,
             None => {
                 let watch = start();
-                watches.extend(watch.downgrade().map(|weak| (known, weak)));
+                watches.extend(watch.downgrade().map(|weak| (known, (weak, now))));
                 watch
             }
         }
@@ -67,7 +74,7 @@ impl WaitingRoom {
         let mut watches = self.watches();
         drop(watch);
         let over = |weak: &WeakShared<_>| weak.upgrade().is_none_or(|watch: Watch| watch.peek().is_some());
-        if watches.get(&known).is_some_and(over) {
+        if watches.get(&known).is_some_and(|(watch, _)| over(watch)) {
             watches.remove(&known);
         }
     }
@@ -178,25 +185,47 @@ impl Engine {
 
     /// Waits until the record changes or its lease is over, at most for `limit`, and says what is known then.
     async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View {
-        let watch = self.waiting().join(known, || self.watch(known, lease_left));
-        let waiter = Waiter { engine: self, known, watch: Some(watch.clone()) };
-        let end = select(watch, self.clock().sleep(limit)).await;
-        drop(waiter);
-        match end {
-            Either::Left((Some(snapshot), _)) => View::Believed(Box::new(snapshot)),
-            Either::Left((None, _)) | Either::Right(_) => View::Unknown,
+        let until = self.clock().monotonic().saturating_add(limit);
+        loop {
+            let now = self.clock().monotonic();
+            let watch = self.waiting().join(known, now, || self.watch(known, lease_left));
+            let waiter = Waiter { engine: self, known, watch: Some(watch.clone()) };
+            let patience = until.saturating_sub(now).min(RENEWAL);
+            let found = match select(watch, self.clock().sleep(patience)).await {
+                Either::Left((found, _)) => Some(found),
+                Either::Right(_) => None,
+            };
+            drop(waiter);
+            match found {
+                Some(Some((snapshot, asked))) => return View::Believed(Box::new(snapshot), asked),
+                Some(None) => return View::Unknown,
+                None if self.clock().monotonic() >= until => return View::Unknown,
+                None => {}
+            }
         }
     }
 
     fn watch(&self, (id, stamp): (RecordId, Stamp), lease_left: Duration) -> Watch {
+        /// Between two looks at a store that says too early that something has changed, or cannot say it at all.
+        const PAUSE: Duration = Duration::from_millis(50);
         let engine = self.clone();
         async move {
-            let changed = engine.store().changed(&id, stamp, lease_left);
-            if let Some(Err(_)) = within(engine.clock(), lease_left, changed).await {
-                // It cannot be told to wake anybody: look again soon, but not at once.
-                engine.clock().sleep(lease_left.min(Duration::from_millis(50))).await;
+            let clock = engine.clock();
+            let until = clock.monotonic().saturating_add(lease_left);
+            loop {
+                let left = until.saturating_sub(clock.monotonic());
+                let changed = within(clock, left, engine.store().changed(&id, stamp, left)).await;
+                if let Some(Err(_)) = changed {
+                    clock.sleep(left.min(PAUSE)).await;
+                }
+                let asked = clock.monotonic();
+                let snapshot = Call::new(&engine, &id).load().await.ok()?;
+                let same = snapshot.record.as_ref().is_some_and(|record| record.stamp == stamp);
+                if !same || asked >= until {
+                    return Some((snapshot, asked));
+                }
+                clock.sleep(PAUSE).await;
             }
-            Call::new(&engine, &id).load().await.ok()
         }
         .boxed()
         .shared()

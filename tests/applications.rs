@@ -194,6 +194,64 @@ fn l3_a_holder_learns_that_it_lost_before_anyone_else_is_granted() {
     );
 }
 
+/// Whatever is said to a lease that its holder finished itself, it was not lost.
+#[test]
+fn l3_a_finished_lease_is_not_lost_by_a_late_renewal() {
+    let (_, _, engine) = setup();
+    let lease = acquire(&engine, "k");
+    block_on(lease.complete("one")).unwrap();
+    assert!(block_on(lease.renew()).is_err() && block_on(lease.complete("other")).is_err());
+    assert!(!lease.is_lost() && lease.lost().now_or_never().is_none());
+    assert_eq!(lease.remaining(), Duration::ZERO);
+}
+
+/// With a lease far shorter than the time-out of calls, a renewal that gets no answer leaves time for the next.
+#[test]
+fn l3_a_short_lease_survives_renewals_without_an_answer() {
+    let clock = ManualClock::new();
+    let store = FaultyStore::with_clock(MemoryStore::builder().clock(clock.clone()).build(), clock.clone());
+    let lease = Duration::from_millis(600);
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).lease(lease).build().unwrap();
+    let (request, work) = (request("k"), clock.clone());
+    let mut run = Box::pin(engine.run(&request, |lease: Arc<Lease>| async move {
+        nevertwice::Clock::sleep(&work, SECOND).await;
+        assert!(!lease.is_lost());
+        Ok::<_, Trouble>("short".to_owned())
+    }));
+    assert!(poll(&mut run).is_none());
+    for call in 2..=5 {
+        store.on_call(call, Fault::RequestLost);
+    }
+    assert!(!driven(&clock, Duration::from_millis(10), run).unwrap().is_replayed());
+}
+
+/// S8: a handler that returned something too long is not run again, whatever the policy says of that.
+#[test]
+fn s8_run_records_what_is_too_long_and_does_not_repeat_it() {
+    let (clock, store, _) = setup();
+    let builder = Engine::builder(store).clock(clock.clone()).max_response(10);
+    let engine = builder.oversized(nevertwice::Oversized::Refuse).build().unwrap();
+    let long = "far longer than ten bytes";
+    assert_eq!(run(&engine, "k", Ok(long)).unwrap().value(), long);
+    assert!(matches!(run(&engine, "u", Err(Trouble::Unknown)), Err(RunError::Failed { .. })));
+    clock.advance(60 * SECOND);
+    assert!(matches!(run(&engine, "k", Ok("again")), Err(RunError::Unreadable { .. })));
+    assert!(matches!(run(&engine, "u", Ok("again")), Err(RunError::Unresolved(_))));
+}
+
+/// What a batch was told late leaves its holders as much less time.
+#[test]
+fn s13_a_batch_that_is_answered_late_counts_from_before_it_asked() {
+    let (clock, store, engine) = setup();
+    let requests = [request("k").owner(nevertwice::Owner::random())];
+    drop(block_on(engine.begin_many(&requests)));
+    store.on_call(2, Fault::Delay(2 * SECOND));
+    match driven(&clock, SECOND, engine.begin_many(&requests)).remove(0) {
+        Ok(Begin::Acquired(lease)) => assert!(lease.remaining() <= 28 * SECOND, "{:?}", lease.remaining()),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// A renewal that is answered late does not open a lease again that was released meanwhile.
 #[test]
 fn s3_a_late_renewal_does_not_reopen_a_released_lease() {
@@ -575,12 +633,16 @@ fn l5_one_of_several_purgers_purges_once_an_interval() {
     assert!(removed.load(Ordering::SeqCst) >= 190, "{}", removed.load(Ordering::SeqCst));
     assert_eq!(store.inner().len(), 1, "the purgers' own");
     assert_eq!(elsewhere.load(Ordering::SeqCst), 2);
-    // The one that was at it dies: another goes on after the interval.
-    block_on(acquire(&engine, "old").complete("done")).unwrap();
-    purgers.truncate(1);
+    // The one that has the turn dies in the middle of it: another goes on when its lease is over.
+    for key in 0..200 {
+        block_on(acquire(&engine, &format!("old {key}")).complete("done")).unwrap();
+    }
     clock.advance(3 * 86_400 * SECOND);
+    assert!(poll(&mut purgers[0]).is_none());
+    drop(purgers.remove(0));
     let before = removed.load(Ordering::SeqCst);
-    for _ in 0..1200 {
+    purgers.truncate(1);
+    for _ in 0..1500 {
         assert!(poll(&mut purgers[0]).is_none());
         clock.advance(Duration::from_millis(100));
     }
@@ -617,6 +679,70 @@ fn s2_a_key_stays_done_when_its_response_is_no_longer_given_out() {
     assert!(!kept(block_on(engine.begin(&request("k")))));
     clock.advance(SECOND);
     assert_eq!(acquire(&engine, "k").attempt(), 1);
+}
+
+#[test]
+fn s6_a_resolution_repeated_after_its_response_is_gone_is_the_same() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let builder = Engine::builder(store).clock(clock.clone());
+    let engine = builder.response_retention(60 * SECOND).build().unwrap();
+    let lease = acquire(&engine, "k");
+    block_on(lease.fail("?", Retry::Unresolved)).unwrap();
+    let resolve = || {
+        let done = Resolution::Completed(nevertwice::Body::new("done".into(), 100));
+        block_on(engine.resolve("tests", "k", lease.fence(), done))
+    };
+    resolve().unwrap();
+    clock.advance(61 * SECOND);
+    assert_eq!(block_on(engine.drop_responses(None, 0)).unwrap().0, 1);
+    resolve().unwrap();
+}
+
+/// A purger goes on for ever, whatever the policy says of attempts, shows nobody an operation to look at, and makes room
+/// where there is none for its own turn.
+#[test]
+fn l5_a_purger_is_stopped_by_no_limit() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().max_records(20).clock(clock.clone()).build();
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).max_attempts(1).build().unwrap();
+    for key in 0..20 {
+        block_on(acquire(&engine, &key.to_string()).complete("done")).unwrap();
+    }
+    clock.advance(2 * 86_400 * SECOND);
+    let (done, count) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (turns, removed) = (done.clone(), count.clone());
+    let mut purger = Box::pin(engine.purge_regularly(PurgePlan::default(), move |purged| match purged {
+        Purged::Removed(records) => {
+            turns.fetch_add(1, Ordering::SeqCst);
+            removed.fetch_add(records as usize, Ordering::SeqCst);
+        }
+        other => panic!("{other}"),
+    }));
+    for second in 0..600 {
+        assert!(poll(&mut purger).is_none());
+        assert_eq!(block_on(engine.unfinished(None, 100)).unwrap().operations, [], "second {second}");
+        clock.advance(SECOND);
+    }
+    assert!(done.load(Ordering::SeqCst) >= 9, "{}", done.load(Ordering::SeqCst));
+    assert!(count.load(Ordering::SeqCst) >= 15);
+    let endless = PurgePlan { every: Duration::MAX, ..PurgePlan::default() };
+    assert!(poll(&mut Box::pin(engine.purge_regularly(endless, drop))).is_none());
+}
+
+#[test]
+fn l5_a_purger_makes_room_for_its_own_turn() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().max_bytes(20_000).clock(clock.clone()).build();
+    let builder = Engine::builder(store.clone()).clock(clock.clone());
+    let engine = builder.response_retention(60 * SECOND).build().unwrap();
+    let lease = acquire(&engine, "k");
+    block_on(lease.complete(vec![7; 50_000])).unwrap();
+    clock.advance(61 * SECOND);
+    assert!(block_on(engine.begin(&request("refused"))).is_err());
+    let mut purger = Box::pin(engine.purge_regularly(PurgePlan::default(), drop));
+    assert!(poll(&mut purger).is_none());
+    drop(acquire(&engine, "there is room"));
 }
 
 #[test]
