@@ -576,10 +576,11 @@ impl Lease {
         } else {
             // Nothing is known any more but that it is not this holder's. What this holder finished itself was not lost.
             let mut held = self.held();
+            let first = !held.closed;
             let finished = held.closed && !held.lost || matches!(answer.reply, Reply::AlreadyFinished(_));
             *held = Held { record: None, until: Duration::ZERO, lost: !finished, closed: true };
             drop(held);
-            if let (Reply::LeaseLost(current), false) = (&answer.reply, finished) {
+            if let (Reply::LeaseLost(current), true) = (&answer.reply, first) {
                 observe::lease_lost(&self.engine, self.attempt(), *current);
             }
         }

@@ -231,3 +231,52 @@ impl Engine {
         .shared()
     }
 }
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use super::*;
+    use crate::backends::memory::MemoryStore;
+    use crate::clock::ManualClock;
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Ending {
+        Dropped,
+        Timeout,
+        Outcome,
+    }
+
+    /// L5: however a wait ends, it leaves nothing behind.
+    #[test]
+    fn l5_waits_leave_nothing_behind() {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        for ending in [Ending::Dropped, Ending::Timeout, Ending::Outcome] {
+            let clock = ManualClock::new();
+            let store = MemoryStore::builder().clock(clock.clone()).build();
+            let engine = Engine::builder(store).clock(clock.clone()).build().unwrap();
+            let request = Request::new("waits", "key").unwrap();
+            let Some(Ok(Begin::Acquired(lease))) = engine.begin(&request).now_or_never() else { panic!() };
+            let wait = || engine.begin_or_wait(&request, Duration::from_secs(12)).boxed();
+            let mut waits = [wait(), wait(), wait()];
+            waits.iter_mut().for_each(|wait| assert!(wait.poll_unpin(&mut context).is_pending()));
+            assert_eq!(engine.waiting().watches().len(), 1);
+            match ending {
+                Ending::Dropped => {}
+                Ending::Timeout => {
+                    // They begin new watches meanwhile.
+                    for _ in 0..11 {
+                        clock.advance(Duration::from_secs(1));
+                        waits.iter_mut().for_each(|wait| assert!(wait.poll_unpin(&mut context).is_pending()));
+                    }
+                    clock.advance(Duration::from_secs(1));
+                }
+                Ending::Outcome => lease.complete("done").now_or_never().unwrap().unwrap(),
+            }
+            if ending != Ending::Dropped {
+                waits.iter_mut().for_each(|wait| assert!(wait.poll_unpin(&mut context).is_ready()));
+            }
+            drop(waits);
+            assert_eq!(engine.waiting().watches().len(), 0);
+            assert_eq!(engine.waiting().waiters.load(Ordering::SeqCst), 0);
+        }
+    }
+}

@@ -34,8 +34,8 @@ use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
-use nevertwice::{Engine, EngineBuilder, MemoryStore, SqliteStore};
-use tokio::task::JoinSet;
+use nevertwice::{Engine, EngineBuilder, MemoryStore, PurgePlan, Purged, SqliteStore};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::consumer::Consumer;
@@ -157,6 +157,12 @@ async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
         .build()?;
     let ledger = OpenOptions::new().create(true).append(true).open(&args.ledger);
     let ledger = ledger.map_err(|error| format!("cannot open {}: {error}", args.ledger.display()))?;
+    // What is over its retention makes room; of several consumers one sees to it at a time.
+    tokio::spawn(engine.purge_regularly(PurgePlan::default(), |purged| {
+        if let Purged::Failed(..) = purged {
+            eprintln!("purge: {purged}");
+        }
+    }));
     let channel = queues.channel.clone();
     let consumer = Arc::new(Consumer { engine, queues, ledger: Arc::new(ledger), work });
 
@@ -168,20 +174,32 @@ async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
         .await?;
     let mut working = JoinSet::new();
     let mut quiet = 0;
-    while quiet < 2 {
+    let mut trouble: Option<Failure> = None;
+    while quiet < 2 && trouble.is_none() {
         tokio::select! {
-            Some(done) = working.join_next() => done??,
-            delivery = deliveries.next() => {
-                let delivery = delivery.ok_or("the broker ended the consumer")??;
-                working.spawn(Arc::clone(&consumer).handle(delivery));
-                quiet = 0;
-            }
+            Some(done) = working.join_next() => trouble = failure(done),
+            delivery = deliveries.next() => match delivery {
+                Some(Ok(delivery)) => {
+                    working.spawn(Arc::clone(&consumer).handle(delivery));
+                    quiet = 0;
+                }
+                Some(Err(error)) => trouble = Some(error.into()),
+                None => trouble = Some("the broker ended the consumer".into()),
+            },
             () = sleep(MOMENT), if args.until_idle && working.is_empty() => {
                 quiet = if consumer.queues.are_empty().await? { quiet + 1 } else { 0 };
             }
         }
     }
-    Ok(())
+    // Nobody is stopped between effect and record: what was begun is finished, then the trouble is told.
+    while let Some(done) = working.join_next().await {
+        trouble = trouble.or(failure(done));
+    }
+    trouble.map_or(Ok(()), Err)
+}
+
+fn failure(done: Result<Result<(), Failure>, JoinError>) -> Option<Failure> {
+    done.map_err(Failure::from).and_then(|handled| handled).err()
 }
 
 fn open(store: &Store) -> Result<EngineBuilder, Failure> {
