@@ -6,8 +6,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::begin::Begin;
+use crate::call::within;
 use crate::decide::{Command, Decision, Reply, decide};
-use crate::engine::{Answer, Engine, View, within};
+use crate::engine::{Answer, Engine, View};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;

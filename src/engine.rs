@@ -1,24 +1,24 @@
 //! [`Engine`]: load, decide, swap, until it is done or the time is up.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use crate::begin::Begin;
 use crate::builder::EngineBuilder;
-use crate::clock::{Clock, Sleep};
+use crate::call::{Call, Pause};
+use crate::clock::Clock;
 use crate::decide::{Command, Decision, Reply, Resolution, decide};
 use crate::error::{Error, StoreError};
 use crate::inspect::{Content, Inspection};
 use crate::key::{Key, KeyError, RecordId, Scope};
-use crate::lease::{Lease, LeaseToken, Owner};
-use crate::observe::{self, Op, Trouble};
+use crate::lease::Lease;
+use crate::observe::{self, Op};
+use crate::owner::Owner;
 use crate::policy::Policy;
 use crate::record::{Record, Stamp, State};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
+use crate::token::LeaseToken;
 use crate::wait::WaitingRoom;
 
 /// The front of this crate: asks a store, by the rules of [`decide`](mod@crate::decide), who may act on a key.
@@ -208,10 +208,7 @@ impl Engine {
         K: TryInto<Key>,
         KeyError: From<S::Error> + From<K::Error>,
     {
-        let id = Request::new(scope, key)?.id();
-        let mut call = Call::new(self, &id);
-        let snapshot = call.load().await?;
-        Ok(Inspection::of(&snapshot))
+        Ok(Inspection::of(&self.look(&Request::new(scope, key)?.id()).await?))
     }
 
     /// What is recorded under a key, with its content: for an operator who has to know. `None` if nothing is.
@@ -235,10 +232,11 @@ impl Engine {
         K: TryInto<Key>,
         KeyError: From<S::Error> + From<K::Error>,
     {
-        let id = Request::new(scope, key)?.id();
-        let mut call = Call::new(self, &id);
-        let snapshot = call.load().await?;
-        Ok(Content::of(&snapshot))
+        Ok(Content::of(&self.look(&Request::new(scope, key)?.id()).await?))
+    }
+
+    async fn look(&self, id: &RecordId) -> Result<Snapshot, Error> {
+        Call::new(self, id).load().await
     }
 
     /// Settles an unresolved operation: one that crashed and may not be rerun, failed without certainty, or used
@@ -389,133 +387,4 @@ impl Engine {
             call.rest(&mut pause).await;
         }
     }
-}
-
-/// One command's way through the store: repeats what failed for now, until the policy's `call_timeout`.
-pub(crate) struct Call<'a> {
-    engine: &'a Engine,
-    id: &'a RecordId,
-    limit: Duration,
-    deadline: Duration,
-    /// When the store call that was answered last was sent.
-    sent: Duration,
-    tries: u32,
-    last: Option<StoreError>,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
-        Call::within(engine, id, engine.policy().call_timeout)
-    }
-
-    fn within(engine: &'a Engine, id: &'a RecordId, limit: Duration) -> Call<'a> {
-        let sent = engine.clock().monotonic();
-        let deadline = sent.saturating_add(limit);
-        Call { engine, id, limit, deadline, sent, tries: 0, last: None }
-    }
-
-    fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
-        Answer::at(self.sent, reply, snapshot)
-    }
-
-    pub(crate) async fn load(&mut self) -> Result<Snapshot, Error> {
-        let (engine, id) = (self.engine, self.id);
-        self.repeat(|| engine.0.store.load(id)).await
-    }
-
-    async fn discard(&mut self) -> Result<bool, Error> {
-        let (engine, id) = (self.engine, self.id);
-        let existed = self.repeat(|| engine.0.store.discard(id)).await?;
-        // There was something to discard; if it took several tries, an earlier one may have done it.
-        Ok(existed || self.tries > 1)
-    }
-
-    async fn swap(&mut self, expected: Option<Stamp>, next: Option<&Record>) -> Result<Swap, Error> {
-        let (engine, id) = (self.engine, self.id);
-        self.repeat(|| engine.0.store.swap(id, expected, next)).await
-    }
-
-    /// Sends a store call again and again, until it is answered by something else than a passing trouble.
-    async fn repeat<T, F>(&mut self, mut send: impl FnMut() -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let limit = self.limit;
-        let mut pause = Pause::after(2);
-        let mut trouble = None;
-        loop {
-            self.sent = self.engine.clock().monotonic();
-            let left = self.deadline.saturating_sub(self.sent);
-            if left.is_zero() {
-                observe::timed_out(self.engine, self.tries);
-                return Err(Error::TimedOut { limit, tries: self.tries, last: self.last.take() });
-            }
-            if let Some(trouble) = trouble {
-                observe::repeated(self.engine, trouble, self.tries);
-            }
-            self.tries += 1;
-            let clock = self.engine.clock();
-            // A store that gets no answer is given half of the time that is left, and then tried again.
-            let patience = (left / 2).max(limit / 8).min(left);
-            trouble = match within(clock, patience, send()).await {
-                Some(Ok(value)) => return Ok(value),
-                Some(Err(error)) if error.is_transient() => {
-                    self.last = Some(error);
-                    Some(Trouble::Unavailable)
-                }
-                Some(Err(error)) => return Err(error.into()),
-                None => Some(Trouble::NoAnswer),
-            };
-            self.rest(&mut pause).await;
-        }
-    }
-
-    /// Pauses, but not past the deadline.
-    async fn rest(&self, pause: &mut Pause) {
-        let clock = self.engine.clock();
-        if let Some(time) = pause.next() {
-            clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
-        }
-    }
-}
-
-/// How long to wait before the next try: not at all at first, then 1 ms, doubling up to 128 ms.
-struct Pause {
-    free: u32,
-    doublings: u32,
-}
-
-impl Pause {
-    /// Pauses that start after as many tries as `free`.
-    fn after(free: u32) -> Pause {
-        Pause { free, doublings: 0 }
-    }
-
-    fn next(&mut self) -> Option<Duration> {
-        if self.free > 0 {
-            self.free -= 1;
-            return None;
-        }
-        let pause = Duration::from_millis(1 << self.doublings);
-        self.doublings = (self.doublings + 1).min(7);
-        Some(pause)
-    }
-}
-
-/// What `future` gives, or `None` if it takes longer than `limit`. No timer is set for what is ready at once.
-pub(crate) async fn within<T>(
-    clock: &dyn Clock,
-    limit: Duration,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = pin!(future);
-    let mut timer: Option<Sleep> = None;
-    poll_fn(|context| {
-        if let Poll::Ready(value) = future.as_mut().poll(context) {
-            return Poll::Ready(Some(value));
-        }
-        let timer = timer.get_or_insert_with(|| clock.sleep(limit));
-        timer.as_mut().poll(context).map(|()| None)
-    })
-    .await
 }

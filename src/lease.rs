@@ -1,198 +1,22 @@
-//! The right to act: [`Lease`], and the [`LeaseToken`] by which another process takes it over.
+//! The right to act: [`Lease`].
 
-use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::Rng;
-use serde::{Deserialize, Serialize};
 
 use crate::clock::Sleep;
 use crate::decide::{Command, Reply};
 use crate::engine::{Answer, Engine, View};
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
-use crate::key::{MAX_KEY_BYTES, MAX_LABEL_BYTES, RecordId};
+use crate::key::RecordId;
 use crate::observe::{self, Op};
+use crate::owner::Owner;
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
-
-/// Who asks for a lease: 128 random bits, drawn before a begin is first sent and the same in all its repetitions,
-/// so that a grant whose answer was lost is recognised. `Debug` does not show it: it is what a token proves itself with.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Owner(#[serde(with = "hex::serde")] [u8; Owner::BYTES]);
-
-impl Owner {
-    pub(crate) const BYTES: usize = 16;
-
-    /// A new owner, from a generator that is seeded by the operating system, anew after a fork.
-    pub fn random() -> Owner {
-        thread_local!(static PROCESS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
-        let mut generator = rand::rng();
-        let process = std::process::id();
-        // A forked child starts with a copy of its parent's generator. If the operating system has no random
-        // bytes to give, the child's own process number still keeps the two apart.
-        let child = PROCESS.replace(process) != process && generator.reseed().is_err();
-        let mut bytes = [0; Owner::BYTES];
-        generator.fill_bytes(&mut bytes);
-        if child {
-            bytes[..4].iter_mut().zip(process.to_le_bytes()).for_each(|(byte, id)| *byte ^= id);
-        }
-        Owner(bytes)
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8; Owner::BYTES] {
-        &self.0
-    }
-
-    pub(crate) fn from_bytes(bytes: [u8; Owner::BYTES]) -> Owner {
-        Owner(bytes)
-    }
-}
-
-impl fmt::Debug for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Owner(..)")
-    }
-}
-
-/// What proves a lease, to be handed to another process: begin in the API, complete in the worker through
-/// [`Engine::resume`]. It serialises with serde (JSON and any other format).
-///
-/// Whoever holds it may finish the operation: send it over trusted channels only. It holds no key and no payload, but the
-/// first 48 bytes of the scope.
-///
-/// ```
-/// use nevertwice::{Begin, Engine, LeaseToken, MemoryStore, Request};
-/// # futures_executor::block_on(async {
-/// let engine = Engine::builder(MemoryStore::new()).build()?;
-/// let Begin::Acquired(lease) = engine.begin(&Request::new("exports", "2026-11")?).await? else { panic!() };
-/// let message: String = serde_json::to_string(&lease.token())?;
-///
-/// // ... in the worker:
-/// let token: LeaseToken = serde_json::from_str(&message)?;
-/// engine.resume(&token).await?.complete("done").await?;
-/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-/// ```
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Wire", into = "Wire")]
-pub struct LeaseToken {
-    pub(crate) id: RecordId,
-    pub(crate) owner: Owner,
-    pub(crate) fence: Stamp,
-    pub(crate) attempt: u32,
-    pub(crate) fingerprint: Fingerprint,
-    pub(crate) retention: Duration,
-    pub(crate) response_retention: Option<Duration>,
-    pub(crate) scope: Box<str>,
-    pub(crate) key: Option<Box<str>>,
-}
-
-impl LeaseToken {
-    const VERSION: u8 = 1;
-
-    /// The token of the grant that `record` holds for `owner`.
-    pub(crate) fn of(id: RecordId, owner: Owner, record: &Record) -> LeaseToken {
-        LeaseToken {
-            id,
-            owner,
-            fence: record.fence,
-            attempt: record.attempt,
-            fingerprint: record.fingerprint,
-            retention: record.retention,
-            response_retention: record.response_retention,
-            scope: record.scope.clone(),
-            key: record.key.clone(),
-        }
-    }
-
-    /// The fence of the grant: greater than that of every earlier grant of the key. Pass it to systems that can
-    /// refuse what comes with a lower one.
-    pub fn fence(&self) -> Stamp {
-        self.fence
-    }
-
-    /// Which execution of the operation this is, from 1.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// See [`Lease::derive_key`].
-    pub(crate) fn derive_key(&self, label: &str) -> String {
-        let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
-        hasher.update(self.id.as_bytes());
-        hasher.update(label.as_bytes());
-        hex::encode(&hasher.finalize().as_bytes()[..16])
-    }
-}
-
-impl fmt::Debug for LeaseToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseToken")
-            .field("id", &self.id)
-            .field("fence", &self.fence.0)
-            .field("attempt", &self.attempt)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A token as it is serialised.
-#[derive(Serialize, Deserialize)]
-struct Wire {
-    version: u8,
-    id: RecordId,
-    owner: Owner,
-    fence: Stamp,
-    attempt: u32,
-    fingerprint: Fingerprint,
-    retention: Duration,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    response_retention: Option<Duration>,
-    scope: Box<str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key: Option<Box<str>>,
-}
-
-impl TryFrom<Wire> for LeaseToken {
-    type Error = String;
-
-    fn try_from(wire: Wire) -> Result<LeaseToken, String> {
-        if wire.version != LeaseToken::VERSION {
-            let known = LeaseToken::VERSION;
-            return Err(format!("lease token of version {}, this release reads {known}", wire.version));
-        }
-        let Wire {
-            id,
-            owner,
-            fence,
-            attempt,
-            fingerprint,
-            retention,
-            response_retention,
-            scope,
-            key,
-            version: _,
-        } = wire;
-        // No engine writes anything else, and what a token says may be recorded.
-        let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= MAX_LABEL_BYTES;
-        if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
-            return Err("lease token with values that none has".to_owned());
-        }
-        Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key })
-    }
-}
-
-impl From<LeaseToken> for Wire {
-    fn from(token: LeaseToken) -> Wire {
-        let version = LeaseToken::VERSION;
-        let LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key } =
-            token;
-        Wire { version, id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key }
-    }
-}
+use crate::token::LeaseToken;
 
 /// The right to act on a key, until it is finished or its time runs out.
 ///

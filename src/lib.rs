@@ -8,6 +8,7 @@
 mod batch;
 mod begin;
 mod builder;
+mod call;
 pub mod clock;
 pub mod decide;
 mod engine;
@@ -19,6 +20,7 @@ mod key;
 mod lease;
 pub mod observe;
 mod operate;
+mod owner;
 mod policy;
 mod record;
 mod request;
@@ -26,6 +28,7 @@ mod run;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod token;
 mod wait;
 
 #[path = "../backends/mod.rs"]
@@ -34,11 +37,11 @@ pub mod backends;
 pub use async_trait::async_trait;
 
 #[cfg(feature = "memory")]
-pub use backends::memory::MemoryStore;
+pub use backends::MemoryStore;
 #[cfg(feature = "redis")]
-pub use backends::redis::RedisStore;
+pub use backends::RedisStore;
 #[cfg(feature = "sqlite")]
-pub use backends::sqlite::{self, SqliteStore};
+pub use backends::{SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
 pub use builder::EngineBuilder;
 pub use clock::{Clock, ManualClock, SystemClock, Timeline};
@@ -48,10 +51,12 @@ pub use error::{Error, StoreError};
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
 pub use inspect::{Content, Inspection};
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
-pub use lease::{Lease, LeaseToken, Owner};
+pub use lease::Lease;
 pub use operate::{PurgePlan, Purged, Unfinished, UnfinishedPage};
+pub use owner::Owner;
 pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
 pub use run::{Failure, Outcome, RunError};
 pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+pub use token::LeaseToken;

@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::begin::Begin;
+use crate::call::within;
 use crate::decide::{Command, Reply, Resolution, is_unfinished};
-use crate::engine::{Engine, View, within};
+use crate::engine::{Engine, View};
 use crate::error::{Error, StoreError};
 use crate::inspect::Inspection;
 use crate::key::{KeyError, RecordId};

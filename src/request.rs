@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::decide::Ask;
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, label};
-use crate::lease::Owner;
+use crate::owner::Owner;
 use crate::policy::{Policy, PolicyError, Recovery, check_windows};
 
 /// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.

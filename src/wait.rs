@@ -10,8 +10,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, Shared, WeakShared, select};
 
 use crate::begin::Begin;
+use crate::call::{Call, within};
 use crate::decide::{Command, Reply};
-use crate::engine::{Call, Engine, View, within};
+use crate::engine::{Engine, View};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, End, Moment, Op, Waiter as Observed};

@@ -11,11 +11,11 @@ use crate::begin::Begin;
 use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
-use crate::lease::LeaseToken;
 use crate::policy::{Policy, Retry};
 use crate::record::{Record, Stamp, State};
 use crate::request::Request;
 use crate::store::Swap;
+use crate::token::LeaseToken;
 
 /// Asks for the right to act on `request` inside `transaction`, or what became of it: [`Engine::begin`](crate::Engine::begin) where
 /// the effect is a write to the very database that the store's tables are in.

@@ -1,0 +1,318 @@
+//! The rules of begin and of leases, row by row.
+
+use super::*;
+
+/// A begin of a key that nobody used gets attempt 1 and no traces.
+pub async fn a_fresh_key_is_granted(store: Shared) {
+    let lease = acquire(&engine(&store), &request("fresh")).await;
+    assert_eq!((lease.attempt(), lease.takeover(), lease.checkpoint()), (1, false, None));
+    assert!(lease.fence() > Stamp::ZERO);
+    assert!(lease.remaining() > Duration::from_secs(20) && lease.remaining() <= Duration::from_secs(30));
+}
+
+/// S1: of many begins at once, one is granted; the others learn for how long.
+pub async fn s1_of_many_concurrent_begins_one_is_granted(store: Shared) {
+    let engine = engine(&store);
+    let request = request("race");
+    let begins = join_all((0..32).map(|_| engine.begin(&request))).await;
+    let mut granted = 0;
+    for begin in begins {
+        match begin.unwrap() {
+            Begin::Acquired(_) => granted += 1,
+            Begin::InProgress(busy) => assert!(busy.retry_after() <= Duration::from_secs(30)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(granted, 1);
+}
+
+/// S1: of many begins that find a crashed attempt, one takes over.
+pub async fn s1_of_many_takeovers_one_is_granted(store: Shared) {
+    let engine = engine(&store);
+    let request = request("takeover race");
+    drop(crash(&engine, &store, &request).await);
+    let begins = join_all((0..32).map(|_| engine.begin(&request))).await;
+    let granted = begins.iter().filter(|begin| matches!(begin, Ok(Begin::Acquired(_)))).count();
+    assert_eq!(granted, 1);
+}
+
+/// S2: once completed, every begin gets the response byte for byte, whatever anybody tries after.
+pub async fn s2_an_outcome_is_immutable(store: Shared) {
+    let engine = engine(&store);
+    let request = request("done");
+    let lease = acquire(&engine, &request).await;
+    let receipt = Bytes::from_iter(0..=255_u8);
+    lease.complete(receipt.clone()).await.unwrap();
+    let again = engine.resume(&lease.token()).await.unwrap();
+    for holder in [&lease, &again] {
+        assert!(matches!(holder.complete("other").await, Err(Error::AlreadyFinished { .. })));
+        assert!(matches!(holder.fail("other", Retry::Now).await, Err(Error::AlreadyFinished { .. })));
+        for result in [holder.renew().await, holder.mark_effect().await, holder.release().await] {
+            assert_eq!(lost(result), StateKind::Completed);
+        }
+        assert_eq!(lost(holder.save_checkpoint("c").await), StateKind::Completed);
+    }
+    let resolved = engine.resolve("checks", "done", lease.fence(), Resolution::Rerun).await;
+    assert!(matches!(resolved, Err(Error::NotResolvable { .. })));
+    engine.purge(1000).await.unwrap();
+    assert_eq!(response(&engine, &request).await, receipt);
+}
+
+/// S3: whatever a holder tries whose key was taken over, it changes nothing and learns that it lost.
+pub async fn s3_stale_token_changes_nothing(store: Shared) {
+    let engine = engine(&store);
+    let request = request("zombie");
+    let zombie = crash(&engine, &store, &request).await;
+    let successor = acquire(&engine, &request).await;
+    assert!(successor.takeover() && successor.fence() > zombie.fence());
+    let before = store.load(&request.id()).await.unwrap().record;
+    assert!(engine.resume(&zombie.token()).await.is_err());
+    for result in [
+        zombie.renew().await,
+        zombie.mark_effect().await,
+        zombie.save_checkpoint("late").await,
+        zombie.complete("late").await,
+        zombie.fail("late", Retry::Never).await,
+        zombie.release().await,
+    ] {
+        assert_eq!(lost(result), StateKind::InProgress);
+    }
+    assert_eq!(store.load(&request.id()).await.unwrap().record, before);
+    successor.complete("right").await.unwrap();
+    assert_eq!(lost(zombie.complete("late").await), StateKind::Completed);
+    assert_eq!(response(&engine, &request).await, "right");
+}
+
+/// S3: nor does a token that somebody made up, or that is for another payload.
+pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
+    let engine = engine(&store);
+    let lease = acquire(&engine, &request("forged")).await;
+    let genuine = serde_json::to_value(lease.token()).unwrap();
+    for (field, value) in [
+        ("owner", serde_json::to_value(Owner::random()).unwrap()),
+        ("fingerprint", serde_json::to_value(Fingerprint::of("other")).unwrap()),
+        ("fence", (lease.fence().0 - 1).into()),
+        ("fence", (lease.fence().0 + 1).into()),
+    ] {
+        let mut forged = genuine.clone();
+        forged[field] = value;
+        let forged = serde_json::from_value(forged).unwrap();
+        assert!(engine.resume(&forged).await.is_err(), "{field}");
+    }
+    lease.complete("genuine").await.unwrap();
+}
+
+/// S4: another payload under the key gets nothing, in any state, not even by its own owner or past a lease.
+pub async fn s4_another_fingerprint_gets_nothing_in_any_state(store: Shared) {
+    let engine = engine(&store);
+    let check = async |key: &str, owner: Owner| {
+        let other = Request::new("checks", key).unwrap().owner(owner);
+        let others = [
+            other.clone().fingerprint(Fingerprint::of("other")),
+            other.clone().fingerprint(Fingerprint::of("other")).recovery(Recovery::Rerun),
+            other,
+        ];
+        for other in others {
+            match engine.begin(&other).await.unwrap() {
+                Begin::Mismatch(nothing) => assert_eq!(format!("{nothing:?}"), "Mismatch"),
+                begin => panic!("{key}: {begin:?}"),
+            }
+        }
+    };
+    let owner = Owner::random();
+    let own = |key: &str| request(key).owner(owner);
+    drop(acquire(&engine, &own("running")).await);
+    drop(crash(&engine, &store, &own("crashed")).await);
+    acquire(&engine, &own("completed")).await.complete("secret").await.unwrap();
+    for (key, retry) in [
+        ("now", Retry::Now),
+        ("after", Retry::After(LONG)),
+        ("never", Retry::Never),
+        ("unresolved", Retry::Unresolved),
+    ] {
+        acquire(&engine, &own(key)).await.fail("secret", retry).await.unwrap();
+        check(key, owner).await;
+    }
+    for key in ["running", "crashed", "completed"] {
+        check(key, owner).await;
+    }
+}
+
+/// S5: fences of a key increase across takeover, failure, release and forget.
+pub async fn s5_fences_increase(store: Shared) {
+    let engine = engine(&store);
+    let request = request("fences");
+    let mut last = Stamp::ZERO;
+    for round in 0..24 {
+        let lease = match round % 4 {
+            0 => crash(&engine, &store, &request).await,
+            _ => acquire(&engine, &request).await,
+        };
+        assert!(lease.fence() > last, "round {round}");
+        last = lease.fence();
+        match round % 4 {
+            1 => lease.fail("again", Retry::Now).await.unwrap(),
+            2 => lease.release().await.unwrap(),
+            3 => assert!(engine.forget("checks", "fences").await.unwrap()),
+            _ => {}
+        }
+    }
+}
+
+/// S6: a begin repeated by its owner gets the same grant, and no more time.
+pub async fn s6_a_repeated_begin_gets_the_same_grant_and_no_more_time(store: Shared) {
+    let engine = engine(&store);
+    let request = request("repeat").owner(Owner::random());
+    let first = acquire(&engine, &request).await;
+    let written = store.load(&request.id()).await.unwrap().record.unwrap();
+    for _ in 0..3 {
+        let again = acquire(&engine, &request).await;
+        assert_eq!((again.fence(), again.attempt()), (first.fence(), 1));
+        assert!(again.remaining() <= Duration::from_secs(30));
+    }
+    assert_eq!(store.load(&request.id()).await.unwrap().record.unwrap(), written);
+    assert!(matches!(engine.begin(&self::request("repeat")).await.unwrap(), Begin::InProgress(_)));
+}
+
+/// S6: a finish repeated, by the same lease or from its token, is Ok and changes nothing.
+pub async fn s6_a_repeated_finish_is_ok_and_changes_nothing(store: Shared) {
+    let engine = engine(&store);
+    for (key, retry) in [("done", None), ("failed", Some(Retry::After(LONG))), ("never", Some(Retry::Never))]
+    {
+        let lease = acquire(&engine, &request(key)).await;
+        let finish = async |lease: &Lease| match retry {
+            None => lease.complete("outcome").await,
+            Some(retry) => lease.fail("outcome", retry).await,
+        };
+        finish(&lease).await.unwrap();
+        let written = store.load(&id(key)).await.unwrap().record;
+        finish(&lease).await.unwrap();
+        let resumed = engine.resume(&lease.token()).await.unwrap();
+        finish(&resumed).await.unwrap();
+        assert_eq!(store.load(&id(key)).await.unwrap().record, written);
+    }
+    let lease = acquire(&engine, &request("released")).await;
+    lease.release().await.unwrap();
+    lease.release().await.unwrap();
+}
+
+/// S7: the same key in another scope is another operation.
+pub async fn s7_nothing_is_readable_under_another_scope(store: Shared) {
+    let engine = engine(&store);
+    acquire(&engine, &request("k")).await.complete("mine").await.unwrap();
+    for scope in [vec!["check", "sk"], vec!["checks", "k"], vec!["checksk"], vec!["other"]] {
+        let other = Request::new(scope.clone(), "k").unwrap().fingerprint(Fingerprint::of("payload"));
+        drop(acquire(&engine, &other).await);
+        assert!(engine.forget(scope, "k").await.unwrap());
+    }
+    assert_eq!(response(&engine, &request("k")).await, "mine");
+}
+
+/// S8: an attempt that marked its effect and crashed is not rerun by default, nor by the attempts after it.
+pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
+    let engine = engine(&store);
+    let request = request("marked");
+    let first = acquire(&engine, &request.clone().lease(SHORT)).await;
+    first.mark_effect().await.unwrap();
+    until_over(&store, &request.id(), SHORT).await;
+    assert_eq!(reason(&engine, &request).await, (Reason::EffectMarked, first.fence()));
+    // Who knows better may say so; the mark stays for whoever comes after.
+    let second = acquire(&engine, &request.clone().recovery(Recovery::Rerun).lease(SHORT)).await;
+    assert!(second.takeover() && second.attempt() == 2);
+    until_over(&store, &request.id(), SHORT).await;
+    assert_eq!(reason(&engine, &request).await, (Reason::EffectMarked, second.fence()));
+    let cautious = request.clone().recovery(Recovery::Never);
+    assert_eq!(reason(&engine, &cautious).await.0, Reason::CrashedAttempt);
+}
+
+/// L2: a crashed attempt's key is granted once its lease is over, with what the attempt left.
+pub async fn l2_a_crashed_key_is_granted_after_its_lease(store: Shared) {
+    let engine = engine(&store);
+    let request = request("crashed");
+    let first = acquire(&engine, &request.clone().lease(SHORT)).await;
+    first.save_checkpoint("half way").await.unwrap();
+    until_over(&store, &request.id(), SHORT).await;
+    let second = acquire(&engine, &request).await;
+    assert_eq!((second.attempt(), second.takeover()), (2, true));
+    assert_eq!(second.checkpoint().unwrap(), "half way");
+    assert!(matches!(engine.begin(&request).await.unwrap(), Begin::InProgress(_)));
+}
+
+/// L6: leases and retentions of one microsecond and of for ever both lead out of every state.
+pub async fn l6_extreme_durations_leave_every_state_an_exit(store: Shared) {
+    let engine = engine(&store);
+    for (lease, retention) in [(SHORT, SHORT), (SHORT, Duration::MAX), (Duration::MAX, Duration::MAX)] {
+        let request = request(&format!("{lease:?} {retention:?}")).lease(lease).retention(retention);
+        let id = request.id();
+        acquire(&engine, &request).await.release().await.unwrap();
+        let failed = acquire(&engine, &request).await;
+        failed.fail("wait", Retry::After(Duration::MAX)).await.unwrap();
+        let Begin::Failed(wait) = engine.begin(&request).await.unwrap() else { panic!("not due for ever") };
+        assert!(wait.retry_after().unwrap() > LONG);
+        let key = format!("{lease:?} {retention:?}");
+        engine.resolve("checks", key.as_str(), failed.fence(), Resolution::Rerun).await.unwrap();
+        until_over(&store, &id, SHORT).await;
+        let again = acquire(&engine, &request).await;
+        again.renew().await.unwrap_or_else(|error| assert_eq!(retention, SHORT, "{error}"));
+        again.complete("done").await.unwrap();
+        until_over(&store, &id, SHORT).await;
+        match engine.begin(&request).await.unwrap() {
+            Begin::Completed(done) => assert!(retention > SHORT && done.response().unwrap() == "done"),
+            Begin::Acquired(_) => assert_eq!(retention, SHORT),
+            other => panic!("{other:?}"),
+        }
+        assert!(engine.forget("checks", key.as_str()).await.unwrap() || retention == SHORT);
+    }
+}
+
+/// A finish past the lease is accepted while nobody took the key, and when the record is gone, it is written anew.
+pub async fn late_work_is_recorded(store: Shared) {
+    let engine = engine(&store);
+    crash(&engine, &store, &request("late")).await.complete("late").await.unwrap();
+    assert_eq!(response(&engine, &request("late")).await, "late");
+    let forgotten = acquire(&engine, &request("forgotten")).await;
+    assert!(engine.forget("checks", "forgotten").await.unwrap());
+    assert_eq!(lost(forgotten.renew().await), StateKind::Absent);
+    forgotten.complete("all the same").await.unwrap();
+    assert_eq!(response(&engine, &request("forgotten")).await, "all the same");
+}
+
+/// The four kinds of failure do what they say.
+pub async fn a_failure_is_retried_as_it_says(store: Shared) {
+    let engine = engine(&store);
+    let fail = async |key: &str, retry: Retry| {
+        let lease = acquire(&engine, &request(key)).await;
+        lease.save_checkpoint("kept").await.unwrap();
+        lease.fail("why", retry).await.unwrap();
+    };
+    fail("now", Retry::Now).await;
+    fail("due", Retry::After(SHORT)).await;
+    until_over(&store, &id("due"), SHORT).await;
+    for key in ["now", "due"] {
+        let lease = acquire(&engine, &request(key)).await;
+        assert_eq!((lease.attempt(), lease.takeover()), (2, false));
+        assert_eq!(lease.checkpoint().unwrap(), "kept");
+    }
+    fail("after", Retry::After(LONG)).await;
+    fail("never", Retry::Never).await;
+    for (key, waits) in [("after", true), ("never", false)] {
+        let Begin::Failed(failed) = engine.begin(&request(key)).await.unwrap() else { panic!("{key}") };
+        assert_eq!(failed.error().unwrap(), "why");
+        assert_eq!(failed.retry_after().is_some(), waits);
+    }
+    fail("unresolved", Retry::Unresolved).await;
+    assert_eq!(reason(&engine, &request("unresolved")).await.0, Reason::Reported);
+}
+
+/// Released and forgotten keys are absent: attempt 1, any payload.
+pub async fn a_released_or_forgotten_key_is_absent(store: Shared) {
+    let engine = engine(&store);
+    acquire(&engine, &request("key")).await.release().await.unwrap();
+    assert_eq!(engine.inspect("checks", "key").await.unwrap(), None);
+    let other = request("key").fingerprint(Fingerprint::of("other payload"));
+    let lease = acquire(&engine, &other).await;
+    assert_eq!(lease.attempt(), 1);
+    assert!(engine.forget("checks", "key").await.unwrap());
+    assert!(!engine.forget("checks", "key").await.unwrap());
+    assert_eq!(acquire(&engine, &request("key")).await.attempt(), 1);
+}

@@ -1,0 +1,295 @@
+//! What a store has to do: swaps, stamps, time, batches, changes, listings.
+
+use super::*;
+
+/// Store: what was never written is not there.
+pub async fn an_absent_key_loads_as_none(store: Shared) {
+    let snapshot = store.load(&id("absent")).await.unwrap();
+    assert_eq!(snapshot.record, None);
+    assert!(snapshot.now > Stamp::ZERO);
+}
+
+/// Store: of many swaps that expect the same, one is done, and each of the others is shown it.
+pub async fn s1_one_of_many_concurrent_swaps_wins(store: Shared) {
+    let records: Vec<_> = (0..32).map(|_| grant(&request("race"))).collect();
+    let id = id("race");
+    let swaps = join_all(records.iter().map(|record| store.swap(&id, None, Some(record)))).await;
+    let stamps: Vec<_> = swaps.iter().filter_map(|swap| stamp_of(swap.as_ref().unwrap())).collect();
+    assert_eq!(stamps.len(), 1);
+    for swap in swaps {
+        if let Swap::Conflict(found) = swap.unwrap() {
+            let record = found.record.unwrap();
+            assert_eq!(record.stamp, stamps[0]);
+            assert!(found.now >= record.stamp);
+        }
+    }
+}
+
+fn stamp_of(swap: &Swap) -> Option<Stamp> {
+    match swap {
+        Swap::Done(stamp) => Some(*stamp),
+        Swap::Conflict(_) => None,
+    }
+}
+
+/// Store: a swap that expects what is no longer there writes nothing and shows what is there.
+pub async fn a_lost_race_shows_the_present_record(store: Shared) {
+    let (id, record) = (id("race"), grant(&request("race")));
+    let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    let second = done(store.swap(&id, Some(first), Some(&record)).await.unwrap());
+    for expected in [None, Some(first), Some(second.next()), Some(Stamp::ZERO)] {
+        for next in [Some(&record), None] {
+            match store.swap(&id, expected, next).await.unwrap() {
+                Swap::Conflict(found) => {
+                    let found = found.record.unwrap();
+                    assert_eq!(found.fence, second, "a record without a fence of its own is its grant");
+                    assert_eq!(found, record.clone().stamped(second));
+                }
+                Swap::Done(_) => panic!("{expected:?} is not there"),
+            }
+        }
+    }
+    match store.swap(&self::id("never"), Some(second), Some(&record)).await.unwrap() {
+        Swap::Conflict(found) => assert_eq!(found.record, None),
+        Swap::Done(_) => panic!("there is nothing to replace"),
+    }
+}
+
+/// Store: removing what is not there is done, and changes nothing.
+pub async fn removing_what_is_absent_is_done(store: Shared) {
+    let id = id("absent");
+    done(store.swap(&id, None, None).await.unwrap());
+    assert_eq!(store.load(&id).await.unwrap().record, None);
+}
+
+/// Store: stamps of an id increase over writes, removals, discards and what comes after them.
+pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
+    let (id, record) = (id("stamps"), grant(&request("stamps")));
+    let mut last = Stamp::ZERO;
+    for round in 0..20 {
+        let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+        assert!(first > last, "{first:?} after {last:?}");
+        let second = done(store.swap(&id, Some(first), Some(&record)).await.unwrap());
+        assert!(second > first);
+        if round % 2 == 0 {
+            let removed = done(store.swap(&id, Some(second), None).await.unwrap());
+            assert!(removed >= second);
+        } else {
+            assert!(store.discard(&id).await.unwrap());
+            assert!(!store.discard(&id).await.unwrap());
+        }
+        let snapshot = store.load(&id).await.unwrap();
+        assert_eq!(snapshot.record, None);
+        assert!(snapshot.now >= second);
+        last = second;
+    }
+}
+
+/// Store: records of all shapes come back as they were, with the stamp that the swap said.
+pub async fn records_come_back_byte_for_byte(store: Shared) {
+    let every_byte = Bytes::from_iter(0..=255_u8);
+    let bodies = [Bytes::new(), every_byte.clone(), Bytes::from(vec![0xA5; 1 << 20])];
+    let mut shapes: Vec<State> =
+        bodies.iter().map(|body| State::Completed(Body::Kept(body.clone()))).collect();
+    shapes.push(State::Completed(Body::new(bodies[2].clone(), 10)));
+    for retry in [Retry::Now, Retry::After(LONG), Retry::After(MAX), Retry::Never, Retry::Unresolved] {
+        shapes.push(State::Failed(Body::Kept(every_byte.clone()), retry));
+    }
+    for (effect, takeover) in [(false, true), (true, false), (true, true)] {
+        let holder = "host-7/é".into();
+        shapes.push(State::InProgress { owner: Owner::random(), lease: LONG, effect, takeover, holder });
+    }
+    for (at, state) in shapes.into_iter().enumerate() {
+        let id = id(&format!("shape {at}"));
+        let mut record = grant(&request("shape"));
+        record.state = state;
+        record.fence = Stamp(7);
+        record.attempt = u32::MAX;
+        record.scope = "é/scope".into();
+        record.key = Some("a key".into());
+        record.checkpoint = Some(every_byte.clone());
+        let stamp = done(store.swap(&id, None, Some(&record)).await.unwrap());
+        let found = store.load(&id).await.unwrap().record.unwrap();
+        let record = record.stamped(stamp);
+        assert_eq!(found, record);
+    }
+}
+
+/// Store: what happens under one id does not touch another.
+pub async fn s7_other_records_are_untouched(store: Shared) {
+    let record = grant(&request("a"));
+    let stamp = done(store.swap(&id("a"), None, Some(&record)).await.unwrap());
+    let other = done(store.swap(&id("b"), None, Some(&record)).await.unwrap());
+    done(store.swap(&id("b"), Some(other), None).await.unwrap());
+    let found = store.load(&id("a")).await.unwrap().record.unwrap();
+    assert_eq!(found, record.stamped(stamp));
+}
+
+/// Store: purge leaves what is not over, whatever its state, and what is over is as good as gone.
+pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
+    let engine = engine(&store);
+    let mut kept = Vec::new();
+    for at in 0..20 {
+        let request = request(&format!("kept {at}"));
+        let lease = acquire(&engine, &request).await;
+        if at % 2 == 0 {
+            lease.complete("kept").await.unwrap();
+        }
+        let gone =
+            acquire(&engine, &self::request(&format!("gone {at}")).lease(SHORT).retention(SHORT)).await;
+        gone.complete("gone").await.unwrap();
+        kept.push(request);
+    }
+    // What was to be kept for a moment only, and was rewritten, is kept for as long as it says now.
+    let (rewritten, mut record) = (id("rewritten"), grant(&request("rewritten")));
+    let last = |record: &mut Record, state| {
+        record.retention = SHORT;
+        record.state = state;
+    };
+    last(&mut record, State::Completed(body("short")));
+    let first = done(store.swap(&rewritten, None, Some(&record)).await.unwrap());
+    last(&mut record, State::Failed(body("not due"), Retry::After(LONG)));
+    done(store.swap(&rewritten, Some(first), Some(&record)).await.unwrap());
+    until_over(&store, &id("gone 0"), SHORT).await;
+    loop {
+        match store.purge(7).await.unwrap() {
+            0 => break,
+            purged => assert!(purged <= 7, "{purged} of at most 7"),
+        }
+    }
+    assert!(store.load(&rewritten).await.unwrap().record.is_some());
+    for (at, request) in kept.iter().enumerate() {
+        match engine.begin(request).await.unwrap() {
+            Begin::Completed(_) if at % 2 == 0 => {}
+            Begin::InProgress(_) if at % 2 == 1 => {}
+            other => panic!("record {at}: {other:?}"),
+        }
+    }
+    for at in 0..20 {
+        assert_eq!(acquire(&engine, &request(&format!("gone {at}"))).await.attempt(), 1);
+    }
+}
+
+/// Store: its time does not go back, and is never before what it wrote.
+pub async fn s13_time_does_not_go_back(store: Shared) {
+    let mut last = Stamp::ZERO;
+    for round in 0..50 {
+        let id = id(&format!("time {round}"));
+        let stamp = done(store.swap(&id, None, Some(&grant(&request("time")))).await.unwrap());
+        assert!(stamp >= last);
+        let now = store.load(&id).await.unwrap().now;
+        assert!(now >= stamp);
+        last = stamp;
+    }
+}
+
+/// Store: nothing is evicted to make room for something else.
+pub async fn s13_nothing_is_evicted(store: Shared) {
+    let record = grant(&request("many"));
+    let ids: Vec<_> = (0..600).map(|number| id(&format!("many {number}"))).collect();
+    for ids in ids.chunks(100) {
+        for swap in join_all(ids.iter().map(|id| store.swap(id, None, Some(&record)))).await {
+            done(swap.unwrap());
+        }
+    }
+    for loaded in join_all(ids.iter().map(|id| store.load(id))).await {
+        assert!(loaded.unwrap().record.is_some());
+    }
+}
+
+/// Store: of many threads that expect the same, one is done, in every round.
+pub async fn s1_threads_race_and_one_wins(store: Shared) {
+    const THREADS: usize = 8;
+    for round in 0..100 {
+        let id = id(&format!("threads {round}"));
+        let barrier = Arc::new(std::sync::Barrier::new(THREADS));
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (store, barrier) = (store.clone(), barrier.clone());
+                let record = grant(&request("threads"));
+                std::thread::spawn(move || {
+                    barrier.wait();
+                    crate::testing::block_on(store.swap(&id, None, Some(&record)))
+                })
+            })
+            .collect();
+        let swaps = threads.into_iter().map(|thread| thread.join().unwrap().unwrap());
+        assert_eq!(swaps.filter(|swap| matches!(swap, Swap::Done(_))).count(), 1, "round {round}");
+    }
+}
+
+/// Store: swaps of a batch are done in their order, see each other, and are answered each for itself.
+pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
+    let (one, two) = (id("one"), id("two"));
+    let record = grant(&request("batch"));
+    let insert = |id| SwapRequest { id, expected: None, next: Some(record.clone()) };
+    let remove = SwapRequest { id: id("absent"), expected: None, next: None };
+    let wrong = SwapRequest { id: two, expected: Some(Stamp(1)), next: None };
+    assert_eq!(store.swap_many(&[]).await.len(), 0);
+    let batch = [insert(one), insert(one), insert(two), remove, wrong, insert(two)];
+    let answers: Vec<Swap> = store.swap_many(&batch).await.into_iter().map(Result::unwrap).collect();
+    let done: Vec<bool> = answers.iter().map(|swap| matches!(swap, Swap::Done(_))).collect();
+    assert_eq!(done, [true, false, true, true, false, false]);
+    for (at, first) in [(1, 0), (4, 2), (5, 2)] {
+        let (Swap::Conflict(found), Swap::Done(stamp)) = (&answers[at], &answers[first]) else { panic!() };
+        assert_eq!(found.record.as_ref().unwrap().stamp, *stamp);
+    }
+    // A batch of what is there already, and one that goes on from the first.
+    let replays = store.swap_many(&[insert(two), insert(one)]).await;
+    assert!(replays.iter().all(|swap| matches!(swap, Ok(Swap::Conflict(_)))));
+    let stamp = stamp_of(&answers[0]);
+    let batch = [SwapRequest { id: one, expected: stamp, next: None }, insert(one)];
+    let again: Vec<_> =
+        store.swap_many(&batch).await.into_iter().map(|swap| self::done(swap.unwrap())).collect();
+    assert!(again[1] > stamp.unwrap());
+}
+
+/// L4: who waits for a record is told of every change, also of one that came between its look and its wait.
+pub async fn l4_a_change_is_never_missed(store: Shared) {
+    let id = id("watched");
+    let record = grant(&request("watched"));
+    let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    store.changed(&id, Stamp(first.0 - 1), LONG).await.unwrap();
+    store.changed(&self::id("absent"), first, LONG).await.unwrap();
+    // The change comes while eight wait, and once more before they do.
+    let mut stamp = first;
+    for next in [Some(&record), None] {
+        let waits = join_all((0..8).map(|_| store.changed(&id, stamp, LONG)));
+        let change = async { done(store.swap(&id, Some(stamp), next).await.unwrap()) };
+        let (waits, changed) = futures_util::future::join(waits, change).await;
+        waits.into_iter().for_each(|wait| wait.unwrap());
+        store.changed(&id, stamp, LONG).await.unwrap();
+        stamp = changed;
+    }
+}
+
+/// Store: a listing shows every record once, in pages. A store need not be able to list.
+pub async fn a_listing_shows_every_record_once(store: Shared) {
+    let record = grant(&request("listed"));
+    let mut ids: Vec<_> = (0..50).map(|number| id(&format!("listed {number}"))).collect();
+    for id in &ids {
+        done(store.swap(id, None, Some(&record)).await.unwrap());
+    }
+    done(store.swap(&id("removed"), None, None).await.unwrap());
+    let mut listed = Vec::new();
+    let mut after = None;
+    loop {
+        let page = match store.scan(after.as_ref(), 7).await {
+            Err(StoreError::Unusable { .. }) if after.is_none() => return,
+            page => page.unwrap(),
+        };
+        assert_eq!(page.unreadable, []);
+        for (id, found) in page.records {
+            assert_eq!(found, store.load(&id).await.unwrap().record.unwrap());
+            listed.push(id);
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    ids.sort();
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed, ids);
+}
