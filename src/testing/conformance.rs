@@ -44,6 +44,7 @@ macro_rules! conformance {
             l4_a_change_is_never_missed
             l4_waiters_get_the_outcome
             l4_one_waiter_goes_on_after_a_failure
+            l3_a_holder_that_was_overtaken_knows
             run_executes_once
             s11_batches_are_whole_or_can_be_repeated
             a_listing_shows_every_record_once

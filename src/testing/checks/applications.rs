@@ -41,6 +41,27 @@ pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
     assert_eq!(granted.iter().sum::<usize>(), 1);
 }
 
+/// L3: a holder whose lease is over knows it before anybody else is granted, and for good once somebody was.
+pub async fn l3_a_holder_that_was_overtaken_knows(store: Shared) {
+    let engine = engine(&store);
+    let request = request("overtaken");
+    let zombie = crash(&engine, &store, &request).await;
+    assert!(zombie.is_lost() && zombie.remaining().is_zero());
+    zombie.lost().await;
+    // Nobody took it yet: it can be had back.
+    zombie.renew().await.unwrap();
+    let successor = match engine.begin_or_wait(&request, LONG).await.unwrap() {
+        Begin::Acquired(lease) => lease,
+        other => panic!("{other:?}"),
+    };
+    assert!(successor.takeover() && !successor.is_lost());
+    assert_eq!(lost(zombie.mark_effect().await), StateKind::InProgress);
+    assert!(zombie.is_lost());
+    zombie.lost().await;
+    successor.complete("done").await.unwrap();
+    assert!(!successor.is_lost());
+}
+
 /// Of many runs of one operation at once, one executes and all get its value; a failed one is replayed too.
 pub async fn run_executes_once(store: Shared) {
     #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
