@@ -98,7 +98,7 @@ impl MemoryStoreBuilder {
     /// The store.
     pub fn build(self) -> MemoryStore {
         MemoryStore(Arc::new(Inner {
-            shards: std::array::from_fn(|_| Mutex::default()),
+            shards: std::array::from_fn(|_| Mutex::new(Shard::new(self.limits.scope.is_some()))),
             timeline: Timeline::new(self.clock, Stamp::ZERO),
             records: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),

@@ -18,6 +18,8 @@ pub(super) struct Shard {
     /// Who waits for a record to change, by the number of the seat.
     pub(super) waiters: HashMap<RecordId, HashMap<u64, Waker>, BuildHasherDefault<DigestHasher>>,
     pub(super) seats: u64,
+    /// Whether the scopes of removed records are asked for.
+    counts_scopes: bool,
 }
 
 pub(super) struct Kept {
@@ -39,6 +41,10 @@ pub(super) struct Removed {
 const SEGMENT_BITS: u32 = 24;
 
 impl Shard {
+    pub(super) fn new(counts_scopes: bool) -> Shard {
+        Shard { counts_scopes, ..Shard::default() }
+    }
+
     pub(super) fn insert(&mut self, id: RecordId, mut record: Record) -> usize {
         record.detach();
         let segment = record.deadline().0 >> SEGMENT_BITS;
@@ -64,7 +70,9 @@ impl Shard {
                 self.segments.remove(&kept.segment);
             }
         }
-        Removed { records: 1, bytes: weight(&kept.record), scopes: vec![kept.record.scope] }
+        let bytes = weight(&kept.record);
+        let scopes = if self.counts_scopes { vec![kept.record.scope] } else { Vec::new() };
+        Removed { records: 1, bytes, scopes }
     }
 
     /// Removes up to `limit` records of the segments that lie wholly before `now`.
