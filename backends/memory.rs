@@ -226,8 +226,8 @@ impl Store for MemoryStore {
             let (record, now) = (found.cloned(), self.0.timeline.now());
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
-        let now = self.0.timeline.now();
         if let Some(next) = next.filter(|_| expected.is_none()) {
+            let now = self.0.timeline.now();
             if next.may_be_refused() {
                 self.room(&mut shard, &next.scope, now)?;
             }

@@ -19,6 +19,7 @@ pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
     limit: Duration,
+    started: Duration,
     deadline: Duration,
     /// When the store call that was answered last was sent.
     pub(crate) sent: Duration,
@@ -32,9 +33,9 @@ impl<'a> Call<'a> {
     }
 
     pub(crate) fn within(engine: &'a Engine, id: &'a RecordId, limit: Duration) -> Call<'a> {
-        let sent = engine.clock().monotonic();
-        let deadline = sent.saturating_add(limit);
-        Call { engine, id, limit, deadline, sent, tries: 0, last: None }
+        let started = engine.clock().monotonic();
+        let deadline = started.saturating_add(limit);
+        Call { engine, id, limit, started, deadline, sent: started, tries: 0, last: None }
     }
 
     pub(crate) fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
@@ -71,7 +72,8 @@ impl<'a> Call<'a> {
         let mut pause = Pause::after(2);
         let mut trouble = None;
         loop {
-            self.sent = self.engine.clock().monotonic();
+            // The first store call is sent as soon as there is a call: that moment need not be asked for again.
+            self.sent = if self.tries == 0 { self.started } else { self.engine.clock().monotonic() };
             let left = self.deadline.saturating_sub(self.sent);
             if left.is_zero() {
                 observe::timed_out(self.engine, self.tries);

@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
 use crate::policy::Policy;
-use crate::record::{Record, Stamp, State};
+use crate::record::{Record, Stamp};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
 use crate::token::LeaseToken;
@@ -68,10 +68,8 @@ pub(crate) struct Answer {
 impl Answer {
     /// The answer of a store call that was sent at `sent`.
     pub(crate) fn at(sent: Duration, reply: Reply, snapshot: Snapshot) -> Answer {
-        let left = match snapshot.record.as_ref().map(|record| (record, &record.state)) {
-            Some((record, State::InProgress { lease, .. })) => record.stamp.after(*lease).since(snapshot.now),
-            Some((_, State::Completed(_) | State::Failed(..))) | None => Duration::ZERO,
-        };
+        let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(snapshot.now));
+        let left = snapshot.record.as_ref().and_then(lease).unwrap_or_default();
         Answer { reply, record: snapshot.record, until: sent.saturating_add(left) }
     }
 }
@@ -147,7 +145,8 @@ impl Engine {
                 backend: "store",
                 detail: "it granted a lease and shows no record of it".to_owned(),
             }))?;
-            Ok(Lease::new(self.clone(), owner, id, record, until))
+            let token = LeaseToken::of(id, owner, &record);
+            Ok(Lease::new(self.clone(), token, Some(record), until))
         })
     }
 
@@ -179,7 +178,7 @@ impl Engine {
                     observe::lease_lost(self, token.attempt, *current);
                 }
             })?;
-            Ok(Lease::resumed(self.clone(), token.clone(), answer.record, answer.until))
+            Ok(Lease::new(self.clone(), token.clone(), answer.record, answer.until))
         });
         let lease = lease.await;
         seen.answered(token.attempt, &lease);

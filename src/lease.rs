@@ -13,9 +13,8 @@ use crate::engine::{Answer, Engine, View};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, Op};
-use crate::owner::Owner;
 use crate::policy::Retry;
-use crate::record::{Body, Record, Stamp, State};
+use crate::record::{Body, Record, Stamp};
 use crate::token::LeaseToken;
 
 /// The right to act on a key, until it is finished or its time runs out.
@@ -46,38 +45,24 @@ struct Held {
     closed: bool,
 }
 
+impl Held {
+    /// Whether the operation is in progress, as far as this holder knows.
+    fn is_working(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.lease().is_some())
+    }
+}
+
 impl Lease {
-    pub(crate) fn new(engine: Engine, owner: Owner, id: RecordId, record: Record, until: Duration) -> Lease {
-        let takeover = matches!(record.state, State::InProgress { takeover: true, .. });
-        let token = LeaseToken::of(id, owner, &record);
-        let checkpoint = record.checkpoint.clone();
-        Lease::over(engine, token, takeover, checkpoint, Some(record), until)
-    }
-
     /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
-    pub(crate) fn resumed(
-        engine: Engine,
-        token: LeaseToken,
-        record: Option<Record>,
-        until: Duration,
-    ) -> Lease {
-        let takeover = record
-            .as_ref()
-            .is_some_and(|record| matches!(record.state, State::InProgress { takeover: true, .. }));
-        let checkpoint = record.as_ref().and_then(|record| record.checkpoint.clone());
-        Lease::over(engine, token, takeover, checkpoint, record, until)
-    }
-
-    fn over(
-        engine: Engine,
-        token: LeaseToken,
-        takeover: bool,
-        checkpoint: Option<Bytes>,
-        record: Option<Record>,
-        until: Duration,
-    ) -> Lease {
-        let held = Mutex::new(Held { record, until, lost: false, closed: false });
-        Lease { engine, token, takeover, checkpoint, held, watchers: Mutex::default() }
+    pub(crate) fn new(engine: Engine, token: LeaseToken, record: Option<Record>, until: Duration) -> Lease {
+        Lease {
+            engine,
+            token,
+            takeover: record.as_ref().is_some_and(Record::is_takeover),
+            checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
+            held: Mutex::new(Held { record, until, lost: false, closed: false }),
+            watchers: Mutex::default(),
+        }
     }
 
     /// Which execution of the operation this is, from 1.
@@ -106,19 +91,17 @@ impl Lease {
     /// more than the store granted. Zero once finished.
     pub fn remaining(&self) -> Duration {
         let held = self.held();
-        match held.record.as_ref().map(|record| &record.state) {
-            Some(State::InProgress { .. }) => held.until.saturating_sub(self.engine.clock().monotonic()),
-            Some(State::Completed(_) | State::Failed(..)) | None => Duration::ZERO,
+        if !held.is_working() {
+            return Duration::ZERO;
         }
+        held.until.saturating_sub(self.engine.clock().monotonic())
     }
 
     /// Whether this holder must no longer rely on its lease: the store said that somebody else took the key, or the time
     /// is over and was not renewed. A finished lease is not lost.
     pub fn is_lost(&self) -> bool {
         let held = self.held();
-        let working =
-            matches!(held.record.as_ref().map(|record| &record.state), Some(State::InProgress { .. }));
-        held.lost || working && held.until <= self.engine.clock().monotonic()
+        held.lost || held.is_working() && held.until <= self.engine.clock().monotonic()
     }
 
     /// Completes as soon as [`is_lost`](Lease::is_lost), never if the lease is finished first. Race the work with it to stop
@@ -336,10 +319,7 @@ impl Lease {
 
     /// How long one renewal lasts.
     pub(crate) fn length(&self) -> Duration {
-        match self.held().record.as_ref().map(|record| &record.state) {
-            Some(State::InProgress { lease, .. }) => *lease,
-            Some(State::Completed(_) | State::Failed(..)) | None => self.engine.policy().lease,
-        }
+        self.held().record.as_ref().and_then(Record::lease).unwrap_or(self.engine.policy().lease)
     }
 
     async fn command(&self, op: Op, command: Command) -> Result<(), Error> {
@@ -421,7 +401,7 @@ impl Lease {
 
     fn remember(&self, record: Option<Record>, until: Duration) {
         let mut held = self.held();
-        let working = matches!(record.as_ref().map(|record| &record.state), Some(State::InProgress { .. }));
+        let working = record.as_ref().is_some_and(|record| record.lease().is_some());
         let newer = match (&held.record, &record) {
             (Some(known), Some(new)) => known.stamp <= new.stamp,
             (None, _) | (_, None) => true,

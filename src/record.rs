@@ -165,6 +165,19 @@ impl Record {
         self.retention.saturating_add(least)
     }
 
+    /// How long the lease is that the record grants from its stamp on; `None` once the operation is finished.
+    pub(crate) fn lease(&self) -> Option<Duration> {
+        match &self.state {
+            State::InProgress { lease, .. } => Some(*lease),
+            State::Completed(_) | State::Failed(..) => None,
+        }
+    }
+
+    /// Whether it grants a lease that was taken over from an attempt that ran out of its own.
+    pub(crate) fn is_takeover(&self) -> bool {
+        matches!(self.state, State::InProgress { takeover: true, .. })
+    }
+
     /// The moment from which on the record counts as absent and may be removed.
     /// A record that is kept for ever has [`Stamp`]`(u64::MAX)`.
     pub fn deadline(&self) -> Stamp {

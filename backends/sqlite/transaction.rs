@@ -12,7 +12,7 @@ use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::policy::{Policy, Retry};
-use crate::record::{Record, Stamp, State};
+use crate::record::{Record, Stamp};
 use crate::request::Request;
 use crate::store::Swap;
 use crate::token::LeaseToken;
@@ -165,11 +165,10 @@ pub struct TxLease {
 
 impl TxLease {
     fn new(store: &SqliteStore, policy: &Policy, token: LeaseToken, record: Option<&Record>) -> TxLease {
-        let takeover = |record: &Record| matches!(record.state, State::InProgress { takeover: true, .. });
         TxLease {
             store: store.clone(),
             token,
-            takeover: record.is_some_and(takeover),
+            takeover: record.is_some_and(Record::is_takeover),
             checkpoint: record.and_then(|record| record.checkpoint.clone()),
             policy: policy.clone(),
         }

@@ -349,11 +349,8 @@ fn about(answer: &Answer, real: bool) -> Answer {
         Answer::Failed { error, retry_after } => {
             Answer::Failed { error, retry_after: retry_after.map(round) }
         }
-        // A resumed lease shows the checkpoint of the moment it was resumed.
-        Answer::Acquired { grant, attempt, takeover, checkpoint } => {
-            Answer::Acquired { grant, attempt, takeover, checkpoint }
-        }
-        other @ (Answer::Completed(_)
+        other @ (Answer::Acquired { .. }
+        | Answer::Completed(_)
         | Answer::Unresolved { .. }
         | Answer::Mismatch
         | Answer::Done
