@@ -181,7 +181,7 @@ impl MemoryStore {
 
     fn insert(&self, shard: &mut Shard, id: &RecordId, record: Record) {
         if self.0.limits.scope.is_some() {
-            *self.0.scopes.lock().entry(record.scope.clone()).or_default() += 1;
+            *self.0.scopes.lock().entry(record.scope.as_str().into()).or_default() += 1;
         }
         let weight = shard.insert(*id, record);
         self.0.records.fetch_add(1, Ordering::Relaxed);

@@ -170,7 +170,7 @@ impl Engine {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
-        let seen = observe::call(self, Op::Resume, &|| Some(token.scope.clone()));
+        let seen = observe::call(self, Op::Resume, &|| Some(token.scope));
         let lease = observe::in_span(&seen, async {
             let answer = self.execute(&token.id, &Command::Resume(token.clone()), View::Unknown).await?;
             answer.reply.into_done().inspect_err(|error| {

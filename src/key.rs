@@ -6,13 +6,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::label::Label;
+
 /// Everything that is hashed into a [`RecordId`] starts with this, so that no other hash of the same bytes is one.
 const DOMAIN: &[u8] = b"nevertwice record id v1\0";
 
 /// The longest key, and the longest part of a scope, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
-/// The longest label of a scope, in bytes.
-pub(crate) const MAX_LABEL_BYTES: usize = 48;
 /// The most parts of a scope.
 pub const MAX_SCOPE_PARTS: usize = 16;
 
@@ -97,15 +97,15 @@ impl Scope {
     }
 
     /// What operators see: the parts joined by `/`, cut to at most 48 bytes.
-    pub(crate) fn label(&self) -> Box<str> {
-        label(&self.0.join("/"))
+    pub(crate) fn label(&self) -> Label {
+        let mut label = Label::EMPTY;
+        let mut parts = self.0.iter();
+        let mut whole = parts.next().is_none_or(|first| label.push(first));
+        for part in parts {
+            whole = whole && label.push("/") && label.push(part);
+        }
+        label
     }
-}
-
-/// As much of a text as operators get to see: its first 48 bytes.
-pub(crate) fn label(text: &str) -> Box<str> {
-    let end = (0..=MAX_LABEL_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text[..end.unwrap_or(0)].into()
 }
 
 impl fmt::Debug for Scope {

@@ -348,7 +348,7 @@ impl Lease {
     }
 
     async fn command_within(&self, limit: Duration, op: Op, command: Command) -> Result<(), Error> {
-        let seen = observe::call(&self.engine, op, &|| Some(self.token.scope.clone()));
+        let seen = observe::call(&self.engine, op, &|| Some(self.token.scope));
         let result = observe::in_span(&seen, async {
             let view = self.believed().map_or(View::Unknown, View::believed);
             self.learn(self.engine.execute_within(limit, &self.token.id, &command, view).await?)

@@ -71,7 +71,7 @@ impl Shard {
             }
         }
         let bytes = weight(&kept.record);
-        let scopes = if self.counts_scopes { vec![kept.record.scope] } else { Vec::new() };
+        let scopes = if self.counts_scopes { vec![kept.record.scope.as_str().into()] } else { Vec::new() };
         Removed { records: 1, bytes, scopes }
     }
 
