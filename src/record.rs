@@ -46,7 +46,8 @@ impl Stamp {
 /// A duration in whole microseconds, rounded up so that a lease is never shorter than asked; `u64::MAX` stands for
 /// everything longer.
 pub(crate) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
+    let below = u64::from(time.subsec_nanos().div_ceil(1000));
+    time.as_secs().saturating_mul(1_000_000).saturating_add(below)
 }
 
 /// What is recorded under one key. Durations count from the record's stamp; no caller's clock is in it.
