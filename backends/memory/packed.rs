@@ -1,0 +1,369 @@
+//! The bytes of a finished record in a segment: [`fits`], [`Log::write`] and [`View`].
+//!
+//! ```text
+//! flags 1 · id 32 · fingerprint 17 · terms · stamp · fence · [attempt] · [wait] · [key] · body
+//! ```
+//! Numbers are LEB128. The stamp counts from the segment's, the fence back from the stamp. The *terms* (retention, response
+//! retention, scope) are the same for many records: written once, and then named by how many bytes before they are.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use crate::fingerprint::Fingerprint;
+use crate::key::RecordId;
+use crate::policy::Retry;
+use crate::record::{Body, Record, Stamp, State};
+
+/// Bits of the first byte: the state in the low three, then flags.
+mod bits {
+    pub(super) const STATE: u8 = 0b111;
+    pub(super) const COMPLETED: u8 = 0;
+    pub(super) const FAILED_NOW: u8 = 1;
+    pub(super) const FAILED_AFTER: u8 = 2;
+    pub(super) const FAILED_NEVER: u8 = 3;
+    pub(super) const FAILED_UNRESOLVED: u8 = 4;
+    pub(super) const OMITTED: u8 = 1 << 3;
+    pub(super) const KEY: u8 = 1 << 4;
+    /// The attempt is not the first, and is written.
+    pub(super) const ATTEMPT: u8 = 1 << 5;
+    /// Nobody's any more.
+    pub(super) const DEAD: u8 = 1 << 6;
+}
+
+const ID: usize = 1;
+const FINGERPRINT: usize = ID + 32;
+const TERMS: usize = FINGERPRINT + Fingerprint::BYTES;
+/// The longest body, scope and key that are copied into a segment.
+const MAX_BODY: usize = 1024;
+const MAX_TEXT: usize = 255;
+/// How many of the terms written last are looked through for the same.
+const RECENT: usize = 8;
+
+/// At most how many bytes the record takes in a segment; `None` if it is not one to be packed.
+pub(super) fn fits(record: &Record) -> Option<usize> {
+    let body = match &record.state {
+        State::Completed(body) | State::Failed(body, _) => body.kept().map_or(16, Bytes::len),
+        State::InProgress { .. } => return None,
+    };
+    let key = record.key.as_ref().map_or(0, |key| key.len());
+    let scope = record.scope.as_bytes().len();
+    let small = body <= MAX_BODY && key <= MAX_TEXT && scope <= MAX_TEXT && record.checkpoint.is_none();
+    let wait = match &record.state {
+        State::Failed(_, Retry::After(wait)) => *wait,
+        State::Failed(..) | State::Completed(_) | State::InProgress { .. } => Duration::ZERO,
+    };
+    // One is added to the response's retention.
+    let response = record.response_retention.map(|kept| exact_micros(kept).filter(|kept| *kept < u64::MAX));
+    let exact =
+        response != Some(None) && [record.retention, wait].map(exact_micros).iter().all(Option::is_some);
+    // Seven numbers of at most 10 bytes, three lengths and a distance of at most 3.
+    (small && exact).then_some(TERMS + 7 * 10 + 4 * 3 + scope + key + body)
+}
+
+/// The duration in microseconds, if that is what it is to the last nanosecond.
+fn exact_micros(time: Duration) -> Option<u64> {
+    let micros = time.as_secs().checked_mul(1_000_000)?.checked_add(u64::from(time.subsec_micros()))?;
+    (time.subsec_nanos() % 1000 == 0).then_some(micros)
+}
+
+/// A duration of a record that fits.
+fn whole_micros(time: Duration) -> u64 {
+    exact_micros(time).unwrap_or(u64::MAX)
+}
+
+/// The bytes of a segment.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) bytes: Vec<u8>,
+    /// Where the terms written last are.
+    recent: [u16; RECENT],
+    written: usize,
+}
+
+impl Log {
+    /// Writes a record that [`fits`] behind the others and says where it starts.
+    pub(super) fn write(&mut self, base: Stamp, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
+        let at = self.bytes.len();
+        let fence = if record.fence == Stamp::ZERO { stamp } else { record.fence };
+        let (flags, body, wait) = summary(record);
+        self.bytes.push(flags);
+        self.bytes.extend_from_slice(id.as_bytes());
+        self.bytes.extend_from_slice(record.fingerprint.as_bytes());
+        let terms = Written::terms(record);
+        self.put_terms(&terms.bytes[..terms.length]);
+        put_varint(&mut self.bytes, stamp.0 - base.0);
+        put_varint(&mut self.bytes, stamp.0.wrapping_sub(fence.0));
+        if flags & bits::ATTEMPT != 0 {
+            put_varint(&mut self.bytes, u64::from(record.attempt));
+        }
+        if let Some(wait) = wait {
+            put_varint(&mut self.bytes, whole_micros(wait));
+        }
+        if let Some(key) = &record.key {
+            put_bytes(&mut self.bytes, key.as_bytes());
+        }
+        match body {
+            Body::Kept(body) => put_bytes(&mut self.bytes, body),
+            Body::Omitted { bytes, digest } => {
+                self.bytes.extend_from_slice(&bytes.to_le_bytes());
+                self.bytes.extend_from_slice(&digest.to_le_bytes());
+            }
+        }
+        at
+    }
+
+    /// Copies a record out of another segment's bytes with the same base and says where it starts here.
+    pub(super) fn copy(&mut self, view: &View<'_>) -> usize {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&view.bytes[view.at..view.at + TERMS]);
+        self.put_terms(view.terms.bytes);
+        self.bytes.extend_from_slice(&view.bytes[view.rest..view.end]);
+        at
+    }
+
+    fn put_terms(&mut self, terms: &[u8]) {
+        let known = &self.recent[..self.written.min(RECENT)];
+        let here = self.bytes.len();
+        // Terms end by themselves, so bytes that start like them are the same.
+        match known.iter().find(|at| self.bytes[usize::from(**at)..].starts_with(terms)) {
+            Some(at) => put_varint(&mut self.bytes, (here - usize::from(*at)) as u64),
+            None => {
+                self.bytes.push(0);
+                self.recent[self.written % RECENT] = (here + 1) as u16; // within a segment
+                self.written += 1;
+                self.bytes.extend_from_slice(terms);
+            }
+        }
+    }
+
+    /// The id of the record that starts at `at`.
+    pub(super) fn id_at(&self, at: usize) -> &[u8; 32] {
+        self.bytes[at + ID..].first_chunk().expect("every record has its id here")
+    }
+
+    pub(super) fn kill(&mut self, at: usize) {
+        self.bytes[at] |= bits::DEAD;
+    }
+}
+
+/// What is written down of a record's terms, on the stack.
+struct Written {
+    bytes: [u8; 2 * 10 + 2 + MAX_TEXT],
+    length: usize,
+}
+
+impl Written {
+    fn terms(record: &Record) -> Written {
+        let mut terms = Written { bytes: [0; 2 * 10 + 2 + MAX_TEXT], length: 0 };
+        terms.varint(whole_micros(record.retention));
+        terms.varint(record.response_retention.map_or(0, |kept| whole_micros(kept) + 1));
+        let scope = record.scope.as_bytes();
+        terms.varint(scope.len() as u64);
+        terms.bytes[terms.length..terms.length + scope.len()].copy_from_slice(scope);
+        terms.length += scope.len();
+        terms
+    }
+
+    fn varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes[self.length] = number as u8 | 0x80;
+            self.length += 1;
+            number >>= 7;
+        }
+        self.bytes[self.length] = number as u8;
+        self.length += 1;
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// The flags of a finished record, its body, and how long it waits for its retry.
+fn summary(record: &Record) -> (u8, &Body, Option<Duration>) {
+    let (state, body, wait) = match &record.state {
+        State::Completed(body) => (bits::COMPLETED, body, None),
+        State::Failed(body, Retry::Now) => (bits::FAILED_NOW, body, None),
+        State::Failed(body, Retry::After(wait)) => (bits::FAILED_AFTER, body, Some(*wait)),
+        State::Failed(body, Retry::Never) => (bits::FAILED_NEVER, body, None),
+        State::Failed(body, Retry::Unresolved) => (bits::FAILED_UNRESOLVED, body, None),
+        State::InProgress { .. } => unreachable!("a record in progress does not fit"),
+    };
+    let set = |on: bool, bit: u8| if on { bit } else { 0 };
+    let omitted = set(body.kept().is_none(), bits::OMITTED);
+    let flags =
+        state | omitted | set(record.key.is_some(), bits::KEY) | set(record.attempt != 1, bits::ATTEMPT);
+    (flags, body, wait)
+}
+
+/// A record in a segment's bytes, read as far as to its end.
+pub(super) struct View<'a> {
+    bytes: &'a [u8],
+    flags: u8,
+    at: usize,
+    /// Where it goes on behind its terms.
+    rest: usize,
+    /// Where the next record starts.
+    pub(super) end: usize,
+    pub(super) stamp: Stamp,
+    fence: Stamp,
+    attempt: u32,
+    wait: u64,
+    terms: Terms<'a>,
+    key: Option<&'a [u8]>,
+    body: &'a [u8],
+}
+
+struct Terms<'a> {
+    bytes: &'a [u8],
+    retention: u64,
+    response_retention: Option<u64>,
+    scope: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// The record that starts at `at`.
+    pub(super) fn read(bytes: &'a [u8], base: Stamp, at: usize) -> View<'a> {
+        let flags = bytes[at];
+        let has = |flag: u8| flags & flag != 0;
+        let mut input = Input { bytes, at: at + TERMS };
+        let here = input.at;
+        let terms = match input.varint() as usize {
+            0 => input.terms(),
+            distance => Input { bytes, at: here - distance }.terms(),
+        };
+        let rest = input.at;
+        let stamp = base.0 + input.varint();
+        let fence = stamp.wrapping_sub(input.varint());
+        let attempt = if has(bits::ATTEMPT) { input.varint() as u32 } else { 1 };
+        let wait = if flags & bits::STATE == bits::FAILED_AFTER { input.varint() } else { 0 };
+        let key = has(bits::KEY).then(|| input.text());
+        let body = if has(bits::OMITTED) { input.take(16) } else { input.text() };
+        let (stamp, fence, end) = (Stamp(stamp), Stamp(fence), input.at);
+        View { bytes, flags, at, rest, end, stamp, fence, attempt, wait, terms, key, body }
+    }
+
+    pub(super) fn id(&self) -> RecordId {
+        let id = self.bytes[self.at + ID..].first_chunk().expect("every record has its id here");
+        RecordId::from_bytes(*id)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.flags & bits::DEAD != 0
+    }
+
+    pub(super) fn deadline(&self) -> Stamp {
+        Stamp(self.stamp.0.saturating_add(self.terms.retention.saturating_add(self.wait)))
+    }
+
+    pub(super) fn scope(&self) -> Box<str> {
+        text(self.terms.scope)
+    }
+
+    /// About how many bytes of memory it takes.
+    pub(super) fn weight(&self) -> usize {
+        weight(self.terms.scope.len(), self.key.map_or(0, <[u8]>::len), self.body.len())
+    }
+
+    /// The record as it was written.
+    pub(super) fn record(&self) -> Record {
+        let fingerprint = self.bytes[self.at + FINGERPRINT..].first_chunk();
+        Record {
+            stamp: self.stamp,
+            fence: self.fence,
+            fingerprint: Fingerprint::from_bytes(
+                *fingerprint.expect("every record has its fingerprint here"),
+            ),
+            attempt: self.attempt,
+            retention: Duration::from_micros(self.terms.retention),
+            response_retention: self.terms.response_retention.map(Duration::from_micros),
+            scope: self.scope(),
+            key: self.key.map(text),
+            checkpoint: None,
+            state: self.state(),
+        }
+    }
+
+    fn state(&self) -> State {
+        let body = match self.body.split_at_checked(8) {
+            Some((length, digest)) if self.flags & bits::OMITTED != 0 => {
+                let number = |mut bytes: &[u8]| bytes.get_u64_le();
+                Body::Omitted { bytes: number(length), digest: number(digest) }
+            }
+            _ => Body::Kept(Bytes::copy_from_slice(self.body)),
+        };
+        match self.flags & bits::STATE {
+            bits::COMPLETED => State::Completed(body),
+            bits::FAILED_NOW => State::Failed(body, Retry::Now),
+            bits::FAILED_AFTER => State::Failed(body, Retry::After(Duration::from_micros(self.wait))),
+            bits::FAILED_NEVER => State::Failed(body, Retry::Never),
+            // What is left: only `summary` writes these bits.
+            _ => State::Failed(body, Retry::Unresolved),
+        }
+    }
+}
+
+/// About how many bytes a packed record takes, its place in the index included.
+fn weight(scope: usize, key: usize, body: usize) -> usize {
+    96 + scope + key + body
+}
+
+/// The same, of a record that is about to be packed.
+pub(super) fn weight_of(record: &Record) -> usize {
+    let body = summary(record).1.kept().map_or(16, Bytes::len);
+    weight(record.scope.as_bytes().len(), record.key.as_ref().map_or(0, |key| key.len()), body)
+}
+
+fn text(bytes: &[u8]) -> Box<str> {
+    std::str::from_utf8(bytes).expect("written from a text").into()
+}
+
+struct Input<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Input<'a> {
+    fn varint(&mut self) -> u64 {
+        let mut number = 0;
+        let mut shift = 0;
+        loop {
+            let byte = self.bytes[self.at];
+            self.at += 1;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return number;
+            }
+            shift += 7;
+        }
+    }
+
+    fn take(&mut self, length: usize) -> &'a [u8] {
+        let start = self.at;
+        self.at += length;
+        &self.bytes[start..self.at]
+    }
+
+    fn text(&mut self) -> &'a [u8] {
+        let length = self.varint() as usize; // at most MAX_BODY
+        self.take(length)
+    }
+
+    fn terms(&mut self) -> Terms<'a> {
+        let start = self.at;
+        let retention = self.varint();
+        let response_retention = self.varint().checked_sub(1);
+        let scope = self.text();
+        Terms { bytes: &self.bytes[start..self.at], retention, response_retention, scope }
+    }
+}
