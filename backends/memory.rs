@@ -119,10 +119,14 @@ impl MemoryStore {
         let now = self.0.timeline.now();
         let mut shard = self.shard(id).lock();
         let found = shard.find(id);
-        let present = found.map(|place| shard.stamp(place));
-        if present != expected {
+        let is_expected = match (found, expected) {
+            (Some(place), Some(expected)) => shard.stamp(place) == expected,
+            (found, expected) => found.is_none() && expected.is_none(),
+        };
+        if !is_expected {
             let record = found.map(|place| shard.read(place));
-            return Ok(Swap::Conflict(Snapshot { record, now: now.max(present.unwrap_or_default()) }));
+            let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
+            return Ok(Swap::Conflict(Snapshot { record, now }));
         }
         let mut expired = Removed::default();
         if let Some(next) = next {

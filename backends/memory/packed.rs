@@ -1,10 +1,11 @@
 //! The bytes of a finished record in a segment: [`fits`], [`Log::write`] and [`View`].
 //!
 //! ```text
-//! flags 1 · id 32 · fingerprint 17 · terms · stamp · fence · [attempt] · [wait] · [key] · body
+//! flags 1 · id 32 · scope · fingerprint 1 or 17 · stamp · fence · [retention · response retention] · [attempt] · [wait] · [key] · body
 //! ```
-//! Numbers are LEB128. The stamp counts from the segment's, the fence back from the stamp. The *terms* (retention, response
-//! retention, scope) are the same for many records: written once, and then named by how many bytes before they are.
+//! Numbers are LEB128. The stamp counts from the segment's, the fence back from the stamp. What is the same for many
+//! records is written once: retentions only where they are not the segment's, and a scope, where one of those written last is
+//! the same, as the number of bytes that it is before the record's own place for it.
 
 use std::time::Duration;
 
@@ -27,17 +28,19 @@ mod bits {
     pub(super) const KEY: u8 = 1 << 4;
     /// The attempt is not the first, and is written.
     pub(super) const ATTEMPT: u8 = 1 << 5;
+    /// The retentions are not the segment's, and are written.
+    pub(super) const RETENTIONS: u8 = 1 << 6;
     /// Nobody's any more.
-    pub(super) const DEAD: u8 = 1 << 6;
+    pub(super) const DEAD: u8 = 1 << 7;
 }
 
 const ID: usize = 1;
-const FINGERPRINT: usize = ID + 32;
-const TERMS: usize = FINGERPRINT + Fingerprint::BYTES;
-/// The longest body, scope and key that are copied into a segment.
+const SCOPE: usize = ID + 32;
+/// The longest body, key and scope that are copied into a segment. A scope's length takes one byte.
 const MAX_BODY: usize = 1024;
-const MAX_TEXT: usize = 255;
-/// How many of the terms written last are looked through for the same.
+const MAX_KEY: usize = 255;
+const MAX_SCOPE: usize = 127;
+/// How many of the scopes written last are looked through for the same.
 const RECENT: usize = 8;
 
 /// At most how many bytes the record takes in a segment; `None` if it is not one to be packed.
@@ -48,7 +51,7 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
     };
     let key = record.key.as_ref().map_or(0, |key| key.len());
     let scope = record.scope.as_bytes().len();
-    let small = body <= MAX_BODY && key <= MAX_TEXT && scope <= MAX_TEXT && record.checkpoint.is_none();
+    let small = body <= MAX_BODY && key <= MAX_KEY && scope <= MAX_SCOPE && record.checkpoint.is_none();
     let wait = match &record.state {
         State::Failed(_, Retry::After(wait)) => *wait,
         State::Failed(..) | State::Completed(_) | State::InProgress { .. } => Duration::ZERO,
@@ -57,8 +60,11 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
     let response = record.response_retention.map(|kept| exact_micros(kept).filter(|kept| *kept < u64::MAX));
     let exact =
         response != Some(None) && [record.retention, wait].map(exact_micros).iter().all(Option::is_some);
-    // Seven numbers of at most 10 bytes, three lengths and a distance of at most 3.
-    (small && exact).then_some(TERMS + 7 * 10 + 4 * 3 + scope + key + body)
+    // One that starts with 0 and does not stand for none is not of this crate's making.
+    let fingerprint = record.fingerprint == Fingerprint::NONE || record.fingerprint.as_bytes()[0] != 0;
+    // Six numbers of at most 10 bytes, three lengths and a distance of at most 3.
+    let bound = SCOPE + Fingerprint::BYTES + 6 * 10 + 4 * 3 + scope + key + body;
+    (small && exact && fingerprint).then_some(bound)
 }
 
 /// The duration in microseconds, if that is what it is to the last nanosecond.
@@ -72,28 +78,55 @@ fn whole_micros(time: Duration) -> u64 {
     exact_micros(time).unwrap_or(u64::MAX)
 }
 
+/// What is the same for most of the records of a segment: its first record's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Base {
+    /// What the stamps count from.
+    stamp: Stamp,
+    retention: u64,
+    /// 0 for none, else one more.
+    response_retention: u64,
+}
+
+impl Base {
+    pub(super) fn of(record: &Record, stamp: Stamp) -> Base {
+        let response_retention = record.response_retention.map_or(0, |kept| whole_micros(kept) + 1);
+        Base { stamp, retention: whole_micros(record.retention), response_retention }
+    }
+}
+
 /// The bytes of a segment.
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) bytes: Vec<u8>,
-    /// Where the terms written last are.
+    /// Where the scopes written last are.
     recent: [u16; RECENT],
     written: usize,
 }
 
 impl Log {
     /// Writes a record that [`fits`] behind the others and says where it starts.
-    pub(super) fn write(&mut self, base: Stamp, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
+    pub(super) fn write(&mut self, base: Base, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
         let at = self.bytes.len();
-        let fence = if record.fence == Stamp::ZERO { stamp } else { record.fence };
-        let (flags, body, wait) = summary(record);
+        let own = Base::of(record, base.stamp);
+        let (mut flags, body, wait) = summary(record);
+        if own != base {
+            flags |= bits::RETENTIONS;
+        }
         self.bytes.push(flags);
         self.bytes.extend_from_slice(id.as_bytes());
-        self.bytes.extend_from_slice(record.fingerprint.as_bytes());
-        let terms = Written::terms(record);
-        self.put_terms(&terms.bytes[..terms.length]);
-        put_varint(&mut self.bytes, stamp.0 - base.0);
+        self.put_scope(record.scope.as_bytes());
+        match &record.fingerprint {
+            &Fingerprint::NONE => self.bytes.push(0),
+            fingerprint => self.bytes.extend_from_slice(fingerprint.as_bytes()),
+        }
+        let fence = if record.fence == Stamp::ZERO { stamp } else { record.fence };
+        put_varint(&mut self.bytes, stamp.0 - base.stamp.0);
         put_varint(&mut self.bytes, stamp.0.wrapping_sub(fence.0));
+        if own != base {
+            put_varint(&mut self.bytes, own.retention);
+            put_varint(&mut self.bytes, own.response_retention);
+        }
         if flags & bits::ATTEMPT != 0 {
             put_varint(&mut self.bytes, u64::from(record.attempt));
         }
@@ -116,23 +149,25 @@ impl Log {
     /// Copies a record out of another segment's bytes with the same base and says where it starts here.
     pub(super) fn copy(&mut self, view: &View<'_>) -> usize {
         let at = self.bytes.len();
-        self.bytes.extend_from_slice(&view.bytes[view.at..view.at + TERMS]);
-        self.put_terms(view.terms.bytes);
+        self.bytes.extend_from_slice(&view.bytes[view.at..view.at + SCOPE]);
+        self.put_scope(view.scope);
         self.bytes.extend_from_slice(&view.bytes[view.rest..view.end]);
         at
     }
 
-    fn put_terms(&mut self, terms: &[u8]) {
-        let known = &self.recent[..self.written.min(RECENT)];
+    fn put_scope(&mut self, scope: &[u8]) {
         let here = self.bytes.len();
-        // Terms end by themselves, so bytes that start like them are the same.
-        match known.iter().find(|at| self.bytes[usize::from(**at)..].starts_with(terms)) {
+        let is_same = |at: &&u16| {
+            let length = &self.bytes[usize::from(**at)..];
+            usize::from(length[0]) == scope.len() && length[1..].starts_with(scope)
+        };
+        match self.recent[..self.written.min(RECENT)].iter().find(is_same) {
             Some(at) => put_varint(&mut self.bytes, (here - usize::from(*at)) as u64),
             None => {
-                self.bytes.push(0);
                 self.recent[self.written % RECENT] = (here + 1) as u16; // within a segment
                 self.written += 1;
-                self.bytes.extend_from_slice(terms);
+                self.bytes.extend_from_slice(&[0, scope.len() as u8]); // at most MAX_SCOPE
+                self.bytes.extend_from_slice(scope);
             }
         }
     }
@@ -144,35 +179,6 @@ impl Log {
 
     pub(super) fn kill(&mut self, at: usize) {
         self.bytes[at] |= bits::DEAD;
-    }
-}
-
-/// What is written down of a record's terms, on the stack.
-struct Written {
-    bytes: [u8; 2 * 10 + 2 + MAX_TEXT],
-    length: usize,
-}
-
-impl Written {
-    fn terms(record: &Record) -> Written {
-        let mut terms = Written { bytes: [0; 2 * 10 + 2 + MAX_TEXT], length: 0 };
-        terms.varint(whole_micros(record.retention));
-        terms.varint(record.response_retention.map_or(0, |kept| whole_micros(kept) + 1));
-        let scope = record.scope.as_bytes();
-        terms.varint(scope.len() as u64);
-        terms.bytes[terms.length..terms.length + scope.len()].copy_from_slice(scope);
-        terms.length += scope.len();
-        terms
-    }
-
-    fn varint(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.bytes[self.length] = number as u8 | 0x80;
-            self.length += 1;
-            number >>= 7;
-        }
-        self.bytes[self.length] = number as u8;
-        self.length += 1;
     }
 }
 
@@ -211,46 +217,43 @@ pub(super) struct View<'a> {
     bytes: &'a [u8],
     flags: u8,
     at: usize,
-    /// Where it goes on behind its terms.
+    scope: &'a [u8],
+    /// Where it goes on behind its scope.
     rest: usize,
     /// Where the next record starts.
     pub(super) end: usize,
     pub(super) stamp: Stamp,
     fence: Stamp,
+    base: Base,
     attempt: u32,
     wait: u64,
-    terms: Terms<'a>,
     key: Option<&'a [u8]>,
     body: &'a [u8],
 }
 
-struct Terms<'a> {
-    bytes: &'a [u8],
-    retention: u64,
-    response_retention: Option<u64>,
-    scope: &'a [u8],
-}
-
 impl<'a> View<'a> {
     /// The record that starts at `at`.
-    pub(super) fn read(bytes: &'a [u8], base: Stamp, at: usize) -> View<'a> {
+    pub(super) fn read(bytes: &'a [u8], mut base: Base, at: usize) -> View<'a> {
         let flags = bytes[at];
         let has = |flag: u8| flags & flag != 0;
-        let mut input = Input { bytes, at: at + TERMS };
-        let here = input.at;
-        let terms = match input.varint() as usize {
-            0 => input.terms(),
-            distance => Input { bytes, at: here - distance }.terms(),
+        let mut input = Input { bytes, at: at + SCOPE };
+        let scope = match input.varint() as usize {
+            0 => input.text(),
+            distance => Input { bytes, at: at + SCOPE - distance }.text(),
         };
         let rest = input.at;
-        let stamp = base.0 + input.varint();
+        input.at += if bytes[rest] == 0 { 1 } else { Fingerprint::BYTES };
+        let stamp = base.stamp.0 + input.varint();
         let fence = stamp.wrapping_sub(input.varint());
+        if has(bits::RETENTIONS) {
+            (base.retention, base.response_retention) = (input.varint(), input.varint());
+        }
         let attempt = if has(bits::ATTEMPT) { input.varint() as u32 } else { 1 };
         let wait = if flags & bits::STATE == bits::FAILED_AFTER { input.varint() } else { 0 };
         let key = has(bits::KEY).then(|| input.text());
         let body = if has(bits::OMITTED) { input.take(16) } else { input.text() };
         let (stamp, fence, end) = (Stamp(stamp), Stamp(fence), input.at);
-        View { bytes, flags, at, rest, end, stamp, fence, attempt, wait, terms, key, body }
+        View { bytes, flags, at, scope, rest, end, stamp, fence, base, attempt, wait, key, body }
     }
 
     pub(super) fn id(&self) -> RecordId {
@@ -263,34 +266,38 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn deadline(&self) -> Stamp {
-        Stamp(self.stamp.0.saturating_add(self.terms.retention.saturating_add(self.wait)))
+        Stamp(self.stamp.0.saturating_add(self.base.retention.saturating_add(self.wait)))
     }
 
     pub(super) fn scope(&self) -> Box<str> {
-        text(self.terms.scope)
+        text(self.scope)
     }
 
     /// About how many bytes of memory it takes.
     pub(super) fn weight(&self) -> usize {
-        weight(self.terms.scope.len(), self.key.map_or(0, <[u8]>::len), self.body.len())
+        weight(self.scope.len(), self.key.map_or(0, <[u8]>::len), self.body.len())
     }
 
     /// The record as it was written.
     pub(super) fn record(&self) -> Record {
-        let fingerprint = self.bytes[self.at + FINGERPRINT..].first_chunk();
         Record {
             stamp: self.stamp,
             fence: self.fence,
-            fingerprint: Fingerprint::from_bytes(
-                *fingerprint.expect("every record has its fingerprint here"),
-            ),
+            fingerprint: self.fingerprint(),
             attempt: self.attempt,
-            retention: Duration::from_micros(self.terms.retention),
-            response_retention: self.terms.response_retention.map(Duration::from_micros),
+            retention: Duration::from_micros(self.base.retention),
+            response_retention: self.base.response_retention.checked_sub(1).map(Duration::from_micros),
             scope: self.scope(),
             key: self.key.map(text),
             checkpoint: None,
             state: self.state(),
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        match self.bytes[self.rest..].first_chunk() {
+            Some(bytes) if bytes[0] != 0 => Fingerprint::from_bytes(*bytes),
+            _ => Fingerprint::NONE,
         }
     }
 
@@ -357,13 +364,5 @@ impl<'a> Input<'a> {
     fn text(&mut self) -> &'a [u8] {
         let length = self.varint() as usize; // at most MAX_BODY
         self.take(length)
-    }
-
-    fn terms(&mut self) -> Terms<'a> {
-        let start = self.at;
-        let retention = self.varint();
-        let response_retention = self.varint().checked_sub(1);
-        let scope = self.text();
-        Terms { bytes: &self.bytes[start..self.at], retention, response_retention, scope }
     }
 }

@@ -1,7 +1,7 @@
 //! Finished records of like deadlines, packed one behind the other: [`Segment`].
 
 use super::list::{Linked, Links};
-use super::packed::{Log, View};
+use super::packed::{Base, Log, View};
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 
@@ -14,8 +14,7 @@ const FIRST: usize = 1 << 10;
 /// Records in the order they were written in. What dies stays where it is until the segment is dropped or rewritten.
 pub(super) struct Segment {
     log: Log,
-    /// What the stamps inside count from.
-    base: Stamp,
+    base: Base,
     /// How many of the records are alive.
     pub(super) records: u32,
     /// How many bytes are those of dead records.
@@ -30,7 +29,7 @@ impl Default for Segment {
     /// What stands where no segment is.
     fn default() -> Segment {
         let log = Log::default();
-        Segment { log, base: Stamp::ZERO, records: 0, dead: 0, swept: 0, class: 0, links: Links::NONE }
+        Segment { log, base: Base::default(), records: 0, dead: 0, swept: 0, class: 0, links: Links::NONE }
     }
 }
 
@@ -41,8 +40,8 @@ impl Linked for Segment {
 }
 
 impl Segment {
-    /// A segment whose first record is stamped `base`, one of `many` or the only one.
-    pub(super) fn new(class: u16, base: Stamp, many: bool) -> Segment {
+    /// A segment for records like the one that `base` is of: one of `many` segments, or the only one.
+    pub(super) fn new(class: u16, base: Base, many: bool) -> Segment {
         let mut segment = Segment { base, class, ..Segment::default() };
         segment.log.bytes.reserve_exact(if many { CAPACITY } else { FIRST });
         segment

@@ -2,7 +2,7 @@
 
 use super::index::{Index, hash_of};
 use super::list::{Linked, Links, List};
-use super::packed;
+use super::packed::{self, Base};
 use super::segment::{OFFSET_BITS, Segment};
 use super::waiters::Waiters;
 use crate::key::RecordId;
@@ -257,16 +257,16 @@ impl Shard {
         let bytes = packed::fits(record)?;
         let Class { number, segments, .. } = self.classes[class];
         let last = self.segments.get(segments.last as usize).is_some_and(|segment| segment.has_room(bytes));
-        let segment = if last { segments.last } else { self.open(class, number, stamp)? };
+        let segment = if last { segments.last } else { self.open(class, number, Base::of(record, stamp))? };
         let at = self.segments[segment as usize].write(id, record, stamp, bytes);
         self.bytes += packed::weight_of(record);
         Some(Place::Packed(segment, at))
     }
 
     /// A new segment at the end of a class, unless there are too many.
-    fn open(&mut self, class: usize, number: u16, stamp: Stamp) -> Option<u32> {
+    fn open(&mut self, class: usize, number: u16, base: Base) -> Option<u32> {
         let list = &mut self.classes[class].segments;
-        let segment = Segment::new(number, stamp, !list.is_empty());
+        let segment = Segment::new(number, base, !list.is_empty());
         let at = match self.free.pop() {
             Some(at) => {
                 self.segments[at as usize] = segment;
