@@ -25,6 +25,7 @@ use self::shard::{Removed, Shard, Size};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
@@ -57,7 +58,7 @@ struct Inner {
     /// What the shards have told of their sizes.
     total: Total,
     /// How many records each scope has, by its label. Counted only where there is a quota.
-    scopes: Mutex<HashMap<Box<str>, usize>>,
+    scopes: Mutex<HashMap<Label, usize>>,
     limits: Limits,
     /// By how much a shard's size may differ from what it has told. So a begin seldom writes what all begins read.
     slack: Size,
@@ -188,7 +189,7 @@ impl MemoryStore {
     }
 
     /// Which limit is reached, if one is.
-    fn full(&self, scope: &str) -> Option<String> {
+    fn full(&self, scope: &Label) -> Option<String> {
         let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
         let Total { records, bytes } = &self.0.total;
         let (records, bytes) = (records.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
@@ -221,7 +222,7 @@ impl MemoryStore {
         }
         let mut scopes = self.0.scopes.lock();
         if let Some(added) = added {
-            *scopes.entry(added.scope.clone()).or_default() += 1;
+            *scopes.entry(added.scope).or_default() += 1;
         }
         for scope in &removed.scopes {
             if let Some(used) = scopes.get_mut(scope) {

@@ -7,13 +7,15 @@ use futures_util::future::join_all;
 
 use crate::begin::Begin;
 use crate::call::within;
-use crate::decide::{Command, Decision, Reply, decide};
-use crate::engine::{Answer, Engine, View};
+use crate::decide::{Command, Reply};
+use crate::engine::{Answer, Engine, Step, View};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op, Trouble};
-use crate::record::Record;
+use crate::owner::Owner;
+use crate::policy::Policy;
+use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::{Snapshot, Swap, SwapRequest};
 
@@ -41,23 +43,16 @@ impl Engine {
     /// ```
     pub async fn begin_many(&self, requests: &[Request]) -> Vec<Result<Begin, Error>> {
         let seen = observe::call(self, Op::BeginMany, &|| None);
-        let mut refused = Vec::new();
-        let mut wanted = Vec::new();
-        for (at, request) in requests.iter().enumerate() {
-            match request.ask(self.policy()) {
-                Ok(ask) => wanted.push((at, request.id(), ask.owner, Command::Begin(ask))),
-                Err(error) => refused.push((at, Err(Error::from(error)))),
-            }
-        }
-        let tasks =
-            wanted.iter().map(|(_, id, _, command)| Task { id: *id, command, believed: None }).collect();
-        let answers = observe::in_span(&seen, self.execute_many(tasks)).await;
-        let begun = answers.into_iter().zip(&wanted).map(|(answer, (at, id, owner, _))| {
-            (*at, answer.and_then(|answer| self.begun(*id, *owner, answer)))
-        });
-        let mut all: Vec<_> = begun.chain(refused).collect();
-        all.sort_by_key(|(at, _)| *at);
-        all.into_iter().map(|(_, begin)| begin).inspect(|begin| seen.begun(begin)).collect()
+        let wanted: Vec<Result<Wanted, Error>> =
+            requests.iter().map(|request| Wanted::of(request, self.policy())).collect();
+        let tasks = wanted.iter().flatten();
+        let tasks = tasks.map(|Wanted { id, command, .. }| Task { id: *id, command, held: None });
+        let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
+        let begin = |wanted: Result<Wanted, Error>| {
+            let Wanted { id, owner, .. } = wanted?;
+            self.begun(id, owner, answers.next().unwrap_or_else(unanswered)?)
+        };
+        wanted.into_iter().map(begin).inspect(|begin| seen.begun(begin)).collect()
     }
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
@@ -65,18 +60,13 @@ impl Engine {
         let seen = observe::call(self, Op::CompleteMany, &|| None);
         let commands: Vec<(&Lease, Result<Command, Error>)> =
             outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone()))).collect();
-        let tasks = commands
-            .iter()
-            .filter_map(|(lease, command)| {
-                let command = command.as_ref().ok()?;
-                Some(Task { id: lease.id(), command, believed: lease.believed() })
-            })
-            .collect();
-        let mut answers = observe::in_span(&seen, self.execute_many(tasks)).await.into_iter();
+        let tasks = commands.iter().filter_map(|(lease, command)| {
+            Some(Task { id: lease.id(), command: command.as_ref().ok()?, held: Some(lease) })
+        });
+        let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
         let learn = |(lease, command): (&Lease, Result<Command, Error>)| {
             command?;
-            let unanswered = || StoreError::Unavailable { backend: "engine", detail: "no answer".to_owned() };
-            let answer = answers.next().unwrap_or_else(|| Err(unanswered().into()));
+            let answer = answers.next().unwrap_or_else(unanswered);
             let result = seen.inside(|| lease.learn(answer?));
             seen.answered(lease.attempt(), &result);
             result
@@ -87,48 +77,71 @@ impl Engine {
     /// Tries every command at once by what is believed; whatever is not settled by that goes its own way.
     async fn execute_many(&self, tasks: Vec<Task<'_>>) -> Vec<Result<Answer, Error>> {
         let sent = self.clock().monotonic();
-        let tries: Vec<Try> = tasks.iter().map(Task::first_try).collect();
-        let swaps: Vec<SwapRequest> = tries.iter().flatten().map(|(swap, _)| swap.clone()).collect();
+        let mut swaps = Vec::with_capacity(tasks.len());
+        let mut replies = Vec::with_capacity(tasks.len());
+        for task in &tasks {
+            replies.push(task.first_step(sent).map(|Step { expected, next, reply }| {
+                swaps.push(SwapRequest { id: task.id, expected, next });
+                reply
+            }));
+        }
         let limit = self.policy().call_timeout;
         let answered = match swaps.is_empty() {
             true => Some(Vec::new()),
             false => within(self.clock(), limit / 2, self.store().swap_many(&swaps)).await,
         };
         let mut answered = answered.unwrap_or_default().into_iter();
-        let rest = tasks.into_iter().zip(tries).map(|(task, first)| {
-            let answer = first.as_ref().and_then(|_| answered.next());
-            self.settle(task, first, answer, sent)
-        });
-        join_all(rest.collect::<Vec<_>>()).await
+        let mut swaps = swaps.into_iter();
+        let mut answers = Vec::with_capacity(tasks.len());
+        let mut rest = Vec::new();
+        for (task, reply) in tasks.into_iter().zip(replies) {
+            let first = reply.map(|reply| First { reply, swap: swaps.next(), answer: answered.next() });
+            answers.push(match self.settle(&task, first, sent) {
+                Ok(answer) => Some(answer),
+                Err(view) => {
+                    rest.push(self.go_on(task, view, sent));
+                    None
+                }
+            });
+        }
+        let mut rest = join_all(rest).await.into_iter();
+        let answers = answers.into_iter().map(|answer| answer.or_else(|| rest.next()));
+        answers.map(|answer| answer.unwrap_or_else(unanswered)).collect()
     }
 
-    async fn settle(
+    /// What the first try came to; what is known, if that is not the end of it.
+    fn settle<'a>(
         &self,
-        task: Task<'_>,
-        first: Try,
-        answer: Option<Result<Swap, StoreError>>,
+        task: &Task<'a>,
+        first: Option<First>,
         sent: Duration,
-    ) -> Result<Answer, Error> {
-        match (&first, &answer) {
-            (Some(_), Some(Err(error))) if error.is_transient() => {
+    ) -> Result<Result<Answer, Error>, View<'a>> {
+        let Some(First { reply, swap, answer }) = first else { return Err(task.view()) };
+        match answer {
+            Some(Ok(Swap::Done(stamp))) => {
+                let record = swap.and_then(|swap| swap.next).map(|next| next.stamped(stamp));
+                Ok(Ok(Answer::at(sent, reply, Snapshot { record, now: stamp })))
+            }
+            Some(Ok(Swap::Conflict(found))) => {
+                match Step::of(found.now, found.record.as_ref(), task.command) {
+                    Err(reply) => Ok(Ok(Answer::at(sent, reply, found))),
+                    Ok(_) => Err(View::Found(Box::new(found), sent)),
+                }
+            }
+            Some(Err(error)) if !error.is_transient() => Ok(Err(error.into())),
+            Some(Err(_)) => {
                 observe::repeated(self, Trouble::Unavailable, 1);
+                Err(task.view())
             }
-            (Some(_), None) => observe::repeated(self, Trouble::NoAnswer, 1),
-            (Some(_) | None, _) => {}
+            None => {
+                observe::repeated(self, Trouble::NoAnswer, 1);
+                Err(task.view())
+            }
         }
-        let view = match (first, answer) {
-            (Some((SwapRequest { next, .. }, reply)), Some(Ok(Swap::Done(stamp)))) => {
-                let record = next.map(|next| next.stamped(stamp));
-                return Ok(Answer::at(sent, reply, Snapshot { record, now: stamp }));
-            }
-            (Some(_), Some(Ok(Swap::Conflict(found)))) => View::Believed(Box::new(found), sent),
-            (Some(_), Some(Err(error))) if !error.is_transient() => return Err(error.into()),
-            (None, _) if !matches!(task.command, Command::Begin(_)) => View::Unknown,
-            // Not answered: from the start, one by one. What was done is recognised.
-            (_, Some(Err(_)) | None) | (None, Some(Ok(_))) => {
-                task.believed.map_or_else(View::absent, View::believed)
-            }
-        };
+    }
+
+    /// What was not settled at once, one by one. What was done all the same is recognised.
+    async fn go_on(&self, task: Task<'_>, view: View<'_>, sent: Duration) -> Result<Answer, Error> {
         // What is left of the time for the whole batch, but enough for a try.
         let limit = self.policy().call_timeout;
         let left = limit.saturating_sub(self.clock().monotonic().saturating_sub(sent)).max(limit / 8);
@@ -136,28 +149,53 @@ impl Engine {
     }
 }
 
+/// One begin of a batch.
+struct Wanted {
+    id: RecordId,
+    owner: Owner,
+    command: Command,
+}
+
+impl Wanted {
+    fn of(request: &Request, policy: &Policy) -> Result<Wanted, Error> {
+        let ask = request.ask(policy)?;
+        Ok(Wanted { id: request.id(), owner: ask.owner, command: Command::Begin(ask) })
+    }
+}
+
 /// One command of a batch.
 struct Task<'a> {
     id: RecordId,
     command: &'a Command,
-    /// The record that most likely is there.
-    believed: Option<Record>,
+    /// Whose it is. A begin is nobody's yet.
+    held: Option<&'a Lease>,
 }
 
-/// What a command comes to if what is believed is true: a swap and the answer once it is done. `None`: it has an answer
-/// already, or wants to look first.
-type Try = Option<(SwapRequest, Reply)>;
+/// What became of a command's first try.
+struct First {
+    /// The answer once the swap is done.
+    reply: Reply,
+    swap: Option<SwapRequest>,
+    answer: Option<Result<Swap, StoreError>>,
+}
 
-impl Task<'_> {
-    fn first_try(&self) -> Try {
-        let begins = matches!(self.command, Command::Begin(_));
-        if self.believed.is_none() && !begins {
-            return None;
-        }
-        let expected = self.believed.as_ref().map(|record| record.stamp);
-        match decide(expected.unwrap_or_default(), self.believed.as_ref(), self.command) {
-            Decision::Write { next, reply } => Some((SwapRequest { id: self.id, expected, next }, reply)),
-            Decision::Reply(_) => None,
+impl<'a> Task<'a> {
+    /// What is believed before it is tried.
+    fn view(&self) -> View<'a> {
+        self.held.map_or(View::Absent, View::Held)
+    }
+
+    /// What it comes to if what is believed is true. `None`: it wants to look first.
+    fn first_step(&self, now: Duration) -> Option<Step> {
+        match self.held {
+            Some(lease) => lease.step(now, self.command),
+            None => Step::of(Stamp::ZERO, None, self.command).ok(),
         }
     }
+}
+
+/// A store's answers are as many as the swaps that it was asked for; should they not be, nothing is known of the others.
+fn unanswered<T>() -> Result<T, Error> {
+    let detail = "no answer".to_owned();
+    Err(StoreError::Unavailable { backend: "engine", detail }.into())
 }

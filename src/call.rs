@@ -1,7 +1,7 @@
 //! One command's way through the store: tries, pauses and the deadline.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
     limit: Duration,
-    started: Duration,
+    pub(crate) started: Duration,
     deadline: Duration,
     /// When the store call that was answered last was sent.
     pub(crate) sent: Duration,
@@ -54,19 +54,19 @@ impl<'a> Call<'a> {
         Ok(existed || self.tries > 1)
     }
 
-    pub(crate) async fn swap(
-        &mut self,
+    pub(crate) fn swap<'s>(
+        &'s mut self,
         expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, Error> {
-        let (engine, id) = (self.engine, self.id);
-        self.repeat(|| engine.store().swap(id, expected, next)).await
+        next: Option<&'s Record>,
+    ) -> impl Future<Output = Result<Swap, Error>> + use<'s, 'a> {
+        let (engine, id): (&'s Engine, &'s RecordId) = (self.engine, self.id);
+        self.repeat(move || engine.store().swap(id, expected, next))
     }
 
     /// Sends a store call again and again, until it is answered by something else than a passing trouble.
     async fn repeat<T, F>(&mut self, mut send: impl FnMut() -> F) -> Result<T, Error>
     where
-        F: Future<Output = Result<T, StoreError>>,
+        F: Future<Output = Result<T, StoreError>> + Unpin,
     {
         let limit = self.limit;
         let mut pause = Pause::after(2);
@@ -132,19 +132,17 @@ impl Pause {
 }
 
 /// What `future` gives, or `None` if it takes longer than `limit`. No timer is set for what is ready at once.
-pub(crate) async fn within<T>(
+pub(crate) fn within<T>(
     clock: &dyn Clock,
     limit: Duration,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = pin!(future);
+    mut future: impl Future<Output = T> + Unpin,
+) -> impl Future<Output = Option<T>> {
     let mut timer: Option<Sleep> = None;
-    poll_fn(|context| {
-        if let Poll::Ready(value) = future.as_mut().poll(context) {
+    poll_fn(move |context| {
+        if let Poll::Ready(value) = Pin::new(&mut future).poll(context) {
             return Poll::Ready(Some(value));
         }
         let timer = timer.get_or_insert_with(|| clock.sleep(limit));
         timer.as_mut().poll(context).map(|()| None)
     })
-    .await
 }

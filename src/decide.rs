@@ -149,7 +149,7 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
         attempt,
         retention: whole_micros(ask.retention),
         response_retention: ask.response_retention.map(whole_micros),
-        scope: ask.scope.clone(),
+        scope: ask.scope,
         key: ask.key.clone(),
         checkpoint,
         state: State::InProgress {
@@ -157,7 +157,7 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
             lease: whole_micros(ask.lease),
             effect: traces.effect,
             takeover: traces.takeover,
-            holder: ask.holder.clone(),
+            holder: ask.holder,
         },
     };
     Decision::Write { next: Some(next), reply: Reply::Acquired }
@@ -249,7 +249,7 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         attempt: token.attempt,
         retention: token.retention,
         response_retention: token.response_retention,
-        scope: token.scope.clone(),
+        scope: token.scope,
         key: token.key.clone(),
         checkpoint,
         state: outcome.clone(),

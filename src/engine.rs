@@ -36,23 +36,33 @@ struct Inner {
 }
 
 /// What is known of a record before a command is carried out.
-pub(crate) enum View {
+pub(crate) enum View<'a> {
     /// Nothing: load it.
     Unknown,
-    /// Most likely this: try at once, the store will say if it is not so. The time is when it was asked for, on the
-    /// engine's monotonic clock.
-    Believed(Box<Snapshot>, Duration),
+    /// Most likely there is no record: try at once, the store will say if it is not so.
+    Absent,
+    /// Most likely it is what this lease's holder saw last, likewise.
+    Held(&'a Lease),
+    /// This, when it was asked for, which was at this time on the engine's monotonic clock.
+    Found(Box<Snapshot>, Duration),
 }
 
-impl View {
-    /// Most likely there is no record.
-    pub(crate) fn absent() -> View {
-        View::Believed(Box::new(Snapshot { record: None, now: Stamp::ZERO }), Duration::ZERO)
-    }
+/// What a command comes to on what is known: a swap, and the answer once it is done.
+pub(crate) struct Step {
+    pub(crate) expected: Option<Stamp>,
+    pub(crate) next: Option<Record>,
+    pub(crate) reply: Reply,
+}
 
-    /// Most likely it still is this record.
-    pub(crate) fn believed(record: Record) -> View {
-        View::Believed(Box::new(Snapshot { now: record.stamp, record: Some(record) }), Duration::ZERO)
+impl Step {
+    /// By the rules, if `record` is what there is at `now`; the answer itself where nothing has to be written for it.
+    pub(crate) fn of(now: Stamp, record: Option<&Record>, command: &Command) -> Result<Step, Reply> {
+        match decide(now, record, command) {
+            Decision::Write { next, reply } => {
+                Ok(Step { expected: record.map(|record| record.stamp), next, reply })
+            }
+            Decision::Reply(reply) => Err(reply),
+        }
     }
 }
 
@@ -129,7 +139,7 @@ impl Engine {
         let begin = observe::in_span(&seen, async {
             let ask = request.ask(self.policy())?;
             let (id, owner) = (request.id(), ask.owner);
-            let answer = self.execute(&id, &Command::Begin(ask), View::absent()).await?;
+            let answer = self.execute(&id, &Command::Begin(ask), View::Absent).await?;
             self.begun(id, owner, answer)
         });
         let begin = begin.await;
@@ -170,7 +180,7 @@ impl Engine {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
-        let seen = observe::call(self, Op::Resume, &|| Some(token.scope.clone()));
+        let seen = observe::call(self, Op::Resume, &|| Some(token.scope));
         let lease = observe::in_span(&seen, async {
             let answer = self.execute(&token.id, &Command::Resume(token.clone()), View::Unknown).await?;
             answer.reply.into_done().inspect_err(|error| {
@@ -339,13 +349,13 @@ impl Engine {
     }
 
     /// Carries out `command`, starting from `view`.
-    pub(crate) async fn execute(
-        &self,
-        id: &RecordId,
-        command: &Command,
-        view: View,
-    ) -> Result<Answer, Error> {
-        self.execute_within(self.policy().call_timeout, id, command, view).await
+    pub(crate) fn execute<'a>(
+        &'a self,
+        id: &'a RecordId,
+        command: &'a Command,
+        view: View<'a>,
+    ) -> impl Future<Output = Result<Answer, Error>> {
+        self.execute_within(self.policy().call_timeout, id, command, view)
     }
 
     /// The same, with a time limit of its own.
@@ -354,36 +364,49 @@ impl Engine {
         limit: Duration,
         id: &RecordId,
         command: &Command,
-        view: View,
+        view: View<'_>,
     ) -> Result<Answer, Error> {
         let mut call = Call::within(self, id, limit);
-        let mut snapshot = match view {
-            View::Believed(snapshot, asked) => {
-                call.sent = asked;
-                *snapshot
-            }
-            View::Unknown => call.load().await?,
+        let first = match &view {
+            View::Absent => Step::of(Stamp::ZERO, None, command).ok(),
+            View::Held(lease) => lease.step(call.started, command),
+            View::Unknown | View::Found(..) => None,
         };
         let mut pause = Pause::after(8);
+        let mut step = match (first, view) {
+            (Some(step), _) => step,
+            (None, view) => {
+                let found = match view {
+                    View::Found(found, asked) => {
+                        call.sent = asked;
+                        *found
+                    }
+                    View::Unknown | View::Absent | View::Held(_) => call.load().await?,
+                };
+                match Step::of(found.now, found.record.as_ref(), command) {
+                    Ok(step) => step,
+                    Err(reply) => return Ok(call.answer(reply, found)),
+                }
+            }
+        };
         loop {
-            let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
-                Decision::Reply(reply) => return Ok(call.answer(reply, snapshot)),
-                Decision::Write { next, reply } => (next, reply),
-            };
-            let expected = snapshot.record.as_ref().map(|record| record.stamp);
-            match call.swap(expected, next.as_ref()).await? {
+            let found = match call.swap(step.expected, step.next.as_ref()).await? {
                 Swap::Done(stamp) => {
-                    let record = next.map(|next| next.stamped(stamp));
-                    return Ok(call.answer(reply, Snapshot { record, now: stamp }));
+                    let record = step.next.map(|next| next.stamped(stamp));
+                    return Ok(call.answer(step.reply, Snapshot { record, now: stamp }));
                 }
                 // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
                 // writes that were done unnoticed are recognised by the rules, from what the record shows.
-                Swap::Conflict(found) if next.is_none() && found.record.is_none() => {
-                    return Ok(call.answer(reply, found));
+                Swap::Conflict(found) if step.next.is_none() && found.record.is_none() => {
+                    return Ok(call.answer(step.reply, found));
                 }
-                Swap::Conflict(found) => snapshot = found,
-            }
+                Swap::Conflict(found) => found,
+            };
             call.rest(&mut pause).await;
+            step = match Step::of(found.now, found.record.as_ref(), command) {
+                Ok(step) => step,
+                Err(reply) => return Ok(call.answer(reply, found)),
+            };
         }
     }
 }

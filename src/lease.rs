@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::clock::Sleep;
 use crate::decide::{Command, Reply};
-use crate::engine::{Answer, Engine, View};
+use crate::engine::{Answer, Engine, Step, View};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, Op};
@@ -25,14 +25,15 @@ use crate::token::LeaseToken;
 /// Its methods borrow, so that a call that failed can be repeated; every one is safe to repeat after a lost answer.
 #[derive(Debug)]
 #[must_use = "a lease that is dropped holds its key until it runs out"]
-pub struct Lease {
+pub struct Lease(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     engine: Engine,
     token: LeaseToken,
     takeover: bool,
     checkpoint: Option<Bytes>,
     held: Mutex<Held>,
-    /// Who waits to be told that the lease is lost.
-    watchers: Mutex<Vec<Waker>>,
 }
 
 /// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
@@ -43,6 +44,8 @@ struct Held {
     lost: bool,
     /// Whether this holder finished or released it: nothing that was under way meanwhile opens it again.
     closed: bool,
+    /// Who waits to be told that the lease is lost.
+    watchers: Vec<Waker>,
 }
 
 impl Held {
@@ -50,41 +53,58 @@ impl Held {
     fn is_working(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.lease().is_some())
     }
+
+    /// Takes note of what a command left in the store.
+    fn remember(&mut self, record: Option<Record>, until: Duration) {
+        let working = record.as_ref().is_some_and(|record| record.lease().is_some());
+        let newer = match (&self.record, &record) {
+            (Some(known), Some(new)) => known.stamp <= new.stamp,
+            (None, _) | (_, None) => true,
+        };
+        if newer && !(self.closed && working) {
+            (self.record, self.until, self.lost, self.closed) = (record, until, false, !working);
+        }
+    }
+
+    /// Nothing is known any more but that it is not this holder's. What this holder finished itself was not lost.
+    fn give_up(&mut self, reply: &Reply) {
+        let finished = self.closed && !self.lost || matches!(reply, Reply::AlreadyFinished(_));
+        (self.record, self.until, self.lost, self.closed) = (None, Duration::ZERO, !finished, true);
+    }
 }
 
 impl Lease {
     /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
     pub(crate) fn new(engine: Engine, token: LeaseToken, record: Option<Record>, until: Duration) -> Lease {
-        Lease {
+        Lease(Box::new(Inner {
             engine,
             token,
             takeover: record.as_ref().is_some_and(Record::is_takeover),
             checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
-            held: Mutex::new(Held { record, until, lost: false, closed: false }),
-            watchers: Mutex::default(),
-        }
+            held: Mutex::new(Held { record, until, lost: false, closed: false, watchers: Vec::new() }),
+        }))
     }
 
     /// Which execution of the operation this is, from 1.
     pub fn attempt(&self) -> u32 {
-        self.token.attempt
+        self.0.token.attempt
     }
 
     /// The fence of this grant: greater than that of every earlier grant of the key. It does not change when the lease
     /// is renewed. Pass it to systems that can refuse what comes with a lower one.
     pub fn fence(&self) -> Stamp {
-        self.token.fence
+        self.0.token.fence
     }
 
     /// Whether the attempt before this one ran out of its lease, so that it may have left traces.
     pub fn takeover(&self) -> bool {
-        self.takeover
+        self.0.takeover
     }
 
     /// What an earlier attempt saved with [`save_checkpoint`](Lease::save_checkpoint), as it was when this
     /// lease was granted.
     pub fn checkpoint(&self) -> Option<&Bytes> {
-        self.checkpoint.as_ref()
+        self.0.checkpoint.as_ref()
     }
 
     /// How long this holder may still rely on its lease: counted on its own monotonic clock from before it asked, so never
@@ -94,14 +114,14 @@ impl Lease {
         if !held.is_working() {
             return Duration::ZERO;
         }
-        held.until.saturating_sub(self.engine.clock().monotonic())
+        held.until.saturating_sub(self.0.engine.clock().monotonic())
     }
 
     /// Whether this holder must no longer rely on its lease: the store said that somebody else took the key, or the time
     /// is over and was not renewed. A finished lease is not lost.
     pub fn is_lost(&self) -> bool {
         let held = self.held();
-        held.lost || held.is_working() && held.until <= self.engine.clock().monotonic()
+        held.lost || held.is_working() && held.until <= self.0.engine.clock().monotonic()
     }
 
     /// Completes as soon as [`is_lost`](Lease::is_lost), never if the lease is finished first. Race the work with it to stop
@@ -127,13 +147,13 @@ impl Lease {
                 if self.is_lost() {
                     return Poll::Ready(());
                 }
-                let (now, until) = (self.engine.clock().monotonic(), self.held().until);
+                let (now, until) = (self.0.engine.clock().monotonic(), self.held().until);
                 if until <= now {
                     return Poll::Pending; // finished: nothing is left to lose
                 }
                 let (_, sleep) = match &mut timer {
                     Some(timer) if timer.0 == until => timer,
-                    timer => timer.insert((until, self.engine.clock().sleep(until - now))),
+                    timer => timer.insert((until, self.0.engine.clock().sleep(until - now))),
                 };
                 if sleep.as_mut().poll(context).is_pending() {
                     return Poll::Pending;
@@ -145,20 +165,15 @@ impl Lease {
     }
 
     fn watch(&self, waker: &Waker) {
-        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let watchers = &mut self.held().watchers;
         if !watchers.iter().any(|known| known.will_wake(waker)) {
             watchers.push(waker.clone());
         }
     }
 
-    fn wake_watchers(&self) {
-        let watchers = std::mem::take(&mut *self.watchers.lock().unwrap_or_else(PoisonError::into_inner));
-        watchers.into_iter().for_each(Waker::wake);
-    }
-
     /// What another process needs to go on with this lease: see [`Engine::resume`].
     pub fn token(&self) -> LeaseToken {
-        self.token.clone()
+        self.0.token.clone()
     }
 
     /// A key for a downstream call: the same on every attempt of this operation, another for every label, scope
@@ -178,7 +193,7 @@ impl Lease {
     /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
     /// retention or a [`release`](Lease::release), even with another payload.
     pub fn derive_key(&self, label: &str) -> String {
-        self.token.derive_key(label)
+        self.0.token.derive_key(label)
     }
 
     /// Starts the lease anew, also when it is over but nobody took it.
@@ -197,7 +212,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
     pub async fn renew(&self) -> Result<(), Error> {
-        self.command(Op::Renew, Command::Renew(self.token.clone())).await
+        self.command(Op::Renew, Command::Renew(self.0.token.clone())).await
     }
 
     /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
@@ -219,11 +234,11 @@ impl Lease {
     /// [`Error::TooLarge`] over the policy's `max_checkpoint`; [`Error::LeaseLost`] as for [`renew`](Lease::renew).
     pub async fn save_checkpoint(&self, bytes: impl Into<Bytes>) -> Result<(), Error> {
         let bytes = bytes.into();
-        let limit = self.engine.policy().max_checkpoint;
+        let limit = self.0.engine.policy().max_checkpoint;
         if bytes.len() > limit {
             return Err(Error::TooLarge { what: "checkpoint", bytes: bytes.len(), limit });
         }
-        self.command(Op::SaveCheckpoint, Command::Checkpoint(self.token.clone(), bytes)).await
+        self.command(Op::SaveCheckpoint, Command::Checkpoint(self.0.token.clone(), bytes)).await
     }
 
     /// Says that from here on the effect may have happened, and renews the lease. Under the default
@@ -244,7 +259,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
     pub async fn mark_effect(&self) -> Result<(), Error> {
-        self.command(Op::MarkEffect, Command::MarkEffect(self.token.clone())).await
+        self.command(Op::MarkEffect, Command::MarkEffect(self.0.token.clone())).await
     }
 
     /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
@@ -291,7 +306,7 @@ impl Lease {
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
         let body = self.body("error", error.into())?;
-        self.command(Op::Fail, Command::Fail(self.token.clone(), body, retry)).await
+        self.command(Op::Fail, Command::Fail(self.0.token.clone(), body, retry)).await
     }
 
     /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
@@ -310,48 +325,49 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
-        self.command(Op::Release, Command::Release(self.token.clone())).await
+        self.command(Op::Release, Command::Release(self.0.token.clone())).await
     }
 
     pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+        &self.0.engine
     }
 
     /// How long one renewal lasts.
     pub(crate) fn length(&self) -> Duration {
-        self.held().record.as_ref().and_then(Record::lease).unwrap_or(self.engine.policy().lease)
+        self.held().record.as_ref().and_then(Record::lease).unwrap_or(self.0.engine.policy().lease)
     }
 
     async fn command(&self, op: Op, command: Command) -> Result<(), Error> {
-        self.command_within(self.engine.policy().call_timeout, op, command).await
+        self.command_within(self.0.engine.policy().call_timeout, op, command).await
     }
 
     /// A renewal that must not take longer than there is time for others.
     pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
-        let limit = limit.min(self.engine.policy().call_timeout);
-        self.command_within(limit, Op::Renew, Command::Renew(self.token.clone())).await
+        let limit = limit.min(self.0.engine.policy().call_timeout);
+        self.command_within(limit, Op::Renew, Command::Renew(self.0.token.clone())).await
     }
 
     /// Records what a handler returned, whatever it says of long responses: it cannot return a shorter one any more.
     pub(crate) async fn finish(&self, outcome: Result<Bytes, (Bytes, Retry)>) -> Result<(), Error> {
-        let limit = self.engine.policy().max_response;
+        let limit = self.0.engine.policy().max_response;
         match outcome {
             Ok(response) => {
                 let body = Body::new(response, limit);
-                self.command(Op::Complete, Command::Complete(self.token.clone(), body)).await
+                self.command(Op::Complete, Command::Complete(self.0.token.clone(), body)).await
             }
             Err((error, retry)) => {
                 let body = Body::new(error, limit);
-                self.command(Op::Fail, Command::Fail(self.token.clone(), body, retry)).await
+                self.command(Op::Fail, Command::Fail(self.0.token.clone(), body, retry)).await
             }
         }
     }
 
     async fn command_within(&self, limit: Duration, op: Op, command: Command) -> Result<(), Error> {
-        let seen = observe::call(&self.engine, op, &|| Some(self.token.scope.clone()));
+        let seen = observe::call(&self.0.engine, op, &|| Some(self.0.token.scope));
         let result = observe::in_span(&seen, async {
-            let view = self.believed().map_or(View::Unknown, View::believed);
-            self.learn(self.engine.execute_within(limit, &self.token.id, &command, view).await?)
+            self.learn(
+                self.engine().execute_within(limit, &self.0.token.id, &command, View::Held(self)).await?,
+            )
         });
         let result = result.await;
         seen.answered(self.attempt(), &result);
@@ -359,59 +375,49 @@ impl Lease {
     }
 
     pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
-        Ok(Command::Complete(self.token.clone(), self.body("response", response)?))
+        Ok(Command::Complete(self.0.token.clone(), self.body("response", response)?))
     }
 
     fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
-        self.engine.policy().body(what, bytes)
+        self.0.engine.policy().body(what, bytes)
     }
 
     pub(crate) fn id(&self) -> RecordId {
-        self.token.id
+        self.0.token.id
     }
 
     /// Takes note of what came of a command.
     pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
-        if let Reply::Done { existed } = answer.reply {
-            if !existed && answer.record.is_some() {
-                observe::restored(&self.engine, self.attempt());
-            }
-            self.remember(answer.record, answer.until);
-        } else {
-            // Nothing is known any more but that it is not this holder's. What this holder finished itself was not lost.
-            let mut held = self.held();
-            let first = !held.closed;
-            let finished = held.closed && !held.lost || matches!(answer.reply, Reply::AlreadyFinished(_));
-            *held = Held { record: None, until: Duration::ZERO, lost: !finished, closed: true };
-            drop(held);
-            if let (Reply::LeaseLost(current), true) = (&answer.reply, first) {
-                observe::lease_lost(&self.engine, self.attempt(), *current);
-            }
-        }
-        self.wake_watchers();
-        answer.reply.into_done()
-    }
-
-    /// What the store most likely holds. Nothing, once the lease may be over: then the store is asked.
-    pub(crate) fn believed(&self) -> Option<Record> {
-        let held = self.held();
-        let running = held.until > self.engine.clock().monotonic();
-        held.record.clone().filter(|_| running)
-    }
-
-    fn remember(&self, record: Option<Record>, until: Duration) {
+        let Answer { reply, record, until } = answer;
+        let restored = reply == Reply::Done { existed: false } && record.is_some();
         let mut held = self.held();
-        let working = record.as_ref().is_some_and(|record| record.lease().is_some());
-        let newer = match (&held.record, &record) {
-            (Some(known), Some(new)) => known.stamp <= new.stamp,
-            (None, _) | (_, None) => true,
-        };
-        if newer && !(held.closed && working) {
-            *held = Held { record, until, lost: false, closed: !working };
+        let first = !held.closed;
+        if matches!(reply, Reply::Done { .. }) {
+            held.remember(record, until);
+        } else {
+            held.give_up(&reply);
         }
+        let watchers = std::mem::take(&mut held.watchers);
+        drop(held); // a waker may run anything
+        if restored {
+            observe::restored(self.engine(), self.attempt());
+        }
+        if let (Reply::LeaseLost(current), true) = (&reply, first) {
+            observe::lease_lost(self.engine(), self.attempt(), *current);
+        }
+        watchers.into_iter().for_each(Waker::wake);
+        reply.into_done()
+    }
+
+    /// What `command` comes to on what the store most likely holds at `now`. Nothing, once the lease may be over: then the
+    /// store is asked.
+    pub(crate) fn step(&self, now: Duration, command: &Command) -> Option<Step> {
+        let held = self.held();
+        let record = held.record.as_ref().filter(|_| held.until > now)?;
+        Step::of(record.stamp, Some(record), command).ok()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

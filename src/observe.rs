@@ -82,6 +82,7 @@ use crate::begin::Begin;
 use crate::decide::{Current, Reason, StateKind};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::label::Label;
 use crate::run::{Outcome, RunError};
 
 /// The calls that have a span.
@@ -174,7 +175,7 @@ pub(crate) struct Seen<'a> {
 }
 
 /// A call starts. `scope` is asked for if there is a span to show it.
-pub(crate) fn call<'a>(engine: &'a Engine, op: Op, scope: &dyn Fn() -> Option<Box<str>>) -> Seen<'a> {
+pub(crate) fn call<'a>(engine: &'a Engine, op: Op, scope: &dyn Fn() -> Option<Label>) -> Seen<'a> {
     Seen {
         engine,
         op,
@@ -192,7 +193,7 @@ pub(crate) fn in_span<F: Future>(seen: &Seen<'_>, future: F) -> impl Future<Outp
 }
 
 #[cfg(feature = "tracing")]
-fn span(engine: &Engine, op: Op, scope: &dyn Fn() -> Option<Box<str>>) -> tracing::Span {
+fn span(engine: &Engine, op: Op, scope: &dyn Fn() -> Option<Label>) -> tracing::Span {
     macro_rules! spans {
         ($($op:ident $name:literal),+) => {
             match op {

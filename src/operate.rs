@@ -298,7 +298,7 @@ impl Engine {
         let mut dropped = 0;
         for (id, record) in page.records {
             let snapshot = Snapshot { record: Some(record), now: page.now };
-            let view = View::Believed(Box::new(snapshot), Duration::ZERO);
+            let view = View::Found(Box::new(snapshot), Duration::ZERO);
             let answer = self.execute(&id, &Command::DropResponse, view).await?;
             dropped += u64::from(answer.reply == Reply::Done { existed: true });
         }
@@ -308,7 +308,7 @@ impl Engine {
     /// What the store answers, if it does before the policy's `call_timeout`.
     pub(crate) async fn bounded<T>(
         &self,
-        call: impl Future<Output = Result<T, StoreError>>,
+        call: impl Future<Output = Result<T, StoreError>> + Unpin,
     ) -> Result<T, Error> {
         let limit = self.policy().call_timeout;
         match within(self.clock(), limit, call).await {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::codec::DecodeError;
 
 use crate::fingerprint::Fingerprint;
+use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::Retry;
 
@@ -45,7 +46,8 @@ impl Stamp {
 /// A duration in whole microseconds, rounded up so that a lease is never shorter than asked; `u64::MAX` stands for
 /// everything longer.
 pub(crate) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
+    let below = u64::from(time.subsec_nanos().div_ceil(1000));
+    time.as_secs().saturating_mul(1_000_000).saturating_add(below)
 }
 
 /// What is recorded under one key. Durations count from the record's stamp; no caller's clock is in it.
@@ -65,7 +67,7 @@ pub struct Record {
     /// How long a response is kept from the record's stamp on, if not as long as the record.
     pub response_retention: Option<Duration>,
     /// The first 48 bytes of the scope, for operators.
-    pub scope: Box<str>,
+    pub scope: Label,
     /// The key, if the policy says that stores may see it.
     pub key: Option<Box<str>>,
     /// What an attempt left for the next one.
@@ -88,7 +90,7 @@ pub enum State {
         /// Whether the attempt before this one ran out of its lease.
         takeover: bool,
         /// What the holder calls itself, for operators.
-        holder: Box<str>,
+        holder: Label,
     },
     /// It was done, with this response.
     Completed(Body),
@@ -233,7 +235,7 @@ impl Record {
             State::InProgress { .. } => 0,
             State::Completed(body) | State::Failed(body, _) => body.stored_len(),
         };
-        let texts = self.scope.len() + self.key.as_ref().map_or(0, |key| key.len());
+        let texts = self.scope.as_bytes().len() + self.key.as_ref().map_or(0, |key| key.len());
         size_of::<Record>() + body + texts + self.checkpoint.as_ref().map_or(0, Bytes::len)
     }
 }

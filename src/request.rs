@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::decide::Ask;
 use crate::fingerprint::Fingerprint;
-use crate::key::{Key, KeyError, RecordId, Scope, label};
+use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::{Policy, PolicyError, Recovery, check_windows};
 
@@ -100,7 +101,7 @@ impl Request {
     }
 
     /// What operators see of the scope.
-    pub(crate) fn label(&self) -> Box<str> {
+    pub(crate) fn label(&self) -> Label {
         self.scope.label()
     }
 
@@ -114,7 +115,7 @@ impl Request {
             response_retention: policy.response_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
-            holder: label(&policy.holder),
+            holder: Label::new(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.as_str().into()),
         };

@@ -23,6 +23,7 @@ pub struct Snapshot {
 
 /// What became of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // a box would cost every duplicate an allocation
 pub enum Swap {
     /// It was done; the write has this stamp (for a removal: the time of it).
     Done(Stamp),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Fingerprint;
-use crate::key::{MAX_KEY_BYTES, MAX_LABEL_BYTES, RecordId};
+use crate::key::{MAX_KEY_BYTES, RecordId};
+use crate::label::Label;
 use crate::owner::Owner;
 use crate::record::{Record, Stamp};
 
@@ -38,7 +39,7 @@ pub struct LeaseToken {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) retention: Duration,
     pub(crate) response_retention: Option<Duration>,
-    pub(crate) scope: Box<str>,
+    pub(crate) scope: Label,
     pub(crate) key: Option<Box<str>>,
 }
 
@@ -55,7 +56,7 @@ impl LeaseToken {
             fingerprint: record.fingerprint,
             retention: record.retention,
             response_retention: record.response_retention,
-            scope: record.scope.clone(),
+            scope: record.scope,
             key: record.key.clone(),
         }
     }
@@ -128,10 +129,11 @@ impl TryFrom<Wire> for LeaseToken {
             version: _,
         } = wire;
         // No engine writes anything else, and what a token says may be recorded.
-        let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= MAX_LABEL_BYTES;
+        let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= Label::MAX_BYTES;
         if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
             return Err("lease token with values that none has".to_owned());
         }
+        let scope = Label::new(&scope);
         Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key })
     }
 }
@@ -141,6 +143,7 @@ impl From<LeaseToken> for Wire {
         let version = LeaseToken::VERSION;
         let LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key } =
             token;
+        let scope = scope.as_str().into();
         Wire { version, id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key }
     }
 }

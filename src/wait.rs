@@ -148,7 +148,7 @@ impl Engine {
         let ask = request.ask(self.policy())?;
         let (id, owner) = (request.id(), ask.owner);
         let command = Command::Begin(ask);
-        let mut view = View::absent();
+        let mut view = View::Absent;
         let mut place = None;
         loop {
             let answer = self.execute(&id, &command, view).await;
@@ -185,7 +185,7 @@ impl Engine {
     }
 
     /// Waits until the record changes or its lease is over, at most for `limit`, and says what is known then.
-    async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View {
+    async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View<'static> {
         let until = self.clock().monotonic().saturating_add(limit);
         loop {
             let now = self.clock().monotonic();
@@ -198,7 +198,7 @@ impl Engine {
             };
             drop(waiter);
             match found {
-                Some(Some((snapshot, asked))) => return View::Believed(Box::new(snapshot), asked),
+                Some(Some((snapshot, asked))) => return View::Found(Box::new(snapshot), asked),
                 Some(None) => return View::Unknown,
                 None if self.clock().monotonic() >= until => return View::Unknown,
                 None => {}

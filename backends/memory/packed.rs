@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes};
 
 use crate::fingerprint::Fingerprint;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp, State};
 
@@ -36,10 +37,9 @@ mod bits {
 
 const ID: usize = 1;
 const SCOPE: usize = ID + 32;
-/// The longest body, key and scope that are copied into a segment. A scope's length takes one byte.
+/// The longest body and key that are copied into a segment.
 const MAX_BODY: usize = 1024;
 const MAX_KEY: usize = 255;
-const MAX_SCOPE: usize = 127;
 /// How many of the scopes written last are looked through for the same.
 const RECENT: usize = 8;
 
@@ -51,7 +51,7 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
     };
     let key = record.key.as_ref().map_or(0, |key| key.len());
     let scope = record.scope.as_bytes().len();
-    let small = body <= MAX_BODY && key <= MAX_KEY && scope <= MAX_SCOPE && record.checkpoint.is_none();
+    let small = body <= MAX_BODY && key <= MAX_KEY && record.checkpoint.is_none();
     let wait = match &record.state {
         State::Failed(_, Retry::After(wait)) => *wait,
         State::Failed(..) | State::Completed(_) | State::InProgress { .. } => Duration::ZERO,
@@ -166,7 +166,7 @@ impl Log {
             None => {
                 self.recent[self.written % RECENT] = (here + 1) as u16; // within a segment
                 self.written += 1;
-                self.bytes.extend_from_slice(&[0, scope.len() as u8]); // at most MAX_SCOPE
+                self.bytes.extend_from_slice(&[0, scope.len() as u8]); // at most 48
                 self.bytes.extend_from_slice(scope);
             }
         }
@@ -269,8 +269,8 @@ impl<'a> View<'a> {
         Stamp(self.stamp.0.saturating_add(self.base.retention.saturating_add(self.wait)))
     }
 
-    pub(super) fn scope(&self) -> Box<str> {
-        text(self.scope)
+    pub(super) fn scope(&self) -> Label {
+        Label::from_bytes(self.scope).expect("written from a label")
     }
 
     /// About how many bytes of memory it takes.

@@ -6,6 +6,7 @@ use super::packed::{self, Base};
 use super::segment::{OFFSET_BITS, Segment};
 use super::waiters::Waiters;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::record::{Record, Stamp};
 
 /// A part of the records, under a lock of its own.
@@ -45,7 +46,7 @@ pub(super) struct Size {
 pub(super) struct Removed {
     pub(super) records: usize,
     /// The scope of each, if they are counted.
-    pub(super) scopes: Vec<Box<str>>,
+    pub(super) scopes: Vec<Label>,
     /// Those whose memory takes time to free: to be dropped without the lock.
     large: Vec<Record>,
 }
@@ -318,7 +319,7 @@ impl Shard {
         }
         self.bytes -= loose_weight(&record);
         if self.counts_scopes {
-            removed.scopes.push(record.scope.clone());
+            removed.scopes.push(record.scope);
         }
         if record.weight() > LARGE {
             removed.large.push(record);

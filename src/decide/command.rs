@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
+use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::{Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
@@ -58,9 +59,9 @@ pub struct Ask {
     /// How many attempts there may be.
     pub max_attempts: u32,
     /// What the asker calls itself, for operators.
-    pub holder: Box<str>,
+    pub holder: Label,
     /// The label of the scope, for operators.
-    pub scope: Box<str>,
+    pub scope: Label,
     /// The key, where the policy lets stores see it.
     pub key: Option<Box<str>>,
 }
@@ -78,6 +79,7 @@ pub enum Resolution {
 
 /// What is to be done about a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // a box would cost every write an allocation
 pub enum Decision {
     /// Nothing changes, and this is the answer.
     Reply(Reply),

@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::{Body, Record, Stamp, State, micros};
 use crate::fingerprint::Fingerprint;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::Retry;
 
@@ -115,7 +116,7 @@ impl Record {
         let attempt = get_varint(&mut input)?;
         let retention = Duration::from_micros(get_varint(&mut input)?);
         let response_retention = Some(get_varint(&mut input)?).filter(|kept| *kept > 0);
-        let scope = get_text(&mut input)?;
+        let scope = get_label(&mut input)?;
         let key = flag(bits, bits::KEY).then(|| get_text(&mut input)).transpose()?;
         let checkpoint = flag(bits, bits::CHECKPOINT).then(|| get_bytes(&mut input)).transpose()?;
         let state = get_state(bits, input)?;
@@ -218,6 +219,11 @@ fn get_text(input: &mut Bytes) -> Result<Box<str>, DecodeError> {
     std::str::from_utf8(&bytes).map(Box::from).map_err(|_| DecodeError::Damaged { what: "text is not UTF-8" })
 }
 
+fn get_label(input: &mut Bytes) -> Result<Label, DecodeError> {
+    let bytes = get_bytes(input)?;
+    Label::from_bytes(&bytes).ok_or(DecodeError::Damaged { what: "no label" })
+}
+
 fn get_body(bits: u8, mut input: Bytes) -> Result<Body, DecodeError> {
     if !flag(bits, bits::OMITTED) {
         return Ok(Body::Kept(input));
@@ -235,7 +241,7 @@ fn get_state(bits: u8, mut input: Bytes) -> Result<State, DecodeError> {
             input.try_copy_to_slice(&mut owner).map_err(|_| DAMAGED)?;
             let owner = Owner::from_bytes(owner);
             let lease = Duration::from_micros(get_varint(&mut input)?);
-            let holder = get_text(&mut input)?;
+            let holder = get_label(&mut input)?;
             at_end(&input)?;
             let (effect, takeover) = (flag(bits, bits::EFFECT), flag(bits, bits::TAKEOVER));
             return Ok(State::InProgress { owner, lease, effect, takeover, holder });
