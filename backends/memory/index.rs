@@ -60,3 +60,10 @@ impl Index {
         self.0.iter().filter(move |slot| slot.hash >= from).map(|slot| (slot.hash, slot.place))
     }
 }
+
+#[cfg(test)]
+impl Index {
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+}

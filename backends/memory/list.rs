@@ -66,3 +66,20 @@ impl List {
         }
     }
 }
+
+#[cfg(test)]
+impl List {
+    /// The nodes in their order, the same from either end.
+    pub(super) fn nodes<N: Linked>(self, nodes: &mut [N]) -> Vec<u32> {
+        let mut found = Vec::new();
+        let (mut node, mut before) = (self.first, NONE);
+        while node != NONE {
+            found.push(node);
+            let links = *nodes[node as usize].links();
+            assert_eq!(links.before, before);
+            (before, node) = (node, links.behind);
+        }
+        assert_eq!(self.last, before);
+        found
+    }
+}

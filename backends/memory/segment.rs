@@ -109,10 +109,30 @@ impl Segment {
         self.log = log;
         (self.dead, self.swept) = (0, 0);
     }
+}
 
+#[cfg(test)]
+impl Segment {
     /// How many bytes of memory it takes.
-    #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
         self.log.bytes.capacity() + size_of::<Segment>()
+    }
+
+    /// Where the live records are, after a look at whether the segment counts them and the dead ones' bytes rightly.
+    pub(super) fn live(&self) -> Vec<usize> {
+        let (mut live, mut dead, mut at) = (Vec::new(), 0, 0);
+        while at < self.log.bytes.len() {
+            let view = self.view(at);
+            if view.is_dead() {
+                dead += view.end - at;
+            } else {
+                assert!(at >= self.swept);
+                live.push(at);
+            }
+            at = view.end;
+        }
+        assert_eq!((live.len(), dead), (self.records as usize, self.dead));
+        assert!(!live.is_empty() && !self.is_wasteful(), "{dead} of {at} bytes are dead");
+        live
     }
 }

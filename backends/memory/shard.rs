@@ -1,5 +1,8 @@
 //! A part of a memory store's records, and how they are found and expire: [`Shard`].
 
+#[cfg(test)]
+mod tests;
+
 use super::index::{Index, hash_of};
 use super::list::{Linked, Links, List};
 use super::packed::{self, Base};
