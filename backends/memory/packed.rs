@@ -70,7 +70,7 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
 /// The duration in microseconds, if that is what it is to the last nanosecond.
 fn exact_micros(time: Duration) -> Option<u64> {
     let micros = time.as_secs().checked_mul(1_000_000)?.checked_add(u64::from(time.subsec_micros()))?;
-    (time.subsec_nanos() % 1000 == 0).then_some(micros)
+    time.subsec_nanos().is_multiple_of(1000).then_some(micros)
 }
 
 /// A duration of a record that fits.
@@ -105,6 +105,12 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// An empty one in `bytes`.
+    pub(super) fn new(mut bytes: Vec<u8>) -> Log {
+        bytes.clear();
+        Log { bytes, ..Log::default() }
+    }
+
     /// Writes a record that [`fits`] behind the others and says where it starts.
     pub(super) fn write(&mut self, base: Base, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
         let at = self.bytes.len();
@@ -173,8 +179,8 @@ impl Log {
     }
 
     /// The id of the record that starts at `at`.
-    pub(super) fn id_at(&self, at: usize) -> &[u8; 32] {
-        self.bytes[at + ID..].first_chunk().expect("every record has its id here")
+    pub(super) fn id_at(&self, at: usize) -> &[u8] {
+        &self.bytes[at + ID..at + SCOPE]
     }
 
     pub(super) fn kill(&mut self, at: usize) {
@@ -257,8 +263,9 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn id(&self) -> RecordId {
-        let id = self.bytes[self.at + ID..].first_chunk().expect("every record has its id here");
-        RecordId::from_bytes(*id)
+        let mut id = [0; SCOPE - ID];
+        id.copy_from_slice(&self.bytes[self.at + ID..self.at + SCOPE]);
+        RecordId::from_bytes(id)
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -270,7 +277,7 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn scope(&self) -> Label {
-        Label::from_bytes(self.scope).expect("written from a label")
+        Label::from_bytes(self.scope).unwrap_or_default() // it was written from a label
     }
 
     /// About how many bytes of memory it takes.
@@ -288,7 +295,7 @@ impl<'a> View<'a> {
             retention: Duration::from_micros(self.base.retention),
             response_retention: self.base.response_retention.checked_sub(1).map(Duration::from_micros),
             scope: self.scope(),
-            key: self.key.map(text),
+            key: self.key.map(|key| String::from_utf8_lossy(key).into()), // it was written from a text
             checkpoint: None,
             state: self.state(),
         }
@@ -329,10 +336,6 @@ fn weight(scope: usize, key: usize, body: usize) -> usize {
 pub(super) fn weight_of(record: &Record) -> usize {
     let body = summary(record).1.kept().map_or(16, Bytes::len);
     weight(record.scope.as_bytes().len(), record.key.as_ref().map_or(0, |key| key.len()), body)
-}
-
-fn text(bytes: &[u8]) -> Box<str> {
-    std::str::from_utf8(bytes).expect("written from a text").into()
 }
 
 struct Input<'a> {

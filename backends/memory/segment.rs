@@ -7,7 +7,7 @@ use crate::record::{Record, Stamp};
 
 /// How many bits of a place say where in its segment a record starts.
 pub(super) const OFFSET_BITS: u32 = 15;
-const CAPACITY: usize = 1 << OFFSET_BITS;
+pub(super) const CAPACITY: usize = 1 << OFFSET_BITS;
 /// What a segment starts with, so that few records of their own deadline do not take the room of many.
 const FIRST: usize = 1 << 10;
 
@@ -40,11 +40,9 @@ impl Linked for Segment {
 }
 
 impl Segment {
-    /// A segment for records like the one that `base` is of: one of `many` segments, or the only one.
-    pub(super) fn new(class: u16, base: Base, many: bool) -> Segment {
-        let mut segment = Segment { base, class, ..Segment::default() };
-        segment.log.bytes.reserve_exact(if many { CAPACITY } else { FIRST });
-        segment
+    /// A segment in `bytes` for records like the one that `base` is of.
+    pub(super) fn new(class: u16, base: Base, bytes: Vec<u8>) -> Segment {
+        Segment { log: Log::new(bytes), base, class, ..Segment::default() }
     }
 
     /// Whether a record of `bytes` bytes can be written here.
@@ -67,7 +65,7 @@ impl Segment {
         View::read(&self.log.bytes, self.base, at)
     }
 
-    pub(super) fn id_at(&self, at: usize) -> &[u8; 32] {
+    pub(super) fn id_at(&self, at: usize) -> &[u8] {
         self.log.id_at(at)
     }
 
@@ -90,14 +88,20 @@ impl Segment {
         (self.swept < self.log.bytes.len()).then(|| (self.swept, self.view(self.swept)))
     }
 
+    /// The bytes that it was in.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.log.bytes
+    }
+
     pub(super) fn is_wasteful(&self) -> bool {
         self.dead > self.log.bytes.len() / 2
     }
 
     /// Drops what is dead. `moved` is told of each record: its id, where it was and where it is.
-    pub(super) fn rewrite(&mut self, mut moved: impl FnMut(&RecordId, usize, usize)) {
-        let mut log = Log::default();
-        log.bytes.reserve_exact(self.log.bytes.len() - self.dead);
+    /// Gives back the bytes that it was in.
+    pub(super) fn rewrite(&mut self, mut moved: impl FnMut(&RecordId, usize, usize)) -> Vec<u8> {
+        // A scope that was shared with a record that is dead is written out.
+        let mut log = Log::new(Vec::with_capacity(self.log.bytes.len() - self.dead + 64));
         let mut at = self.swept;
         while at < self.log.bytes.len() {
             let view = self.view(at);
@@ -106,8 +110,8 @@ impl Segment {
             }
             at = view.end;
         }
-        self.log = log;
         (self.dead, self.swept) = (0, 0);
+        std::mem::replace(&mut self.log, log).bytes
     }
 }
 

@@ -6,7 +6,7 @@ mod tests;
 use super::index::{Index, hash_of};
 use super::list::{Linked, Links, List};
 use super::packed::{self, Base};
-use super::segment::{OFFSET_BITS, Segment};
+use super::segment::{CAPACITY, OFFSET_BITS, Segment};
 use super::waiters::Waiters;
 use crate::key::RecordId;
 use crate::label::Label;
@@ -23,6 +23,8 @@ pub(super) struct Shard {
     segments: Vec<Segment>,
     /// Numbers of segments that are not in use.
     free: Vec<u32>,
+    /// What segments were in, for the next ones.
+    spare: Vec<Vec<u8>>,
     /// In the order of their numbers.
     classes: Vec<Class>,
     /// Nothing is over its time before this.
@@ -50,8 +52,9 @@ pub(super) struct Removed {
     pub(super) records: usize,
     /// The scope of each, if they are counted.
     pub(super) scopes: Vec<Label>,
-    /// Those whose memory takes time to free: to be dropped without the lock.
+    /// What takes time to free, and is to be dropped without the lock: an allocator may give much back at once.
     large: Vec<Record>,
+    buffers: Vec<Vec<u8>>,
 }
 
 struct Loose {
@@ -113,6 +116,7 @@ impl Shard {
             loose: Vec::new(),
             segments: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             classes: Vec::new(),
             due: Stamp(u64::MAX),
             last: Stamp::ZERO,
@@ -137,10 +141,17 @@ impl Shard {
         self.index.find(hash_of(id), |place| self.id_at(place) == id.as_bytes())
     }
 
-    fn id_at(&self, place: u32) -> &[u8; 32] {
+    fn id_at(&self, place: u32) -> &[u8] {
         match Place::of(place) {
             Place::Loose(at) => self.loose[at].id.as_bytes(),
             Place::Packed(segment, at) => self.segments[segment as usize].id_at(at),
+        }
+    }
+
+    fn id(&self, place: u32) -> RecordId {
+        match Place::of(place) {
+            Place::Loose(at) => self.loose[at].id,
+            Place::Packed(segment, at) => self.segments[segment as usize].view(at).id(),
         }
     }
 
@@ -162,15 +173,15 @@ impl Shard {
     pub(super) fn list(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
         let mut slots: Vec<(u32, u32)> = self.index.since(after.as_ref().map_or(0, hash_of)).collect();
         // Of one hash there may be ids on both sides of an end, so hashes are taken as a whole: of `after` too.
-        let passed = |place: u32| after.is_some_and(|after| self.id_at(place) <= after.as_bytes());
+        let passed = |place: u32| after.is_some_and(|after| self.id(place) <= after);
         slots.retain(|(hash, place)| Some(*hash) != after.as_ref().map(hash_of) || !passed(*place));
         if slots.len() > limit {
             let (.., (end, _), _) = slots.select_nth_unstable(limit);
             let end = *end;
             slots.retain(|(hash, _)| *hash <= end);
         }
-        slots.sort_unstable_by_key(|(_, place)| self.id_at(*place));
-        let place = |(_, place): (u32, u32)| (RecordId::from_bytes(*self.id_at(place)), self.read(place));
+        slots.sort_unstable_by_key(|(_, place)| self.id(*place));
+        let place = |(_, place): (u32, u32)| (self.id(place), self.read(place));
         slots.into_iter().take(limit).map(place).collect()
     }
 
@@ -220,18 +231,18 @@ impl Shard {
 
     /// Removes the first record of a class if it is over its time. The class may be gone then, and the next in its place.
     fn expire_first(&mut self, class: usize, now: Stamp, removed: &mut Removed) -> bool {
-        let (place, deadline) = self.first(class);
+        let Some((place, deadline)) = self.first(class) else { return false };
         self.classes[class].due = deadline;
         let over = deadline <= now && deadline != Stamp(u64::MAX);
         if over {
-            self.index.remove(hash_of(&RecordId::from_bytes(*self.id_at(place))), place);
+            self.index.remove(hash_of(&self.id(place)), place);
             self.vacate(place, removed);
         }
         over
     }
 
     /// The record of a class that is over its time first, and when.
-    fn first(&mut self, class: usize) -> (u32, Stamp) {
+    fn first(&mut self, class: usize) -> Option<(u32, Stamp)> {
         let Class { loose, segments, .. } = self.classes[class];
         let loose = self
             .loose
@@ -242,8 +253,7 @@ impl Shard {
             Some((Place::Packed(segments.first, at), view.deadline()))
         });
         let first = loose.into_iter().chain(packed).min_by_key(|(_, deadline)| *deadline);
-        let (place, deadline) = first.expect("a class has records");
-        (place.bits(), deadline)
+        first.map(|(place, deadline)| (place.bits(), deadline))
     }
 
     /// Where the class of a record is.
@@ -270,7 +280,12 @@ impl Shard {
     /// A new segment at the end of a class, unless there are too many.
     fn open(&mut self, class: usize, number: u16, base: Base) -> Option<u32> {
         let list = &mut self.classes[class].segments;
-        let segment = Segment::new(number, base, !list.is_empty());
+        let bytes = if list.is_empty() {
+            Vec::new() // few records may ever come: it starts small
+        } else {
+            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(CAPACITY))
+        };
+        let segment = Segment::new(number, base, bytes);
         let at = match self.free.pop() {
             Some(at) => {
                 self.segments[at as usize] = segment;
@@ -311,21 +326,25 @@ impl Shard {
     fn take_loose(&mut self, at: usize, removed: &mut Removed) -> usize {
         let class = self.class_at(self.loose[at].class);
         self.classes[class].loose.take(&mut self.loose, at as u32);
-        let Loose { record, .. } = self.loose.swap_remove(at);
-        if let Some(moved) = self.loose.get(at) {
-            let (hash, class) = (hash_of(&moved.id), self.class_at(moved.class));
-            self.index.replace(hash, Place::Loose(self.loose.len()).bits(), Place::Loose(at).bits());
-            self.classes[class].loose.moved(&mut self.loose, at as u32);
-        }
-        if self.loose.len() < self.loose.capacity() / 4 {
-            self.loose.shrink_to((self.loose.len() * 2).max(8));
-        }
-        self.bytes -= loose_weight(&record);
+        let (record, last) = (&self.loose[at].record, self.loose.len() - 1);
+        let weight = loose_weight(record);
+        self.bytes -= weight;
         if self.counts_scopes {
             removed.scopes.push(record.scope);
         }
-        if record.weight() > LARGE {
-            removed.large.push(record);
+        self.loose.swap(at, last);
+        if weight > LARGE {
+            removed.large.extend(self.loose.pop().map(|loose| loose.record));
+        } else {
+            self.loose.truncate(last); // where it is: a record is long to move
+        }
+        if let Some(moved) = self.loose.get(at) {
+            let (hash, class) = (hash_of(&moved.id), self.class_at(moved.class));
+            self.index.replace(hash, Place::Loose(last).bits(), Place::Loose(at).bits());
+            self.classes[class].loose.moved(&mut self.loose, at as u32);
+        }
+        if last < self.loose.capacity() / 4 {
+            self.loose.shrink_to((last * 2).max(8));
         }
         class
     }
@@ -341,34 +360,46 @@ impl Shard {
         let class = segment.class;
         if segment.records > 0 && segment.is_wasteful() {
             let index = &mut self.index;
-            segment.rewrite(|id, from, to| {
+            let bytes = segment.rewrite(|id, from, to| {
                 let [from, to] = [from, to].map(|at| Place::Packed(number, at).bits());
                 index.replace(hash_of(id), from, to);
             });
+            self.spare(bytes, removed);
         }
-        let is_empty = segment.records == 0;
+        let is_empty = self.segments[number as usize].records == 0;
         let class = self.class_at(class);
         if is_empty {
             self.classes[class].segments.take(&mut self.segments, number);
-            self.close(number);
+            self.close(number, removed);
         }
         class
     }
 
     /// Frees a segment that is in no list.
-    fn close(&mut self, number: u32) {
+    fn close(&mut self, number: u32, removed: &mut Removed) {
+        let segment = std::mem::take(&mut self.segments[number as usize]);
         self.free.push(number);
         if self.free.len() == self.segments.len() {
             (self.free, self.segments) = (Vec::new(), Vec::new());
-        } else {
-            self.segments[number as usize] = Segment::default();
         }
+        self.spare(segment.into_bytes(), removed);
+    }
+
+    /// Keeps what a segment was in for the next one, as long as that is little beside what is live.
+    fn spare(&mut self, bytes: Vec<u8>, removed: &mut Removed) {
+        let most = self.bytes / CAPACITY / 16;
+        if bytes.capacity() == CAPACITY && self.spare.len() < most {
+            self.spare.push(bytes);
+            return;
+        }
+        removed.buffers.push(bytes);
+        removed.buffers.extend(self.spare.drain(most.min(self.spare.len())..));
     }
 
     /// Where the class of a record that is there is.
     fn class_at(&self, number: u16) -> usize {
         let found = self.classes.binary_search_by_key(&number, |class| class.number);
-        found.expect("a class is there as long as one of its records")
+        found.unwrap_or_else(|_| unreachable!("a class is there as long as one of its records"))
     }
 }
 

@@ -153,7 +153,8 @@ impl Shard {
     /// How many bytes of memory the records take.
     fn footprint(&self) -> usize {
         let segments: usize = self.segments.iter().map(Segment::footprint).sum();
-        segments + self.loose.capacity() * size_of::<Loose>() + self.index.capacity() * 10
+        let spare: usize = self.spare.iter().map(Vec::capacity).sum();
+        segments + spare + self.loose.capacity() * size_of::<Loose>() + self.index.capacity() * 10
     }
 }
 
