@@ -17,7 +17,7 @@ use crate::owner::Owner;
 use crate::policy::Policy;
 use crate::record::Stamp;
 use crate::request::Request;
-use crate::store::{Snapshot, Swap, SwapRequest};
+use crate::store::{Swap, SwapRequest};
 
 impl Engine {
     /// [`begin`](Engine::begin) for every one of `requests`, at about the cost of one where the store can: a commit on SQLite,
@@ -81,7 +81,7 @@ impl Engine {
         let mut replies = Vec::with_capacity(tasks.len());
         for task in &tasks {
             replies.push(task.first_step(sent).map(|Step { expected, next, reply }| {
-                swaps.push(SwapRequest { id: task.id, expected, next });
+                swaps.push(SwapRequest { id: task.id, expected, next: next.map(|next| *next) });
                 reply
             }));
         }
@@ -119,12 +119,12 @@ impl Engine {
         let Some(First { reply, swap, answer }) = first else { return Err(task.view()) };
         match answer {
             Some(Ok(Swap::Done(stamp))) => {
-                let record = swap.and_then(|swap| swap.next).map(|next| next.stamped(stamp));
-                Ok(Ok(Answer::at(sent, reply, Snapshot { record, now: stamp })))
+                let next = swap.and_then(|swap| swap.next).map(Box::new);
+                Ok(Ok(Answer::written(sent, Step { expected: None, next, reply }, stamp)))
             }
             Some(Ok(Swap::Conflict(found))) => {
                 match Step::of(found.now, found.record.as_ref(), task.command) {
-                    Err(reply) => Ok(Ok(Answer::at(sent, reply, found))),
+                    Err(reply) => Ok(Ok(Answer::found(sent, reply, found))),
                     Ok(_) => Err(View::Found(Box::new(found), sent)),
                 }
             }

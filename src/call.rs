@@ -6,8 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::clock::{Clock, Sleep};
-use crate::decide::Reply;
-use crate::engine::{Answer, Engine};
+use crate::engine::Engine;
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::observe::{self, Trouble};
@@ -36,10 +35,6 @@ impl<'a> Call<'a> {
         let started = engine.clock().monotonic();
         let deadline = started.saturating_add(limit);
         Call { engine, id, limit, started, deadline, sent: started, tries: 0, last: None }
-    }
-
-    pub(crate) fn answer(&self, reply: Reply, snapshot: Snapshot) -> Answer {
-        Answer::at(self.sent, reply, snapshot)
     }
 
     pub(crate) async fn load(&mut self) -> Result<Snapshot, Error> {

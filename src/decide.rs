@@ -242,7 +242,17 @@ fn rewrite(record: Option<&Record>, token: &LeaseToken, change: impl FnOnce(&mut
 }
 
 fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decision {
-    let next = |checkpoint: Option<Bytes>| Record {
+    let (checkpoint, existed) = match standing(record, token) {
+        Standing::Held(held) => (held.checkpoint.clone().filter(|_| !is_final(&outcome)), true),
+        // The work is done all the same: a duplicate must not do it again.
+        Standing::Absent => (None, false),
+        Standing::Finished(finished) if is_same(&finished.state, &outcome) => {
+            return Decision::Reply(Reply::Done { existed: true });
+        }
+        Standing::Finished(_) => return Decision::Reply(Reply::AlreadyFinished(Current::of(record))),
+        Standing::Foreign => return lost(record),
+    };
+    let next = Record {
         stamp: Stamp::ZERO,
         fence: token.fence,
         fingerprint: token.fingerprint,
@@ -252,21 +262,9 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         scope: token.scope,
         key: token.key.clone(),
         checkpoint,
-        state: outcome.clone(),
+        state: outcome,
     };
-    match standing(record, token) {
-        Standing::Held(held) => {
-            let checkpoint = if is_final(&outcome) { None } else { held.checkpoint.clone() };
-            Decision::Write { next: Some(next(checkpoint)), reply: Reply::Done { existed: true } }
-        }
-        // The work is done all the same: a duplicate must not do it again.
-        Standing::Absent => Decision::Write { next: Some(next(None)), reply: Reply::Done { existed: false } },
-        Standing::Finished(finished) if is_same(&finished.state, &outcome) => {
-            Decision::Reply(Reply::Done { existed: true })
-        }
-        Standing::Finished(_) => Decision::Reply(Reply::AlreadyFinished(Current::of(record))),
-        Standing::Foreign => lost(record),
-    }
+    Decision::Write { next: Some(next), reply: Reply::Done { existed } }
 }
 
 /// Whether two outcomes are one: a repetition may come from an engine that keeps longer responses.

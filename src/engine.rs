@@ -50,7 +50,7 @@ pub(crate) enum View<'a> {
 /// What a command comes to on what is known: a swap, and the answer once it is done.
 pub(crate) struct Step {
     pub(crate) expected: Option<Stamp>,
-    pub(crate) next: Option<Record>,
+    pub(crate) next: Option<Box<Record>>,
     pub(crate) reply: Reply,
 }
 
@@ -59,7 +59,8 @@ impl Step {
     pub(crate) fn of(now: Stamp, record: Option<&Record>, command: &Command) -> Result<Step, Reply> {
         match decide(now, record, command) {
             Decision::Write { next, reply } => {
-                Ok(Step { expected: record.map(|record| record.stamp), next, reply })
+                let expected = record.map(|record| record.stamp);
+                Ok(Step { expected, next: next.map(Box::new), reply })
             }
             Decision::Reply(reply) => Err(reply),
         }
@@ -69,18 +70,34 @@ impl Step {
 /// What came of a command.
 pub(crate) struct Answer {
     pub(crate) reply: Reply,
-    /// The record as the reply leaves it.
-    pub(crate) record: Option<Record>,
+    /// The record as the reply leaves it; none with a replay, which has no use for it.
+    pub(crate) record: Option<Box<Record>>,
     /// Until when, on the engine's monotonic clock, the record's lease can be relied on.
     pub(crate) until: Duration,
 }
 
 impl Answer {
-    /// The answer of a store call that was sent at `sent`.
-    pub(crate) fn at(sent: Duration, reply: Reply, snapshot: Snapshot) -> Answer {
-        let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(snapshot.now));
-        let left = snapshot.record.as_ref().and_then(lease).unwrap_or_default();
-        Answer { reply, record: snapshot.record, until: sent.saturating_add(left) }
+    /// The answer that a store call found, sent at `sent`.
+    pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
+        let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(found.now));
+        let left = found.record.as_ref().and_then(lease).unwrap_or_default();
+        let used = !matches!(reply, Reply::Completed(_));
+        Answer {
+            reply,
+            record: found.record.filter(|_| used).map(Box::new),
+            until: sent.saturating_add(left),
+        }
+    }
+
+    /// The answer of a swap that was sent at `sent` and is done.
+    pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
+        let mut record = step.next;
+        if let Some(record) = &mut record {
+            record.stamp_with(stamp);
+        }
+        let lease = record.as_ref().and_then(|record| record.lease()).unwrap_or_default();
+        let left = stamp.after(lease).since(stamp);
+        Answer { reply: step.reply, record, until: sent.saturating_add(left) }
     }
 }
 
@@ -385,27 +402,24 @@ impl Engine {
                 };
                 match Step::of(found.now, found.record.as_ref(), command) {
                     Ok(step) => step,
-                    Err(reply) => return Ok(call.answer(reply, found)),
+                    Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
                 }
             }
         };
         loop {
-            let found = match call.swap(step.expected, step.next.as_ref()).await? {
-                Swap::Done(stamp) => {
-                    let record = step.next.map(|next| next.stamped(stamp));
-                    return Ok(call.answer(step.reply, Snapshot { record, now: stamp }));
-                }
+            let found = match call.swap(step.expected, step.next.as_deref()).await? {
+                Swap::Done(stamp) => return Ok(Answer::written(call.sent, step, stamp)),
                 // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
                 // writes that were done unnoticed are recognised by the rules, from what the record shows.
                 Swap::Conflict(found) if step.next.is_none() && found.record.is_none() => {
-                    return Ok(call.answer(step.reply, found));
+                    return Ok(Answer::found(call.sent, step.reply, found));
                 }
                 Swap::Conflict(found) => found,
             };
             call.rest(&mut pause).await;
             step = match Step::of(found.now, found.record.as_ref(), command) {
                 Ok(step) => step,
-                Err(reply) => return Ok(call.answer(reply, found)),
+                Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
             };
         }
     }

@@ -39,7 +39,7 @@ struct Inner {
 /// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
 #[derive(Debug)]
 struct Held {
-    record: Option<Record>,
+    record: Option<Box<Record>>,
     until: Duration,
     lost: bool,
     /// Whether this holder finished or released it: nothing that was under way meanwhile opens it again.
@@ -55,7 +55,7 @@ impl Held {
     }
 
     /// Takes note of what a command left in the store.
-    fn remember(&mut self, record: Option<Record>, until: Duration) {
+    fn remember(&mut self, record: Option<Box<Record>>, until: Duration) {
         let working = record.as_ref().is_some_and(|record| record.lease().is_some());
         let newer = match (&self.record, &record) {
             (Some(known), Some(new)) => known.stamp <= new.stamp,
@@ -75,11 +75,16 @@ impl Held {
 
 impl Lease {
     /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
-    pub(crate) fn new(engine: Engine, token: LeaseToken, record: Option<Record>, until: Duration) -> Lease {
+    pub(crate) fn new(
+        engine: Engine,
+        token: LeaseToken,
+        record: Option<Box<Record>>,
+        until: Duration,
+    ) -> Lease {
         Lease(Box::new(Inner {
             engine,
             token,
-            takeover: record.as_ref().is_some_and(Record::is_takeover),
+            takeover: record.as_ref().is_some_and(|record| record.is_takeover()),
             checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
             held: Mutex::new(Held { record, until, lost: false, closed: false, watchers: Vec::new() }),
         }))
@@ -212,7 +217,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
     pub async fn renew(&self) -> Result<(), Error> {
-        self.command(Op::Renew, Command::Renew(self.0.token.clone())).await
+        self.command(Op::Renew, Command::Renew).await
     }
 
     /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
@@ -238,7 +243,7 @@ impl Lease {
         if bytes.len() > limit {
             return Err(Error::TooLarge { what: "checkpoint", bytes: bytes.len(), limit });
         }
-        self.command(Op::SaveCheckpoint, Command::Checkpoint(self.0.token.clone(), bytes)).await
+        self.command(Op::SaveCheckpoint, |token| Command::Checkpoint(token, bytes)).await
     }
 
     /// Says that from here on the effect may have happened, and renews the lease. Under the default
@@ -259,7 +264,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
     pub async fn mark_effect(&self) -> Result<(), Error> {
-        self.command(Op::MarkEffect, Command::MarkEffect(self.0.token.clone())).await
+        self.command(Op::MarkEffect, Command::MarkEffect).await
     }
 
     /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
@@ -285,7 +290,8 @@ impl Lease {
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
     /// lease was finished with another outcome, which stands.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        self.command(Op::Complete, self.completion(response.into())?).await
+        let body = self.body("response", response.into())?;
+        self.command(Op::Complete, |token| Command::Complete(token, body)).await
     }
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -306,7 +312,7 @@ impl Lease {
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
         let body = self.body("error", error.into())?;
-        self.command(Op::Fail, Command::Fail(self.0.token.clone(), body, retry)).await
+        self.command(Op::Fail, |token| Command::Fail(token, body, retry)).await
     }
 
     /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
@@ -325,7 +331,7 @@ impl Lease {
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
-        self.command(Op::Release, Command::Release(self.0.token.clone())).await
+        self.command(Op::Release, Command::Release).await
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -334,17 +340,21 @@ impl Lease {
 
     /// How long one renewal lasts.
     pub(crate) fn length(&self) -> Duration {
-        self.held().record.as_ref().and_then(Record::lease).unwrap_or(self.0.engine.policy().lease)
+        self.held().record.as_ref().and_then(|record| record.lease()).unwrap_or(self.0.engine.policy().lease)
     }
 
-    async fn command(&self, op: Op, command: Command) -> Result<(), Error> {
-        self.command_within(self.0.engine.policy().call_timeout, op, command).await
+    fn command(
+        &self,
+        op: Op,
+        command: impl FnOnce(LeaseToken) -> Command,
+    ) -> impl Future<Output = Result<(), Error>> {
+        self.command_within(self.0.engine.policy().call_timeout, op, command)
     }
 
     /// A renewal that must not take longer than there is time for others.
     pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
         let limit = limit.min(self.0.engine.policy().call_timeout);
-        self.command_within(limit, Op::Renew, Command::Renew(self.0.token.clone())).await
+        self.command_within(limit, Op::Renew, Command::Renew).await
     }
 
     /// Records what a handler returned, whatever it says of long responses: it cannot return a shorter one any more.
@@ -353,21 +363,27 @@ impl Lease {
         match outcome {
             Ok(response) => {
                 let body = Body::new(response, limit);
-                self.command(Op::Complete, Command::Complete(self.0.token.clone(), body)).await
+                self.command(Op::Complete, |token| Command::Complete(token, body)).await
             }
             Err((error, retry)) => {
                 let body = Body::new(error, limit);
-                self.command(Op::Fail, Command::Fail(self.0.token.clone(), body, retry)).await
+                self.command(Op::Fail, |token| Command::Fail(token, body, retry)).await
             }
         }
     }
 
-    async fn command_within(&self, limit: Duration, op: Op, command: Command) -> Result<(), Error> {
-        let seen = observe::call(&self.0.engine, op, &|| Some(self.0.token.scope));
+    /// Carries out what `command` makes of the token.
+    async fn command_within(
+        &self,
+        limit: Duration,
+        op: Op,
+        command: impl FnOnce(LeaseToken) -> Command,
+    ) -> Result<(), Error> {
+        let Inner { engine, token, .. } = &*self.0;
+        let seen = observe::call(engine, op, &|| Some(token.scope));
         let result = observe::in_span(&seen, async {
-            self.learn(
-                self.engine().execute_within(limit, &self.0.token.id, &command, View::Held(self)).await?,
-            )
+            let command = command(token.clone());
+            self.learn(engine.execute_within(limit, &token.id, &command, View::Held(self)).await?)
         });
         let result = result.await;
         seen.answered(self.attempt(), &result);
@@ -413,7 +429,7 @@ impl Lease {
     /// store is asked.
     pub(crate) fn step(&self, now: Duration, command: &Command) -> Option<Step> {
         let held = self.held();
-        let record = held.record.as_ref().filter(|_| held.until > now)?;
+        let record = held.record.as_deref().filter(|_| held.until > now)?;
         Step::of(record.stamp, Some(record), command).ok()
     }
 

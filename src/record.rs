@@ -204,11 +204,15 @@ impl Record {
 
     /// The record as it stands once a store has written it under `stamp`.
     pub fn stamped(mut self, stamp: Stamp) -> Record {
+        self.stamp_with(stamp);
+        self
+    }
+
+    pub(crate) fn stamp_with(&mut self, stamp: Stamp) {
         self.stamp = stamp;
         if self.fence == Stamp::ZERO {
             self.fence = stamp;
         }
-        self
     }
 
     /// Copies what is small, so that it does not keep the large buffer alive that it may be a slice of: for stores that

@@ -207,11 +207,14 @@ fn get_varint(input: &mut Bytes) -> Result<u64, DecodeError> {
     Err(DecodeError::Damaged { what: "number too large" })
 }
 
+fn get_length(input: &mut Bytes) -> Result<usize, DecodeError> {
+    let length = usize::try_from(get_varint(input)?).ok();
+    length.filter(|length| *length <= input.len()).ok_or(DAMAGED)
+}
+
 fn get_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
-    match usize::try_from(get_varint(input)?) {
-        Ok(length) if length <= input.len() => Ok(input.split_to(length)),
-        Ok(_) | Err(_) => Err(DAMAGED),
-    }
+    let length = get_length(input)?;
+    Ok(input.split_to(length))
 }
 
 fn get_text(input: &mut Bytes) -> Result<Box<str>, DecodeError> {
@@ -220,8 +223,10 @@ fn get_text(input: &mut Bytes) -> Result<Box<str>, DecodeError> {
 }
 
 fn get_label(input: &mut Bytes) -> Result<Label, DecodeError> {
-    let bytes = get_bytes(input)?;
-    Label::from_bytes(&bytes).ok_or(DecodeError::Damaged { what: "no label" })
+    let length = get_length(input)?;
+    let label = Label::from_bytes(&input[..length]);
+    input.advance(length);
+    label.ok_or(DecodeError::Damaged { what: "no label" })
 }
 
 fn get_body(bits: u8, mut input: Bytes) -> Result<Body, DecodeError> {
