@@ -1,6 +1,12 @@
 //! The in-memory store: [`MemoryStore`].
 
+mod builder;
+mod index;
+mod list;
+mod packed;
+mod segment;
 mod shard;
+mod waiters;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,16 +19,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use self::shard::{Removed, Shard};
-use crate::clock::{Clock, SystemClock, Timeline};
+use self::builder::Limits;
+pub use self::builder::MemoryStoreBuilder;
+use self::shard::{Removed, Shard, Size};
+use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Snapshot, Store, Swap};
+use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 
 const BACKEND: &str = "memory store";
-const SHARDS: usize = 64;
+const SHARDS: usize = 128;
 
 /// Records in this process's memory, gone with it ([`Durability::Memory`]).
 ///
@@ -46,65 +55,33 @@ pub struct MemoryStore(Arc<Inner>);
 struct Inner {
     shards: [Mutex<Shard>; SHARDS],
     timeline: Timeline,
+    /// What the shards have told of their sizes.
+    total: Total,
+    /// How many records each scope has, by its label. Counted only where there is a quota.
+    scopes: Mutex<HashMap<Label, usize>>,
+    limits: Limits,
+    /// By how much a shard's size may differ from what it has told. So a begin seldom writes what all begins read.
+    slack: Size,
+}
+
+#[derive(Default)]
+struct Total {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// How many records each scope has, by its label. Counted only where there is a quota.
-    scopes: Mutex<HashMap<Box<str>, usize>>,
-    limits: Limits,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    records: usize,
-    bytes: usize,
-    scope: Option<usize>,
-}
-
-/// Sets up a [`MemoryStore`]; made by [`MemoryStore::builder`].
-#[derive(Debug)]
-#[must_use = "a builder does nothing until `build` is called"]
-pub struct MemoryStoreBuilder {
-    limits: Limits,
-    clock: Arc<dyn Clock>,
-}
-
-impl MemoryStoreBuilder {
-    /// How many records there may be, about: begins at the same moment may all find the last place free. What is over its
-    /// time makes room within some 20 s. **Default 1 000 000.**
-    pub fn max_records(mut self, records: usize) -> MemoryStoreBuilder {
-        self.limits.records = records;
-        self
-    }
-
-    /// How many bytes the records may take, about. **Default 1 GiB.**
-    pub fn max_bytes(mut self, bytes: usize) -> MemoryStoreBuilder {
-        self.limits.bytes = bytes;
-        self
-    }
-
-    /// How many records there may be of one scope, so that one tenant cannot use up the room of all. **Default: no limit.** Scopes
-    /// whose first 48 bytes are the same count as one. Counting takes a lock that all begins share.
-    pub fn max_records_per_scope(mut self, records: usize) -> MemoryStoreBuilder {
-        self.limits.scope = Some(records);
-        self
-    }
-
-    /// Takes time from `clock` instead of the operating system.
-    pub fn clock(mut self, clock: impl Clock) -> MemoryStoreBuilder {
-        self.clock = Arc::new(clock);
-        self
-    }
-
-    /// The store.
-    pub fn build(self) -> MemoryStore {
-        MemoryStore(Arc::new(Inner {
-            shards: std::array::from_fn(|_| Mutex::new(Shard::new(self.limits.scope.is_some()))),
-            timeline: Timeline::new(self.clock, Stamp::ZERO),
-            records: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
+impl Inner {
+    fn new(limits: Limits, timeline: Timeline) -> Inner {
+        // All shards together are off by less than a hundredth, and by nothing where the limit is low.
+        let part = |limit: usize| limit / SHARDS / 128;
+        Inner {
+            shards: std::array::from_fn(|_| Mutex::new(Shard::new(limits.scope.is_some()))),
+            timeline,
+            total: Total::default(),
             scopes: Mutex::default(),
-            limits: self.limits,
-        }))
+            limits,
+            slack: Size { records: part(limits.records).min(64), bytes: part(limits.bytes).min(1 << 16) },
+        }
     }
 }
 
@@ -116,13 +93,12 @@ impl MemoryStore {
 
     /// Starts to set up a store.
     pub fn builder() -> MemoryStoreBuilder {
-        let limits = Limits { records: 1_000_000, bytes: 1 << 30, scope: None };
-        MemoryStoreBuilder { limits, clock: Arc::new(SystemClock) }
+        MemoryStoreBuilder::new()
     }
 
     /// How many records there are, those over their time but not yet removed included.
     pub fn len(&self) -> usize {
-        self.0.records.load(Ordering::Relaxed)
+        self.0.shards.iter().map(|shard| shard.lock().size().records).sum()
     }
 
     /// Whether there are none.
@@ -131,29 +107,92 @@ impl MemoryStore {
     }
 
     fn shard(&self, id: &RecordId) -> &Mutex<Shard> {
-        &self.0.shards[usize::from(id.as_bytes()[31]) % SHARDS]
+        &self.0.shards[shard_of(id)]
     }
 
-    /// Refuses another record of `scope` if there is no room. Records over their time are in nobody's way: some are
-    /// removed first.
-    fn room(&self, shard: &mut Shard, scope: &str, now: Stamp) -> Result<(), StoreError> {
-        if self.full(scope).is_some() {
-            self.count(shard.expire(now, FULL_STEP));
+    fn swap_now(
+        &self,
+        id: &RecordId,
+        expected: Option<Stamp>,
+        next: Option<&Record>,
+    ) -> Result<Swap, StoreError> {
+        // Before the lock, for whoever waits for it: a moment that is too early ends nothing too early.
+        let now = self.0.timeline.now();
+        let mut shard = self.shard(id).lock();
+        let found = shard.find(id);
+        let is_expected = match (found, expected) {
+            (Some(place), Some(expected)) => shard.stamp(place) == expected,
+            (found, expected) => found.is_none() && expected.is_none(),
+        };
+        if !is_expected {
+            let record = found.map(|place| shard.read(place));
+            let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
+            return Ok(Swap::Conflict(Snapshot { record, now }));
         }
-        // The other shards too, as far as nobody is at work there: this one's lock is held.
-        for mut other in self.0.shards.iter().filter_map(Mutex::try_lock) {
-            if self.full(scope).is_none() {
-                break;
+        let mut expired = Removed::default();
+        if let Some(next) = next {
+            if found.is_none() {
+                expired = self.make_way(&mut shard, next, now)?;
             }
-            self.count(other.expire(now, FULL_STEP));
+            if !shard.has_place() {
+                let detail = "a shard has no more places".to_owned();
+                return Err(StoreError::Full { backend: BACKEND, detail });
+            }
         }
-        self.full(scope).map_or(Ok(()), |detail| Err(StoreError::Full { backend: BACKEND, detail }))
+        let stamp = self.stamp(&mut shard, now);
+        let replaced = match next {
+            Some(next) => shard.put(id, next, stamp, found),
+            None => found.map(|place| shard.remove(id, place)).unwrap_or_default(),
+        };
+        let waiters = shard.waiters.call(id);
+        self.tell(&mut shard, self.0.slack);
+        self.count_scopes(next, &replaced);
+        drop(shard); // a waker may run anything, and what was removed may take time to free
+        waiters.into_iter().for_each(Waker::wake);
+        drop((expired, replaced));
+        Ok(Swap::Done(stamp))
+    }
+
+    /// The stamp of a write that is asked for at `now`: greater than all before it in the shard.
+    fn stamp(&self, shard: &mut Shard, now: Stamp) -> Stamp {
+        let stamp = if now > shard.last { now } else { self.0.timeline.stamp_after(shard.last) };
+        shard.last = stamp;
+        stamp
+    }
+
+    /// Removes some of what is over its time to make way for `next`, and refuses it if there is no room all the same.
+    fn make_way(&self, shard: &mut Shard, next: &Record, now: Stamp) -> Result<Removed, StoreError> {
+        if next.may_be_refused() && self.full(&next.scope).is_some() {
+            self.expire(shard, now, FULL_STEP);
+            // The other shards too, as far as nobody is at work there: this one's lock is held.
+            for mut other in self.0.shards.iter().filter_map(Mutex::try_lock) {
+                if self.full(&next.scope).is_none() {
+                    break;
+                }
+                self.expire(&mut other, now, FULL_STEP);
+            }
+            if let Some(detail) = self.full(&next.scope) {
+                return Err(StoreError::Full { backend: BACKEND, detail });
+            }
+        }
+        let removed = shard.expire(now, INSERT_STEP);
+        self.count_scopes(None, &removed);
+        Ok(removed)
+    }
+
+    /// Removes up to `limit` records of a shard that are over their time.
+    fn expire(&self, shard: &mut Shard, now: Stamp, limit: usize) -> Removed {
+        let removed = shard.expire(now, limit);
+        self.tell(shard, Size::default());
+        self.count_scopes(None, &removed);
+        removed
     }
 
     /// Which limit is reached, if one is.
-    fn full(&self, scope: &str) -> Option<String> {
+    fn full(&self, scope: &Label) -> Option<String> {
         let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
-        let (records, bytes) = (self.len(), self.0.bytes.load(Ordering::Relaxed));
+        let Total { records, bytes } = &self.0.total;
+        let (records, bytes) = (records.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
         if records >= most || bytes >= most_bytes {
             return Some(format!("{records} records of {most}, {bytes} bytes of {most_bytes}"));
         }
@@ -162,31 +201,47 @@ impl MemoryStore {
         (used >= quota).then(|| format!("{used} records of {quota} for one scope"))
     }
 
-    fn count(&self, removed: Removed) {
-        self.0.records.fetch_sub(removed.records, Ordering::Relaxed);
-        self.0.bytes.fetch_sub(removed.bytes, Ordering::Relaxed);
+    /// Adds to the totals what has changed in a shard, if it is more than `slack`.
+    fn tell(&self, shard: &mut Shard, slack: Size) {
+        let (size, told) = (shard.size(), shard.told);
+        if size.records.abs_diff(told.records) > slack.records
+            || size.bytes.abs_diff(told.bytes) > slack.bytes
+        {
+            // Additions wrap, so that less is added too.
+            let Total { records, bytes } = &self.0.total;
+            records.fetch_add(size.records.wrapping_sub(told.records), Ordering::Relaxed);
+            bytes.fetch_add(size.bytes.wrapping_sub(told.bytes), Ordering::Relaxed);
+            shard.told = size;
+        }
+    }
+
+    /// Keeps count of the scopes, where there is a quota.
+    fn count_scopes(&self, added: Option<&Record>, removed: &Removed) {
         if self.0.limits.scope.is_none() {
             return;
         }
         let mut scopes = self.0.scopes.lock();
-        for scope in removed.scopes {
-            if let Some(used) = scopes.get_mut(&scope) {
+        if let Some(added) = added {
+            *scopes.entry(added.scope).or_default() += 1;
+        }
+        for scope in &removed.scopes {
+            if let Some(used) = scopes.get_mut(scope) {
                 *used -= 1;
                 if *used == 0 {
-                    scopes.remove(&scope);
+                    scopes.remove(scope);
                 }
             }
         }
     }
+}
 
-    fn insert(&self, shard: &mut Shard, id: &RecordId, record: Record) {
-        if self.0.limits.scope.is_some() {
-            *self.0.scopes.lock().entry(record.scope.as_str().into()).or_default() += 1;
-        }
-        let weight = shard.insert(*id, record);
-        self.0.records.fetch_add(1, Ordering::Relaxed);
-        self.0.bytes.fetch_add(weight, Ordering::Relaxed);
-    }
+/// In which shard a record is. The first shards get up to twice as many as the last: their tables double one after the
+/// other as the store grows, and so there are never many of them half empty.
+fn shard_of(id: &RecordId) -> usize {
+    let [.., high, low] = *id.as_bytes();
+    let part = u64::from(u16::from_be_bytes([high, low]));
+    // 128 log2(1 + part / 2^16), to a hundredth: the shares of the shards are a geometric series.
+    (part * ((4 << 16) - part) / ((3 << 32) / SHARDS as u64)) as usize
 }
 
 impl Default for MemoryStore {
@@ -210,7 +265,7 @@ const FULL_STEP: usize = 64;
 impl Store for MemoryStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         let shard = self.shard(id).lock();
-        let record = shard.records.get(id).map(|kept| kept.record.clone());
+        let record = shard.find(id).map(|place| shard.read(place));
         Ok(Snapshot { record, now: self.0.timeline.now() })
     }
 
@@ -220,43 +275,21 @@ impl Store for MemoryStore {
         expected: Option<Stamp>,
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
-        let mut shard = self.shard(id).lock();
-        let found = shard.records.get(id).map(|kept| &kept.record);
-        if found.map(|record| record.stamp) != expected {
-            let (record, now) = (found.cloned(), self.0.timeline.now());
-            return Ok(Swap::Conflict(Snapshot { record, now }));
-        }
-        if let Some(next) = next.filter(|_| expected.is_none()) {
-            let now = self.0.timeline.now();
-            if next.may_be_refused() {
-                self.room(&mut shard, &next.scope, now)?;
-            }
-            self.count(shard.expire(now, INSERT_STEP));
-        }
-        let stamp = self.0.timeline.stamp_after(shard.last);
-        shard.last = stamp;
-        self.count(shard.remove(id));
-        let waiters = shard.waiters_of(id);
-        if let Some(next) = next {
-            self.insert(&mut shard, id, next.clone().stamped(stamp));
-        }
-        drop(shard); // a waker may run anything
-        waiters.into_iter().for_each(Waker::wake);
-        Ok(Swap::Done(stamp))
+        self.swap_now(id, expected, next)
+    }
+
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_ref())).collect()
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
         let mut seat = Seat { store: self, id, number: None };
         poll_fn(|context| {
             let mut shard = self.shard(id).lock();
-            if shard.records.get(id).is_none_or(|kept| kept.record.stamp != stamp) {
+            if shard.find(id).is_none_or(|place| shard.stamp(place) != stamp) {
                 return Poll::Ready(Ok(()));
             }
-            let number = *seat.number.get_or_insert_with(|| {
-                shard.seats += 1;
-                shard.seats
-            });
-            shard.waiters.entry(*id).or_default().insert(number, context.waker().clone());
+            seat.number = Some(shard.waiters.sit(id, seat.number, context.waker()));
             Poll::Pending
         })
         .await
@@ -267,15 +300,12 @@ impl Store for MemoryStore {
         let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
         for number in after.map_or(0, |place| place.shard)..SHARDS {
             let passed = after.filter(|place| place.shard == number).map(|place| place.id);
-            let shard = self.0.shards[number].lock();
-            let mut ids: Vec<RecordId> =
-                shard.records.keys().filter(|id| Some(**id) > passed).copied().collect();
-            ids.sort_unstable();
             let room = limit.max(1) - page.records.len();
-            let more = ids.len() > room;
-            page.records.extend(
-                ids.iter().take(room).filter_map(|id| Some((*id, shard.records.get(id)?.record.clone()))),
-            );
+            // One more, to know whether it is the end.
+            let mut records = self.0.shards[number].lock().list(passed, room.saturating_add(1));
+            let more = records.len() > room;
+            records.truncate(room);
+            page.records.append(&mut records);
             if more || page.records.len() >= limit.max(1) && number + 1 < SHARDS {
                 page.next = page.records.last().map(|(id, _)| Place { shard: number, id: *id }.write());
                 break;
@@ -290,13 +320,11 @@ impl Store for MemoryStore {
         for shard in &self.0.shards {
             let now = self.0.timeline.now();
             while purged < limit {
-                let removed = shard.lock().expire(now, FULL_STEP.min(limit - purged));
-                let done = removed.records == 0;
-                purged += removed.records;
-                self.count(removed);
-                if done {
+                let removed = self.expire(&mut shard.lock(), now, FULL_STEP.min(limit - purged));
+                if removed.records == 0 {
                     break;
                 }
+                purged += removed.records;
             }
         }
         Ok(purged as u64)
@@ -304,13 +332,13 @@ impl Store for MemoryStore {
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         let mut shard = self.shard(id).lock();
-        let removed = shard.remove(id);
-        let waiters = shard.waiters_of(id);
+        let removed = shard.find(id).map(|place| shard.remove(id, place)).unwrap_or_default();
+        let waiters = shard.waiters.call(id);
+        self.tell(&mut shard, self.0.slack);
+        self.count_scopes(None, &removed);
         drop(shard);
         waiters.into_iter().for_each(Waker::wake);
-        let existed = removed.records > 0;
-        self.count(removed);
-        Ok(existed)
+        Ok(removed.records > 0)
     }
 
     fn durability(&self) -> Durability {
@@ -332,13 +360,7 @@ struct Seat<'a> {
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
-        let mut shard = self.store.shard(self.id).lock();
-        if let Some(waiters) = shard.waiters.get_mut(self.id) {
-            waiters.remove(&number);
-            if waiters.is_empty() {
-                shard.waiters.remove(self.id);
-            }
-        }
+        self.store.shard(self.id).lock().waiters.leave(self.id, number);
     }
 }
 

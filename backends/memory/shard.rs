@@ -1,118 +1,422 @@
-//! A part of a memory store's records, and how they are found, expire, and are waited for.
+//! A part of a memory store's records, and how they are found and expire: [`Shard`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::task::Waker;
+#[cfg(test)]
+mod tests;
 
+use super::index::{Index, hash_of};
+use super::list::{Linked, Links, List};
+use super::packed::{self, Base};
+use super::segment::{CAPACITY, OFFSET_BITS, Segment};
+use super::waiters::Waiters;
 use crate::key::RecordId;
+use crate::label::Label;
 use crate::record::{Record, Stamp};
 
 /// A part of the records, under a lock of its own.
-#[derive(Default)]
+///
+/// Finished records are packed into segments; the others (in progress, of a large body, with a checkpoint) are *loose*: kept
+/// as they are. Both are listed by the class of time they are kept for, in the order they were written in. So what is over
+/// its time is at the front of a list, and expiry looks at nothing else.
 pub(super) struct Shard {
-    pub(super) records: HashMap<RecordId, Kept, BuildHasherDefault<DigestHasher>>,
-    /// The ids by the segment of time in which their deadline lies, so that expiry never scans the records.
-    segments: BTreeMap<u64, HashSet<RecordId, BuildHasherDefault<DigestHasher>>>,
+    index: Index,
+    loose: Vec<Loose>,
+    segments: Vec<Segment>,
+    /// Numbers of segments that are not in use.
+    free: Vec<u32>,
+    /// What segments were in, for the next ones.
+    spare: Vec<Vec<u8>>,
+    /// In the order of their numbers.
+    classes: Vec<Class>,
+    /// Nothing is over its time before this.
+    due: Stamp,
     /// The greatest stamp that was given here, to removed records too.
     pub(super) last: Stamp,
-    /// Who waits for a record to change, by the number of the seat.
-    pub(super) waiters: HashMap<RecordId, HashMap<u64, Waker>, BuildHasherDefault<DigestHasher>>,
-    pub(super) seats: u64,
+    pub(super) waiters: Waiters,
+    /// About how many bytes the records take.
+    bytes: usize,
+    /// What the store's totals have of this shard.
+    pub(super) told: Size,
     /// Whether the scopes of removed records are asked for.
     counts_scopes: bool,
 }
 
-pub(super) struct Kept {
-    pub(super) record: Record,
-    /// The segment that lists it: that of its deadline.
-    segment: u64,
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Size {
+    pub(super) records: usize,
+    pub(super) bytes: usize,
 }
 
 /// What was taken out of a shard.
 #[derive(Default)]
 pub(super) struct Removed {
     pub(super) records: usize,
-    pub(super) bytes: usize,
-    /// The scope of each.
-    pub(super) scopes: Vec<Box<str>>,
+    /// The scope of each, if they are counted.
+    pub(super) scopes: Vec<Label>,
+    /// What takes time to free, and is to be dropped without the lock: an allocator may give much back at once.
+    large: Vec<Record>,
+    buffers: Vec<Vec<u8>>,
 }
 
-/// The length of a segment of time: 2^24 µs, about 17 s.
-const SEGMENT_BITS: u32 = 24;
+struct Loose {
+    id: RecordId,
+    record: Record,
+    class: u16,
+    links: Links,
+}
+
+impl Linked for Loose {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// The records that are kept for about as long. There is at least one.
+#[derive(Clone, Copy)]
+struct Class {
+    number: u16,
+    /// None of them is over its time before this.
+    due: Stamp,
+    loose: List,
+    segments: List,
+}
+
+/// Where a record is, in the 32 bits that the index has for it: which of the loose, or which segment and where in it.
+#[derive(Clone, Copy)]
+enum Place {
+    Loose(usize),
+    Packed(u32, usize),
+}
+
+const LOOSE: u32 = 1 << 31;
+/// A shard that has this many packs no more records until some are gone: 2 GiB.
+const MAX_SEGMENTS: usize = 1 << (31 - OFFSET_BITS);
+const MAX_LOOSE: usize = LOOSE as usize - 1;
+
+impl Place {
+    fn of(place: u32) -> Place {
+        if place & LOOSE != 0 {
+            return Place::Loose((place & !LOOSE) as usize);
+        }
+        Place::Packed(place >> OFFSET_BITS, (place & ((1 << OFFSET_BITS) - 1)) as usize)
+    }
+
+    /// Neither part is larger than its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and the capacity of a segment.
+    fn bits(self) -> u32 {
+        match self {
+            Place::Loose(at) => LOOSE | at as u32,
+            Place::Packed(segment, at) => segment << OFFSET_BITS | at as u32,
+        }
+    }
+}
 
 impl Shard {
     pub(super) fn new(counts_scopes: bool) -> Shard {
-        Shard { counts_scopes, ..Shard::default() }
-    }
-
-    pub(super) fn insert(&mut self, id: RecordId, mut record: Record) -> usize {
-        record.detach();
-        let segment = record.deadline().0 >> SEGMENT_BITS;
-        let weight = weight(&record);
-        self.segments.entry(segment).or_default().insert(id);
-        self.records.insert(id, Kept { record, segment });
-        weight
-    }
-
-    /// Who waited for the record to change. None of them does any more.
-    pub(super) fn waiters_of(&mut self, id: &RecordId) -> Vec<Waker> {
-        if self.waiters.is_empty() {
-            return Vec::new();
+        Shard {
+            index: Index::default(),
+            loose: Vec::new(),
+            segments: Vec::new(),
+            free: Vec::new(),
+            spare: Vec::new(),
+            classes: Vec::new(),
+            due: Stamp(u64::MAX),
+            last: Stamp::ZERO,
+            waiters: Waiters::default(),
+            bytes: 0,
+            told: Size::default(),
+            counts_scopes,
         }
-        self.waiters.remove(id).map(|waiters| waiters.into_values().collect()).unwrap_or_default()
     }
 
-    pub(super) fn remove(&mut self, id: &RecordId) -> Removed {
-        let Some(kept) = self.records.remove(id) else { return Removed::default() };
-        if let Some(ids) = self.segments.get_mut(&kept.segment) {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.segments.remove(&kept.segment);
-            }
+    pub(super) fn size(&self) -> Size {
+        Size { records: self.index.len(), bytes: self.bytes }
+    }
+
+    /// Whether another record can be told from the others by its place.
+    pub(super) fn has_place(&self) -> bool {
+        self.loose.len() < MAX_LOOSE
+    }
+
+    /// The place of a record: for the other calls, until the next that changes something.
+    pub(super) fn find(&self, id: &RecordId) -> Option<u32> {
+        self.index.find(hash_of(id), |place| self.id_at(place) == id.as_bytes())
+    }
+
+    fn id_at(&self, place: u32) -> &[u8] {
+        match Place::of(place) {
+            Place::Loose(at) => self.loose[at].id.as_bytes(),
+            Place::Packed(segment, at) => self.segments[segment as usize].id_at(at),
         }
-        let bytes = weight(&kept.record);
-        let scopes = if self.counts_scopes { vec![kept.record.scope.as_str().into()] } else { Vec::new() };
-        Removed { records: 1, bytes, scopes }
     }
 
-    /// Removes up to `limit` records of the segments that lie wholly before `now`.
-    pub(super) fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
+    fn id(&self, place: u32) -> RecordId {
+        match Place::of(place) {
+            Place::Loose(at) => self.loose[at].id,
+            Place::Packed(segment, at) => self.segments[segment as usize].view(at).id(),
+        }
+    }
+
+    pub(super) fn stamp(&self, place: u32) -> Stamp {
+        match Place::of(place) {
+            Place::Loose(at) => self.loose[at].record.stamp,
+            Place::Packed(segment, at) => self.segments[segment as usize].view(at).stamp,
+        }
+    }
+
+    pub(super) fn read(&self, place: u32) -> Record {
+        match Place::of(place) {
+            Place::Loose(at) => self.loose[at].record.clone(),
+            Place::Packed(segment, at) => self.segments[segment as usize].view(at).record(),
+        }
+    }
+
+    /// Records and their ids, in the order of the ids: up to `limit` behind `after`.
+    pub(super) fn list(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
+        let mut slots: Vec<(u32, u32)> = self.index.since(after.as_ref().map_or(0, hash_of)).collect();
+        // Of one hash there may be ids on both sides of an end, so hashes are taken as a whole: of `after` too.
+        let passed = |place: u32| after.is_some_and(|after| self.id(place) <= after);
+        slots.retain(|(hash, place)| Some(*hash) != after.as_ref().map(hash_of) || !passed(*place));
+        if slots.len() > limit {
+            let (.., (end, _), _) = slots.select_nth_unstable(limit);
+            let end = *end;
+            slots.retain(|(hash, _)| *hash <= end);
+        }
+        slots.sort_unstable_by_key(|(_, place)| self.id(*place));
+        let place = |(_, place): (u32, u32)| (self.id(place), self.read(place));
+        slots.into_iter().take(limit).map(place).collect()
+    }
+
+    /// Puts a record in the place of `old`, or in a new one.
+    pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
+        let deadline = stamp.after(record.keep());
+        let class = self.class(deadline, stamp);
+        let place =
+            self.pack(class, id, record, stamp).unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
+        let listed = &mut self.classes[class];
+        listed.due = listed.due.min(deadline);
+        self.due = self.due.min(deadline);
+        match old {
+            None => self.index.insert(hash_of(id), place.bits()),
+            Some(old) => self.index.replace(hash_of(id), old, place.bits()),
+        }
         let mut removed = Removed::default();
-        while removed.records < limit {
-            let Some(oldest) = self.segments.first_entry() else { break };
-            if *oldest.key() >= now.0 >> SEGMENT_BITS {
-                break;
-            }
-            let ids: Vec<RecordId> = oldest.get().iter().take(limit - removed.records).copied().collect();
-            for id in &ids {
-                let Removed { records, bytes, scopes } = self.remove(id);
-                removed.records += records;
-                removed.bytes += bytes;
-                removed.scopes.extend(scopes);
-            }
+        if let Some(old) = old {
+            self.vacate(old, &mut removed);
         }
         removed
     }
-}
 
-fn weight(record: &Record) -> usize {
-    record.weight() + 2 * size_of::<RecordId>()
-}
-
-/// Record ids are digests already: eight of their bytes are as good a hash as any.
-#[derive(Default)]
-pub(super) struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn finish(&self) -> u64 {
-        self.0
+    pub(super) fn remove(&mut self, id: &RecordId, place: u32) -> Removed {
+        let mut removed = Removed::default();
+        self.index.remove(hash_of(id), place);
+        self.vacate(place, &mut removed);
+        removed
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk::<8>() {
-            self.0 = u64::from_le_bytes(*first);
+    /// Removes up to `limit` records that are over their time at `now`.
+    pub(super) fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
+        let mut removed = Removed::default();
+        if now < self.due {
+            return removed;
+        }
+        let mut at = 0;
+        while at < self.classes.len() && removed.records < limit {
+            if self.classes[at].due <= now && self.expire_first(at, now, &mut removed) {
+                continue;
+            }
+            at += 1;
+        }
+        self.due = self.classes.iter().map(|class| class.due).min().unwrap_or(Stamp(u64::MAX));
+        removed
+    }
+
+    /// Removes the first record of a class if it is over its time. The class may be gone then, and the next in its place.
+    fn expire_first(&mut self, class: usize, now: Stamp, removed: &mut Removed) -> bool {
+        let Some((place, deadline)) = self.first(class) else { return false };
+        self.classes[class].due = deadline;
+        let over = deadline <= now && deadline != Stamp(u64::MAX);
+        if over {
+            self.index.remove(hash_of(&self.id(place)), place);
+            self.vacate(place, removed);
+        }
+        over
+    }
+
+    /// The record of a class that is over its time first, and when.
+    fn first(&mut self, class: usize) -> Option<(u32, Stamp)> {
+        let Class { loose, segments, .. } = self.classes[class];
+        let loose = self
+            .loose
+            .get(loose.first as usize)
+            .map(|first| (Place::Loose(loose.first as usize), first.record.deadline()));
+        let packed = self.segments.get_mut(segments.first as usize).and_then(|segment| {
+            let (at, view) = segment.first()?;
+            Some((Place::Packed(segments.first, at), view.deadline()))
+        });
+        let first = loose.into_iter().chain(packed).min_by_key(|(_, deadline)| *deadline);
+        first.map(|(place, deadline)| (place.bits(), deadline))
+    }
+
+    /// Where the class of a record is.
+    fn class(&mut self, deadline: Stamp, stamp: Stamp) -> usize {
+        let number = class_of(deadline, stamp);
+        self.classes.binary_search_by_key(&number, |class| class.number).unwrap_or_else(|at| {
+            let due = Stamp(u64::MAX);
+            self.classes.insert(at, Class { number, due, loose: List::EMPTY, segments: List::EMPTY });
+            at
+        })
+    }
+
+    /// Writes the record into the class's last segment, if it is one to be packed.
+    fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Place> {
+        let bytes = packed::fits(record)?;
+        let Class { number, segments, .. } = self.classes[class];
+        let last = self.segments.get(segments.last as usize).is_some_and(|segment| segment.has_room(bytes));
+        let segment = if last { segments.last } else { self.open(class, number, Base::of(record, stamp))? };
+        let at = self.segments[segment as usize].write(id, record, stamp, bytes);
+        self.bytes += packed::weight_of(record);
+        Some(Place::Packed(segment, at))
+    }
+
+    /// A new segment at the end of a class, unless there are too many.
+    fn open(&mut self, class: usize, number: u16, base: Base) -> Option<u32> {
+        let list = &mut self.classes[class].segments;
+        let bytes = if list.is_empty() {
+            Vec::new() // few records may ever come: it starts small
+        } else {
+            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(CAPACITY))
+        };
+        let segment = Segment::new(number, base, bytes);
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.segments[at as usize] = segment;
+                at
+            }
+            None if self.segments.len() < MAX_SEGMENTS => {
+                self.segments.push(segment);
+                self.segments.len() as u32 - 1
+            }
+            None => return None,
+        };
+        list.push(&mut self.segments, at);
+        Some(at)
+    }
+
+    fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Place {
+        let mut record = record.clone().stamped(stamp);
+        record.detach();
+        self.bytes += loose_weight(&record);
+        let at = self.loose.len();
+        self.loose.push(Loose { id: *id, record, class: self.classes[class].number, links: Links::NONE });
+        self.classes[class].loose.push(&mut self.loose, at as u32);
+        Place::Loose(at)
+    }
+
+    /// Frees what a record took that the index no longer knows.
+    fn vacate(&mut self, place: u32, removed: &mut Removed) {
+        removed.records += 1;
+        let class = match Place::of(place) {
+            Place::Loose(at) => self.take_loose(at, removed),
+            Place::Packed(segment, at) => self.take_packed(segment, at, removed),
+        };
+        if self.classes[class].loose.is_empty() && self.classes[class].segments.is_empty() {
+            self.classes.remove(class);
         }
     }
 
-    fn write_usize(&mut self, _length: usize) {}
+    fn take_loose(&mut self, at: usize, removed: &mut Removed) -> usize {
+        let class = self.class_at(self.loose[at].class);
+        self.classes[class].loose.take(&mut self.loose, at as u32);
+        let (record, last) = (&self.loose[at].record, self.loose.len() - 1);
+        let weight = loose_weight(record);
+        self.bytes -= weight;
+        if self.counts_scopes {
+            removed.scopes.push(record.scope);
+        }
+        self.loose.swap(at, last);
+        if weight > LARGE {
+            removed.large.extend(self.loose.pop().map(|loose| loose.record));
+        } else {
+            self.loose.truncate(last); // where it is: a record is long to move
+        }
+        if let Some(moved) = self.loose.get(at) {
+            let (hash, class) = (hash_of(&moved.id), self.class_at(moved.class));
+            self.index.replace(hash, Place::Loose(last).bits(), Place::Loose(at).bits());
+            self.classes[class].loose.moved(&mut self.loose, at as u32);
+        }
+        if last < self.loose.capacity() / 4 {
+            self.loose.shrink_to((last * 2).max(8));
+        }
+        class
+    }
+
+    fn take_packed(&mut self, number: u32, at: usize, removed: &mut Removed) -> usize {
+        let segment = &mut self.segments[number as usize];
+        let view = segment.view(at);
+        self.bytes -= view.weight();
+        if self.counts_scopes {
+            removed.scopes.push(view.scope());
+        }
+        segment.kill(at);
+        let class = segment.class;
+        if segment.records > 0 && segment.is_wasteful() {
+            let index = &mut self.index;
+            let bytes = segment.rewrite(|id, from, to| {
+                let [from, to] = [from, to].map(|at| Place::Packed(number, at).bits());
+                index.replace(hash_of(id), from, to);
+            });
+            self.spare(bytes, removed);
+        }
+        let is_empty = self.segments[number as usize].records == 0;
+        let class = self.class_at(class);
+        if is_empty {
+            self.classes[class].segments.take(&mut self.segments, number);
+            self.close(number, removed);
+        }
+        class
+    }
+
+    /// Frees a segment that is in no list.
+    fn close(&mut self, number: u32, removed: &mut Removed) {
+        let segment = std::mem::take(&mut self.segments[number as usize]);
+        self.free.push(number);
+        if self.free.len() == self.segments.len() {
+            (self.free, self.segments) = (Vec::new(), Vec::new());
+        }
+        self.spare(segment.into_bytes(), removed);
+    }
+
+    /// Keeps what a segment was in for the next one, as long as that is little beside what is live.
+    fn spare(&mut self, bytes: Vec<u8>, removed: &mut Removed) {
+        let most = self.bytes / CAPACITY / 16;
+        if bytes.capacity() == CAPACITY && self.spare.len() < most {
+            self.spare.push(bytes);
+            return;
+        }
+        removed.buffers.push(bytes);
+        removed.buffers.extend(self.spare.drain(most.min(self.spare.len())..));
+    }
+
+    /// Where the class of a record that is there is.
+    fn class_at(&self, number: u16) -> usize {
+        let found = self.classes.binary_search_by_key(&number, |class| class.number);
+        found.unwrap_or_else(|_| unreachable!("a class is there as long as one of its records"))
+    }
+}
+
+/// A freed record of more bytes than this is dropped without the lock.
+const LARGE: usize = 4096;
+
+fn loose_weight(record: &Record) -> usize {
+    record.weight() + size_of::<Loose>() - size_of::<Record>()
+}
+
+/// The number of the class of records that are kept from `stamp` to `deadline`: the five bits from the highest one that is
+/// set, and where that is. So records of one class are kept equally long, to a 32nd.
+fn class_of(deadline: Stamp, stamp: Stamp) -> u16 {
+    if deadline == Stamp(u64::MAX) {
+        return u16::MAX; // for ever
+    }
+    let kept = deadline.0 - stamp.0;
+    let shift = (u64::BITS - kept.leading_zeros()).saturating_sub(6);
+    (u64::from(shift << 5) + (kept >> shift)) as u16 // at most 58 * 32 + 63
 }
