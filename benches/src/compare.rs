@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nevertwice::{MemoryStore, RedisStore, SqliteStore};
+use nevertwice::{RedisStore, SqliteStore};
 use serde::{Deserialize, Serialize};
 
 use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
-use crate::measure::{Median, Op, Plan, Round, Runner};
-use crate::ours::Ours;
+use crate::measure::{Length, Median, Op, Plan, Round, Runner};
+use crate::ours::{Ours, memory};
 #[cfg(feature = "peer")]
 use crate::peer;
 use crate::server::Server;
@@ -42,7 +42,7 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    fn of(rounds: &[Round]) -> Rate {
+    pub(crate) fn of(rounds: &[Round]) -> Rate {
         let median = |figure: fn(&Round) -> f64| Median::of(rounds.iter().map(figure)).median;
         Rate {
             per_second: median(|round| round.per_second),
@@ -66,6 +66,54 @@ pub(crate) struct Comparison {
     pub(crate) peer: Option<(Rate, Median)>,
 }
 
+impl Comparison {
+    /// What the ratio is to be at least, where that was laid down.
+    pub(crate) fn bar(&self) -> Option<f64> {
+        let callers = [1, 64, 256].iter().position(|&callers| callers == self.c)?;
+        let bars = match (self.store.as_str(), self.op.as_str()) {
+            ("memory", "fresh") => [0.8, 1.0, 1.0],
+            ("memory", "replay") => [0.6, 0.8, 0.8],
+            ("sqlite", "fresh") => [0.95, 15.0, 25.0],
+            ("sqlite", "replay") => [0.8, 0.9, 0.9],
+            ("redis", "fresh") => [0.85, 0.8, 0.8],
+            ("valkey", "fresh") => [0.9, 1.0, 1.1],
+            ("redis" | "valkey", "replay") => [1.5, 1.3, 1.3],
+            _ => return None,
+        };
+        Some(bars[callers])
+    }
+
+    pub(crate) fn line(&self) -> String {
+        let Comparison { store, op, c, ratio, ours, hand, peer } = self;
+        let mut line = format!(
+            "bench: store={store} op={op} c={c} ratio={:.2} low={:.2} high={:.2} ours={:.0} hand={:.0} \
+             ours_cpu_us={:.2} hand_cpu_us={:.2}",
+            ratio.median, ratio.low, ratio.high, ours.per_second, hand.per_second, ours.cpu_us, hand.cpu_us,
+        );
+        if let Some(bar) = self.bar() {
+            line += &format!(" bar={bar:.2}");
+        }
+        if hand.server_cpu_us > 0.0 {
+            line += &format!(
+                " server_ratio={:.2} ours_server_us={:.2} hand_server_us={:.2}",
+                ours.server_cpu_us / hand.server_cpu_us,
+                ours.server_cpu_us,
+                hand.server_cpu_us,
+            );
+        }
+        if let Some((peer, ratio)) = peer {
+            line += &format!(
+                " peer={:.0} peer_ratio={:.2} peer_cpu_us={:.2}",
+                peer.per_second, ratio.median, peer.cpu_us
+            );
+            if peer.server_cpu_us > 0.0 {
+                line += &format!(" peer_server_us={:.2}", peer.server_cpu_us);
+            }
+        }
+        line
+    }
+}
+
 /// Where and how it is measured.
 pub(crate) struct Bench<'a> {
     /// For the files of SQLite: empty.
@@ -79,7 +127,7 @@ impl Bench<'_> {
     /// This crate on an empty store.
     pub(crate) async fn ours(&self, store: StoreKind) -> Ours {
         match store {
-            StoreKind::Memory => Ours::new(MemoryStore::new()),
+            StoreKind::Memory => Ours::new(memory().build()),
             StoreKind::Sqlite => {
                 Ours::new(SqliteStore::open(self.folder.join("ours.db")).expect("the store opens"))
             }
@@ -128,12 +176,12 @@ impl Bench<'_> {
         peer: Option<impl Side>,
     ) -> Comparison {
         let server = self.server.filter(|_| matches!(store, StoreKind::Redis | StoreKind::Valkey));
-        let mut ours = Runner::new(ours, plan, server).await;
-        let mut hand = Runner::new(hand, plan, server).await;
+        let mut ours = Runner::prepared(ours, plan, server).await;
+        let mut hand = Runner::prepared(hand, plan, server).await;
         // What is slow to fill is filled with what is replayed only.
         let less = Plan { filled: plan.filled.min(plan.working_set), ..*plan };
         let mut peer = match peer {
-            Some(peer) => Some(Runner::new(peer, &less, server).await),
+            Some(peer) => Some(Runner::prepared(peer, &less, server).await),
             None => None,
         };
         for round in 0..plan.rounds {
@@ -170,17 +218,17 @@ impl Bench<'_> {
 pub(crate) fn plan(store: StoreKind, op: Op, callers: usize, quick: bool) -> Plan {
     let slow = store == StoreKind::Sqlite && op == Op::Fresh;
     let millis = match (quick, slow) {
-        (true, false) => 100,
-        (true, true) => 250,
+        (true, false) => 80,
+        (true, true) => 200,
         (false, false) => 200,
         (false, true) => 600,
     };
     Plan {
         op,
         callers,
-        rounds: if quick { 6 } else { 12 },
-        round: Duration::from_millis(millis),
-        filled: if quick { 20_000 } else { 100_000 },
+        rounds: if quick { 4 } else { 12 },
+        round: Length::Time(Duration::from_millis(millis)),
+        filled: if quick { 10_000 } else { 100_000 },
         working_set: 10_000,
     }
 }

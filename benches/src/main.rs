@@ -3,14 +3,25 @@
 
 mod compare;
 mod disk;
+mod fingerprints;
+mod footprint;
+mod grow;
 mod hand;
+mod machine;
+mod many;
 mod measure;
 mod ours;
 #[cfg(feature = "peer")]
 mod peer;
-mod report;
+mod plots;
+mod publish;
+mod purge;
+mod results;
+mod run;
+mod scale;
 mod server;
 mod side;
+mod table;
 mod waiters;
 
 use std::path::PathBuf;
@@ -18,51 +29,86 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::compare::{Bench, StoreKind, plan};
-use crate::measure::Op;
-use crate::report::Results;
-use crate::server::Server;
+use crate::compare::StoreKind;
+use crate::footprint::Whose;
+use crate::measure::{Length, Op};
+use crate::results::Results;
+use crate::run::Run;
 
+/// Measures everything, or what a command names, and prints a line per figure.
 #[derive(Parser)]
+#[command(name = "benches/run")]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     #[command(flatten)]
     common: Common,
+    /// Writes the tables and the plots under docs/, too.
+    #[arg(long)]
+    publish: bool,
 }
 
 #[derive(Args)]
 struct Common {
-    /// Where the files of SQLite and the results go.
+    /// Where the files of SQLite and the results go: on the disk that is to be measured.
     #[arg(long, global = true, default_value = "target/bench")]
     dir: PathBuf,
     #[arg(long, global = true, default_value = "redis-server")]
     redis_server: PathBuf,
+    /// Left out, with a word about it, if it does not start.
     #[arg(long, global = true, env = "VALKEY_SERVER", default_value = "valkey-server")]
     valkey_server: PathBuf,
-    /// A server that is running, instead of one of the bench's own. It is flushed.
+    /// A server that is running, instead of one of the bench's own. IT IS FLUSHED.
     #[arg(long, global = true)]
     redis_url: Option<String>,
-    /// Fewer and shorter rounds.
+    /// Fewer and shorter rounds, fewer records: two minutes in all.
     #[arg(long, global = true)]
     quick: bool,
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "memory,sqlite,redis,valkey"
+    )]
+    store: Vec<StoreKind>,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// This crate, by hand and the peer, side by side.
     Compare(CompareArgs),
-    /// How long 1000 waiters on one key take to wake up.
-    Waiters {
-        #[arg(long, value_enum, value_delimiter = ',', default_value = "memory,sqlite,redis,valkey")]
-        store: Vec<StoreKind>,
+    /// What a record takes.
+    Footprint {
+        #[arg(long)]
+        records: Option<u64>,
     },
+    /// How figures change with the number of records.
+    Grow {
+        /// At how many records to stop.
+        #[arg(long)]
+        most: Option<u64>,
+    },
+    /// How long a purge holds callers up.
+    Purge {
+        #[arg(long)]
+        records: Option<u64>,
+    },
+    /// 512 operations in one call, beside one call after the other.
+    Many,
+    /// How long 1000 waiters on one key take to wake up.
+    Waiters,
+    /// What it costs to take a fingerprint.
+    Fingerprints,
+    /// Writes the tables and the plots under docs/ from the last run's results.
+    Publish,
+    /// What this process grows by.
+    #[command(hide = true)]
+    Resident { whose: Whose, records: u64 },
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 struct CompareArgs {
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "memory,sqlite,redis,valkey")]
-    store: Vec<StoreKind>,
     #[arg(long, value_enum, value_delimiter = ',', default_value = "fresh,replay")]
     op: Vec<Op>,
     /// How many callers at a time.
@@ -84,68 +130,47 @@ struct CompareArgs {
 
 fn main() {
     let cli = Cli::parse();
-    std::fs::create_dir_all(&cli.common.dir).expect("the folder for files and results can be made");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime starts");
-    match cli.command {
-        Command::Compare(args) => runtime.block_on(compare(&cli.common, &args)),
-        Command::Waiters { store } => runtime.block_on(wake(&cli.common, &store)),
-    }
-}
-
-async fn compare(common: &Common, args: &CompareArgs) {
-    let mut results = Results::append_to(&common.dir.join("results.jsonl"));
-    let mut figures = Vec::new();
-    for &store in &args.store {
-        let server = server(common, store);
-        if store == StoreKind::Sqlite {
-            let syncs = disk::syncs_per_second(&common.dir, Duration::from_secs(1));
-            println!("bench: store=sqlite op=sync per_second={syncs:.0}");
-        }
-        for &op in &args.op {
-            for &callers in &args.c {
-                let mut plan = plan(store, op, callers, common.quick);
-                plan.rounds = args.rounds.unwrap_or(plan.rounds);
-                plan.round = args.millis.map_or(plan.round, Duration::from_millis);
-                plan.filled = args.filled.unwrap_or(plan.filled);
-                plan.working_set = plan.working_set.min(plan.filled);
-                let folder = tempfile::tempdir_in(&common.dir).expect("a folder for the files");
-                let bench = Bench { folder: folder.path(), server: server.as_ref(), peer: !args.no_peer };
-                let figure = bench.compare(store, &plan).await;
-                println!("{}", report::line(&figure));
-                results.add("comparison", &figure);
-                figures.push(figure);
+    std::fs::create_dir_all(&cli.common.dir).expect("the folder for files and results can be made");
+    let last = cli.common.dir.join("results.jsonl");
+    let run = |file: &str| Run::new(&cli.common, Results::create(&cli.common.dir.join(file)));
+    runtime.block_on(async {
+        match &cli.command {
+            None => {
+                run("results.jsonl").everything().await;
+                if cli.publish {
+                    publish::publish(&results::read(&last));
+                }
+            }
+            Some(Command::Compare(args)) => run("part.jsonl").compare(args).await,
+            Some(Command::Footprint { records }) => run("part.jsonl").footprint(*records).await,
+            Some(Command::Grow { most }) => run("part.jsonl").grow(*most).await,
+            Some(Command::Purge { records }) => run("part.jsonl").purge(*records).await,
+            Some(Command::Many) => run("part.jsonl").many().await,
+            Some(Command::Waiters) => run("part.jsonl").waiters().await,
+            Some(Command::Fingerprints) => run("part.jsonl").fingerprints(),
+            Some(Command::Publish) => publish::publish(&results::read(&last)),
+            Some(Command::Resident { whose, records }) => {
+                println!("{}", footprint::grow_this_process(*whose, *records).await);
             }
         }
-    }
-    println!("\n{}", report::table(&figures));
+    });
 }
 
-async fn wake(common: &Common, stores: &[StoreKind]) {
-    let mut results = Results::append_to(&common.dir.join("results.jsonl"));
-    for &store in stores {
-        let server = server(common, store);
-        let folder = tempfile::tempdir_in(&common.dir).expect("a folder for the files");
-        let bench = Bench { folder: folder.path(), server: server.as_ref(), peer: false };
-        let figure = waiters::measure(store.name(), &bench.ours(store).await.engine).await;
-        println!(
-            "bench: store={} op=wake waiters={} complete_ms={:.2} p50_ms={:.2} last_ms={:.2}",
-            figure.store, figure.waiters, figure.complete_ms, figure.half_ms, figure.last_ms,
-        );
-        results.add("wake", &figure);
+impl CompareArgs {
+    /// `usual`, where the command line says nothing else.
+    fn plan(&self, usual: measure::Plan) -> measure::Plan {
+        let filled = self.filled.unwrap_or(usual.filled);
+        measure::Plan {
+            rounds: self.rounds.unwrap_or(usual.rounds),
+            round: self.millis.map_or(usual.round, |millis| Length::Time(Duration::from_millis(millis))),
+            filled,
+            working_set: usual.working_set.min(filled),
+            ..usual
+        }
     }
-}
-
-/// The server that `store` is on, if any.
-fn server(common: &Common, store: StoreKind) -> Option<Server> {
-    let server = match (store, &common.redis_url) {
-        (StoreKind::Memory | StoreKind::Sqlite, _) => return None,
-        (StoreKind::Redis | StoreKind::Valkey, Some(url)) => Server::at(url),
-        (StoreKind::Redis, None) => Server::start(&common.redis_server),
-        (StoreKind::Valkey, None) => Server::start(&common.valkey_server),
-    };
-    Some(server.unwrap_or_else(|error| panic!("{}: {error}", store.name())))
 }

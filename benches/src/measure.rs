@@ -28,13 +28,21 @@ impl Op {
     }
 }
 
+/// How long a round is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Length {
+    Time(Duration),
+    /// So many operations, over all callers.
+    Ops(u64),
+}
+
 /// How a figure is taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) op: Op,
     pub(crate) callers: usize,
     pub(crate) rounds: usize,
-    pub(crate) round: Duration,
+    pub(crate) round: Length,
     /// How many completed keys there are before.
     pub(crate) filled: u64,
     /// How many of them are replayed.
@@ -51,20 +59,26 @@ pub(crate) struct Round {
     pub(crate) server_cpu: f64,
 }
 
+/// Numbers from here on are those of the fresh keys; those below are filled in.
+const FRESH: u64 = 1 << 40;
+
 /// One side of a comparison, and where it is in its keys.
 pub(crate) struct Runner<S> {
-    side: S,
+    pub(crate) side: S,
     next: Arc<AtomicU64>,
     pub(crate) rounds: Vec<Round>,
 }
 
 impl<S: Side> Runner<S> {
-    /// The side with its keys filled in, warmed up.
-    pub(crate) async fn new(side: S, plan: &Plan, server: Option<&Server>) -> Runner<S> {
+    pub(crate) fn new(side: S) -> Runner<S> {
+        Runner { side, next: Arc::new(AtomicU64::new(FRESH)), rounds: Vec::new() }
+    }
+
+    /// The same with its keys filled in, warmed up.
+    pub(crate) async fn prepared(side: S, plan: &Plan, server: Option<&Server>) -> Runner<S> {
         side.fill(0..plan.filled).await;
-        let mut runner = Runner { side, next: Arc::new(AtomicU64::new(plan.filled)), rounds: Vec::new() };
-        let warm_up = Plan { round: plan.round / 2, ..*plan };
-        runner.run(&warm_up, server).await;
+        let mut runner = Runner::new(side);
+        runner.run(plan, server).await;
         runner.rounds.clear();
         runner
     }
@@ -89,12 +103,16 @@ async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
     /// operation waits for anything, it would otherwise work alone.
     const TURN: u64 = 16;
     let stop = Arc::new(AtomicBool::new(false));
+    let quota = match plan.round {
+        Length::Time(_) => u64::MAX,
+        Length::Ops(ops) => ops.div_ceil(plan.callers as u64),
+    };
     let mut callers = JoinSet::new();
     for caller in 0..plan.callers as u64 {
         let (side, plan, stop, next) = (side.clone(), *plan, stop.clone(), next.clone());
         callers.spawn(async move {
             let (mut done, mut number, mut left) = (0, caller * 7919, 0);
-            while !stop.load(Relaxed) {
+            while done < quota && !stop.load(Relaxed) {
                 match plan.op {
                     Op::Fresh => {
                         if left == 0 {
@@ -114,9 +132,10 @@ async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
             done
         });
     }
-    // This thread is none of the runtime's workers.
-    std::thread::sleep(plan.round);
-    stop.store(true, Relaxed);
+    if let Length::Time(time) = plan.round {
+        std::thread::sleep(time); // this thread is none of the runtime's workers
+        stop.store(true, Relaxed);
+    }
     let mut ops = 0;
     while let Some(done) = callers.join_next().await {
         ops += done.expect("no caller panics");

@@ -1,8 +1,14 @@
 //! This crate, through its public API.
 
-use nevertwice::{Begin, Engine, Fingerprint, Request, Scope, Store};
+use nevertwice::backends::memory::MemoryStoreBuilder;
+use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope, Store};
 
 use crate::side::{SCOPE, Side, key, response};
+
+/// The store in memory, with room for what is measured: its usual limit is a million records.
+pub(crate) fn memory() -> MemoryStoreBuilder {
+    MemoryStore::builder().max_records(1 << 30).max_bytes(1 << 40)
+}
 
 #[derive(Clone)]
 pub(crate) struct Ours {
@@ -42,7 +48,7 @@ impl Side for Ours {
     }
 
     async fn fill(&self, numbers: std::ops::Range<u64>) {
-        const BATCH: usize = 512;
+        const BATCH: usize = 2048;
         let mut rest = numbers;
         while !rest.is_empty() {
             let requests: Vec<_> =

@@ -106,6 +106,11 @@ impl Server {
         seconds * 1e6
     }
 
+    /// What its data takes, in bytes.
+    pub(crate) fn used_memory(&self) -> f64 {
+        self.info("memory", "used_memory")
+    }
+
     /// Removes everything.
     pub(crate) fn flush(&self) {
         let mut connection = self.connect().expect("the server answers");

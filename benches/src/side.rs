@@ -1,5 +1,9 @@
 //! What is compared: the same two operations, done by this crate, by hand and by a peer.
 
+use std::ops::Range;
+
+use tokio::task::JoinSet;
+
 /// The length of every response, in bytes.
 pub(crate) const RESPONSE: usize = 256;
 /// How long a grant holds, for whoever has grants.
@@ -18,11 +22,18 @@ pub(crate) trait Side: Clone + Send + Sync + 'static {
     fn replay(&self, key: String) -> impl Future<Output = ()> + Send;
 
     /// Completes the keys of these numbers, as fast as this side can.
-    fn fill(&self, numbers: std::ops::Range<u64>) -> impl Future<Output = ()> + Send {
+    fn fill(&self, numbers: Range<u64>) -> impl Future<Output = ()> + Send {
         async move {
-            for number in numbers {
-                self.fresh(key(number)).await;
+            let mut callers = JoinSet::new();
+            for caller in 0..64 {
+                let (side, numbers) = (self.clone(), numbers.clone());
+                callers.spawn(async move {
+                    for number in numbers.skip(caller).step_by(64) {
+                        side.fresh(key(number)).await;
+                    }
+                });
             }
+            callers.join_all().await;
         }
     }
 }

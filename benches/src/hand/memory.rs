@@ -43,6 +43,14 @@ impl HandMemory {
     }
 }
 
+impl HandMemory {
+    /// Removes what would be over `later`, in one go, as a map lets one.
+    pub(crate) fn purge(&self, later: Duration) {
+        let now = Instant::now() + later;
+        self.0.lock().expect("nobody panics").retain(|_, entry| entry.expires > now);
+    }
+}
+
 impl Side for HandMemory {
     async fn fresh(&self, key: String) {
         assert!(self.begin(&key).is_none());
