@@ -11,6 +11,7 @@ use crate::measure::{Length, Median, Op, Plan, Round, Runner};
 use crate::ours::{Ours, memory};
 #[cfg(feature = "peer")]
 use crate::peer;
+use crate::run::SLOW_DISK;
 use crate::server::Server;
 use crate::side::Side;
 
@@ -73,7 +74,7 @@ impl Comparison {
         let bars = match (self.store.as_str(), self.op.as_str()) {
             ("memory", "fresh") => [0.8, 1.0, 1.0],
             ("memory", "replay") => [0.6, 0.8, 0.8],
-            ("sqlite", "fresh") => [0.95, 15.0, 25.0],
+            ("sqlite" | SLOW_DISK, "fresh") => [0.95, 15.0, 25.0],
             ("sqlite", "replay") => [0.8, 0.9, 0.9],
             ("redis", "fresh") => [0.85, 0.8, 0.8],
             ("valkey", "fresh") => [0.9, 1.0, 1.1],

@@ -49,7 +49,7 @@ pub(crate) async fn measure(
         };
         let fresh = rounds(&mut runner, &plan, server).await;
         extra += ops * (plan.rounds as u64 + 1);
-        let time = Length::Time(Duration::from_millis(150));
+        let time = Length::Time(Duration::from_millis(100));
         let replay = rounds(&mut runner, &Plan { op: Op::Replay, round: time, ..plan }, server).await;
         tell(&Grown { store: store.name().to_owned(), side: name.to_owned(), records: size, fresh, replay });
     }

@@ -1,6 +1,7 @@
 //! How fast this crate is, beside what one writes by hand: see docs/BENCHMARKS.md, and `benches/run --help`.
 #![allow(clippy::disallowed_methods)] // a bench measures real time
 
+mod bars;
 mod compare;
 mod disk;
 mod fingerprints;
@@ -142,6 +143,7 @@ fn main() {
         match &cli.command {
             None => {
                 run("results.jsonl").everything().await;
+                println!("\n{}", bars::table(&results::read(&last)));
                 if cli.publish {
                     publish::publish(&results::read(&last));
                 }

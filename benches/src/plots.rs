@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 /// A curve, and whether it is this crate's (solid) or by hand (dashed).
 pub(crate) struct Curve {
-    pub(crate) name: String,
+    /// Which of the plot's stores it is of.
     pub(crate) store: usize,
     pub(crate) ours: bool,
     pub(crate) points: Vec<(f64, f64)>,
@@ -31,9 +31,19 @@ const COLOURS: [RGBColor; 4] =
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// Two panels side by side, on logarithmic axes.
-pub(crate) fn draw(path: &Path, axes: &Axes, panels: [Panel; 2]) -> Drawn {
-    let area = SVGBackend::new(path, (1100, 460)).into_drawing_area();
+pub(crate) fn draw(path: &Path, axes: &Axes, stores: &[&str], panels: [Panel; 2]) -> Drawn {
+    let area = SVGBackend::new(path, (1100, 480)).into_drawing_area();
     area.fill(&WHITE)?;
+    let (legend, area) = area.split_vertically(30);
+    let font = ("sans-serif", 14);
+    for (place, store) in stores.iter().enumerate() {
+        let left = 80 + 130 * place as i32;
+        let line = PathElement::new([(left, 20), (left + 24, 20)], COLOURS[place].stroke_width(3));
+        legend.draw(&line)?;
+        legend.draw(&Text::new((*store).to_owned(), (left + 32, 13), font))?;
+    }
+    let left = 80 + 130 * stores.len() as i32;
+    legend.draw(&Text::new("solid: nevertwice, dashed: by hand", (left, 13), font))?;
     for (half, panel) in area.split_evenly((1, 2)).iter().zip(&panels) {
         draw_panel(half, axes, panel)?;
     }
@@ -71,27 +81,21 @@ fn draw_panel(
     for curve in &panel.curves {
         let colour = COLOURS[curve.store % COLOURS.len()];
         let points = curve.points.iter().copied();
-        let drawn = if curve.ours {
-            chart.draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?
+        if curve.ours {
+            chart.draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))?;
         } else {
-            chart.draw_series(DashedLineSeries::new(points, 5, 4, colour.stroke_width(1)))?
-        };
-        let width = if curve.ours { 3 } else { 1 };
-        drawn
-            .label(&curve.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(width)));
+            chart.draw_series(DashedLineSeries::new(points, 5, 4, colour.stroke_width(1)))?;
+        }
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .label_font(("sans-serif", 12))
-        .draw()?;
     Ok(())
 }
 
+/// A tick's label, where there is room for it.
 fn tick(value: &f64) -> String {
+    let leading = value / 10_f64.powf((value.log10() + 1e-9).floor());
+    if ![1.0, 2.0, 5.0].iter().any(|shown| (leading - shown).abs() < 0.01) {
+        return String::new();
+    }
     match *value {
         value if value >= 999_999.0 => format!("{} M", (value / 1e5).round() / 10.0),
         value if value >= 999.0 => format!("{} k", (value / 1e2).round() / 10.0),

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::bars;
 use crate::plots::{Axes, Curve, Panel, draw};
 use crate::results::Figure;
+use crate::run::SLOW_DISK;
 use crate::scale;
 use crate::table::{comparisons, count, markdown, short};
 
@@ -21,10 +23,10 @@ pub(crate) fn publish(figures: &[Figure]) {
     std::fs::write(&page, text).expect("the page can be written");
     let callers = Axes { x: "callers", y: "operations a second" };
     let panels = ["fresh", "replay"].map(|op| by_callers(figures, op));
-    draw(&docs.join("callers.svg"), &callers, panels).expect("the plot is drawn");
+    draw(&docs.join("callers.svg"), &callers, &STORES, panels).expect("the plot is drawn");
     let records = Axes { x: "records", y: "µs of CPU time per operation" };
     let panels = ["fresh", "replay"].map(|op| by_records(figures, op));
-    draw(&docs.join("records.svg"), &records, panels).expect("the plot is drawn");
+    draw(&docs.join("records.svg"), &records, &STORES, panels).expect("the plot is drawn");
 }
 
 /// `text` with `table` between the markers of `name`.
@@ -49,6 +51,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("machine", machine(figures)),
         ("memory", comparisons(of_store("memory"))),
         ("sqlite", comparisons(of_store("sqlite"))),
+        ("sqlite on a slow disk", comparisons(of_store(SLOW_DISK))),
         ("redis", comparisons(of_store("redis"))),
         ("valkey", comparisons(of_store("valkey"))),
         ("fingerprints", fingerprints(figures)),
@@ -57,6 +60,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("footprint", footprint(figures)),
         ("grown", grown(figures)),
         ("purge", purge(figures)),
+        ("bars", bars::table(figures)),
         ("scale", scale::table(figures)),
     ])
 }
@@ -195,7 +199,7 @@ fn by_callers(figures: &[Figure], op: &str) -> Panel {
                 }
                 _ => None,
             });
-            curves.push(curve(place, ours, points.collect()));
+            curves.push(Curve { store: place, ours, points: points.collect() });
         }
     }
     panel(op, curves)
@@ -212,15 +216,10 @@ fn by_records(figures: &[Figure], op: &str) -> Panel {
                 }
                 _ => None,
             });
-            curves.push(curve(place, ours, points.collect()));
+            curves.push(Curve { store: place, ours, points: points.collect() });
         }
     }
     panel(op, curves)
-}
-
-fn curve(store: usize, ours: bool, points: Vec<(f64, f64)>) -> Curve {
-    let name = format!("{}{}", STORES[store], if ours { "" } else { ", by hand" });
-    Curve { name, store, ours, points }
 }
 
 fn panel(op: &str, mut curves: Vec<Curve>) -> Panel {

@@ -1,5 +1,8 @@
 //! Every measurement over every store that is there.
 
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
 use tempfile::TempDir;
 
 use crate::compare::{Bench, Comparison, StoreKind, plan};
@@ -7,9 +10,12 @@ use crate::footprint::{Footprint, Whose};
 use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
 use crate::machine::Machine;
 use crate::measure::Op;
-use crate::results::{Figure, Results};
+use crate::results::{self, Figure, Results};
 use crate::server::Server;
 use crate::{Common, CompareArgs, fingerprints, footprint, grow, many, purge, table, waiters};
+
+/// What SQLite is called where every sync takes 2 ms.
+pub(crate) const SLOW_DISK: &str = "sqlite-slow-disk";
 
 pub(crate) struct Run<'a> {
     common: &'a Common,
@@ -40,6 +46,7 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) async fn everything(mut self) {
+        let start = Instant::now();
         let servers = self.stores.iter().flat_map(|(_, server)| server).map(|server| server.version.clone());
         let machine = Machine::look(&self.common.dir, servers.collect());
         self.results.add(Figure::Machine(machine));
@@ -50,11 +57,13 @@ impl<'a> Run<'a> {
             ..CompareArgs::default()
         })
         .await;
+        self.slow_disk();
         self.many().await;
         self.waiters().await;
         self.footprint(None).await;
         self.grow(None).await;
         self.purge(None).await;
+        eprintln!("benches: {} s", start.elapsed().as_secs());
     }
 
     pub(crate) async fn compare(&mut self, args: &CompareArgs) {
@@ -72,6 +81,27 @@ impl<'a> Run<'a> {
             }
         }
         println!("\n{}", table::comparisons(&figures));
+    }
+
+    /// SQLite once more, in a process whose syncs are slowed down by benches/slowdisk.c.
+    fn slow_disk(&mut self) {
+        let Some(library) = std::env::var_os("SLOWDISK").filter(|library| !library.is_empty()) else {
+            eprintln!("benches: the slow disk is left out: no SLOWDISK");
+            return;
+        };
+        let folder = folder(self.common);
+        let program = std::env::current_exe().expect("this program has a path");
+        let mut child = Command::new(program);
+        child.args(["compare", "--store", "sqlite", "--op", "fresh", "--dir"]).arg(folder.path());
+        child.args(self.common.quick.then_some("--quick")).env("LD_PRELOAD", library).stdout(Stdio::null());
+        let status = child.status().expect("this program starts once more");
+        assert!(status.success(), "the comparison on the slow disk failed");
+        for figure in results::read(&folder.path().join("part.jsonl")) {
+            if let Figure::Comparison(figure) = figure {
+                let store = SLOW_DISK.to_owned();
+                self.results.add(Figure::Comparison(Comparison { store, ..figure }));
+            }
+        }
     }
 
     pub(crate) async fn footprint(&mut self, records: Option<u64>) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::measure::Median;
 
 const WAITERS: usize = 1000;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Times in milliseconds since before the finish.
 #[derive(Clone, Debug, Serialize, Deserialize)]
