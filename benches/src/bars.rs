@@ -1,0 +1,82 @@
+//! The bars that the project set itself, apart from the ratios of the comparison, and what was measured.
+
+use crate::results::Figure;
+use crate::table::{markdown, short};
+
+/// One row per bar whose figures are there.
+pub(crate) fn table(figures: &[Figure]) -> String {
+    let mut rows = Vec::new();
+    let mut bar = |what: String, unit: &str, bar: Bar, measured: f64| {
+        let (word, limit, met) = match bar {
+            Bar::AtMost(limit) => ("at most", limit, measured <= limit),
+            Bar::AtLeast(limit) => ("at least", limit, measured >= limit),
+        };
+        let met = if met { "yes" } else { "no" }.to_owned();
+        rows.push([what, format!("{word} {limit}{unit}"), format!("{}{unit}", short(measured)), met]);
+    };
+    for figure in figures {
+        match figure {
+            Figure::Comparison(figure) if figure.op == "fresh" && figure.c == 64 => {
+                let limit = match figure.store.as_str() {
+                    "redis" => 1.8,
+                    "valkey" => 1.2,
+                    _ => continue,
+                };
+                let ratio = figure.ours.server_cpu_us / figure.hand.server_cpu_us;
+                let what = format!("{}: server CPU of a new key to by hand, 64 callers", figure.store);
+                bar(what, "", Bar::AtMost(limit), ratio);
+            }
+            Figure::Footprint(figure) if figure.side == "ours" => {
+                let limit = match figure.store.as_str() {
+                    "memory" => 340.0,
+                    "sqlite" => 420.0,
+                    _ => 500.0,
+                };
+                let what = format!("{}: a record, at {} of them", figure.store, figure.records);
+                bar(what, " B", Bar::AtMost(limit), figure.bytes_per_record);
+            }
+            Figure::Pauses(figure) if figure.side == "ours" => match figure.lock_ms {
+                None => {
+                    let what = format!("{}: the longest cycle while a purge runs", figure.store);
+                    bar(what, " ms", Bar::AtMost(2.0), figure.longest_ms);
+                }
+                Some(lock) => {
+                    let what = format!("{}: the longest hold of the write lock by a purge", figure.store);
+                    bar(what, " ms", Bar::AtMost(25.0), lock);
+                }
+            },
+            Figure::Many(figure) => {
+                let what = format!("{}: begin_many of 512 to single calls", figure.store);
+                bar(what, "", Bar::AtLeast(4.0), figure.begin_ratio.median);
+            }
+            _ => {}
+        }
+    }
+    for store in ["memory", "sqlite"] {
+        if let (Some(million), Some(ten)) = (cpu(figures, store, 1_000_000), cpu(figures, store, 10_000_000))
+        {
+            for (what, million, ten) in [("new key", million.0, ten.0), ("replay", million.1, ten.1)] {
+                let what = format!("{store}: CPU of a {what} at 10 M records to that at 1 M");
+                bar(what, "", Bar::AtMost(1.5), ten / million);
+            }
+        }
+    }
+    markdown(["what", "bar", "measured", "met"], rows)
+}
+
+enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// Of a new key and a replay, in microseconds, at so many records.
+fn cpu(figures: &[Figure], store: &str, records: u64) -> Option<(f64, f64)> {
+    figures.iter().find_map(|figure| match figure {
+        Figure::Grown(figure)
+            if figure.store == store && figure.side == "ours" && figure.records == records =>
+        {
+            Some((figure.fresh.cpu_us, figure.replay.cpu_us))
+        }
+        _ => None,
+    })
+}

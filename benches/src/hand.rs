@@ -1,0 +1,10 @@
+//! What one writes without a library: the least that answers a duplicate. None of it notices another payload under
+//! a used key, a worker that was overtaken, or a crash between the two steps.
+
+mod memory;
+mod redis;
+mod sqlite;
+
+pub(crate) use self::memory::HandMemory;
+pub(crate) use self::redis::HandRedis;
+pub(crate) use self::sqlite::{Calls, HandSqlite};

@@ -1,0 +1,178 @@
+//! How fast this crate is, beside what one writes by hand: see docs/BENCHMARKS.md, and `benches/run --help`.
+#![allow(clippy::disallowed_methods)] // a bench measures real time
+
+mod bars;
+mod compare;
+mod disk;
+mod fingerprints;
+mod footprint;
+mod grow;
+mod hand;
+mod machine;
+mod many;
+mod measure;
+mod ours;
+#[cfg(feature = "peer")]
+mod peer;
+mod plots;
+mod publish;
+mod purge;
+mod results;
+mod run;
+mod scale;
+mod server;
+mod side;
+mod table;
+mod waiters;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::compare::StoreKind;
+use crate::footprint::Whose;
+use crate::measure::{Length, Op};
+use crate::results::Results;
+use crate::run::Run;
+
+/// Measures everything, or what a command names, and prints a line per figure.
+#[derive(Parser)]
+#[command(name = "benches/run")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    common: Common,
+    /// Writes the tables and the plots under docs/, too.
+    #[arg(long)]
+    publish: bool,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Where the files of SQLite and the results go: on the disk that is to be measured.
+    #[arg(long, global = true, default_value = "target/bench")]
+    dir: PathBuf,
+    #[arg(long, global = true, default_value = "redis-server")]
+    redis_server: PathBuf,
+    /// Left out, with a word about it, if it does not start.
+    #[arg(long, global = true, env = "VALKEY_SERVER", default_value = "valkey-server")]
+    valkey_server: PathBuf,
+    /// A server that is running, instead of one of the bench's own. IT IS FLUSHED.
+    #[arg(long, global = true)]
+    redis_url: Option<String>,
+    /// Fewer and shorter rounds, fewer records: two minutes in all.
+    #[arg(long, global = true)]
+    quick: bool,
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "memory,sqlite,redis,valkey"
+    )]
+    store: Vec<StoreKind>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// This crate, by hand and the peer, side by side.
+    Compare(CompareArgs),
+    /// What a record takes.
+    Footprint {
+        #[arg(long)]
+        records: Option<u64>,
+    },
+    /// How figures change with the number of records.
+    Grow {
+        /// At how many records to stop.
+        #[arg(long)]
+        most: Option<u64>,
+    },
+    /// How long a purge holds callers up.
+    Purge {
+        #[arg(long)]
+        records: Option<u64>,
+    },
+    /// 512 operations in one call, beside one call after the other.
+    Many,
+    /// How long 1000 waiters on one key take to wake up.
+    Waiters,
+    /// What it costs to take a fingerprint.
+    Fingerprints,
+    /// Writes the tables and the plots under docs/ from the last run's results.
+    Publish,
+    /// What this process grows by.
+    #[command(hide = true)]
+    Resident { whose: Whose, records: u64 },
+}
+
+#[derive(Args, Default)]
+struct CompareArgs {
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "fresh,replay")]
+    op: Vec<Op>,
+    /// How many callers at a time.
+    #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
+    c: Vec<usize>,
+    /// How many rounds of each side.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long a round is.
+    #[arg(long)]
+    millis: Option<u64>,
+    /// How many completed keys there are before.
+    #[arg(long)]
+    filled: Option<u64>,
+    /// Without the peer.
+    #[arg(long)]
+    no_peer: bool,
+}
+
+fn main() {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    std::fs::create_dir_all(&cli.common.dir).expect("the folder for files and results can be made");
+    let last = cli.common.dir.join("results.jsonl");
+    let run = |file: &str| Run::new(&cli.common, Results::create(&cli.common.dir.join(file)));
+    runtime.block_on(async {
+        match &cli.command {
+            None => {
+                run("results.jsonl").everything().await;
+                println!("\n{}", bars::table(&results::read(&last)));
+                if cli.publish {
+                    publish::publish(&results::read(&last));
+                }
+            }
+            Some(Command::Compare(args)) => run("part.jsonl").compare(args).await,
+            Some(Command::Footprint { records }) => run("part.jsonl").footprint(*records).await,
+            Some(Command::Grow { most }) => run("part.jsonl").grow(*most).await,
+            Some(Command::Purge { records }) => run("part.jsonl").purge(*records).await,
+            Some(Command::Many) => run("part.jsonl").many().await,
+            Some(Command::Waiters) => run("part.jsonl").waiters().await,
+            Some(Command::Fingerprints) => run("part.jsonl").fingerprints(),
+            Some(Command::Publish) => publish::publish(&results::read(&last)),
+            Some(Command::Resident { whose, records }) => {
+                println!("{}", footprint::grow_this_process(*whose, *records).await);
+            }
+        }
+    });
+}
+
+impl CompareArgs {
+    /// `usual`, where the command line says nothing else.
+    fn plan(&self, usual: measure::Plan) -> measure::Plan {
+        let filled = self.filled.unwrap_or(usual.filled);
+        measure::Plan {
+            rounds: self.rounds.unwrap_or(usual.rounds),
+            round: self.millis.map_or(usual.round, |millis| Length::Time(Duration::from_millis(millis))),
+            filled,
+            working_set: usual.working_set.min(filled),
+            ..usual
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Rounds of one side and the other, one right after the other, and what they say.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::task::JoinSet;
+
+use crate::server::Server;
+use crate::side::{Side, key, scatter};
+
+/// What the callers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Op {
+    /// Begin and complete of a new key.
+    Fresh,
+    /// Begin of a completed key.
+    Replay,
+}
+
+impl Op {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Op::Fresh => "fresh",
+            Op::Replay => "replay",
+        }
+    }
+}
+
+/// How long a round is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Length {
+    Time(Duration),
+    /// So many operations, over all callers.
+    Ops(u64),
+}
+
+/// How a figure is taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) op: Op,
+    pub(crate) callers: usize,
+    pub(crate) rounds: usize,
+    pub(crate) round: Length,
+    /// How many completed keys there are before.
+    pub(crate) filled: u64,
+    /// How many of them are replayed.
+    pub(crate) working_set: u64,
+}
+
+/// What one side did in one round, per operation.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Round {
+    pub(crate) per_second: f64,
+    /// Of this process, in microseconds.
+    pub(crate) cpu: f64,
+    /// Of the server, in microseconds.
+    pub(crate) server_cpu: f64,
+}
+
+/// Numbers from here on are those of the fresh keys; those below are filled in.
+const FRESH: u64 = 1 << 40;
+
+/// One side of a comparison, and where it is in its keys.
+pub(crate) struct Runner<S> {
+    pub(crate) side: S,
+    next: Arc<AtomicU64>,
+    pub(crate) rounds: Vec<Round>,
+}
+
+impl<S: Side> Runner<S> {
+    pub(crate) fn new(side: S) -> Runner<S> {
+        Runner { side, next: Arc::new(AtomicU64::new(FRESH)), rounds: Vec::new() }
+    }
+
+    /// The same with its keys filled in, warmed up.
+    pub(crate) async fn prepared(side: S, plan: &Plan, server: Option<&Server>) -> Runner<S> {
+        side.fill(0..plan.filled).await;
+        let mut runner = Runner::new(side);
+        runner.run(plan, server).await;
+        runner.rounds.clear();
+        runner
+    }
+
+    pub(crate) async fn run(&mut self, plan: &Plan, server: Option<&Server>) {
+        let server_before = server.map_or(0.0, Server::cpu_micros);
+        let cpu_before = cpu_micros();
+        let start = Instant::now();
+        let ops = load(&self.side, plan, &self.next).await as f64;
+        let seconds = start.elapsed().as_secs_f64();
+        let cpu = cpu_micros() - cpu_before;
+        let server_cpu = server.map_or(0.0, Server::cpu_micros) - server_before;
+        self.rounds.push(Round { per_second: ops / seconds, cpu: cpu / ops, server_cpu: server_cpu / ops });
+    }
+}
+
+/// Lets the callers work for the round's time. Says how many operations they did.
+async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
+    /// How many numbers a caller takes at a time.
+    const BATCH: u64 = 1024;
+    /// After how many operations a caller lets the others have their turn, as requests do that come in one by one: where no
+    /// operation waits for anything, it would otherwise work alone.
+    const TURN: u64 = 16;
+    let stop = Arc::new(AtomicBool::new(false));
+    let quota = match plan.round {
+        Length::Time(_) => u64::MAX,
+        Length::Ops(ops) => ops.div_ceil(plan.callers as u64),
+    };
+    let mut callers = JoinSet::new();
+    for caller in 0..plan.callers as u64 {
+        let (side, plan, stop, next) = (side.clone(), *plan, stop.clone(), next.clone());
+        callers.spawn(async move {
+            let (mut done, mut number, mut left) = (0, caller * 7919, 0);
+            while done < quota && !stop.load(Relaxed) {
+                match plan.op {
+                    Op::Fresh => {
+                        if left == 0 {
+                            (number, left) = (next.fetch_add(BATCH, Relaxed), BATCH);
+                        }
+                        side.fresh(key(number)).await;
+                        left -= 1;
+                    }
+                    Op::Replay => side.replay(key(scatter(number) % plan.working_set)).await,
+                }
+                number += 1;
+                done += 1;
+                if done % TURN == 0 && plan.callers > 1 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            done
+        });
+    }
+    if let Length::Time(time) = plan.round {
+        std::thread::sleep(time); // this thread is none of the runtime's workers
+        stop.store(true, Relaxed);
+    }
+    let mut ops = 0;
+    while let Some(done) = callers.join_next().await {
+        ops += done.expect("no caller panics");
+    }
+    ops
+}
+
+/// User and system time of this process.
+pub(crate) fn cpu_micros() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+/// The middle of some figures, and the range of their middle half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Median {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Median {
+    pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Median {
+        let mut figures: Vec<f64> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let place = part * (figures.len() - 1) as f64;
+            let (below, above) = (figures[place.floor() as usize], figures[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        };
+        Median { median: at(0.5), low: at(0.25), high: at(0.75) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_lie_between_the_quartiles() {
+        let of = |figures: &[f64]| Median::of(figures.iter().copied());
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Median { median: 2.0, low: 1.5, high: 2.5 });
+        assert_eq!(of(&[4.0]), Median { median: 4.0, low: 4.0, high: 4.0 });
+    }
+}

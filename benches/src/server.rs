@@ -1,0 +1,128 @@
+//! A server of the bench's own, without persistence, which ends with it.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+pub(crate) struct Server {
+    url: String,
+    /// What it calls itself.
+    pub(crate) version: String,
+    /// `None` if it was running already.
+    own: Option<(Child, tempfile::TempDir)>,
+}
+
+impl Server {
+    /// Starts `binary` on a free port of the loopback interface.
+    pub(crate) fn start(binary: &Path) -> Result<Server, String> {
+        // Somebody else may take the port before the server does: then with another one.
+        for _ in 0..10 {
+            let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+                .and_then(|listener| listener.local_addr())
+                .map_err(|error| error.to_string())?
+                .port();
+            let child = Command::new(binary)
+                .args([
+                    "--port",
+                    &port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                .args(["--maxmemory-policy", "noeviction", "--loglevel", "warning", "--dir"])
+                .arg(folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .map_err(|error| format!("{}: {error}", binary.display()))?;
+            let mut server = Server {
+                url: format!("redis://127.0.0.1:{port}"),
+                version: String::new(),
+                own: Some((child, folder)),
+            };
+            if server.wait() {
+                return Ok(server);
+            }
+        }
+        Err(format!("{} does not start", binary.display()))
+    }
+
+    /// One that is running. **It is flushed.**
+    pub(crate) fn at(url: &str) -> Result<Server, String> {
+        let mut server = Server { url: url.to_owned(), version: String::new(), own: None };
+        if server.wait() { Ok(server) } else { Err(format!("no server answers at {url}")) }
+    }
+
+    fn wait(&mut self) -> bool {
+        for _ in 0..500 {
+            if let Some((child, _)) = &mut self.own
+                && !matches!(child.try_wait(), Ok(None))
+            {
+                return false;
+            }
+            if let Ok(mut connection) = self.connect() {
+                let info: String =
+                    redis::cmd("INFO").arg("server").query(&mut connection).unwrap_or_default();
+                let line =
+                    |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                if let Some(version) = line("valkey_version:") {
+                    self.version = format!("Valkey {version}");
+                } else if let Some(version) = line("redis_version:") {
+                    self.version = format!("Redis {version}");
+                }
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn connect(&self) -> redis::RedisResult<redis::Connection> {
+        redis::Client::open(self.url.as_str())?.get_connection()
+    }
+
+    /// A figure of INFO.
+    fn info(&self, section: &str, name: &str) -> f64 {
+        let mut connection = self.connect().expect("the server answers");
+        let info: String =
+            redis::cmd("INFO").arg(section).query(&mut connection).expect("the server answers");
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("INFO {section} has no {name}"))
+    }
+
+    /// User and system time of the server.
+    pub(crate) fn cpu_micros(&self) -> f64 {
+        let seconds = self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys");
+        seconds * 1e6
+    }
+
+    /// What its data takes, in bytes.
+    pub(crate) fn used_memory(&self) -> f64 {
+        self.info("memory", "used_memory")
+    }
+
+    /// Removes everything.
+    pub(crate) fn flush(&self) {
+        let mut connection = self.connect().expect("the server answers");
+        redis::cmd("FLUSHALL").arg("SYNC").query::<()>(&mut connection).expect("the server answers");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some((child, _)) = &mut self.own {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
