@@ -1,15 +1,18 @@
 //! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
 //! the caller's, except what reads one row, which may stand alone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
+use super::mark::Stamps;
 use super::trouble::Trouble;
 use super::{BACKEND, Limits};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::record::{DecodeError, Record, Stamp};
+use crate::record::{DecodeError, Record, Stamp, micros};
 use crate::store::{Snapshot, Swap};
 
 /// The statements for one pair of tables.
@@ -107,25 +110,30 @@ impl Table {
         Ok(Snapshot { record, now: timeline.now() })
     }
 
-    /// Compares and writes. `stamp` is greater than every stamp given so far, and not before the present time; the
-    /// caller sees to it that it is [saved](Table::save_high_water) in the same transaction.
+    /// Compares and writes.
     pub(super) fn swap(
         &self,
         db: &Connection,
         (id, expected, next): (&RecordId, Option<Stamp>, Option<&Record>),
-        stamp: Stamp,
+        stamps: &mut Stamps<'_>,
         limits: Limits,
     ) -> Result<Swap, StoreError> {
         let found = self.find(db, id)?;
+        let stamp = stamps.next(found.as_ref().map(|found| found.record.stamp));
         if found.as_ref().map(|found| found.record.stamp) != expected {
             let record = found.map(|found| found.record);
             return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
         }
         let may_be_refused = next.is_some_and(Record::may_be_refused);
         if may_be_refused && found.is_none() {
-            self.room(db, stamp, limits)?;
+            self.room(db, stamps, limits)?;
         }
-        self.write(db, id, found, next, stamp).map_err(|trouble| trouble.into_error(may_be_refused))?;
+        let written = match (found, next) {
+            (found, Some(next)) => self.write(db, id, found, (next, stamp), stamps),
+            (Some(found), None) => self.delete(db, &found, stamp, stamps),
+            (None, None) => Ok(()),
+        };
+        written.map_err(|trouble| trouble.into_error(may_be_refused))?;
         Ok(Swap::Done(stamp))
     }
 
@@ -134,34 +142,46 @@ impl Table {
         db: &Connection,
         id: &RecordId,
         found: Option<Found>,
-        next: Option<&Record>,
-        stamp: Stamp,
+        (next, stamp): (&Record, Stamp),
+        stamps: &mut Stamps<'_>,
     ) -> Result<(), Trouble> {
-        let number = signed(stamp)?;
-        let bytes = next.map(|next| (next.encode(id, stamp), expires(stamp.after(next.keep()))));
-        match (found, bytes) {
-            (None, None) => Ok(0),
-            (None, Some((bytes, expires))) => {
-                prepare(db, &self.insert)?.execute(params![id.as_bytes().as_slice(), number, expires, bytes])
+        stamps.cover(db, self, stamp)?;
+        let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
+        let deadline = stamp.after(next.keep());
+        match found {
+            None => {
+                let id = id.as_bytes().as_slice();
+                prepare(db, &self.insert)?.execute(params![id, number, expires(deadline), bytes])
             }
-            (Some(found), None) => prepare(db, &self.delete)?.execute([found.seq]),
-            (Some(found), Some((bytes, expires))) if expires == found.expires => {
+            Some(found) if is_near(found.expires, deadline, next.keep()) => {
                 prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])
             }
-            (Some(found), Some((bytes, expires))) => {
-                prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires])
+            Some(found) => {
+                prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires(deadline)])
             }
         }?;
         Ok(())
     }
 
+    fn delete(
+        &self,
+        db: &Connection,
+        found: &Found,
+        stamp: Stamp,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<(), Trouble> {
+        stamps.raise(db, self, stamp)?;
+        prepare(db, &self.delete)?.execute([found.seq])?;
+        Ok(())
+    }
+
     /// Refuses if the file is over its soft limit. What is over its time is removed first: it is in nobody's way.
-    fn room(&self, db: &Connection, now: Stamp, limits: Limits) -> Result<(), StoreError> {
+    fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: Limits) -> Result<(), StoreError> {
         let Some(most) = limits.bytes else { return Ok(()) };
         if used_bytes(db)? < most {
             return Ok(());
         }
-        self.purge(db, now, super::PURGE_STEP)?;
+        self.purge(db, stamps, super::PURGE_STEP)?;
         match used_bytes(db)? {
             used if used < most => Ok(()),
             used => {
@@ -172,24 +192,46 @@ impl Table {
     }
 
     /// Removes up to `limit` rows whose deadline is over, the oldest first.
-    pub(super) fn purge(&self, db: &Connection, now: Stamp, limit: usize) -> Result<usize, Trouble> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        Ok(prepare(db, &self.purge)?.execute([signed(now)?, limit])?)
+    pub(super) fn purge(
+        &self,
+        db: &Connection,
+        stamps: &mut Stamps<'_>,
+        limit: usize,
+    ) -> Result<usize, Trouble> {
+        let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
+        let removed = prepare(db, &self.purge)?.execute([signed(now)?, limit])?;
+        if removed > 0 {
+            // A deadline is not before its row's stamp.
+            stamps.raise(db, self, now)?;
+        }
+        Ok(removed)
     }
 
     /// Removes whatever is under `id`, readable or not.
-    pub(super) fn discard(&self, db: &Connection, id: &RecordId) -> Result<bool, Trouble> {
-        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()])? > 0)
+    pub(super) fn discard(
+        &self,
+        db: &Connection,
+        id: &RecordId,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<bool, StoreError> {
+        let stamp = match self.find(db, id) {
+            Ok(Some(found)) => stamps.next(Some(found.record.stamp)),
+            Ok(None) => return Ok(false),
+            Err(StoreError::Corrupt { .. }) => stamps.above_all(),
+            Err(error) => return Err(error),
+        };
+        stamps.raise(db, self, stamp)?;
+        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()]).map_err(Trouble::from)? > 0)
     }
 
-    /// The greatest stamp that was ever given in this file.
+    /// The high-water mark: see [`Stamps`].
     pub(super) fn high_water(&self, db: &Connection) -> Result<Stamp, Trouble> {
         let found: Option<i64> = prepare(db, &self.high_water)?.query_row([], |row| row.get(0)).optional()?;
         let found = found.and_then(|number| u64::try_from(number).ok()).map(Stamp);
         found.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
     }
 
-    /// Notes that stamps up to `stamp` were given. It never goes back.
+    /// Raises the high-water mark. It never goes back.
     pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
         prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
         Ok(())
@@ -221,6 +263,17 @@ pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record,
 
 pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
+}
+
+/// Whether a row that is removed at `expires` need not move in its index to be kept until `deadline`, and not much longer than the
+/// `keep` that it is to be kept: to finish what was begun brings the deadline forward by a lease, and that is not worth
+/// the page.
+fn is_near(expires: i64, deadline: Stamp, keep: Duration) -> bool {
+    let spare = micros(keep) / 16;
+    let enough = u64::try_from(expires).is_ok_and(|expires| {
+        deadline.0 <= expires && expires - deadline.0 <= spare.saturating_add(2 * GRAIN)
+    });
+    enough && (expires == NEVER) == (self::expires(deadline) == NEVER)
 }
 
 /// A deadline as the column holds it: rounded up, so that nothing is removed early.

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use rusqlite::Connection;
 
 use super::Limits;
 use super::jobs::{Job, Pending, Work};
+use super::mark::Stamps;
 use super::rows::Table;
 use super::trouble::{Trouble, unavailable, unusable};
 use super::waiters::{Waiters, Woken};
@@ -80,6 +82,7 @@ impl Drop for Writer {
 
 impl Desk {
     fn work(self, jobs: &Receiver<Box<dyn Job>>) {
+        let mut wrote = false;
         while let Ok(first) = jobs.recv() {
             let (mut calls, mut bytes) = (first.calls(), first.weight());
             let mut batch = vec![first];
@@ -94,8 +97,18 @@ impl Desk {
             if !batch.is_empty() {
                 self.serve(batch);
                 self.checkpoint();
+                wrote = true;
             }
         }
+        if wrote {
+            let _ = self.leave_mark();
+        }
+    }
+
+    /// Leaves the mark where time has got to. Should somebody else be writing, it is near enough as it is: nobody waits for that.
+    fn leave_mark(&self) -> Result<(), Trouble> {
+        self.db.busy_timeout(Duration::ZERO)?;
+        self.table.save_high_water(&self.db, self.timeline.now())
     }
 
     /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand
@@ -128,17 +141,12 @@ impl Desk {
 
     fn commit(&self, batch: &mut [Box<dyn Job>]) -> Result<(), Trouble> {
         self.execute("BEGIN IMMEDIATE")?;
-        let high_water = self.table.high_water(&self.db)?;
-        self.timeline.observe(high_water);
-        let mut last = high_water;
+        let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
         for job in batch {
-            job.run(self, &mut last);
+            job.run(self, &mut stamps);
             if self.db.is_autocommit() {
                 return Err(Trouble::rolled_back());
             }
-        }
-        if last > high_water {
-            self.table.save_high_water(&self.db, last)?;
         }
         self.execute("COMMIT")
     }
