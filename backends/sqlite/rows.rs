@@ -12,7 +12,7 @@ use super::{BACKEND, Limits};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::record::{DecodeError, Record, Stamp, micros};
+use crate::record::{DecodeError, Record, Stamp};
 use crate::store::{Snapshot, Swap};
 
 /// The statements for one pair of tables.
@@ -52,7 +52,9 @@ impl Table {
             find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
             stamp: format!("SELECT stamp FROM {rows} WHERE id = ?1"),
             list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
-            insert: format!("INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4)"),
+            insert: format!(
+                "INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING"
+            ),
             update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, expires = ?4 WHERE seq = ?1"),
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
@@ -118,60 +120,76 @@ impl Table {
         stamps: &mut Stamps<'_>,
         limits: Limits,
     ) -> Result<Swap, StoreError> {
+        let may_be_refused = next.is_some_and(Record::may_be_refused);
+        let refused = |trouble: Trouble| trouble.into_error(may_be_refused);
+        if let (None, Some(next)) = (expected, next) {
+            if may_be_refused {
+                self.room(db, stamps, limits)?;
+            }
+            // It compares by itself: a new key needs no look first.
+            if let Some(stamp) = self.insert(db, id, next, stamps).map_err(refused)? {
+                return Ok(Swap::Done(stamp));
+            }
+        }
         let found = self.find(db, id)?;
         let stamp = stamps.next(found.as_ref().map(|found| found.record.stamp));
         if found.as_ref().map(|found| found.record.stamp) != expected {
             let record = found.map(|found| found.record);
             return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
         }
-        let may_be_refused = next.is_some_and(Record::may_be_refused);
-        if may_be_refused && found.is_none() {
-            self.room(db, stamps, limits)?;
+        if let Some(found) = found {
+            match next {
+                Some(next) => self.update(db, (id, &found), (next, stamp), stamps),
+                None => self.delete(db, found.seq, stamp, stamps),
+            }
+            .map_err(refused)?;
         }
-        let written = match (found, next) {
-            (found, Some(next)) => self.write(db, id, found, (next, stamp), stamps),
-            (Some(found), None) => self.delete(db, &found, stamp, stamps),
-            (None, None) => Ok(()),
-        };
-        written.map_err(|trouble| trouble.into_error(may_be_refused))?;
         Ok(Swap::Done(stamp))
     }
 
-    fn write(
+    /// Adds a row and gives its stamp, unless there is one under `id`.
+    fn insert(
         &self,
         db: &Connection,
         id: &RecordId,
-        found: Option<Found>,
+        next: &Record,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<Option<Stamp>, Trouble> {
+        let stamp = stamps.next(None);
+        stamps.cover(db, self, stamp)?;
+        let (expires, bytes) = (expires(stamp.after(next.keep())), next.encode(id, stamp));
+        let id = id.as_bytes().as_slice();
+        let added = prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, expires, bytes])?;
+        Ok((added > 0).then_some(stamp))
+    }
+
+    fn update(
+        &self,
+        db: &Connection,
+        (id, found): (&RecordId, &Found),
         (next, stamp): (&Record, Stamp),
         stamps: &mut Stamps<'_>,
     ) -> Result<(), Trouble> {
         stamps.cover(db, self, stamp)?;
         let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
         let deadline = stamp.after(next.keep());
-        match found {
-            None => {
-                let id = id.as_bytes().as_slice();
-                prepare(db, &self.insert)?.execute(params![id, number, expires(deadline), bytes])
-            }
-            Some(found) if is_near(found.expires, deadline, next.keep()) => {
-                prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])
-            }
-            Some(found) => {
-                prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires(deadline)])
-            }
-        }?;
+        if may_stay(found.expires, deadline, next.keep()) {
+            prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])?;
+        } else {
+            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires(deadline)])?;
+        }
         Ok(())
     }
 
     fn delete(
         &self,
         db: &Connection,
-        found: &Found,
+        seq: i64,
         stamp: Stamp,
         stamps: &mut Stamps<'_>,
     ) -> Result<(), Trouble> {
         stamps.raise(db, self, stamp)?;
-        prepare(db, &self.delete)?.execute([found.seq])?;
+        prepare(db, &self.delete)?.execute([seq])?;
         Ok(())
     }
 
@@ -265,15 +283,14 @@ pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
 }
 
-/// Whether a row that is removed at `expires` need not move in its index to be kept until `deadline`, and not much longer than the
-/// `keep` that it is to be kept: to finish what was begun brings the deadline forward by a lease, and that is not worth
-/// the page.
-fn is_near(expires: i64, deadline: Stamp, keep: Duration) -> bool {
-    let spare = micros(keep) / 16;
-    let enough = u64::try_from(expires).is_ok_and(|expires| {
-        deadline.0 <= expires && expires - deadline.0 <= spare.saturating_add(2 * GRAIN)
-    });
-    enough && (expires == NEVER) == (self::expires(deadline) == NEVER)
+/// Whether the column may keep its value in a row that is to be kept until `deadline`: not before it, and not much longer after it
+/// than it is kept anyway. To finish what was begun brings the deadline forward by a lease, and that is not worth the page.
+fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
+    let spare = Duration::from_micros(2 * GRAIN).saturating_add(keep / 16);
+    match (expires(deadline), expires(deadline.after(spare))) {
+        (NEVER, _) => column == NEVER,
+        (soonest, latest) => (soonest..=latest).contains(&column) && column < NEVER,
+    }
 }
 
 /// A deadline as the column holds it: rounded up, so that nothing is removed early.
@@ -293,5 +310,17 @@ mod tests {
         }
         assert_eq!(expires(Stamp(GRAIN)), GRAIN as i64);
         assert_eq!(expires(Stamp(u64::MAX)), NEVER);
+    }
+    #[test]
+    fn s13_a_row_stays_only_where_it_is_kept_long_enough_and_not_much_longer() {
+        let keep = Duration::from_secs(86_400);
+        let deadline = Stamp(1 << 50);
+        assert!(may_stay(1 << 50, deadline, keep));
+        assert!(!may_stay((1 << 50) - 1, deadline, keep));
+        assert!(may_stay((1 << 50) + 5_400_000_000, deadline, keep)); // a lease of an hour and a half
+        assert!(!may_stay((1 << 50) + 7_200_000_000, deadline, keep));
+        assert!(!may_stay(NEVER, deadline, keep) && !may_stay(-1, deadline, keep));
+        assert!(may_stay(NEVER, Stamp(u64::MAX), Duration::MAX) && !may_stay(1 << 62, Stamp(u64::MAX), keep));
+        assert!(!may_stay(NEVER, Stamp(NEVER as u64 - 2 * GRAIN), Duration::MAX));
     }
 }
