@@ -32,8 +32,8 @@ pub(super) trait Work: Send + 'static {
         0
     }
 
-    /// How many calls it stands for.
-    fn calls(&self) -> usize {
+    /// About how many rows it writes.
+    fn rows(&self) -> usize {
         1
     }
 }
@@ -51,7 +51,7 @@ pub(super) trait Job: Send {
     /// See [`Work::written`].
     fn written(&self, name: &mut dyn FnMut(RecordId, Stamp));
     fn weight(&self) -> usize;
-    fn calls(&self) -> usize;
+    fn rows(&self) -> usize;
 }
 
 /// A work, its result, and who waits for that.
@@ -99,8 +99,8 @@ impl<W: Work> Job for Pending<W> {
         self.work.weight()
     }
 
-    fn calls(&self) -> usize {
-        self.work.calls()
+    fn rows(&self) -> usize {
+        self.work.rows()
     }
 }
 
@@ -169,7 +169,7 @@ impl Work for Exchanges {
         self.0.iter().map(Exchange::weight).sum()
     }
 
-    fn calls(&self) -> usize {
+    fn rows(&self) -> usize {
         self.0.len()
     }
 }
@@ -182,6 +182,10 @@ impl Work for Purge {
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<usize, StoreError> {
         Ok(desk.table.purge(&desk.db, stamps, self.0)?)
+    }
+
+    fn rows(&self) -> usize {
+        self.0
     }
 }
 

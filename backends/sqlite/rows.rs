@@ -106,10 +106,12 @@ impl Table {
         timeline: &Timeline,
     ) -> Result<Snapshot, StoreError> {
         let record = self.find(db, id)?.map(|found| found.record);
-        if let Some(record) = &record {
-            timeline.observe(record.stamp);
+        let mut now = timeline.now();
+        if let Some(ahead) = record.as_ref().map(|record| record.stamp).filter(|stamp| *stamp > now) {
+            timeline.observe(ahead);
+            now = timeline.now().max(ahead);
         }
-        Ok(Snapshot { record, now: timeline.now() })
+        Ok(Snapshot { record, now })
     }
 
     /// Compares and writes.
