@@ -19,6 +19,7 @@ use crate::store::{Snapshot, Swap};
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) name: String,
+    read: String,
     find: String,
     stamp: String,
     pub(super) list: String,
@@ -33,10 +34,10 @@ pub(super) struct Table {
 }
 
 /// A row as it was found.
-pub(super) struct Found {
+struct Found {
     seq: i64,
     expires: i64,
-    pub(super) record: Record,
+    record: Record,
 }
 
 /// The largest number that a column holds. As a deadline it is never.
@@ -49,6 +50,7 @@ impl Table {
         let rows = format!("main.\"{name}\"");
         let meta = format!("main.\"{name}_meta\"");
         Table {
+            read: format!("SELECT stamp, record FROM {rows} WHERE id = ?1"),
             find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
             stamp: format!("SELECT stamp FROM {rows} WHERE id = ?1"),
             list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
@@ -70,18 +72,19 @@ impl Table {
     }
 
     /// The row under `id`. What cannot be read is an error, never an absent record.
-    pub(super) fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
-        let row = prepare(db, &self.find)?
-            .query_row([id.as_bytes().as_slice()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?))
-            })
-            .optional()
-            .map_err(Trouble::from)?;
-        let Some((seq, stamp, expires, bytes)) = row else { return Ok(None) };
-        match decode(id, stamp, &bytes) {
-            Ok(record) => Ok(Some(Found { seq, expires, record })),
-            Err(source) => Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }),
-        }
+    fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?));
+        let row = prepare(db, &self.find)?.query_row([id.as_bytes().as_slice()], row).optional();
+        let Some((seq, stamp, expires, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
+        Ok(Some(Found { seq, expires, record: sound(id, stamp, &bytes)? }))
+    }
+
+    /// The record of the row under `id`, likewise.
+    fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>, StoreError> {
+        let row = |row: &Row<'_>| Ok((row.get(0)?, blob(row, 1)?));
+        let row = prepare(db, &self.read)?.query_row([id.as_bytes().as_slice()], row).optional();
+        let Some((stamp, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
+        sound(id, stamp, &bytes).map(Some)
     }
 
     /// The stamp of the row under `id`, if it has one.
@@ -105,7 +108,7 @@ impl Table {
         id: &RecordId,
         timeline: &Timeline,
     ) -> Result<Snapshot, StoreError> {
-        let record = self.find(db, id)?.map(|found| found.record);
+        let record = self.read(db, id)?;
         let mut now = timeline.now();
         if let Some(ahead) = record.as_ref().map(|record| record.stamp).filter(|stamp| *stamp > now) {
             timeline.observe(ahead);
@@ -274,6 +277,10 @@ fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
 /// A stamp as a column holds it.
 fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, StoreError> {
+    decode(id, stamp, bytes).map_err(|source| StoreError::Corrupt { backend: BACKEND, id: *id, source })
 }
 
 pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
