@@ -4,6 +4,7 @@
 mod batch;
 mod builder;
 mod jobs;
+mod mark;
 mod readers;
 mod rows;
 mod scan;
@@ -55,7 +56,8 @@ const PURGE_STEP: usize = 100;
 /// database of the application's own, under a [name](SqliteStoreBuilder::table) of their own: then
 /// [`begin_in`] commits effect and record together. The database is switched to WAL then.
 ///
-/// Time is the machine's, never less than any stamp in the file: a clock set back revives no lease and repeats no fence.
+/// Time is the machine's, and goes on from where it had got to in the file (after a crash, from at most 100 ms before): a clock
+/// set back revives no lease and repeats no fence.
 ///
 /// Nothing is removed before its time, and nothing by itself: call [`Engine::purge`](crate::Engine::purge) now and then.
 ///

@@ -58,6 +58,16 @@ impl File {
         SqliteStore::builder(self.path()).clock(clock.clone())
     }
 
+    /// The file as `kill -9` leaves it: no store has had the time to close it.
+    fn killed(&self) -> File {
+        let copy = File::new();
+        for end in ["", "-wal"] {
+            let name = format!("keys.db{end}");
+            std::fs::copy(self.0.path().join(&name), copy.0.path().join(&name)).unwrap();
+        }
+        copy
+    }
+
     fn raw(&self) -> Connection {
         Connection::open(self.path()).unwrap()
     }

@@ -2,6 +2,7 @@
 
 use futures_channel::oneshot;
 
+use super::mark::Stamps;
 use super::trouble::Trouble;
 use super::writer::Desk;
 use crate::error::StoreError;
@@ -9,11 +10,11 @@ use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 use crate::store::Swap;
 
-/// Something to be done in the writer's transaction. `last` is the greatest stamp given so far.
+/// Something to be done in the writer's transaction, which gives `stamps`.
 pub(super) trait Work: Send + 'static {
     type Output: Send + 'static;
 
-    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Self::Output, StoreError>;
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Self::Output, StoreError>;
 
     /// What to answer if the transaction came to nothing, or may have.
     fn failed(&self, trouble: Trouble) -> Result<Self::Output, StoreError> {
@@ -31,8 +32,8 @@ pub(super) trait Work: Send + 'static {
         0
     }
 
-    /// How many calls it stands for.
-    fn calls(&self) -> usize {
+    /// About how many rows it writes.
+    fn rows(&self) -> usize {
         1
     }
 }
@@ -40,7 +41,7 @@ pub(super) trait Work: Send + 'static {
 /// A [`Work`], whatever it gives.
 pub(super) trait Job: Send {
     /// Does it and keeps the result.
-    fn run(&mut self, desk: &Desk, last: &mut Stamp);
+    fn run(&mut self, desk: &Desk, stamps: &mut Stamps<'_>);
     /// Hands out the result: only once it is committed.
     fn answer(self: Box<Self>);
     /// Hands out what went wrong with the transaction instead.
@@ -50,7 +51,7 @@ pub(super) trait Job: Send {
     /// See [`Work::written`].
     fn written(&self, name: &mut dyn FnMut(RecordId, Stamp));
     fn weight(&self) -> usize;
-    fn calls(&self) -> usize;
+    fn rows(&self) -> usize;
 }
 
 /// A work, its result, and who waits for that.
@@ -69,8 +70,8 @@ impl<W: Work> Pending<W> {
 }
 
 impl<W: Work> Job for Pending<W> {
-    fn run(&mut self, desk: &Desk, last: &mut Stamp) {
-        self.result = Some(self.work.run(desk, last));
+    fn run(&mut self, desk: &Desk, stamps: &mut Stamps<'_>) {
+        self.result = Some(self.work.run(desk, stamps));
     }
 
     fn answer(self: Box<Self>) {
@@ -98,8 +99,8 @@ impl<W: Work> Job for Pending<W> {
         self.work.weight()
     }
 
-    fn calls(&self) -> usize {
-        self.work.calls()
+    fn rows(&self) -> usize {
+        self.work.rows()
     }
 }
 
@@ -113,14 +114,9 @@ pub(super) struct Exchange {
 impl Work for Exchange {
     type Output = Swap;
 
-    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Swap, StoreError> {
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Swap, StoreError> {
         let change = (&self.id, self.expected, self.next.as_ref());
-        let stamp = desk.timeline.stamp_after(*last);
-        let swap = desk.table.swap(&desk.db, change, stamp, desk.limits)?;
-        if let Swap::Done(_) = swap {
-            *last = stamp;
-        }
-        Ok(swap)
+        desk.table.swap(&desk.db, change, stamps, desk.limits)
     }
 
     fn failed(&self, trouble: Trouble) -> Result<Swap, StoreError> {
@@ -145,10 +141,10 @@ pub(super) struct Exchanges(pub(super) Vec<Exchange>);
 impl Work for Exchanges {
     type Output = Vec<Result<Swap, StoreError>>;
 
-    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<Self::Output, StoreError> {
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Self::Output, StoreError> {
         let mut answers = Vec::with_capacity(self.0.len());
         for exchange in &self.0 {
-            answers.push(exchange.run(desk, last));
+            answers.push(exchange.run(desk, stamps));
             if desk.db.is_autocommit() {
                 // The transaction is gone: what follows would be committed by itself. All of it fails.
                 return Err(Trouble::rolled_back().into());
@@ -173,7 +169,7 @@ impl Work for Exchanges {
         self.0.iter().map(Exchange::weight).sum()
     }
 
-    fn calls(&self) -> usize {
+    fn rows(&self) -> usize {
         self.0.len()
     }
 }
@@ -184,14 +180,12 @@ pub(super) struct Purge(pub(super) usize);
 impl Work for Purge {
     type Output = usize;
 
-    fn run(&self, desk: &Desk, last: &mut Stamp) -> Result<usize, StoreError> {
-        let now = desk.timeline.now();
-        let removed = desk.table.purge(&desk.db, now, self.0)?;
-        if removed > 0 {
-            // Time that has ended a record has passed for whoever opens the file next, too.
-            *last = now.max(*last);
-        }
-        Ok(removed)
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<usize, StoreError> {
+        Ok(desk.table.purge(&desk.db, stamps, self.0)?)
+    }
+
+    fn rows(&self) -> usize {
+        self.0
     }
 }
 
@@ -201,8 +195,8 @@ pub(super) struct Discard(pub(super) RecordId);
 impl Work for Discard {
     type Output = bool;
 
-    fn run(&self, desk: &Desk, _last: &mut Stamp) -> Result<bool, StoreError> {
-        Ok(desk.table.discard(&desk.db, &self.0)?)
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<bool, StoreError> {
+        desk.table.discard(&desk.db, &self.0, stamps)
     }
 
     fn written(&self, output: &bool, name: &mut dyn FnMut(RecordId, Stamp)) {

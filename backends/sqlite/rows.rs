@@ -1,9 +1,12 @@
 //! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
 //! the caller's, except what reads one row, which may stand alone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
+use super::mark::Stamps;
 use super::trouble::Trouble;
 use super::{BACKEND, Limits};
 use crate::clock::Timeline;
@@ -16,6 +19,7 @@ use crate::store::{Snapshot, Swap};
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) name: String,
+    read: String,
     find: String,
     stamp: String,
     pub(super) list: String,
@@ -30,10 +34,10 @@ pub(super) struct Table {
 }
 
 /// A row as it was found.
-pub(super) struct Found {
+struct Found {
     seq: i64,
     expires: i64,
-    pub(super) record: Record,
+    record: Record,
 }
 
 /// The largest number that a column holds. As a deadline it is never.
@@ -46,10 +50,13 @@ impl Table {
         let rows = format!("main.\"{name}\"");
         let meta = format!("main.\"{name}_meta\"");
         Table {
+            read: format!("SELECT stamp, record FROM {rows} WHERE id = ?1"),
             find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
             stamp: format!("SELECT stamp FROM {rows} WHERE id = ?1"),
             list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
-            insert: format!("INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4)"),
+            insert: format!(
+                "INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING"
+            ),
             update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, expires = ?4 WHERE seq = ?1"),
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
@@ -65,18 +72,19 @@ impl Table {
     }
 
     /// The row under `id`. What cannot be read is an error, never an absent record.
-    pub(super) fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
-        let row = prepare(db, &self.find)?
-            .query_row([id.as_bytes().as_slice()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?))
-            })
-            .optional()
-            .map_err(Trouble::from)?;
-        let Some((seq, stamp, expires, bytes)) = row else { return Ok(None) };
-        match decode(id, stamp, &bytes) {
-            Ok(record) => Ok(Some(Found { seq, expires, record })),
-            Err(source) => Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }),
-        }
+    fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
+        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?));
+        let row = prepare(db, &self.find)?.query_row([id.as_bytes().as_slice()], row).optional();
+        let Some((seq, stamp, expires, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
+        Ok(Some(Found { seq, expires, record: sound(id, stamp, &bytes)? }))
+    }
+
+    /// The record of the row under `id`, likewise.
+    fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>, StoreError> {
+        let row = |row: &Row<'_>| Ok((row.get(0)?, blob(row, 1)?));
+        let row = prepare(db, &self.read)?.query_row([id.as_bytes().as_slice()], row).optional();
+        let Some((stamp, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
+        sound(id, stamp, &bytes).map(Some)
     }
 
     /// The stamp of the row under `id`, if it has one.
@@ -100,68 +108,103 @@ impl Table {
         id: &RecordId,
         timeline: &Timeline,
     ) -> Result<Snapshot, StoreError> {
-        let record = self.find(db, id)?.map(|found| found.record);
-        if let Some(record) = &record {
-            timeline.observe(record.stamp);
+        let record = self.read(db, id)?;
+        let mut now = timeline.now();
+        if let Some(ahead) = record.as_ref().map(|record| record.stamp).filter(|stamp| *stamp > now) {
+            timeline.observe(ahead);
+            now = timeline.now().max(ahead);
         }
-        Ok(Snapshot { record, now: timeline.now() })
+        Ok(Snapshot { record, now })
     }
 
-    /// Compares and writes. `stamp` is greater than every stamp given so far, and not before the present time; the
-    /// caller sees to it that it is [saved](Table::save_high_water) in the same transaction.
+    /// Compares and writes.
     pub(super) fn swap(
         &self,
         db: &Connection,
         (id, expected, next): (&RecordId, Option<Stamp>, Option<&Record>),
-        stamp: Stamp,
+        stamps: &mut Stamps<'_>,
         limits: Limits,
     ) -> Result<Swap, StoreError> {
+        let may_be_refused = next.is_some_and(Record::may_be_refused);
+        let refused = |trouble: Trouble| trouble.into_error(may_be_refused);
+        if let (None, Some(next)) = (expected, next) {
+            if may_be_refused {
+                self.room(db, stamps, limits)?;
+            }
+            // It compares by itself: a new key needs no look first.
+            if let Some(stamp) = self.insert(db, id, next, stamps).map_err(refused)? {
+                return Ok(Swap::Done(stamp));
+            }
+        }
         let found = self.find(db, id)?;
+        let stamp = stamps.next(found.as_ref().map(|found| found.record.stamp));
         if found.as_ref().map(|found| found.record.stamp) != expected {
             let record = found.map(|found| found.record);
             return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
         }
-        let may_be_refused = next.is_some_and(Record::may_be_refused);
-        if may_be_refused && found.is_none() {
-            self.room(db, stamp, limits)?;
+        if let Some(found) = found {
+            match next {
+                Some(next) => self.update(db, (id, &found), (next, stamp), stamps),
+                None => self.delete(db, found.seq, stamp, stamps),
+            }
+            .map_err(refused)?;
         }
-        self.write(db, id, found, next, stamp).map_err(|trouble| trouble.into_error(may_be_refused))?;
         Ok(Swap::Done(stamp))
     }
 
-    fn write(
+    /// Adds a row and gives its stamp, unless there is one under `id`.
+    fn insert(
         &self,
         db: &Connection,
         id: &RecordId,
-        found: Option<Found>,
-        next: Option<&Record>,
-        stamp: Stamp,
+        next: &Record,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<Option<Stamp>, Trouble> {
+        let stamp = stamps.next(None);
+        stamps.cover(db, self, stamp)?;
+        let (expires, bytes) = (expires(stamp.after(next.keep())), next.encode(id, stamp));
+        let id = id.as_bytes().as_slice();
+        let added = prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, expires, bytes])?;
+        Ok((added > 0).then_some(stamp))
+    }
+
+    fn update(
+        &self,
+        db: &Connection,
+        (id, found): (&RecordId, &Found),
+        (next, stamp): (&Record, Stamp),
+        stamps: &mut Stamps<'_>,
     ) -> Result<(), Trouble> {
-        let number = signed(stamp)?;
-        let bytes = next.map(|next| (next.encode(id, stamp), expires(stamp.after(next.keep()))));
-        match (found, bytes) {
-            (None, None) => Ok(0),
-            (None, Some((bytes, expires))) => {
-                prepare(db, &self.insert)?.execute(params![id.as_bytes().as_slice(), number, expires, bytes])
-            }
-            (Some(found), None) => prepare(db, &self.delete)?.execute([found.seq]),
-            (Some(found), Some((bytes, expires))) if expires == found.expires => {
-                prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])
-            }
-            (Some(found), Some((bytes, expires))) => {
-                prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires])
-            }
-        }?;
+        stamps.cover(db, self, stamp)?;
+        let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
+        let deadline = stamp.after(next.keep());
+        if may_stay(found.expires, deadline, next.keep()) {
+            prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])?;
+        } else {
+            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires(deadline)])?;
+        }
+        Ok(())
+    }
+
+    fn delete(
+        &self,
+        db: &Connection,
+        seq: i64,
+        stamp: Stamp,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<(), Trouble> {
+        stamps.raise(db, self, stamp)?;
+        prepare(db, &self.delete)?.execute([seq])?;
         Ok(())
     }
 
     /// Refuses if the file is over its soft limit. What is over its time is removed first: it is in nobody's way.
-    fn room(&self, db: &Connection, now: Stamp, limits: Limits) -> Result<(), StoreError> {
+    fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: Limits) -> Result<(), StoreError> {
         let Some(most) = limits.bytes else { return Ok(()) };
         if used_bytes(db)? < most {
             return Ok(());
         }
-        self.purge(db, now, super::PURGE_STEP)?;
+        self.purge(db, stamps, super::PURGE_STEP)?;
         match used_bytes(db)? {
             used if used < most => Ok(()),
             used => {
@@ -172,24 +215,46 @@ impl Table {
     }
 
     /// Removes up to `limit` rows whose deadline is over, the oldest first.
-    pub(super) fn purge(&self, db: &Connection, now: Stamp, limit: usize) -> Result<usize, Trouble> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        Ok(prepare(db, &self.purge)?.execute([signed(now)?, limit])?)
+    pub(super) fn purge(
+        &self,
+        db: &Connection,
+        stamps: &mut Stamps<'_>,
+        limit: usize,
+    ) -> Result<usize, Trouble> {
+        let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
+        let removed = prepare(db, &self.purge)?.execute([signed(now)?, limit])?;
+        if removed > 0 {
+            // A deadline is not before its row's stamp.
+            stamps.raise(db, self, now)?;
+        }
+        Ok(removed)
     }
 
     /// Removes whatever is under `id`, readable or not.
-    pub(super) fn discard(&self, db: &Connection, id: &RecordId) -> Result<bool, Trouble> {
-        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()])? > 0)
+    pub(super) fn discard(
+        &self,
+        db: &Connection,
+        id: &RecordId,
+        stamps: &mut Stamps<'_>,
+    ) -> Result<bool, StoreError> {
+        let stamp = match self.find(db, id) {
+            Ok(Some(found)) => stamps.next(Some(found.record.stamp)),
+            Ok(None) => return Ok(false),
+            Err(StoreError::Corrupt { .. }) => stamps.above_all(),
+            Err(error) => return Err(error),
+        };
+        stamps.raise(db, self, stamp)?;
+        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()]).map_err(Trouble::from)? > 0)
     }
 
-    /// The greatest stamp that was ever given in this file.
+    /// The high-water mark: see [`Stamps`].
     pub(super) fn high_water(&self, db: &Connection) -> Result<Stamp, Trouble> {
         let found: Option<i64> = prepare(db, &self.high_water)?.query_row([], |row| row.get(0)).optional()?;
         let found = found.and_then(|number| u64::try_from(number).ok()).map(Stamp);
         found.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
     }
 
-    /// Notes that stamps up to `stamp` were given. It never goes back.
+    /// Raises the high-water mark. It never goes back.
     pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
         prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
         Ok(())
@@ -214,6 +279,10 @@ fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
+fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, StoreError> {
+    decode(id, stamp, bytes).map_err(|source| StoreError::Corrupt { backend: BACKEND, id: *id, source })
+}
+
 pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
     let stamp = u64::try_from(stamp).map_err(|_| DecodeError::Damaged { what: "negative stamp" })?;
     Record::decode(id, Stamp(stamp), Stamp(stamp), bytes)
@@ -221,6 +290,16 @@ pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record,
 
 pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
+}
+
+/// Whether the column may keep its value in a row that is to be kept until `deadline`: not before it, and not much longer after it
+/// than it is kept anyway. To finish what was begun brings the deadline forward by a lease, and that is not worth the page.
+fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
+    let spare = Duration::from_micros(2 * GRAIN).saturating_add(keep / 16);
+    match (expires(deadline), expires(deadline.after(spare))) {
+        (NEVER, _) => column == NEVER,
+        (soonest, latest) => (soonest..=latest).contains(&column) && column < NEVER,
+    }
 }
 
 /// A deadline as the column holds it: rounded up, so that nothing is removed early.
@@ -240,5 +319,17 @@ mod tests {
         }
         assert_eq!(expires(Stamp(GRAIN)), GRAIN as i64);
         assert_eq!(expires(Stamp(u64::MAX)), NEVER);
+    }
+    #[test]
+    fn s13_a_row_stays_only_where_it_is_kept_long_enough_and_not_much_longer() {
+        let keep = Duration::from_secs(86_400);
+        let deadline = Stamp(1 << 50);
+        assert!(may_stay(1 << 50, deadline, keep));
+        assert!(!may_stay((1 << 50) - 1, deadline, keep));
+        assert!(may_stay((1 << 50) + 5_400_000_000, deadline, keep)); // a lease of an hour and a half
+        assert!(!may_stay((1 << 50) + 7_200_000_000, deadline, keep));
+        assert!(!may_stay(NEVER, deadline, keep) && !may_stay(-1, deadline, keep));
+        assert!(may_stay(NEVER, Stamp(u64::MAX), Duration::MAX) && !may_stay(1 << 62, Stamp(u64::MAX), keep));
+        assert!(!may_stay(NEVER, Stamp(NEVER as u64 - 2 * GRAIN), Duration::MAX));
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use rusqlite::Transaction;
 
+use super::mark::Stamps;
 use super::trouble::unusable;
 use super::{Inner, SqliteStore};
 use crate::begin::Begin;
@@ -223,18 +224,14 @@ fn execute(
 ) -> Result<(Reply, Option<Record>), Error> {
     check(transaction, store)?;
     let Inner { table, timeline, limits, .. } = &*store.0;
-    let high_water = table.high_water(transaction).map_err(StoreError::from)?;
-    timeline.observe(high_water);
+    let mut stamps = Stamps::of(transaction, table, timeline).map_err(StoreError::from)?;
     let snapshot = table.snapshot(transaction, id, timeline)?;
     let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
         Decision::Reply(reply) => return Ok((reply, snapshot.record)),
         Decision::Write { next, reply } => (next, reply),
     };
     let expected = snapshot.record.map(|record| record.stamp);
-    let stamp = timeline.stamp_after(high_water);
-    // First, so that no record can be committed whose stamp is not noted.
-    table.save_high_water(transaction, stamp).map_err(StoreError::from)?;
-    match table.swap(transaction, (id, expected, next.as_ref()), stamp, *limits)? {
+    match table.swap(transaction, (id, expected, next.as_ref()), &mut stamps, *limits)? {
         Swap::Done(stamp) => Ok((reply, next.map(|next| next.stamped(stamp)))),
         Swap::Conflict(_) => Err(unusable("a record changed inside a transaction").into()),
     }

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use rusqlite::Connection;
 
 use super::Limits;
 use super::jobs::{Job, Pending, Work};
+use super::mark::Stamps;
 use super::rows::Table;
 use super::trouble::{Trouble, unavailable, unusable};
 use super::waiters::{Waiters, Woken};
@@ -20,11 +22,16 @@ use crate::error::StoreError;
 
 /// The most calls that may wait; more are turned away.
 const QUEUE: usize = 16 * 1024;
-/// The most calls, and about the most bytes of records, that share a commit.
+/// About how many rows, and bytes of records, may share a commit.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
 /// How many pages may wait in the write-ahead log before they are moved into the file: 4 MiB.
 const CHECKPOINT_PAGES: i64 = 1000;
+/// After how many pages written, as it is estimated, the log is asked how many wait. The question costs some microseconds.
+const LOOK_PAGES: usize = 100;
+/// About how many pages a row costs besides what its record fills, in it and in the indexes.
+const PAGES_PER_ROW: usize = 2;
+const PAGE_BYTES: usize = 4096;
 
 /// The sending end of the writer's queue. Dropping it ends the thread once everything queued is done.
 #[derive(Debug)]
@@ -80,12 +87,13 @@ impl Drop for Writer {
 
 impl Desk {
     fn work(self, jobs: &Receiver<Box<dyn Job>>) {
+        let (mut wrote, mut pages) = (false, 0);
         while let Ok(first) = jobs.recv() {
-            let (mut calls, mut bytes) = (first.calls(), first.weight());
+            let (mut rows, mut bytes) = (first.rows(), first.weight());
             let mut batch = vec![first];
-            while calls < BATCH && bytes < BATCH_BYTES {
+            while rows < BATCH && bytes < BATCH_BYTES {
                 let Ok(job) = jobs.try_recv() else { break };
-                calls += job.calls();
+                rows += job.rows();
                 bytes += job.weight();
                 batch.push(job);
             }
@@ -93,9 +101,23 @@ impl Desk {
             batch.retain(|job| !job.is_abandoned());
             if !batch.is_empty() {
                 self.serve(batch);
-                self.checkpoint();
+                wrote = true;
+                pages += PAGES_PER_ROW * rows + bytes / PAGE_BYTES;
+                if pages >= LOOK_PAGES {
+                    self.checkpoint();
+                    pages = 0;
+                }
             }
         }
+        if wrote {
+            let _ = self.leave_mark();
+        }
+    }
+
+    /// Leaves the mark where time has got to. Should somebody else be writing, it is near enough as it is: nobody waits for that.
+    fn leave_mark(&self) -> Result<(), Trouble> {
+        self.db.busy_timeout(Duration::ZERO)?;
+        self.table.save_high_water(&self.db, self.timeline.now())
     }
 
     /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand
@@ -128,17 +150,12 @@ impl Desk {
 
     fn commit(&self, batch: &mut [Box<dyn Job>]) -> Result<(), Trouble> {
         self.execute("BEGIN IMMEDIATE")?;
-        let high_water = self.table.high_water(&self.db)?;
-        self.timeline.observe(high_water);
-        let mut last = high_water;
+        let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
         for job in batch {
-            job.run(self, &mut last);
+            job.run(self, &mut stamps);
             if self.db.is_autocommit() {
                 return Err(Trouble::rolled_back());
             }
-        }
-        if last > high_water {
-            self.table.save_high_water(&self.db, last)?;
         }
         self.execute("COMMIT")
     }

@@ -41,6 +41,26 @@ fn s5_stamps_increase_across_stores_whose_clocks_disagree() {
 }
 
 #[test]
+fn s5_a_store_whose_clock_is_behind_the_row_that_it_replaces_stamps_it_later() {
+    let file = File::new();
+    let (early, late) = (ManualClock::new(), ManualClock::new());
+    let (one, two) = (engine(file.at(&early).open().unwrap()), engine(file.at(&late).open().unwrap()));
+    let _ = acquire(&one, "another");
+    // So little that no mark tells of it.
+    late.advance(Duration::from_millis(50));
+    for _ in 0..3 {
+        let lease = acquire(&two, "k");
+        let stamp = stored(&file.store(), "k").unwrap().stamp;
+        block_on(async { one.resume(&lease.token()).await.unwrap().complete("r").await }).unwrap();
+        assert!(stored(&file.store(), "k").unwrap().stamp > stamp);
+        assert!(block_on(one.forget("tests", "k")).unwrap());
+        let again = acquire(&two, "k");
+        assert!(again.fence() > stamp);
+        block_on(again.release()).unwrap();
+    }
+}
+
+#[test]
 fn stores_opened_at_once_make_the_tables_once() {
     for _ in 0..5 {
         let file = File::new();

@@ -131,3 +131,130 @@ fn s13_a_purge_follows_a_deadline_that_was_moved() {
     clock.advance(RETENTION / 2);
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
 }
+
+/// How far the stamps of rows may be above the high-water mark.
+const LAG: Duration = Duration::from_millis(100);
+
+fn high_water(file: &File) -> Stamp {
+    let sql = "SELECT high_water FROM nevertwice_meta";
+    Stamp(file.raw().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap())
+}
+
+/// What became of the key is what `remove` made of it, right before the process was killed.
+fn killed_after(remove: impl FnOnce(&ManualClock, &Engine, &SqliteStore, &Lease)) -> (Stamp, Stamp) {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let store = file.at(&clock).open().unwrap();
+    let before = engine(store.clone());
+    let _ = acquire(&before, "another");
+    clock.advance(LAG / 2);
+    let lease = acquire(&before, "k");
+    assert!(high_water(&file) < lease.fence(), "nothing was removed yet");
+    remove(&clock, &before, &store, &lease);
+    let killed = file.killed();
+    assert_eq!(stored(&store, "k"), None);
+    let after = engine(killed.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap());
+    (lease.fence(), acquire(&after, "k").fence())
+}
+
+#[test]
+fn s5_fences_increase_across_a_kill_after_a_release_a_forget_and_a_purge() {
+    let (first, second) = killed_after(|_, _, _, lease| block_on(lease.release()).unwrap());
+    assert!(second > first);
+    let (first, second) = killed_after(|_, engine, _, _| {
+        assert!(block_on(engine.forget("tests", "k")).unwrap());
+    });
+    assert!(second > first);
+    let (first, second) = killed_after(|_, _, store, _| {
+        assert!(block_on(store.discard(&id("k"))).unwrap());
+    });
+    assert!(second > first);
+    let (first, second) = killed_after(|clock, engine, _, _| {
+        clock.advance(RETENTION * 2);
+        assert_eq!(block_on(engine.purge(2)).unwrap(), 2);
+    });
+    assert!(second.since(first) >= RETENTION * 2);
+}
+
+#[test]
+fn s5_fences_increase_across_a_kill_and_the_discard_of_a_damaged_record() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let before = engine(file.at(&clock).open().unwrap());
+    let _ = acquire(&before, "another");
+    clock.advance(LAG);
+    let first = acquire(&before, "k").fence();
+    let killed = file.killed();
+    let sql = "UPDATE nevertwice SET record = x'01', stamp = 0 WHERE id = ?1";
+    assert_eq!(killed.raw().execute(sql, [id("k").as_bytes()]).unwrap(), 1);
+    let store = killed.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap();
+    assert!(block_on(store.discard(&id("k"))).unwrap());
+    assert!(acquire(&engine(store), "k").fence() > first);
+}
+
+#[test]
+fn s13_no_stamp_is_far_above_the_mark_that_a_kill_leaves() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let store = file.at(&clock).open().unwrap();
+    let engine_ = engine(store.clone());
+    for step in 0..20 {
+        clock.advance(LAG / 4 + Duration::from_micros(step));
+        let lease = acquire(&engine_, &step.to_string());
+        if step % 3 == 0 {
+            block_on(lease.complete("r")).unwrap();
+        }
+        let latest = stored(&store, &step.to_string()).unwrap().stamp;
+        assert!(latest.since(high_water(&file)) <= LAG);
+    }
+    // It is not raised for every write: that costs a page.
+    let mark = high_water(&file);
+    let _ = acquire(&engine_, "one more");
+    assert_eq!(high_water(&file), mark);
+    let (killed, now) = (file.killed(), block_on(store.load(&id("k"))).unwrap().now);
+    let after = killed.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap();
+    assert!(now.since(block_on(after.load(&id("k"))).unwrap().now) <= LAG);
+}
+
+#[test]
+fn s13_a_store_that_is_closed_leaves_its_time() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let store = file.at(&clock).open().unwrap();
+    let _ = acquire(&engine(store.clone()), "k");
+    clock.advance(LAG / 2);
+    let before = block_on(store.load(&id("any"))).unwrap().now;
+    drop(store);
+    let after = file.at(&ManualClock::starting_at(Duration::ZERO)).open().unwrap();
+    assert!(block_on(after.load(&id("any"))).unwrap().now >= before);
+}
+
+#[test]
+fn l5_a_deadline_that_comes_much_earlier_is_followed() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let engine = engine(file.at(&clock).open().unwrap());
+    for key in ["done", "held"] {
+        let Begin::Acquired(lease) = block_on(engine.begin(&request(key).lease(RETENTION))).unwrap() else {
+            panic!()
+        };
+        if key == "done" {
+            block_on(lease.complete("r")).unwrap();
+        }
+    }
+    clock.advance(RETENTION + RETENTION / 4);
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
+    assert!(acquire(&engine, "held").takeover());
+}
+
+#[test]
+fn to_finish_does_not_move_a_record_in_the_index_of_deadlines() {
+    let file = File::new();
+    let engine = file.engine();
+    let expires =
+        || -> i64 { file.raw().query_row("SELECT expires FROM nevertwice", [], |row| row.get(0)).unwrap() };
+    let lease = acquire(&engine, "k");
+    let before = expires();
+    block_on(lease.complete("r")).unwrap();
+    assert_eq!(expires(), before);
+}
