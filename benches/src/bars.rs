@@ -1,7 +1,7 @@
 //! The bars that the project set itself, apart from the ratios of the comparison, and what was measured.
 
 use crate::results::Figure;
-use crate::table::{markdown, short};
+use crate::table::{count, markdown, short};
 
 /// One row per bar whose figures are there.
 pub(crate) fn table(figures: &[Figure]) -> String {
@@ -32,7 +32,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                     "sqlite" => 420.0,
                     _ => 500.0,
                 };
-                let what = format!("{}: a record, at {} of them", figure.store, figure.records);
+                let what = format!("{}: a record, at {} of them", figure.store, count(figure.records as f64));
                 bar(what, " B", Bar::AtMost(limit), figure.bytes_per_record);
             }
             Figure::Pauses(figure) if figure.side == "ours" => match figure.lock_ms {

@@ -112,7 +112,8 @@ async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
         let (side, plan, stop, next) = (side.clone(), *plan, stop.clone(), next.clone());
         callers.spawn(async move {
             let (mut done, mut number, mut left) = (0, caller * 7919, 0);
-            while done < quota && !stop.load(Relaxed) {
+            // One at least, however starved: no round is without a figure.
+            while done == 0 || (done < quota && !stop.load(Relaxed)) {
                 match plan.op {
                     Op::Fresh => {
                         if left == 0 {
