@@ -2,26 +2,34 @@
 
 mod batch;
 mod builder;
+mod courier;
+mod grants;
 mod link;
 mod listener;
 mod preflight;
 mod records;
 mod refusal;
 mod script;
+mod time;
+mod trip;
 mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value};
+use ::redis::{Client, ConnectionInfo, IntoConnectionInfo};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
+use self::courier::Courier;
+use self::grants::Grants;
 pub use self::preflight::Warning;
 use self::records::Records;
-use self::refusal::{again, full, is_no_script, is_oom, meaning, nonsense, unusable};
-use self::script::{Answer, Expected, Item, SwapScript};
+use self::refusal::{again, nonsense, unusable};
+use self::script::{Answer, Expected, Item, Scripts};
+use self::time::ServerTime;
 use self::waiters::Waiters;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -52,9 +60,16 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// stamp and the [encoded](Record::encode) record. From a shell:
 /// `(printf nevertwice:; printf HEX | xxd -r -p) | redis-cli -x GET`.
 ///
-/// All writes go through one short script, which compares stamps, takes the server's time, and gives the next stamp. The server
-/// removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the time when it stops to count, so
-/// [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
+/// Every write compares and writes in one step on the server: a begin by `SET .. NX GET`, a replacement by `SET .. IFEQ`
+/// where the server has that (Valkey 8.1, Redis 8.4) and this store wrote what is replaced, everything else by a short
+/// script. Concurrent calls go together, in one pipeline and one call of the script, and no call waits for others to come.
+///
+/// The server's clock gives the stamps: the script reads it, and for what goes without, the store follows it. It asks for the
+/// time about twice a second along with other commands, and gives the latest time that it may be by now. That something is
+/// over, so that somebody else may act, is only ever said by the server's clock itself.
+///
+/// The server removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the time when it stops to
+/// count, so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
 ///
 /// # What the server must be
 ///
@@ -79,8 +94,8 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 ///
 /// # Who waits
 ///
-/// The script publishes an empty message on the channel named as the key when it replaces or removes a record, not when
-/// it writes the first. All waiters of a store share one more connection, which listens to the keys waited for, and is closed
+/// An empty message is published on the channel named as the key when a record is replaced or removed, not when the first
+/// is written. All waiters of a store share one more connection, which listens to the keys waited for, and is closed
 /// some 10 s after the last. Channels have no database: stores with the same prefix in two databases wake each other
 /// for nothing.
 #[derive(Clone)]
@@ -90,8 +105,14 @@ struct Inner {
     records: Arc<Records>,
     waiters: Waiters,
     clock_slack: Duration,
-    refusable: SwapScript,
-    always: SwapScript,
+    scripts: Scripts,
+    time: ServerTime,
+    /// Whether the server knows `SET .. IFEQ`.
+    compares: AtomicBool,
+    grants: Grants,
+    courier: Courier,
+    /// How long it takes at most until a trip is over.
+    patience: Duration,
     durability: Durability,
     warnings: Vec<Warning>,
 }
@@ -127,18 +148,6 @@ impl RedisStore {
     pub fn warnings(&self) -> &[Warning] {
         &self.0.warnings
     }
-
-    /// Runs the script on the items. A server that lost it (a restart, a failover, `SCRIPT FLUSH`) has run nothing.
-    async fn run(&self, script: &SwapScript, items: &[Item]) -> Result<Value, RedisError> {
-        let (link, call) = (&self.0.records.link, script.call(items));
-        match link.call(&call).await {
-            Err(error) if is_no_script(&error) => {
-                link.call(&script.load()).await?;
-                link.call(&call).await
-            }
-            reply => reply,
-        }
-    }
 }
 
 impl fmt::Debug for RedisStore {
@@ -164,13 +173,11 @@ impl Store for RedisStore {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         in_tokio()?;
-        let (refusable, item) = self.0.item(id, expected, next);
-        let script = if refusable { &self.0.refusable } else { &self.0.always };
-        match self.run(script, &[item]).await {
-            Ok(reply) => Answer::only(reply)?.into_swap(id),
-            Err(error) if is_oom(&error) && refusable => self.swap_when_full(id, expected).await,
-            Err(error) => Err(meaning(&error)),
+        let answer = self.0.send(self.0.item(id, expected, next)).await;
+        if let Ok(Answer::Done { stamp, .. }) = answer {
+            return Ok(Swap::Done(stamp));
         }
+        self.0.settle(&[(*id, expected)], vec![answer]).await.pop().unwrap_or_else(|| Err(nonsense()))
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
@@ -197,16 +204,10 @@ impl Store for RedisStore {
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         in_tokio()?;
-        let item = Item {
-            key: self.0.records.key(id),
-            expected: Expected::Anything,
-            bytes: Vec::new(),
-            keep: self.0.clock_slack,
-        };
-        let reply = self.run(&self.0.always, &[item]).await.map_err(|error| meaning(&error))?;
-        match Answer::only(reply)? {
+        let item = Item { expected: Expected::Anything, ..self.0.item(id, None, None) };
+        match self.0.send(item).await? {
             Answer::Done { existed, .. } => Ok(existed),
-            Answer::Conflict { .. } => Err(nonsense()),
+            Answer::Conflict { .. } | Answer::Seen { .. } => Err(nonsense()),
         }
     }
 
@@ -219,27 +220,17 @@ impl Store for RedisStore {
     }
 }
 
-impl RedisStore {
-    /// The answer to a swap that was refused for want of memory: a duplicate is still told what there is.
-    async fn swap_when_full(&self, id: &RecordId, expected: Option<Stamp>) -> Result<Swap, StoreError> {
-        let found = self.0.records.load(id).await?;
-        if found.record.as_ref().map(|record| record.stamp) == expected {
-            return Err(full());
-        }
-        Ok(Swap::Conflict(found))
-    }
-}
-
 impl Inner {
-    /// What a swap is to the script, and whether it may be refused.
-    fn item(&self, id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> (bool, Item) {
-        let item = Item {
-            key: self.records.key(id),
+    /// What a swap is to the server.
+    fn item(&self, id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> Item {
+        Item {
+            id: *id,
             expected: Expected::from(expected),
             bytes: next.map_or_else(Vec::new, |next| next.encode(id, Stamp::ZERO)),
             keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.clock_slack),
-        };
-        (next.is_some_and(Record::may_be_refused), item)
+            refusable: next.is_some_and(Record::may_be_refused),
+            grants: next.is_some_and(|next| next.lease().is_some()),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Time as an argument: the [`Clock`] that engines and stores are given, and the [`Timeline`] that stores stamp with.
 
+mod timer;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
@@ -44,8 +46,7 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, time: Duration) -> Sleep {
-        // Nobody waits for a year, and the timer cannot count to every duration.
-        Box::pin(futures_timer::Delay::new(time.min(Duration::from_secs(365 * 86_400))))
+        Box::pin(timer::sleep(time))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The Redis store against a real server: one of its own for each test. Without `redis-server` they fail.
+//! The Redis store against a real server: one of its own for each test. Without `redis-server`, or what the environment's
+//! `NEVERTWICE_REDIS_SERVER` names instead, they fail.
 #![cfg(feature = "redis")]
 
 #[path = "redis/batches.rs"]
@@ -17,6 +18,10 @@ mod races;
 mod server;
 #[path = "redis/setup.rs"]
 mod setup;
+#[path = "redis/stamps.rs"]
+mod stamps;
+#[path = "redis/trips.rs"]
+mod trips;
 #[path = "redis/waiting.rs"]
 mod waiting;
 

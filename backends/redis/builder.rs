@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ::redis::Client;
 use ::redis::aio::ConnectionManagerConfig;
 
+use super::courier::Courier;
+use super::grants::Grants;
 use super::link::Link;
 use super::records::Records;
 use super::refusal::meaning;
-use super::script::SwapScript;
+use super::script::Scripts;
+use super::time::ServerTime;
 use super::waiters::Waiters;
 use super::{Inner, RedisStore, in_tokio, preflight};
 use crate::error::StoreError;
@@ -49,7 +53,8 @@ impl RedisStoreBuilder {
     }
 
     /// By how much the server's clock may be set back, or that of a new primary be slow, without harm. **Default 10 min.**
-    /// The server keeps every record, and the stamp of every removed one, for that much longer.
+    /// The server keeps every record, and the stamp of every removed one, for that much longer. With less than a minute
+    /// every write takes the script, which is slower.
     pub fn clock_slack(mut self, slack: Duration) -> RedisStoreBuilder {
         self.clock_slack = slack;
         self
@@ -76,17 +81,21 @@ impl RedisStoreBuilder {
             .set_connection_timeout(Some(self.connection_timeout))
             .set_response_timeout(Some(self.response_timeout));
         let link = Link::new(client.clone(), config).map_err(|error| meaning(&error))?;
-        let (refusable, always) = (SwapScript::refusable(), SwapScript::always());
+        let scripts = Scripts::new();
         let records = Arc::new(Records { link, prefix: self.prefix });
         let limits = [self.connection_timeout, self.response_timeout];
-        let scripts = [&refusable, &always];
-        let found = preflight::inspect(&client, &records, limits, scripts, self.assumed).await?;
+        let found = preflight::inspect(&client, &records, limits, &scripts, self.assumed).await?;
         Ok(RedisStore(Arc::new(Inner {
             waiters: Waiters::new(Arc::clone(&records), client, limits),
             records,
             clock_slack: self.clock_slack,
-            refusable,
-            always,
+            scripts,
+            time: ServerTime::default(),
+            compares: AtomicBool::new(found.compares),
+            grants: Grants::default(),
+            courier: Courier::default(),
+            // A trip that goes three times.
+            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(3),
             durability: found.durability,
             warnings: found.warnings,
         })))

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::link::Link;
 use super::records::Records;
 use super::refusal::{is_forbidden, meaning, nonsense, unusable};
-use super::script::SwapScript;
+use super::script::{OneScript, Scripts};
 use crate::error::StoreError;
 use crate::policy::Durability;
 
@@ -67,6 +67,8 @@ impl fmt::Display for Warning {
 /// What the preflight came to.
 pub(super) struct Findings {
     pub(super) durability: Durability,
+    /// Whether the server can compare and set by itself: `SET .. IFEQ`.
+    pub(super) compares: bool,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -75,18 +77,18 @@ pub(super) async fn inspect(
     client: &Client,
     Records { link, prefix }: &Records,
     limits: [Duration; 2],
-    scripts: [&SwapScript; 2],
+    scripts: &Scripts,
     assumed: Option<Durability>,
 ) -> Result<Findings, StoreError> {
     let mut warnings = Vec::new();
     if is_exposed(client.get_connection_info().addr()) {
         warnings.push(Warning::PlainTcp);
     }
-    role(link, &mut warnings).await?;
+    let compares = role(link, &mut warnings).await?;
     let settings = Settings::read(link).await?;
     settings.check_eviction(&mut warnings)?;
     let durability = settings.durability(assumed, &mut warnings);
-    for script in scripts {
+    for script in scripts.all() {
         load(link, script).await?;
     }
     let mut publish = cmd("PUBLISH");
@@ -94,7 +96,7 @@ pub(super) async fn inspect(
     if ask::<Value>(link, &publish).await?.is_none() || may_not_subscribe(client, prefix, limits).await {
         warnings.push(Warning::ChangesUnannounced);
     }
-    Ok(Findings { durability, warnings })
+    Ok(Findings { durability, compares, warnings })
 }
 
 /// Whether what is sent there can be read by others on the way.
@@ -104,17 +106,19 @@ fn is_exposed(address: &ConnectionAddr) -> bool {
     !loopback
 }
 
-/// `HELLO` tells the role and the mode, and is not among the `@dangerous` commands as `ROLE` and `INFO` are.
-async fn role(link: &Link, warnings: &mut Vec<Warning>) -> Result<(), StoreError> {
+/// `HELLO` tells the role and the mode, and is not among the `@dangerous` commands as `ROLE` and `INFO` are. It tells
+/// the version too: gives whether that one knows `SET .. IFEQ`.
+async fn role(link: &Link, warnings: &mut Vec<Warning>) -> Result<bool, StoreError> {
     let Some(hello) = ask::<HashMap<String, Value>>(link, &cmd("HELLO")).await? else {
         warnings.push(Warning::RoleUnverified);
-        return Ok(());
+        return Ok(false);
     };
-    let is = |field: &str, value: &str| match hello.get(field) {
-        Some(Value::BulkString(bytes)) => bytes == value.as_bytes(),
-        Some(Value::SimpleString(text)) => text == value,
-        _ => false,
+    let text = |field: &str| match hello.get(field) {
+        Some(Value::BulkString(bytes)) => std::str::from_utf8(bytes).unwrap_or_default(),
+        Some(Value::SimpleString(text)) => text,
+        _ => "",
     };
+    let is = |field: &str, value: &str| text(field) == value;
     if is("mode", "cluster") {
         return Err(unusable("it is a node of a cluster, which this release does not support"));
     }
@@ -124,7 +128,18 @@ async fn role(link: &Link, warnings: &mut Vec<Warning>) -> Result<(), StoreError
     if !is("role", "master") {
         return Err(unusable("it is a replica: connect to the primary"));
     }
-    Ok(())
+    Ok(compares(text("server"), text("version")))
+}
+
+/// Whether a server of this kind and version knows `SET .. IFEQ`.
+fn compares(server: &str, version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match server {
+        "valkey" => version >= (8, 1),
+        "redis" => version >= (8, 4),
+        _ => false,
+    }
 }
 
 /// What the server could be brought to tell about itself.
@@ -211,7 +226,7 @@ async fn ask<T: FromRedisValue>(link: &Link, command: &Cmd) -> Result<Option<T>,
     }
 }
 
-async fn load(link: &Link, script: &SwapScript) -> Result<(), StoreError> {
+async fn load(link: &Link, script: &OneScript) -> Result<(), StoreError> {
     let is_old = |error: &RedisError| error.detail().is_some_and(|detail| detail.contains("compiling"));
     match link.call(&script.load()).await {
         Ok(_) => {}
@@ -223,5 +238,5 @@ async fn load(link: &Link, script: &SwapScript) -> Result<(), StoreError> {
         Err(error) => return Err(meaning(&error)),
     }
     // Finds out whether the user may run it.
-    link.call(&script.call(&[])).await.map(|_| ()).map_err(|error| meaning(&error))
+    link.call(&script.call(0, 0)).await.map(|_| ()).map_err(|error| meaning(&error))
 }

@@ -119,7 +119,8 @@ impl Records {
     }
 }
 
-fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
+/// The answer to `TIME`.
+pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
     let reply = reply.ok_or_else(nonsense)?.extract_error().map_err(|error| meaning(&error))?;
     let (seconds, micros): (u64, u64) = from_redis_value(reply).map_err(|_| nonsense())?;
     Ok(Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros)))

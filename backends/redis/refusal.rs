@@ -56,6 +56,12 @@ pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
+/// Whether the server does not know an option of `SET`.
+pub(super) fn is_unknown_option(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && error.detail().is_some_and(|detail| detail.contains("syntax error"))
+}
+
 /// Whether the server does not know the command, or this user may not call it.
 pub(super) fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM") || is_unknown_command(error)

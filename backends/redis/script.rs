@@ -1,68 +1,67 @@
-//! The swap script: how it is called, and what it answers.
+//! The scripts: how they are called, and what they answer.
 
+use std::io::Write;
 use std::time::Duration;
 
-use ::redis::{Cmd, Script, Value, cmd};
+use ::redis::{Cmd, RedisWrite, Script, Value, cmd};
 use bytes::Bytes;
 
 use super::refusal::{corrupt, nonsense};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{DecodeError, Record, Stamp};
-use crate::store::{Snapshot, Swap};
+use crate::store::Snapshot;
 
 /// The length of the stamp in front of each value.
-const STAMP_BYTES: usize = 8;
+pub(super) const STAMP_BYTES: usize = 8;
 /// Stamps from here on are none: Lua's numbers are not exact beyond 2^53 (in microseconds, the year 2255).
-const STAMP_LIMIT: u64 = 1 << 53;
+pub(super) const STAMP_LIMIT: u64 = 1 << 53;
 /// What is to be kept longer, in milliseconds, is kept for ever: Redis refuses an end that is no 64-bit number.
 const FOREVER_MS: u128 = 1 << 52;
 
-/// The script in one of its two variants. The header is what makes the server look at its memory first, and refuse
-/// before anything ran; without it the first write of a script is where it looks.
+/// The scripts of a store. Each has a header, which is what makes the server look at its memory first, and refuse before
+/// anything ran; without it the first write of a script is where it looks.
 #[derive(Debug)]
-pub(super) struct SwapScript {
-    pub(super) code: String,
+pub(super) struct Scripts {
+    /// The swap by the server's clock, refused when the server is over `maxmemory`.
+    pub(super) refusable: OneScript,
+    /// The same, which runs over `maxmemory` too.
+    pub(super) always: OneScript,
+    /// The replacement of a record of a known stamp by bytes that have theirs already. Runs over `maxmemory` too.
+    pub(super) replace: OneScript,
+}
+
+#[derive(Debug)]
+pub(super) struct OneScript {
+    code: String,
     hash: String,
 }
 
-impl SwapScript {
-    /// Refused when the server is over `maxmemory`.
-    pub(super) fn refusable() -> SwapScript {
-        SwapScript::new("#!lua")
+impl Scripts {
+    pub(super) fn new() -> Scripts {
+        let swap = include_str!("swap.lua");
+        Scripts {
+            refusable: OneScript::new("#!lua", swap),
+            always: OneScript::new("#!lua flags=allow-oom", swap),
+            replace: OneScript::new("#!lua flags=allow-oom", include_str!("replace.lua")),
+        }
     }
 
-    /// Runs over `maxmemory` too.
-    pub(super) fn always() -> SwapScript {
-        SwapScript::new("#!lua flags=allow-oom")
+    pub(super) fn all(&self) -> [&OneScript; 3] {
+        [&self.refusable, &self.always, &self.replace]
     }
 
-    fn new(header: &str) -> SwapScript {
-        let code = format!("{header}\n{}", include_str!("swap.lua"));
+    /// The swap in the variant that fits items which may be refused, or may not.
+    pub(super) fn swap(&self, refusable: bool) -> &OneScript {
+        if refusable { &self.refusable } else { &self.always }
+    }
+}
+
+impl OneScript {
+    fn new(header: &str, code: &str) -> OneScript {
+        let code = format!("{header}\n{code}");
         let hash = Script::new(&code).get_hash().to_owned();
-        SwapScript { code, hash }
-    }
-
-    /// What runs it for `swaps`.
-    pub(super) fn call(&self, swaps: &[Item]) -> Cmd {
-        let mut command = cmd("EVALSHA");
-        command.arg(&self.hash).arg(swaps.len());
-        for swap in swaps {
-            command.arg(&swap.key);
-        }
-        for swap in swaps {
-            match &swap.expected {
-                Expected::Absent => command.arg(""),
-                Expected::Stamp(stamp) => command.arg(&stamp.0.to_be_bytes()),
-                Expected::Anything => command.arg("*"),
-            };
-            command.arg(&swap.bytes);
-            match millis(swap.keep) {
-                Some(millis) => command.arg(millis),
-                None => command.arg(""),
-            };
-        }
-        command
+        OneScript { code, hash }
     }
 
     /// What puts it into the server's cache.
@@ -71,18 +70,63 @@ impl SwapScript {
         command.arg("LOAD").arg(&self.code);
         command
     }
+
+    /// The start of what runs it, for `count` keys, of which the arguments follow.
+    pub(super) fn call(&self, count: usize, bytes: usize) -> Cmd {
+        // For each key: its name, three arguments, and what names are long.
+        let mut command = Cmd::with_capacity(3 + 4 * count, 64 + bytes + 96 * count);
+        command.arg("EVALSHA").arg(&self.hash).arg(count);
+        command
+    }
+
+    /// What swaps the items.
+    pub(super) fn swap(&self, prefix: &[u8], items: &[&Item]) -> Cmd {
+        let bytes = items.iter().map(|item| item.bytes.len()).sum();
+        let mut command = self.call(items.len(), bytes);
+        for item in items {
+            joined(&mut command, [prefix, item.id.as_bytes()]);
+        }
+        for item in items {
+            match item.expected {
+                Expected::Absent => command.arg(""),
+                Expected::Stamp(stamp) => command.arg(&stamp.0.to_be_bytes()),
+                Expected::Anything => command.arg("*"),
+            };
+            command.arg(&item.bytes);
+            match millis(item.keep) {
+                Some(millis) => command.arg(millis),
+                None => command.arg(""),
+            };
+        }
+        command
+    }
 }
 
-/// One swap of a call.
+/// Appends one argument made of two parts.
+pub(super) fn joined(command: &mut Cmd, parts: [&[u8]; 2]) {
+    let mut writer = command.writer_for_next_arg();
+    for part in parts {
+        // It writes to memory.
+        let _ = writer.write_all(part);
+    }
+}
+
+/// One swap.
+#[derive(Debug)]
 pub(super) struct Item {
-    pub(super) key: Vec<u8>,
+    pub(super) id: RecordId,
     pub(super) expected: Expected,
     /// The record's bytes; empty for a removal.
     pub(super) bytes: Vec<u8>,
     pub(super) keep: Duration,
+    /// Whether a server that is full may refuse it.
+    pub(super) refusable: bool,
+    /// Whether the record is one in progress, which will be replaced soon.
+    pub(super) grants: bool,
 }
 
 /// What must be under a key for a swap to be done.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Expected {
     Absent,
     Stamp(Stamp),
@@ -95,15 +139,26 @@ impl From<Option<Stamp>> for Expected {
     }
 }
 
-/// The script's answer to one item.
+/// The answer to one item.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Done { stamp: Stamp, existed: bool },
-    Conflict { now: Stamp, value: Option<Vec<u8>> },
+    Done {
+        stamp: Stamp,
+        existed: bool,
+    },
+    Conflict {
+        now: Stamp,
+        value: Option<Vec<u8>>,
+    },
+    /// A conflict with this value. What the server's clock showed is not known, only that it was no later than `by`.
+    Seen {
+        by: Stamp,
+        value: Vec<u8>,
+    },
 }
 
 impl Answer {
-    /// The answers to `count` items, in their order.
+    /// The swap script's answers to `count` items, in their order.
     pub(super) fn parse(reply: Value, count: usize) -> Result<Vec<Answer>, StoreError> {
         let Value::Array(parts) = reply else { return Err(nonsense()) };
         if parts.len() != 3 * count {
@@ -121,18 +176,6 @@ impl Answer {
             });
         }
         Ok(answers)
-    }
-
-    /// The answer to a single item.
-    pub(super) fn only(reply: Value) -> Result<Answer, StoreError> {
-        Answer::parse(reply, 1)?.pop().ok_or_else(nonsense)
-    }
-
-    pub(super) fn into_swap(self, id: &RecordId) -> Result<Swap, StoreError> {
-        match self {
-            Answer::Done { stamp, .. } => Ok(Swap::Done(stamp)),
-            Answer::Conflict { now, value } => Ok(Swap::Conflict(snapshot(id, now, value)?)),
-        }
     }
 }
 
@@ -172,7 +215,7 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
 }
 
 /// Milliseconds, rounded up and at least 1 as Redis wants it; `None`: for ever.
-fn millis(keep: Duration) -> Option<u64> {
+pub(super) fn millis(keep: Duration) -> Option<u64> {
     let millis = keep.as_nanos().div_ceil(1_000_000).max(1);
     u64::try_from(millis).ok().filter(|_| millis <= FOREVER_MS)
 }

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-const BINARY: &str = "redis-server";
+/// Names another server than `redis-server` to run these tests against: Valkey's.
+const BINARY: &str = "NEVERTWICE_REDIS_SERVER";
 /// How often a server that starts is asked, every 5 ms, whether it is there.
 const PATIENCE: u32 = 2000;
 
@@ -35,7 +36,7 @@ impl Server {
                 return Server { child, port, options, dir };
             }
         }
-        panic!("{BINARY} did not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!("{} did not start: {}", binary(), std::fs::read_to_string(dir.path().join("log")).unwrap());
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -84,13 +85,17 @@ impl Drop for Server {
     }
 }
 
+fn binary() -> String {
+    std::env::var(BINARY).unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// `None` if it ended instead of answering.
 fn launch(port: u16, dir: &TempDir, options: &[String]) -> Option<Child> {
-    let mut child = Command::new(BINARY)
+    let mut child = Command::new(binary())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
         .arg(dir.path())
         .args(options)
@@ -98,7 +103,7 @@ fn launch(port: u16, dir: &TempDir, options: &[String]) -> Option<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| panic!("these tests need {BINARY} 7.0 or later in the PATH: {error}"));
+        .unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary()));
     for _ in 0..PATIENCE {
         if child.try_wait().unwrap().is_some() {
             return None;
@@ -134,6 +139,8 @@ enum Fault {
     CutRequestAfter(usize),
     /// The same, of replies.
     CutReplyAfter(usize),
+    /// What `TIME` answers is so many seconds later.
+    ShiftTime(i64),
     /// Replies are swallowed on the connections there are; those made from now on are fine.
     Stall,
 }
@@ -183,6 +190,11 @@ impl Proxy {
         *self.fault.lock().unwrap() = Fault::Stall;
     }
 
+    /// Shows a clock that is so many seconds ahead of the server's.
+    pub(crate) fn shift_time(&self, seconds: i64) {
+        *self.fault.lock().unwrap() = Fault::ShiftTime(seconds);
+    }
+
     /// Leads the connections that are made from now on to another server.
     pub(crate) fn lead_to(&self, server: u16) {
         self.server.store(server, Ordering::SeqCst);
@@ -229,10 +241,32 @@ async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fau
             continue;
         }
         let part = allowed.unwrap_or(bytes.len());
+        let shift = *fault.lock().unwrap();
+        let shifted = match shift {
+            Fault::ShiftTime(seconds) if is_reply => Some(shift_time(bytes, seconds)),
+            _ => None,
+        };
+        let bytes = shifted.as_deref().unwrap_or(bytes);
         if to.write_all(&bytes[..part]).await.is_err() || allowed.is_some() {
             return;
         }
     }
+}
+
+/// Changes the answers to `TIME`, which are not torn: they are short, and come first.
+fn shift_time(bytes: &[u8], seconds: i64) -> Vec<u8> {
+    const START: &[u8] = b"*2\r\n$10\r\n";
+    let mut bytes = bytes.to_vec();
+    let starts = bytes.windows(START.len() + 10).enumerate();
+    let found: Vec<usize> = starts
+        .filter(|(_, part)| part.starts_with(START) && part[START.len()..].iter().all(u8::is_ascii_digit))
+        .map(|(at, _)| at + START.len())
+        .collect();
+    for at in found {
+        let time: i64 = std::str::from_utf8(&bytes[at..at + 10]).unwrap().parse().unwrap();
+        bytes[at..at + 10].copy_from_slice((time + seconds).to_string().as_bytes());
+    }
+    bytes
 }
 
 /// How many of `length` bytes may still pass, if that is not all of them.

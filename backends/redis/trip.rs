@@ -1,0 +1,370 @@
+//! One trip to the server: many swaps in one pipeline, each the cheapest way that is safe for it.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ::redis::{Cmd, Pipeline, Value};
+
+use super::Inner;
+use super::records::time;
+use super::refusal::{
+    again, corrupt, full, is_no_script, is_oom, is_unknown_option, is_wrong_type, meaning, nonsense,
+    unavailable,
+};
+use super::script::{Answer, Expected, Item, STAMP_BYTES, STAMP_LIMIT, bytes, joined, millis};
+use super::time::Bounds;
+use crate::clock::{Clock, SystemClock};
+use crate::error::StoreError;
+use crate::record::{DecodeError, Stamp};
+
+/// A late command must find the stamp of what was there before it, which the server keeps for the clock's slack: with
+/// less than this, every stamp is given by the server itself.
+const LEAST_SLACK: Duration = Duration::from_secs(60);
+
+/// How an item is sent.
+enum Way {
+    /// `SET .. NX GET`, with this stamp.
+    Set(Stamp),
+    /// `SET .. IFEQ`, with this stamp, if these bytes are there behind the expected one.
+    Compare(Stamp, Vec<u8>),
+    /// The script that compares, with this stamp.
+    Replace(Stamp),
+    /// The script that also gives the stamp, and says what there is.
+    Swap,
+}
+
+type Outcome = Result<Answer, StoreError>;
+
+impl Inner {
+    /// Sends the items at once. In which order they are done is not said; no two of them should have an id in common,
+    /// unless nobody can tell. Takes a second trip for those that the first one certainly left undone.
+    pub(super) async fn deliver(&self, items: &mut [Item]) -> Vec<Outcome> {
+        let mut departure = self.time.depart(SystemClock.monotonic());
+        departure.bounds = departure.bounds.filter(|_| self.clock_slack >= LEAST_SLACK);
+        let ways: Vec<Way> = items.iter().map(|item| self.way(item, departure.bounds)).collect();
+        let mut commands = Pipeline::with_capacity(2 * items.len() + 4);
+        if departure.wants_time {
+            commands.cmd("TIME");
+        }
+        let plan = self.plan(items, &ways, departure.bounds, &mut commands);
+        let count = commands.len();
+        let replies = match self.records.link.call_all(&commands, count).await {
+            Ok(replies) if replies.len() == count => replies,
+            Ok(_) => return items.iter().map(|_| Err(nonsense())).collect(),
+            Err(error) => {
+                self.time.forget();
+                let error = meaning(&error);
+                return items.iter().map(|_| Err(again(&error))).collect();
+            }
+        };
+        let mut replies = replies.into_iter();
+        let shown = if departure.wants_time { time(replies.next()).ok() } else { None };
+        let by = self.time.arrive(&departure, shown, SystemClock.monotonic()).map(|bounds| bounds.upper);
+
+        let mut outcomes: Vec<Option<Outcome>> = items.iter().map(|_| None).collect();
+        let mut is_lost = false;
+        for (place, way) in ways.iter().enumerate() {
+            let outcome = match way {
+                Way::Set(stamp) => self.was_set(items, place, *stamp, by, replies.next()),
+                Way::Compare(stamp, _) => {
+                    let outcome = self.was_compared(items, place, *stamp, replies.next());
+                    let _published = replies.next();
+                    outcome
+                }
+                Way::Replace(_) | Way::Swap => continue,
+            };
+            put(&mut outcomes, place, outcome);
+        }
+        if !plan.replaced.is_empty() {
+            is_lost |= self.were_replaced(items, &plan.replaced, &ways, replies.next(), &mut outcomes);
+        }
+        for places in plan.swapped.iter().filter(|places| !places.is_empty()) {
+            is_lost |= self.were_swapped(items, places, replies.next(), &mut outcomes);
+        }
+        self.deliver_rest(items, &mut outcomes, is_lost).await;
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(nonsense()))).collect()
+    }
+
+    /// Sends what has no outcome yet by the script that always says something. If the server lost that, it is loaded and
+    /// sent again, once: nothing was done.
+    async fn deliver_rest(&self, items: &mut [Item], outcomes: &mut [Option<Outcome>], mut is_lost: bool) {
+        for _ in 0..2 {
+            let open = |place: &usize| outcomes.get(*place).is_some_and(Option::is_none);
+            let rest: Vec<usize> = (0..items.len()).filter(open).collect();
+            if rest.is_empty() {
+                return;
+            }
+            let mut commands = Pipeline::new();
+            if is_lost {
+                for script in self.scripts.all() {
+                    commands.add_command(script.load());
+                }
+            }
+            let loads = commands.len();
+            let swapped = self.plan_swaps(items, rest.iter().copied(), &mut commands);
+            let count = commands.len();
+            let replies = match self.records.link.call_all(&commands, count).await {
+                Ok(replies) => replies,
+                Err(error) => {
+                    self.time.forget();
+                    let error = meaning(&error);
+                    rest.into_iter().for_each(|place| put(outcomes, place, Some(Err(again(&error)))));
+                    return;
+                }
+            };
+            let mut replies = replies.into_iter().skip(loads);
+            for places in swapped.iter().filter(|places| !places.is_empty()) {
+                is_lost |= self.were_swapped(items, places, replies.next(), outcomes);
+            }
+        }
+        let lost = || unavailable("it loses scripts as soon as they are loaded (NOSCRIPT)");
+        outcomes
+            .iter_mut()
+            .filter(|outcome| outcome.is_none())
+            .for_each(|outcome| *outcome = Some(Err(lost())));
+    }
+
+    fn way(&self, item: &Item, bounds: Option<Bounds>) -> Way {
+        let Some(Bounds { upper, .. }) = bounds else { return Way::Swap };
+        match item.expected {
+            Expected::Absent if item.refusable && upper.0 < STAMP_LIMIT => Way::Set(upper),
+            Expected::Stamp(last) if !item.refusable && upper.max(last.next()).0 < STAMP_LIMIT => {
+                let stamp = upper.max(last.next());
+                let known = self.compares.load(Ordering::Relaxed).then(|| self.grants.take(&item.id, last));
+                match known.flatten() {
+                    Some(bytes) => Way::Compare(stamp, bytes),
+                    None => Way::Replace(stamp),
+                }
+            }
+            Expected::Absent | Expected::Stamp(_) | Expected::Anything => Way::Swap,
+        }
+    }
+
+    /// Adds the commands: one or two for each that goes by itself, then one for each script.
+    fn plan(&self, items: &[Item], ways: &[Way], bounds: Option<Bounds>, commands: &mut Pipeline) -> Plan {
+        let lower = bounds.map_or(Stamp::ZERO, |bounds| bounds.lower);
+        let (mut replaced, mut swapped) = (Vec::new(), Vec::new());
+        for (place, (item, way)) in items.iter().zip(ways).enumerate() {
+            match way {
+                Way::Set(stamp) => {
+                    let mut command = self.set(item, *stamp);
+                    command.arg("NX").arg("GET");
+                    keep(&mut command, item, *stamp, lower);
+                    commands.add_command(command);
+                }
+                Way::Compare(stamp, bytes) => {
+                    let Expected::Stamp(last) = item.expected else { continue };
+                    let mut command = self.set(item, *stamp);
+                    command.arg("IFEQ");
+                    joined(&mut command, [&last.0.to_be_bytes(), bytes]);
+                    keep(&mut command, item, *stamp, lower);
+                    commands.add_command(command);
+                    let mut publish = Cmd::with_capacity(3, 96);
+                    publish.arg("PUBLISH");
+                    joined(&mut publish, [&self.records.prefix, item.id.as_bytes()]);
+                    publish.arg("");
+                    commands.add_command(publish);
+                }
+                Way::Replace(_) => replaced.push(place),
+                Way::Swap => swapped.push(place),
+            }
+        }
+        if !replaced.is_empty() {
+            commands.add_command(self.replace(items, ways, &replaced, lower));
+        }
+        let swapped = self.plan_swaps(items, swapped.into_iter(), commands);
+        Plan { replaced, swapped }
+    }
+
+    fn plan_swaps(
+        &self,
+        items: &[Item],
+        places: impl Iterator<Item = usize>,
+        commands: &mut Pipeline,
+    ) -> [Vec<usize>; 2] {
+        let is_refusable = |place: &usize| items.get(*place).is_some_and(|item| item.refusable);
+        let (refusable, always): (Vec<_>, Vec<_>) = places.partition(is_refusable);
+        for (places, refusable) in [(&refusable, true), (&always, false)] {
+            if !places.is_empty() {
+                let those: Vec<&Item> = places.iter().filter_map(|&place| items.get(place)).collect();
+                commands.add_command(self.scripts.swap(refusable).swap(&self.records.prefix, &those));
+            }
+        }
+        [refusable, always]
+    }
+
+    /// The start of a command that writes the item under this stamp.
+    fn set(&self, item: &Item, stamp: Stamp) -> Cmd {
+        let mut command = Cmd::with_capacity(8, 128 + 2 * item.bytes.len());
+        command.arg("SET");
+        joined(&mut command, [&self.records.prefix, item.id.as_bytes()]);
+        joined(&mut command, [&stamp.0.to_be_bytes(), &item.bytes]);
+        command
+    }
+
+    fn replace(&self, items: &[Item], ways: &[Way], places: &[usize], lower: Stamp) -> Cmd {
+        let those = || places.iter().filter_map(|&place| Some((items.get(place)?, ways.get(place)?)));
+        let bytes = those().map(|(item, _)| item.bytes.len()).sum();
+        let mut command = self.scripts.replace.call(places.len(), bytes);
+        for (item, _) in those() {
+            joined(&mut command, [&self.records.prefix, item.id.as_bytes()]);
+        }
+        for (item, way) in those() {
+            let (Expected::Stamp(last), Way::Replace(stamp)) = (item.expected, way) else { continue };
+            command.arg(&last.0.to_be_bytes());
+            joined(&mut command, [&stamp.0.to_be_bytes(), &item.bytes]);
+            match millis(keep_until(item, *stamp, lower)) {
+                Some(millis) => command.arg(millis),
+                None => command.arg(""),
+            };
+        }
+        command
+    }
+
+    /// `None`: only the stamp of a removed record is there, to which the script gives a greater one.
+    fn was_set(
+        &self,
+        items: &mut [Item],
+        place: usize,
+        stamp: Stamp,
+        by: Option<Stamp>,
+        reply: Option<Value>,
+    ) -> Option<Outcome> {
+        let item = items.get_mut(place)?;
+        let value = match reply.unwrap_or(Value::Okay).extract_error() {
+            Ok(value) => bytes(value),
+            Err(error) if is_oom(&error) => Err(full()),
+            Err(error) if is_wrong_type(&error) => {
+                Err(corrupt(&item.id, DecodeError::Damaged { what: "not a string" }))
+            }
+            Err(error) => Err(meaning(&error)),
+        };
+        match value {
+            Ok(None) => {
+                self.remember(item, stamp);
+                Some(Ok(Answer::Done { stamp, existed: false }))
+            }
+            Ok(Some(value)) if value.len() == STAMP_BYTES => None,
+            Ok(Some(value)) => by.map(|by| Ok(Answer::Seen { by, value })),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// `None`: it was not done, and the script finds out why.
+    fn was_compared(
+        &self,
+        items: &mut [Item],
+        place: usize,
+        stamp: Stamp,
+        reply: Option<Value>,
+    ) -> Option<Outcome> {
+        let item = items.get_mut(place)?;
+        match reply.unwrap_or(Value::Nil).extract_error() {
+            Ok(Value::Okay) => {
+                self.remember(item, stamp);
+                Some(Ok(Answer::Done { stamp, existed: true }))
+            }
+            Ok(_) => None,
+            // Finishing is allowed over `maxmemory`: by the script.
+            Err(error) if is_oom(&error) || is_wrong_type(&error) => None,
+            Err(error) if is_unknown_option(&error) => {
+                self.compares.store(false, Ordering::Relaxed);
+                None
+            }
+            Err(error) => Some(Err(meaning(&error))),
+        }
+    }
+
+    /// Those that are not the expected ones are left without an outcome. Says whether the server has lost the script.
+    fn were_replaced(
+        &self,
+        items: &mut [Item],
+        places: &[usize],
+        ways: &[Way],
+        reply: Option<Value>,
+        outcomes: &mut [Option<Outcome>],
+    ) -> bool {
+        let marks = match reply.unwrap_or(Value::Nil).extract_error() {
+            Err(error) if is_no_script(&error) => return true,
+            Err(error) => Err(meaning(&error)),
+            Ok(Value::BulkString(marks)) if marks.len() == places.len() => Ok(marks),
+            Ok(_) => Err(nonsense()),
+        };
+        for (number, &place) in places.iter().enumerate() {
+            let (Some(item), Some(Way::Replace(stamp))) = (items.get_mut(place), ways.get(place)) else {
+                continue;
+            };
+            let outcome = match marks.as_ref().map(|marks| marks.get(number)) {
+                Ok(Some(b'1')) => {
+                    self.remember(item, *stamp);
+                    Some(Ok(Answer::Done { stamp: *stamp, existed: true }))
+                }
+                Ok(Some(b'0')) => None,
+                Ok(_) => Some(Err(nonsense())),
+                Err(error) => Some(Err(again(error))),
+            };
+            put(outcomes, place, outcome);
+        }
+        false
+    }
+
+    /// Says whether the server has lost the script: then there are no outcomes.
+    fn were_swapped(
+        &self,
+        items: &mut [Item],
+        places: &[usize],
+        reply: Option<Value>,
+        outcomes: &mut [Option<Outcome>],
+    ) -> bool {
+        let refusable = places.first().and_then(|&place| items.get(place)).is_some_and(|item| item.refusable);
+        let answers = match reply.unwrap_or(Value::Nil).extract_error() {
+            Err(error) if is_no_script(&error) => return true,
+            Err(error) if is_oom(&error) && refusable => Err(full()),
+            Err(error) => Err(meaning(&error)),
+            Ok(reply) => Answer::parse(reply, places.len()),
+        };
+        let mut answers = answers.map(Vec::into_iter);
+        for &place in places {
+            let outcome = match &mut answers {
+                Ok(answers) => answers.next().ok_or_else(nonsense),
+                Err(error) => Err(again(error)),
+            };
+            if let (Ok(Answer::Done { stamp, .. }), Some(item)) = (&outcome, items.get_mut(place)) {
+                self.remember(item, *stamp);
+            }
+            put(outcomes, place, Some(outcome));
+        }
+        false
+    }
+
+    /// The item is written.
+    fn remember(&self, item: &mut Item, stamp: Stamp) {
+        if item.grants && self.compares.load(Ordering::Relaxed) {
+            self.grants.remember(item.id, stamp, std::mem::take(&mut item.bytes));
+        }
+    }
+}
+
+/// What the scripts of a trip do: which of the items.
+struct Plan {
+    replaced: Vec<usize>,
+    /// Those that may be refused, and those that may not.
+    swapped: [Vec<usize>; 2],
+}
+
+fn put(outcomes: &mut [Option<Outcome>], place: usize, outcome: Option<Outcome>) {
+    if let Some(there) = outcomes.get_mut(place) {
+        *there = outcome;
+    }
+}
+
+/// For how long the item is kept from when it is written, since its stamp may be ahead of the server's clock by then.
+fn keep_until(item: &Item, stamp: Stamp, lower: Stamp) -> Duration {
+    item.keep.saturating_add(stamp.since(lower))
+}
+
+fn keep(command: &mut Cmd, item: &Item, stamp: Stamp, lower: Stamp) {
+    if let Some(millis) = millis(keep_until(item, stamp, lower)) {
+        command.arg("PX").arg(millis);
+    }
+}

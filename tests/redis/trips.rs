@@ -1,0 +1,243 @@
+//! Concurrent swaps that share trips to the server.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use nevertwice::{Fingerprint, Record, RecordId, RedisStore, Stamp, Store, StoreError, Swap};
+
+use crate::server::{Proxy, Server};
+use crate::waiting::within;
+use crate::{acquire, block_on_tokio, calls, connect, engine, get, name_of, request};
+
+/// As many swaps as are sent without waiting for others.
+const FREE: usize = 2;
+const SOON: Duration = Duration::from_secs(20);
+
+type Swapping = Pin<Box<dyn Future<Output = Result<Swap, StoreError>> + Send>>;
+
+fn id(number: usize) -> RecordId {
+    request(&format!("{number}")).id()
+}
+
+/// What swaps write.
+async fn grant(server: &Server) -> Record {
+    let sample = request("a sample");
+    let _ = acquire(&engine(server).await, &sample).await;
+    let mut record = connect(server).await.load(&sample.id()).await.unwrap().record.unwrap();
+    record.fence = Stamp::ZERO;
+    record
+}
+
+fn swapping(store: &RedisStore, number: usize, grant: &Record) -> Swapping {
+    let (store, mut record) = (store.clone(), grant.clone());
+    record.fingerprint = own(number);
+    Box::pin(async move { store.swap(&id(number), None, Some(&record)).await })
+}
+
+/// By which a record shows who wrote it.
+fn own(number: usize) -> Fingerprint {
+    Fingerprint::of(number.to_le_bytes())
+}
+
+fn poll(swapping: &mut Swapping) -> Poll<Result<Swap, StoreError>> {
+    swapping.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The swap was done, and it was this one.
+async fn assert_done(server: &Server, number: usize, answer: Result<Swap, StoreError>) {
+    let Ok(Swap::Done(stamp)) = answer else { panic!("{number}: {answer:?}") };
+    let record = connect(server).await.load(&id(number)).await.unwrap().record.unwrap();
+    assert_eq!(record.stamp, stamp, "{number}");
+    assert_eq!(record.fingerprint, own(number));
+}
+
+#[test]
+fn s1_everybody_gets_the_answer_to_the_own_swap() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, grant) = (connect(&server).await, grant(&server).await);
+        // Some are there already, by others.
+        let direct = connect(&server).await;
+        let mut taken = Vec::new();
+        for number in (0..300).step_by(3) {
+            let Ok(Swap::Done(stamp)) = swapping(&direct, number, &grant).await else { panic!("taken") };
+            taken.push(stamp);
+        }
+        let tasks: Vec<_> = (0..300).map(|number| tokio::spawn(swapping(&store, number, &grant))).collect();
+        for (number, task) in tasks.into_iter().enumerate() {
+            let answer = task.await.unwrap();
+            if number % 3 == 0 {
+                let Ok(Swap::Conflict(found)) = answer else { panic!("{answer:?}") };
+                let found = found.record.unwrap();
+                assert_eq!((found.stamp, found.fingerprint), (taken[number / 3], own(number)));
+            } else {
+                assert_done(&server, number, answer).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn concurrent_finishes_share_scripts() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let engine = engine(&server).await;
+        let mut leases = Vec::new();
+        for number in 0..200 {
+            leases.push(acquire(&engine, &request(&format!("{number}"))).await);
+        }
+        server.ask::<()>("CONFIG RESETSTAT");
+        let finishes = leases.iter().map(|lease| lease.complete("done"));
+        for done in futures_util::future::join_all(finishes).await {
+            done.unwrap();
+        }
+        let scripts = calls(&server, "evalsha");
+        assert!(scripts <= 12, "{scripts} scripts for 200 finishes");
+    });
+}
+
+#[test]
+fn s11_a_swap_that_is_dropped_while_it_waits_is_not_sent() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, grant) = (connect(&server).await, grant(&server).await);
+        let mut all: Vec<_> = (0..8).map(|number| swapping(&store, number, &grant)).collect();
+        assert!(all.iter_mut().all(|swapping| poll(swapping).is_pending()));
+        for dropped in [6, 4, 2] {
+            drop(all.remove(dropped));
+        }
+        for (number, swapping) in [0, 1, 3, 5, 7].into_iter().zip(all) {
+            assert_done(&server, number, within(SOON, swapping).await).await;
+        }
+        for number in [2, 4, 6] {
+            assert_eq!(get(&server, &name_of(&id(number))), None);
+        }
+    });
+}
+
+#[test]
+fn s11_who_is_dropped_while_it_sends_for_others_harms_nobody() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, grant) = (connect(&server).await, grant(&server).await);
+        let mut all: Vec<_> = (0..8).map(|number| swapping(&store, number, &grant)).collect();
+        assert!(all.iter_mut().all(|swapping| poll(swapping).is_pending()));
+        let mut all = all.into_iter().enumerate();
+        for (number, swapping) in all.by_ref().take(FREE) {
+            assert_done(&server, number, within(SOON, swapping).await).await;
+        }
+        // The next two have their turns now. The server is silent while one of them sends for all and is dropped.
+        server.ask::<()>("CLIENT PAUSE 200 ALL");
+        let (leader, mut leading) = all.next().unwrap();
+        assert!(poll(&mut leading).is_pending());
+        drop(leading);
+        for (number, swapping) in all {
+            assert_done(&server, number, within(SOON, swapping).await).await;
+        }
+        // It was sent: what it was is done too.
+        assert!(get(&server, &name_of(&id(leader))).is_some());
+    });
+}
+
+#[test]
+fn s11_whoever_is_dropped_whenever_the_others_are_answered() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, grant) = (connect(&server).await, grant(&server).await);
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut draw = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random % below as u64) as usize
+        };
+        for round in 0..300 {
+            let first = 1000 + round * 16;
+            let mut all: Vec<_> = (first..first + 16).map(|n| (n, swapping(&store, n, &grant))).collect();
+            for _ in 0..draw(60) {
+                let chosen = draw(all.len());
+                match draw(4) {
+                    0 if all.len() > 4 => drop(all.swap_remove(chosen)),
+                    1 => tokio::task::yield_now().await,
+                    _ => {
+                        if let Poll::Ready(answer) = poll(&mut all[chosen].1) {
+                            let (number, _) = all.swap_remove(chosen);
+                            assert_done(&server, number, answer).await;
+                            if all.is_empty() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+            let (numbers, rest): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+            let answers = within(SOON, futures_util::future::join_all(rest)).await;
+            for (number, answer) in numbers.into_iter().zip(answers) {
+                assert_done(&server, number, answer).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn l1_who_is_neither_polled_nor_dropped_keeps_nobody_for_long() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let grant = grant(&server).await;
+        let builder = RedisStore::builder(&server.url()).response_timeout(Duration::from_millis(100));
+        let store = builder.connection_timeout(Duration::from_millis(100)).connect().await.unwrap();
+        let mut still: Vec<_> = (0..FREE).map(|number| swapping(&store, number, &grant)).collect();
+        assert!(still.iter_mut().all(|swapping| poll(swapping).is_pending()));
+        let others: Vec<_> =
+            (FREE..20).map(|number| tokio::spawn(swapping(&store, number, &grant))).collect();
+        for (number, other) in others.into_iter().enumerate() {
+            assert_done(&server, number + FREE, within(SOON, other).await.unwrap()).await;
+        }
+        // They come back late and do no harm.
+        for (number, swapping) in still.into_iter().enumerate() {
+            assert_done(&server, number, swapping.await).await;
+        }
+        let last = within(SOON, swapping(&store, 20, &grant)).await;
+        assert_done(&server, 20, last).await;
+    });
+}
+
+#[test]
+fn s6_an_answer_cut_in_the_middle_is_told_to_everybody_and_done_once() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let grant = grant(&server).await;
+        let proxy = Proxy::start(server.port()).await;
+        let store = RedisStore::connect(&proxy.url()).await.unwrap();
+        for bytes in 0..60 {
+            let first = bytes * 6;
+            proxy.cut_reply_after(bytes);
+            let all = (first..first + 6).map(|number| swapping(&store, number, &grant));
+            let answers = within(SOON, futures_util::future::join_all(all)).await;
+            proxy.heal();
+            for (number, answer) in (first..).zip(answers) {
+                let done = match answer {
+                    Ok(_) => answer,
+                    Err(error) => {
+                        assert!(error.is_transient(), "{error}");
+                        repeated(&store, number, &grant).await
+                    }
+                };
+                assert_done(&server, number, done).await;
+            }
+        }
+    });
+}
+
+/// The same again, until it is known whether it was done.
+async fn repeated(store: &RedisStore, number: usize, grant: &Record) -> Result<Swap, StoreError> {
+    loop {
+        match swapping(store, number, grant).await {
+            Ok(Swap::Conflict(found)) => return Ok(Swap::Done(found.record.unwrap().stamp)),
+            Err(error) if error.is_transient() => {}
+            done => return done,
+        }
+    }
+}
