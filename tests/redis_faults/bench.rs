@@ -11,25 +11,30 @@ use crate::server::{Proxy, Server};
 /// Longer than any check.
 pub(crate) const LEASE: Duration = Duration::from_secs(3600);
 
-/// How long the engine behind the proxy may take.
+/// With the longer slack for the server's clock a store may leave the script alone where the server has commands for it; with
+/// the shorter one everything goes by the script.
+pub(crate) const SLACKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(59)];
+
+/// How long the engine behind the proxy may take, and the slack of its store.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     /// For a call.
     pub(crate) call: Duration,
     /// For an answer of the server, and for a connection.
     pub(crate) response: Duration,
+    pub(crate) slack: Duration,
 }
 
 impl Limits {
     /// For faults that are got over.
     pub(crate) const PATIENT: Limits =
-        Limits { call: Duration::from_secs(30), response: Duration::from_secs(2) };
+        Limits { call: Duration::from_secs(30), response: Duration::from_secs(2), slack: SLACKS[0] };
     /// For faults after which something has to be connected anew before it goes on.
     pub(crate) const ALERT: Limits =
-        Limits { call: Duration::from_secs(30), response: Duration::from_millis(150) };
+        Limits { call: Duration::from_secs(30), response: Duration::from_millis(150), slack: SLACKS[0] };
     /// For faults that last.
     pub(crate) const SHORT: Limits =
-        Limits { call: Duration::from_millis(500), response: Duration::from_millis(100) };
+        Limits { call: Duration::from_millis(500), response: Duration::from_millis(100), slack: SLACKS[0] };
 }
 
 /// Where operations are tried.
@@ -57,6 +62,7 @@ impl Bench {
         let through = RedisStore::builder(&url)
             .response_timeout(limits.response)
             .connection_timeout(limits.response)
+            .clock_slack(limits.slack)
             .connect();
         let through = Engine::builder(through.await.unwrap()).lease(LEASE).call_timeout(limits.call);
         let store = connect(server).await;

@@ -197,12 +197,13 @@ impl Stepped {
         Stepped { server: Server::start_with(&[], &variables), clocks }
     }
 
-    /// Sets the server's clock so many seconds off the right time.
-    fn set(&self, seconds: i64) {
+    /// Sets the server's clock so many seconds off the right time, and starts a process that has known no other.
+    async fn at(&self, seconds: i64) -> Engine {
         set(&self.clock(), seconds);
         let (now, _): (i64, i64) = self.server.ask("TIME");
         let off = now - i64::try_from(SystemClock.wall().as_secs()).unwrap();
         assert!((off - seconds).abs() < 60, "the server's clock is {off} s off, not {seconds}");
+        engine_with(&self.server, Duration::from_secs(600)).await
     }
 
     fn clock(&self) -> PathBuf {
@@ -244,18 +245,17 @@ fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fenc
     let ledger = Ledger::default();
     let rounds = 8 * length();
     block_on_tokio(async {
-        let engine = engine_with(&stepped.server, Duration::from_secs(600)).await;
         for round in 0..rounds {
             let [marked, unmarked, released] =
                 ["marked", "unmarked", "released"].map(|name| format!("{name} {round}"));
-            stepped.set(0);
+            let engine = stepped.at(0).await;
             let acting = acquire(&engine, &request(&marked)).await;
             acting.mark_effect().await.unwrap();
             ledger.effect(&marked);
             let slow = acquire(&engine, &request(&unmarked)).await;
             let first = acquire(&engine, &request(&released)).await;
 
-            stepped.set(HOUR);
+            let engine = stepped.at(HOUR).await;
             let begin = engine.begin(&request(&marked)).await.unwrap();
             let Begin::Unresolved(unknown) = begin else { panic!("{begin:?}") };
             assert_eq!(unknown.reason(), Reason::EffectMarked);
@@ -271,7 +271,7 @@ fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fenc
             assert!(second.fence() > first.fence());
             second.release().await.unwrap();
 
-            stepped.set(0);
+            let engine = stepped.at(0).await;
             // The first holder's lease would run again by the clock.
             let refused = slow.complete("stale").await;
             assert!(matches!(refused, Err(Error::LeaseLost { .. })), "{refused:?}");
@@ -290,7 +290,7 @@ fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fenc
                 ledger.acknowledge(key, replayed(&begin).unwrap_or_else(|| panic!("{key}: {begin:?}")));
             }
         }
-        let audit = ledger.audit(&engine).await;
+        let audit = ledger.audit(&stepped.at(0).await).await;
         audit.require(
             "clock of the server stepped over leases",
             &[("rounds", &rounds), ("steps", &(3 * rounds))],

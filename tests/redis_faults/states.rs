@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use nevertwice::{Clock, Error, StoreError, SystemClock};
 
-use crate::bench::{Bench, Limits};
+use crate::bench::{Bench, Limits, SLACKS};
 use crate::ledger::Ledger;
 use crate::operations::{Case, Operation};
 use crate::server::Server;
@@ -68,7 +68,11 @@ impl Trial {
     async fn prepare(fault: &'static str, server: &Server, limits: Limits, user: &str) -> Trial {
         let ledger = Arc::new(Ledger::default());
         let copies = COPIES * length();
-        let benches = join_all((0..copies).map(|_| Bench::of_user(server, &ledger, limits, user))).await;
+        let benches = join_all((0..copies).map(|copy| {
+            let limits = Limits { slack: SLACKS[copy % SLACKS.len()], ..limits };
+            Bench::of_user(server, &ledger, limits, user)
+        }));
+        let benches = benches.await;
         let cases = join_all(benches.iter().enumerate().map(async |(number, bench)| {
             let mut cases = Vec::new();
             for operation in Operation::REPEATABLE {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use nevertwice::{Begin, Engine, Error, Lease, Owner, StoreError};
+use nevertwice::{Begin, Clock, Engine, Error, Lease, Owner, StoreError, SystemClock};
 
 use crate::ledger::{Ledger, request};
 
@@ -13,6 +13,9 @@ use crate::ledger::{Ledger, request};
 const DELIVERIES: usize = 3;
 /// How far behind its first delivery a duplicate comes, at most.
 const SPREAD: usize = 24;
+
+/// Longer than it takes to bring a key to its outcome.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What workers take their deliveries from.
 pub(crate) struct Storm {
@@ -88,7 +91,8 @@ impl Storm {
     async fn deliver(&self, engine: &Engine, key: &str, number: usize) {
         // One for all repetitions of this delivery: the grant of a begin whose answer was lost is found again.
         let request = request(key).owner(Owner::random());
-        loop {
+        let started = SystemClock.monotonic();
+        while SystemClock.monotonic() - started < PATIENCE {
             let begin = if number.is_multiple_of(2) {
                 engine.begin(&request).await
             } else {
@@ -104,6 +108,7 @@ impl Storm {
                 Err(error) => self.refuse(key, &error),
             }
         }
+        panic!("{key}: still in progress, and nobody is at it");
     }
 
     async fn execute(&self, key: &str, lease: &Lease) {

@@ -8,7 +8,7 @@ use nevertwice::{Engine, RedisStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::bench::{LEASE, connect, engine};
+use crate::bench::{LEASE, SLACKS, connect, engine};
 use crate::server::{Proxy, Server};
 use crate::storm::{Disturbance, Storm};
 use crate::{block_on_tokio, length};
@@ -19,7 +19,11 @@ const KEYS: usize = 2000;
 const ENGINES: usize = 4;
 
 async fn engines(url: &str) -> Vec<Engine> {
-    let stores = join_all((0..ENGINES).map(|_| RedisStore::connect(url))).await;
+    let stores = join_all((0..ENGINES).map(|number| {
+        let slack = SLACKS[number % SLACKS.len()];
+        RedisStore::builder(url).clock_slack(slack).connect()
+    }));
+    let stores = stores.await;
     let build =
         |store| Engine::builder(store).lease(LEASE).call_timeout(Duration::from_secs(20)).build().unwrap();
     stores.into_iter().map(|store| build(store.unwrap())).collect()

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-const BINARY: &str = "redis-server";
+/// Names another server than `redis-server` to run these tests against: Valkey's.
+const BINARY: &str = "NEVERTWICE_REDIS_SERVER";
 /// How often a server that starts is asked, every 5 ms, whether it is there.
 const PATIENCE: u32 = 2000;
 
@@ -49,7 +50,7 @@ impl Server {
                 return Server { child, port, setup, dir };
             }
         }
-        panic!("{BINARY} did not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!("{} did not start: {}", binary(), std::fs::read_to_string(dir.path().join("log")).unwrap());
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -115,6 +116,10 @@ impl Drop for Server {
     }
 }
 
+fn binary() -> String {
+    std::env::var(BINARY).unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
@@ -123,7 +128,7 @@ fn free_port() -> u16 {
 struct Starting(Child);
 
 fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
-    let child = Command::new(BINARY)
+    let child = Command::new(binary())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
         .arg(dir.path())
         .args(&setup.options)
@@ -132,9 +137,7 @@ fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    Starting(
-        child.unwrap_or_else(|error| panic!("these tests need {BINARY} 7.0 or later in the PATH: {error}")),
-    )
+    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary())))
 }
 
 impl Starting {
