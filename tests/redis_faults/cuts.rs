@@ -41,20 +41,24 @@ impl Side {
     }
 }
 
-/// How many bytes an operation takes, if nothing is cut.
-async fn bytes_of(operation: Operation, bench: &Bench, side: Side) -> usize {
-    let mut case = Case::prepare(operation, &format!("{side:?} uncut"), bench, false).await;
-    bench.warm().await;
-    let before = side.passed(&bench.proxy);
-    case.perform(bench).await.unwrap();
-    let bytes = side.passed(&bench.proxy) - before;
-    case.settle(bench).await;
-    bytes
+/// How many bytes an operation takes, if nothing is cut: the server's time has more or fewer digits, and is not always asked for.
+async fn bytes_of(operation: Operation, bench: &Bench, side: Side) -> (usize, usize) {
+    let (mut least, mut most) = (usize::MAX, 0);
+    for run in 0..4 {
+        let mut case = Case::prepare(operation, &format!("{side:?} uncut{run}"), bench, false).await;
+        bench.warm().await;
+        let before = side.passed(&bench.proxy);
+        case.perform(bench).await.unwrap();
+        let bytes = side.passed(&bench.proxy) - before;
+        (least, most) = (least.min(bytes), most.max(bytes));
+        case.settle(bench).await;
+    }
+    (least, most)
 }
 
 /// Cuts after `bytes` bytes and says whether that happened: the operation is answered as if nothing had been.
 async fn cut_once(operation: Operation, bench: &Bench, side: Side, bytes: usize) -> bool {
-    let mut case = Case::prepare(operation, &format!("{side:?} {bytes:05}"), bench, false).await;
+    let mut case = Case::prepare(operation, &format!("{side:?} {bytes:06}"), bench, false).await;
     bench.warm().await;
     side.cut(&bench.proxy, bytes);
     if let Err(error) = case.perform(bench).await {
@@ -76,7 +80,7 @@ async fn cut_everywhere(
     let ledger = Arc::new(Ledger::default());
     let limits = Limits { slack, ..Limits::PATIENT };
     let benches = join_all((0..lanes).map(|_| Bench::new(server, &ledger, limits))).await;
-    let bytes = bytes_of(operation, &benches[0], side).await;
+    let (least, bytes) = bytes_of(operation, &benches[0], side).await;
     let cuts = join_all(benches.iter().enumerate().map(async |(lane, bench)| {
         let mut cuts = 0;
         for bytes in (lane..=bytes).step_by(lanes) {
@@ -90,9 +94,9 @@ async fn cut_everywhere(
     let numbers: [(&str, &dyn Display); 4] =
         [("operation", &name), ("slack_s", &slack), ("bytes", &bytes), ("cuts", &cuts)];
     audit.require(side.fault(), &numbers);
-    // Who waits talks on two connections, of which one is not always as far. The time of the server has more or fewer digits.
-    let least = if operation == Operation::Wait { bytes / 2 } else { bytes.saturating_sub(4) };
-    assert!(bytes > 0 && cuts >= least, "{operation:?}: {cuts} cuts in {bytes} bytes");
+    // Who waits talks on two connections, of which one is not always as far.
+    let least = if operation == Operation::Wait { least / 2 } else { least - 4 };
+    assert!(cuts > least, "{operation:?}: {cuts} cuts in {bytes} bytes");
     cuts
 }
 
