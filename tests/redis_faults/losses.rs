@@ -19,7 +19,8 @@ const ALWAYS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 /// Kills the server again and again while workers work, restarts it at once, and says what is left in the end.
 fn kill_and_restart(name: &'static str, options: &[&str], kills: usize) -> (Audit, Arc<Storm>, Durability) {
     let mut server = Server::start(options);
-    let storm = Storm::new(name, usize::MAX / 8);
+    let is_strict = options == ALWAYS;
+    let storm = if is_strict { Storm::endless(name) } else { Storm::on_weak_server(name) };
     let mut random = Xoshiro256PlusPlus::seed_from_u64(0x5eed);
     block_on_tokio(async {
         let store = RedisStore::connect(&server.url()).await.unwrap();
@@ -102,7 +103,7 @@ async fn fail_over(is_cut_off: bool) {
     let store = store.connect().await.unwrap();
     let engines =
         [Engine::builder(store).lease(LEASE).call_timeout(Duration::from_secs(30)).build().unwrap()];
-    let storm = Storm::new("failover", usize::MAX / 8);
+    let storm = Storm::on_weak_server("failover");
     let working = tokio::spawn({
         let storm = Arc::clone(&storm);
         async move { storm.run(&engines, WORKERS).await }
