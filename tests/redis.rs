@@ -15,6 +15,7 @@ mod outages;
 #[path = "redis/races.rs"]
 mod races;
 #[path = "support/redis.rs"]
+#[allow(dead_code, reason = "not every test file needs every fault")]
 mod server;
 #[path = "redis/setup.rs"]
 mod setup;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,20 +20,34 @@ const PATIENCE: u32 = 2000;
 pub(crate) struct Server {
     child: Child,
     port: u16,
-    options: Vec<String>,
+    setup: Setup,
     dir: TempDir,
+}
+
+/// What a server is started with.
+struct Setup {
+    options: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Server {
     /// Starts one, with options as on its command line: `&["--appendonly", "yes"]`.
     pub(crate) fn start(options: &[&str]) -> Server {
+        Server::start_with(options, &[])
+    }
+
+    /// The same, with variables in its environment.
+    pub(crate) fn start_with(options: &[&str], variables: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        let setup = Setup {
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            variables: variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        };
         // Somebody else may take the port before the server does: then with another one.
         for _ in 0..10 {
             let port = free_port();
-            if let Some(child) = launch(port, &dir, &options) {
-                return Server { child, port, options, dir };
+            if let Some(child) = spawn(port, &dir, &setup).until_it_answers(port) {
+                return Server { child, port, setup, dir };
             }
         }
         panic!("{} did not start: {}", binary(), std::fs::read_to_string(dir.path().join("log")).unwrap());
@@ -74,7 +88,24 @@ impl Server {
 
     /// Starts it again on its port and directory.
     pub(crate) fn restart(&mut self) {
-        self.child = launch(self.port, &self.dir, &self.options).expect("it starts on its old port");
+        let starting = spawn(self.port, &self.dir, &self.setup);
+        self.child = starting.until_it_answers(self.port).expect("it starts on its old port");
+    }
+
+    /// The same, without waiting until it has loaded what it kept.
+    pub(crate) fn restart_and_load(&mut self) {
+        self.child = spawn(self.port, &self.dir, &self.setup).0;
+    }
+
+    /// Whether it answers, and is past loading.
+    pub(crate) fn answers(&self) -> bool {
+        answers(self.port)
+    }
+
+    /// Sends it a signal by its name, as `kill` does.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success(), "kill -{name}");
     }
 }
 
@@ -93,29 +124,39 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// `None` if it ended instead of answering.
-fn launch(port: u16, dir: &TempDir, options: &[String]) -> Option<Child> {
-    let mut child = Command::new(binary())
+/// A server that may not answer yet.
+struct Starting(Child);
+
+fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
+    let child = Command::new(binary())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
         .arg(dir.path())
-        .args(options)
+        .args(&setup.options)
+        .envs(setup.variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary()));
-    for _ in 0..PATIENCE {
-        if child.try_wait().unwrap().is_some() {
-            return None;
+        .spawn();
+    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary())))
+}
+
+impl Starting {
+    /// `None` if it ended instead of answering.
+    fn until_it_answers(self, port: u16) -> Option<Child> {
+        let Starting(mut child) = self;
+        for _ in 0..PATIENCE {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            if answers(port) {
+                return Some(child);
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        if answers(port) {
-            return Some(child);
-        }
-        std::thread::sleep(Duration::from_millis(5));
+        let _ = child.kill();
+        let _ = child.wait();
+        None
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    None
 }
 
 /// Whether it is past loading. One that wants a password is.
@@ -135,7 +176,7 @@ fn answers(port: u16) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// Both directions end once this many more bytes of requests passed.
+    /// Both directions end as soon as exactly this many more bytes of requests have passed.
     CutRequestAfter(usize),
     /// The same, of replies.
     CutReplyAfter(usize),
@@ -143,6 +184,17 @@ enum Fault {
     ShiftTime(i64),
     /// Replies are swallowed on the connections there are; those made from now on are fine.
     Stall,
+    /// The same, and on those made from now on.
+    Silence,
+    /// Replies take so much longer on the connections there are; those made from now on are fine.
+    Delay(Duration),
+}
+
+/// What went through a [`Proxy`], on all connections.
+#[derive(Default)]
+struct Passed {
+    requests: AtomicUsize,
+    replies: AtomicUsize,
 }
 
 /// Stands between a client and a server and passes on what both say.
@@ -150,6 +202,7 @@ pub(crate) struct Proxy {
     port: u16,
     server: Arc<AtomicU16>,
     fault: Arc<Mutex<Fault>>,
+    passed: Arc<Passed>,
     task: JoinHandle<()>,
 }
 
@@ -157,25 +210,30 @@ impl Proxy {
     pub(crate) async fn start(server: u16) -> Proxy {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let fault = Arc::new(Mutex::new(Fault::None));
+        let (fault, passed) = (Arc::new(Mutex::new(Fault::None)), Arc::new(Passed::default()));
         let server = Arc::new(AtomicU16::new(server));
-        let (shared, target) = (Arc::clone(&fault), Arc::clone(&server));
+        let (shared, target, count) = (Arc::clone(&fault), Arc::clone(&server), Arc::clone(&passed));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // What stalls is what was there before.
                 let mut fault = shared.lock().unwrap();
-                if *fault == Fault::Stall {
+                if matches!(*fault, Fault::Stall | Fault::Delay(_)) {
                     *fault = Fault::None;
                 }
                 drop(fault);
-                tokio::spawn(pass(client, target.load(Ordering::SeqCst), Arc::clone(&shared)));
+                let port = target.load(Ordering::SeqCst);
+                tokio::spawn(pass(client, port, Arc::clone(&shared), Arc::clone(&count)));
             }
         });
-        Proxy { port, server, fault, task }
+        Proxy { port, server, fault, passed, task }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn cut_request_after(&self, bytes: usize) {
@@ -195,6 +253,19 @@ impl Proxy {
         *self.fault.lock().unwrap() = Fault::ShiftTime(seconds);
     }
 
+    pub(crate) fn silence(&self) {
+        *self.fault.lock().unwrap() = Fault::Silence;
+    }
+
+    pub(crate) fn delay(&self, time: Duration) {
+        *self.fault.lock().unwrap() = Fault::Delay(time);
+    }
+
+    /// How many bytes of requests and of replies were passed on so far.
+    pub(crate) fn passed(&self) -> (usize, usize) {
+        (self.passed.requests.load(Ordering::SeqCst), self.passed.replies.load(Ordering::SeqCst))
+    }
+
     /// Leads the connections that are made from now on to another server.
     pub(crate) fn lead_to(&self, server: u16) {
         self.server.store(server, Ordering::SeqCst);
@@ -212,33 +283,37 @@ impl Drop for Proxy {
     }
 }
 
-async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fault>>) {
+async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fault>>, passed: Arc<Passed>) {
     let Ok(mut server) = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
     let (mut request, mut reply) = ([0; 4096], [0; 4096]);
     let mut stalled = false;
     loop {
-        let (bytes, to, is_reply) = tokio::select! {
+        let (bytes, to, count, is_reply) = tokio::select! {
             read = client.read(&mut request) => match read {
-                Ok(n) if n > 0 => (&request[..n], &mut server, false),
+                Ok(n) if n > 0 => (&request[..n], &mut server, &passed.requests, false),
                 _ => return,
             },
             read = server.read(&mut reply) => match read {
-                Ok(n) if n > 0 => (&reply[..n], &mut client, true),
+                Ok(n) if n > 0 => (&reply[..n], &mut client, &passed.replies, true),
                 _ => return,
             },
         };
-        let allowed = {
+        let (allowed, delay) = {
             let mut fault = fault.lock().unwrap();
-            stalled |= *fault == Fault::Stall;
-            match &mut *fault {
+            stalled |= matches!(*fault, Fault::Stall | Fault::Silence);
+            let allowed = match &mut *fault {
                 Fault::CutRequestAfter(left) if !is_reply => spend(left, bytes.len()),
                 Fault::CutReplyAfter(left) if is_reply => spend(left, bytes.len()),
                 _ => None,
-            }
-            .inspect(|_| *fault = Fault::None)
+            };
+            let delay = if let Fault::Delay(time) = *fault { time } else { Duration::ZERO };
+            (allowed.inspect(|_| *fault = Fault::None), delay)
         };
         if stalled && is_reply {
             continue;
+        }
+        if is_reply && !delay.is_zero() {
+            tokio::time::sleep(delay).await;
         }
         let part = allowed.unwrap_or(bytes.len());
         let shift = *fault.lock().unwrap();
@@ -247,6 +322,7 @@ async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fau
             _ => None,
         };
         let bytes = shifted.as_deref().unwrap_or(bytes);
+        count.fetch_add(part, Ordering::SeqCst);
         if to.write_all(&bytes[..part]).await.is_err() || allowed.is_some() {
             return;
         }
@@ -269,9 +345,9 @@ fn shift_time(bytes: &[u8], seconds: i64) -> Vec<u8> {
     bytes
 }
 
-/// How many of `length` bytes may still pass, if that is not all of them.
+/// How many of `length` bytes may still pass, if nothing may after them.
 fn spend(left: &mut usize, length: usize) -> Option<usize> {
-    if *left < length {
+    if *left <= length {
         return Some(*left);
     }
     *left -= length;

@@ -1,0 +1,126 @@
+//! A server, a proxy before it, an engine on each side of the proxy, and the ledger of what they do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nevertwice::{Begin, Engine, Lease, RedisStore, Request, Stamp, Store};
+
+use crate::ledger::{Ledger, replayed, request};
+use crate::server::{Proxy, Server};
+
+/// Longer than any check.
+pub(crate) const LEASE: Duration = Duration::from_secs(3600);
+
+/// With the longer slack for the server's clock a store may leave the script alone where the server has commands for it; with
+/// the shorter one everything goes by the script.
+pub(crate) const SLACKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(59)];
+
+/// How long the engine behind the proxy may take, and the slack of its store.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// For a call.
+    pub(crate) call: Duration,
+    /// For an answer of the server, and for a connection.
+    pub(crate) response: Duration,
+    pub(crate) slack: Duration,
+}
+
+impl Limits {
+    /// For faults that are got over.
+    pub(crate) const PATIENT: Limits =
+        Limits { call: Duration::from_secs(30), response: Duration::from_secs(2), slack: SLACKS[0] };
+    /// For faults after which something has to be connected anew before it goes on.
+    pub(crate) const ALERT: Limits =
+        Limits { call: Duration::from_secs(30), response: Duration::from_millis(150), slack: SLACKS[0] };
+    /// For faults that last.
+    pub(crate) const SHORT: Limits =
+        Limits { call: Duration::from_millis(500), response: Duration::from_millis(100), slack: SLACKS[0] };
+}
+
+/// Where operations are tried.
+pub(crate) struct Bench {
+    /// What the fault hits.
+    pub(crate) through: Engine,
+    /// Another process, which it does not hit.
+    pub(crate) direct: Engine,
+    pub(crate) store: RedisStore,
+    pub(crate) proxy: Proxy,
+    pub(crate) ledger: Arc<Ledger>,
+    /// For questions to the server.
+    pub(crate) raw: redis::aio::MultiplexedConnection,
+}
+
+impl Bench {
+    pub(crate) async fn new(server: &Server, ledger: &Arc<Ledger>, limits: Limits) -> Bench {
+        Bench::of_user(server, ledger, limits, "").await
+    }
+
+    /// The same, with a name and password for the engine behind the proxy: `name:password@`.
+    pub(crate) async fn of_user(server: &Server, ledger: &Arc<Ledger>, limits: Limits, user: &str) -> Bench {
+        let proxy = Proxy::start(server.port()).await;
+        let url = proxy.url().replace("redis://", &format!("redis://{user}"));
+        let through = RedisStore::builder(&url)
+            .response_timeout(limits.response)
+            .connection_timeout(limits.response)
+            .clock_slack(limits.slack)
+            .connect();
+        let through = Engine::builder(through.await.unwrap()).lease(LEASE).call_timeout(limits.call);
+        let store = connect(server).await;
+        let client = redis::Client::open(server.url()).unwrap();
+        Bench {
+            through: through.build().unwrap(),
+            direct: engine(&store),
+            store,
+            proxy,
+            ledger: Arc::clone(ledger),
+            raw: client.get_multiplexed_async_connection().await.unwrap(),
+        }
+    }
+
+    /// Makes sure that the engine behind the proxy has a connection that works.
+    pub(crate) async fn warm(&self) {
+        self.through.inspect("faults", "warm").await.unwrap();
+    }
+
+    /// The stamp of what is recorded under a key.
+    pub(crate) async fn stamp(&self, key: &str) -> Option<Stamp> {
+        self.store.load(&request(key).id()).await.unwrap().record.map(|record| record.stamp)
+    }
+
+    /// Executes under a lease of the other process and completes: the outcome must be replayed to all.
+    pub(crate) async fn finish(&self, key: &str, lease: &Lease) {
+        let lease = self.direct.resume(&lease.token()).await.unwrap();
+        lease.complete(outcome(key)).await.unwrap();
+        self.ledger.acknowledge(key, outcome(key));
+        self.hear(key).await;
+    }
+
+    /// Asks in both processes what came of a key.
+    pub(crate) async fn hear(&self, key: &str) {
+        for engine in [&self.direct, &self.through] {
+            let begin = engine.begin(&request(key)).await.unwrap();
+            let Some(told) = replayed(&begin) else { panic!("{key}: {begin:?}") };
+            self.ledger.acknowledge(key, told);
+        }
+    }
+}
+
+/// What the operation under a key comes to.
+pub(crate) fn outcome(key: &str) -> String {
+    format!("outcome of {key}")
+}
+
+pub(crate) async fn connect(server: &Server) -> RedisStore {
+    RedisStore::builder(&server.url()).response_timeout(Duration::from_secs(5)).connect().await.unwrap()
+}
+
+pub(crate) fn engine(store: &RedisStore) -> Engine {
+    Engine::builder(store.clone()).lease(LEASE).call_timeout(Duration::from_secs(30)).build().unwrap()
+}
+
+pub(crate) async fn acquire(engine: &Engine, request: &Request) -> Lease {
+    match engine.begin(request).await.unwrap() {
+        Begin::Acquired(lease) => lease,
+        other => panic!("{other:?}"),
+    }
+}
