@@ -262,5 +262,8 @@ fn three_clients_at_random() {
     let limits = Limits { crashes: 3, losses: 4, duplicates: 3, drops: 3, forward: 1, back: 1, purges: 2 };
     let setup = Setup { horizon: 24, ..setup("at random", &roles, limits) };
     let states = if is_bounded() { WITHOUT_OPTIMISATION } else { 1_000_000 * factor() };
-    walk(setup, states, &Event::ALL);
+    // That attempts are used up is rare here, and has a check of its own.
+    let reached: Vec<Event> =
+        Event::ALL.into_iter().filter(|event| *event != Event::AttemptsExhausted).collect();
+    walk(setup, states, &reached);
 }
