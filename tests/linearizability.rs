@@ -1,0 +1,134 @@
+//! Short histories of one key on the real stores, recorded while several tasks work on it at once, whose answers must be
+//! explained by some order of the calls. Answers that were lost and calls that were dropped are unknown. Prints what it did
+//! with `--nocapture`. With `NEVERTWICE_LONG=1`, ten times as much.
+#![cfg(all(feature = "memory", feature = "sqlite", feature = "redis"))]
+#![allow(clippy::print_stdout)] // what a run did is its result
+
+#[path = "linearizability/keys.rs"]
+mod keys;
+#[path = "linearizability/recorder.rs"]
+mod recorder;
+#[path = "linearizability/register.rs"]
+mod register;
+#[path = "support/redis.rs"]
+#[allow(dead_code)] // the proxy is for others
+mod server;
+#[path = "linearizability/spec.rs"]
+mod spec;
+#[path = "linearizability/tasks.rs"]
+mod tasks;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use futures_util::stream::{self, StreamExt};
+use nevertwice::{Clock, MemoryStore, RedisStore, SqliteStore, Store, SystemClock};
+
+use recorder::Troubled;
+use server::Server;
+use spec::{Event, Spec, is_linearizable};
+
+/// How many histories a store has to answer for, half of them of the engine and half of the store itself.
+/// Without optimisation, a tenth.
+const HISTORIES: u64 = if cfg!(debug_assertions) { 5_000 } else { 50_000 };
+const SEED: u64 = 20_261_122;
+
+/// What the longer run multiplies its work by.
+fn factor() -> u64 {
+    if std::env::var("NEVERTWICE_LONG").is_ok_and(|long| long == "1") { 10 } else { 1 }
+}
+
+/// What a history was, to be added up.
+#[derive(Default)]
+struct Tally {
+    histories: u64,
+    calls: u64,
+    unknown: u64,
+    overlapping: u64,
+}
+
+impl Tally {
+    fn add<S: Spec>(&mut self, start: S, history: &[Event<S::Call, S::Answer>], seed: u64, store: &str) {
+        self.histories += 1;
+        self.calls += history.len() as u64;
+        self.unknown += history.iter().filter(|event| event.answered.is_none()).count() as u64;
+        let overlaps = |event: &Event<S::Call, S::Answer>| {
+            history.iter().any(|other| {
+                other.sent < event.sent && other.answered.as_ref().is_none_or(|(at, _)| *at > event.sent)
+            })
+        };
+        self.overlapping += u64::from(history.iter().any(overlaps));
+        if !is_linearizable(start, history) {
+            let mut events: Vec<&Event<S::Call, S::Answer>> = history.iter().collect();
+            events.sort_by_key(|event| event.sent);
+            let lines: String = events.iter().map(|event| format!("\n    {event:?}")).collect();
+            panic!("{store}, history {seed}: no order of these calls explains the answers:{lines}");
+        }
+    }
+}
+
+async fn histories(store: Arc<dyn Store>, name: &'static str, at_once: usize) {
+    let start = SystemClock.monotonic();
+    let mut tally = Tally::default();
+    let all = HISTORIES * factor();
+    let engines = stream::iter(0..all / 2).map(|n| tokio::spawn(tasks::engine(troubled(&store, n), n)));
+    let mut engines = engines.buffer_unordered(at_once);
+    while let Some(history) = engines.next().await {
+        let (seed, history) = history.unwrap();
+        tally.add(keys::Key::default(), &history, seed, name);
+    }
+    let stores = stream::iter(all / 2..all).map(|n| tokio::spawn(tasks::store(troubled(&store, n), n)));
+    let mut stores = stores.buffer_unordered(at_once);
+    while let Some(history) = stores.next().await {
+        let (seed, history) = history.unwrap();
+        tally.add(register::Register::default(), &history, seed, name);
+    }
+    println!(
+        "linearizability: {name}: {} histories, {} of them of calls at once, {} calls, {} of unknown outcome, {:?}",
+        tally.histories,
+        tally.overlapping,
+        tally.calls,
+        tally.unknown,
+        SystemClock.monotonic() - start,
+    );
+    assert!(tally.overlapping > all / 2, "calls overlap");
+}
+
+/// Every other history has faults.
+fn troubled(store: &Arc<dyn Store>, n: u64) -> Troubled {
+    let seed = SEED.wrapping_add(n);
+    Troubled { inner: Arc::clone(store), faulty: n % 2 == 1, seed, calls: AtomicU64::new(0) }
+}
+
+/// Two threads, so that calls on one key really run at once.
+fn on_threads(future: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future);
+}
+
+#[test]
+fn s15_memory_is_linearizable() {
+    on_threads(histories(Arc::new(MemoryStore::new()), "memory", 8));
+}
+
+#[test]
+fn s15_sqlite_is_linearizable() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path().join("keys.db")).unwrap();
+    on_threads(histories(Arc::new(store), "sqlite", 2048));
+}
+
+#[test]
+fn s15_redis_is_linearizable() {
+    let server = Server::start(&[]);
+    on_threads(async {
+        let store =
+            RedisStore::builder(&server.url()).response_timeout(tasks::PATIENCE).connect().await.unwrap();
+        histories(Arc::new(store), "redis", 256).await;
+    });
+}

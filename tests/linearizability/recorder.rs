@@ -1,0 +1,157 @@
+//! Records what several tasks do to one key, over a store that yields, fails and loses answers.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use nevertwice::{Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, async_trait};
+
+use crate::spec::Event;
+
+/// Numbers that look random, the same for the same seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+
+    pub(crate) fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+}
+
+tokio::task_local! {
+    /// How many answers the call that is under way has lost so far: each may have been done unnoticed.
+    static LOST: Cell<usize>;
+}
+
+/// A store whose calls let others run before and after, and that fails now and then if it is told to.
+#[derive(Debug)]
+pub(crate) struct Troubled {
+    pub(crate) inner: Arc<dyn Store>,
+    pub(crate) faulty: bool,
+    pub(crate) seed: u64,
+    pub(crate) calls: AtomicU64,
+}
+
+impl Troubled {
+    async fn call<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let n = self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut dice = Dice::new(self.seed.wrapping_add(n << 32));
+        let fault = if self.faulty { dice.below(10) } else { 10 };
+        let lost = || StoreError::Unavailable { backend: "troubled", detail: "as planned".to_owned() };
+        rest(dice.below(3)).await;
+        if fault == 0 {
+            return Err(lost());
+        }
+        let answer = call.await;
+        rest(dice.below(3)).await;
+        if fault == 1 {
+            LOST.with(|lost| lost.set(lost.get() + 1));
+            return Err(lost());
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Store for Troubled {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        self.call(self.inner.load(id)).await
+    }
+
+    async fn swap(
+        &self,
+        id: &RecordId,
+        expected: Option<Stamp>,
+        next: Option<&Record>,
+    ) -> Result<Swap, StoreError> {
+        self.call(self.inner.swap(id, expected, next)).await
+    }
+}
+
+/// Lets others run so many times.
+pub(crate) async fn rest(times: u64) {
+    let mut left = times;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// What `call` gives, or `None` if it is dropped before.
+pub(crate) async fn dropped_after<T>(polls: Option<u64>, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    let mut left = polls;
+    poll_fn(|context| match (call.as_mut().poll(context), &mut left) {
+        (Poll::Ready(value), _) => Poll::Ready(Some(value)),
+        (Poll::Pending, Some(0)) => Poll::Ready(None),
+        (Poll::Pending, left) => {
+            if let Some(left) = left {
+                *left -= 1;
+                context.waker().wake_by_ref();
+            }
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// The history of one key so far.
+#[derive(Debug)]
+pub(crate) struct Recorder<C, A> {
+    clock: AtomicUsize,
+    events: Mutex<Vec<Event<C, A>>>,
+}
+
+impl<C: Clone, A> Recorder<C, A> {
+    pub(crate) fn new() -> Recorder<C, A> {
+        Recorder { clock: AtomicUsize::new(0), events: Mutex::default() }
+    }
+
+    /// Runs `act` and records it as `call`, with what `answer` makes of it (`None`: unknown).
+    pub(crate) async fn record<T>(
+        &self,
+        call: C,
+        act: impl Future<Output = T>,
+        answer: impl FnOnce(&T) -> Option<A>,
+    ) -> T {
+        let sent = self.clock.fetch_add(1, Ordering::SeqCst);
+        let (given, lost) = LOST
+            .scope(Cell::new(0), async {
+                let given = act.await;
+                (given, LOST.with(Cell::get))
+            })
+            .await;
+        let at = self.clock.fetch_add(1, Ordering::SeqCst);
+        let answered = answer(&given).map(|answer| (at, answer));
+        let mut events = self.events.lock().unwrap();
+        // A try whose answer was lost is a call of its own, of which nobody knows what became.
+        for _ in 0..lost {
+            events.push(Event { call: call.clone(), sent, answered: None });
+        }
+        events.push(Event { call, sent, answered });
+        given
+    }
+
+    pub(crate) fn into_events(self) -> Vec<Event<C, A>> {
+        self.events.into_inner().unwrap()
+    }
+}

@@ -1,0 +1,49 @@
+//! Whether a recorded history of one key can have happened one call after the other: Wing and Gong's search, with what was
+//! tried before remembered. A call whose answer is unknown took effect at some moment after it was sent, or never.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::hash::Hash;
+
+/// One call of a history. Moments are the places in the order of all sends and answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Event<C, A> {
+    pub(crate) call: C,
+    pub(crate) sent: usize,
+    /// When it was answered, and what; `None`: nobody knows what became of it.
+    pub(crate) answered: Option<(usize, A)>,
+}
+
+/// What a key is, as a caller may rely on: all states that it can be in after a call that was answered so.
+pub(crate) trait Spec: Clone + Eq + Hash + Debug {
+    type Call: Debug;
+    type Answer: Debug;
+
+    /// The states in which `call` can leave the key if it is answered by `answer` (`None`: unknown).
+    fn after(&self, call: &Self::Call, answer: Option<&Self::Answer>) -> Vec<Self>;
+}
+
+/// Whether some order of the calls, in which none comes before one that was answered before it was sent, explains every
+/// answer.
+pub(crate) fn is_linearizable<S: Spec>(start: S, history: &[Event<S::Call, S::Answer>]) -> bool {
+    assert!(history.len() <= 64, "a history is short");
+    let mut seen = HashSet::new();
+    let mut open = vec![(0_u64, start)];
+    let must: u64 = (0..history.len()).filter(|at| history[*at].answered.is_some()).map(|at| 1 << at).sum();
+    while let Some((done, state)) = open.pop() {
+        if done & must == must {
+            return true;
+        }
+        if !seen.insert((done, state.clone())) {
+            continue;
+        }
+        let left = || history.iter().enumerate().filter(|(at, _)| done & (1 << at) == 0);
+        // Whoever was answered first must come before all that were sent later.
+        let first = left().filter_map(|(_, event)| event.answered.as_ref()).map(|(at, _)| *at).min();
+        for (at, event) in left().filter(|(_, event)| first.is_none_or(|first| event.sent < first)) {
+            let answer = event.answered.as_ref().map(|(_, answer)| answer);
+            open.extend(state.after(&event.call, answer).into_iter().map(|next| (done | 1 << at, next)));
+        }
+    }
+    false
+}

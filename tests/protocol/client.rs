@@ -1,0 +1,419 @@
+//! A client: the load, decide, swap loop of the engine, one message at a time, and what a handler may do between.
+
+use crate::ghost::{self, Event, Rule};
+use crate::row::{Again, Cmd, Phase, Reply, Role, Row, Settle, Time, Token, Verdict, decide, slot_of};
+use crate::world::{Menu, Protocol, World};
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Client {
+    pub(crate) doing: Doing,
+    /// How often it crashed: each life is another owner.
+    life: u8,
+    pub(crate) token: Option<Token>,
+    /// The record as it last saw it.
+    seen: Option<Row>,
+    /// Until when it relies on its grant, counted from before it asked.
+    pub(crate) relies_until: Time,
+    /// What it did under this grant.
+    did: Menu,
+    /// Whether its effect has happened.
+    effect: bool,
+    /// What a begin owes it: an outcome was acknowledged before it began.
+    owed: Option<u8>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Doing {
+    #[default]
+    Idle,
+    /// Was told to come back then.
+    Waiting(Time),
+    Calling(Call),
+    Holding,
+    /// An operator who looked and saw this fence.
+    Looked(Time),
+    Over,
+}
+
+/// A call under way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Call {
+    pub(crate) cmd: Cmd,
+    pub(crate) step: Step,
+    pub(crate) wire: Wire,
+    /// When the present message was sent.
+    sent: Time,
+    /// Whether a message of this call was repeated.
+    again: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Step {
+    Load,
+    Swap { expected: Option<Time>, next: Option<Row>, reply: Reply },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Wire {
+    Sent,
+    /// The swap was done.
+    Done(Time),
+    /// This is there instead, or was loaded, at this time.
+    Found(Option<Row>, Time),
+}
+
+/// What happens to or by a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Deed {
+    Begin,
+    /// A holder's call, from what it last saw, or from a look at the store.
+    Call(Cmd, bool),
+    /// The side effect.
+    Effect,
+    /// An operator looks.
+    Look,
+    Settle(Settle),
+    Forget,
+    Deliver,
+    /// It is done, and a copy is still under way.
+    DeliverTwice,
+    Receive,
+    /// Nobody waits for the request any more, but it may yet arrive. The client repeats it.
+    DelayRequest,
+    /// The client repeats its request. (A request that is lost and repeated is a request that is sent later.)
+    LoseAnswer,
+    /// The call is dropped or times out, and the client goes on.
+    Drop,
+    Crash,
+    /// The process crashes, and another one goes on with its token.
+    HandOver,
+}
+
+impl Client {
+    /// Whether it has not done anything yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.life == 0 && self.doing == Doing::Idle
+    }
+
+    fn owner(&self, at: u8) -> u8 {
+        at * 6 + self.life
+    }
+
+    pub(crate) fn deeds(&self, world: &World, role: &Role, menu: Menu, mut push: impl FnMut(Deed)) {
+        let left = world.left;
+        let operator = menu.has(Menu::RESOLVE) || menu.has(Menu::FORGET);
+        match self.doing {
+            Doing::Idle if operator => {
+                if menu.has(Menu::RESOLVE) && world.key(role).row.is_some() {
+                    push(Deed::Look);
+                }
+                if menu.has(Menu::FORGET) {
+                    push(Deed::Forget);
+                }
+            }
+            Doing::Idle => push(Deed::Begin),
+            Doing::Waiting(at) if world.now >= at => push(Deed::Begin),
+            Doing::Waiting(_) | Doing::Over => {}
+            Doing::Looked(_) => {
+                [Settle::Completed(200), Settle::Failed(201), Settle::Rerun]
+                    .into_iter()
+                    .for_each(|settle| push(Deed::Settle(settle)));
+            }
+            Doing::Holding => self.handler(world, role, menu, &mut push),
+            Doing::Calling(call) => {
+                let swaps = matches!(call.step, Step::Swap { .. });
+                match call.wire {
+                    Wire::Sent => {
+                        push(Deed::Deliver);
+                        if left.duplicates > 0 && swaps {
+                            push(Deed::DeliverTwice);
+                        }
+                        if left.losses > 0 && swaps {
+                            push(Deed::DelayRequest);
+                        }
+                    }
+                    Wire::Done(_) | Wire::Found(..) => {
+                        push(Deed::Receive);
+                        if left.losses > 0 && swaps {
+                            push(Deed::LoseAnswer);
+                        }
+                    }
+                }
+                if left.drops > 0 && !operator {
+                    push(Deed::Drop);
+                }
+            }
+        }
+        let alive = matches!(self.doing, Doing::Holding | Doing::Calling(_));
+        if alive && left.crashes > 0 && !operator {
+            push(Deed::Crash);
+            if menu.has(Menu::HAND_OVER) && self.token.is_some() {
+                push(Deed::HandOver);
+            }
+        }
+    }
+
+    /// What a handler does under its lease. It is honest: once its effect happened it says nothing else.
+    fn handler(&self, world: &World, role: &Role, menu: Menu, push: &mut impl FnMut(Deed)) {
+        let Some(token) = self.token else { return };
+        let mine = token.owner;
+        let relies = self.relies_until > world.now;
+        let mut call = |cmd: Cmd| {
+            if self.seen.is_some() {
+                push(Deed::Call(cmd, true));
+            }
+            // Its clock says that the lease is over, or it never saw the record.
+            if self.seen.is_none() || !relies {
+                push(Deed::Call(cmd, false));
+            }
+        };
+        let once = |one: Menu| menu.has(one) && !self.did.has(one);
+        if once(Menu::MARK) {
+            call(Cmd::Mark(token));
+        }
+        if once(Menu::CHECKPOINT) {
+            call(Cmd::Checkpoint(token, mine));
+        }
+        if once(Menu::RENEW) {
+            call(Cmd::Renew(token));
+        }
+        if menu.has(Menu::COMPLETE) {
+            call(Cmd::Complete(token, mine));
+        }
+        if !self.effect {
+            for (one, again) in [
+                (Menu::FAIL_NOW, Again::Now),
+                (Menu::FAIL_AFTER, Again::After(1)),
+                (Menu::FAIL_NEVER, Again::Never),
+                (Menu::FAIL_UNRESOLVED, Again::Unresolved),
+            ] {
+                if menu.has(one) {
+                    call(Cmd::Fail(token, mine, again));
+                }
+            }
+            if menu.has(Menu::RELEASE) {
+                call(Cmd::Release(token));
+            }
+            if relies && self.did.has(Menu::MARK) && self.seen.is_some_and(|row| row.is_marked()) {
+                push(Deed::Effect);
+            }
+        }
+        let _ = role;
+    }
+}
+
+impl Row {
+    fn is_marked(&self) -> bool {
+        matches!(self.phase, Phase::Working { effect: true, .. })
+    }
+}
+
+impl World {
+    pub(crate) fn act(&mut self, model: &Protocol, at: u8, deed: Deed) {
+        let role = model.setup.roles[usize::from(at)].0;
+        let count = &model.count;
+        let mut client = self.clients[usize::from(at)];
+        match deed {
+            Deed::Begin => {
+                let cmd = Cmd::Begin { owner: client.owner(at) };
+                client.owed = self.key(&role).ghost.owes(&role, self.now);
+                self.proceed(model, at, &mut client, cmd, None, 0);
+            }
+            Deed::Call(cmd, believed) => {
+                client.did = client.did.and(bit(&cmd));
+                if ends(&cmd) {
+                    // Whatever comes of it, nobody relies on a lease that he gave back.
+                    client.relies_until = 0;
+                }
+                match client.seen.filter(|_| believed) {
+                    Some(row) => self.proceed(model, at, &mut client, cmd, Some(row), row.stamp),
+                    None => client.doing = self.calling(cmd, Step::Load),
+                }
+            }
+            Deed::Effect => {
+                client.effect = true;
+                self.keys[slot_of(role.place)].ghost.effects += 1;
+                count.add(Event::Effect);
+            }
+            Deed::Look => {
+                if let Some(row) = self.key(&role).row {
+                    client.doing = Doing::Looked(row.fence);
+                }
+            }
+            Deed::Settle(settle) => {
+                if let Doing::Looked(fence) = client.doing {
+                    client.doing = self.calling(Cmd::Resolve(fence, settle), Step::Load);
+                }
+            }
+            Deed::Forget => client.doing = self.calling(Cmd::Forget, Step::Load),
+            Deed::Receive => self.receive(model, at, &mut client),
+            Deed::Drop | Deed::Crash | Deed::HandOver => {
+                if let Doing::Calling(Call { wire: Wire::Sent, .. }) = client.doing {
+                    self.leave(at, &client);
+                }
+                if deed == Deed::Drop {
+                    self.left.drops -= 1;
+                    // A begin is begun again as the same owner; a holder's call can be repeated.
+                    client.doing = if client.token.is_some() { Doing::Holding } else { Doing::Waiting(0) };
+                    count.add(Event::Dropped);
+                } else {
+                    self.left.crashes -= 1;
+                    count.add(Event::Crashed);
+                    let token = client.token.filter(|_| deed == Deed::HandOver);
+                    client = Client { life: client.life + 1, effect: client.effect, ..Client::default() };
+                    if let Some(token) = token {
+                        client.token = Some(token);
+                        client.doing = self.calling(Cmd::Resume(token), Step::Load);
+                    } else {
+                        client.effect = false;
+                    }
+                }
+            }
+            Deed::Deliver | Deed::DeliverTwice => {
+                let Doing::Calling(mut call) = client.doing else { return };
+                if deed == Deed::DeliverTwice {
+                    self.left.duplicates -= 1;
+                    self.leave(at, &client);
+                }
+                call.wire = match World::stray_of(at, &call) {
+                    Some(swap) => self.swap(model, swap),
+                    None => self.load(&role),
+                };
+                // The swap may have told this very client that it is on its own.
+                client.relies_until = self.clients[usize::from(at)].relies_until;
+                client.doing = Doing::Calling(call);
+            }
+            Deed::DelayRequest | Deed::LoseAnswer => {
+                self.left.losses -= 1;
+                if deed == Deed::DelayRequest {
+                    self.leave(at, &client);
+                }
+                if let Doing::Calling(call) = &mut client.doing {
+                    *call = Call { wire: Wire::Sent, sent: self.now, again: true, ..*call };
+                }
+            }
+        }
+        self.clients[usize::from(at)] = client;
+    }
+
+    /// A copy of what is on the wire stays under way, though nobody waits for it.
+    fn leave(&mut self, at: u8, client: &Client) {
+        if let Doing::Calling(call) = &client.doing {
+            self.strays.extend(World::stray_of(at, call));
+        }
+    }
+
+    fn calling(&self, cmd: Cmd, step: Step) -> Doing {
+        Doing::Calling(Call { cmd, step, wire: Wire::Sent, sent: self.now, again: false })
+    }
+
+    /// One turn of the loop: decides on what is known, and either ends or swaps.
+    fn proceed(
+        &mut self,
+        model: &Protocol,
+        at: u8,
+        client: &mut Client,
+        cmd: Cmd,
+        row: Option<Row>,
+        now: Time,
+    ) {
+        let again = matches!(client.doing, Doing::Calling(call) if call.again);
+        match decide(now, row.as_ref(), &model.setup.roles[usize::from(at)].0, &cmd) {
+            Verdict::Reply(reply) => {
+                if again && reply == Reply::Acquired {
+                    model.count.add(Event::LostGrantRecognised);
+                }
+                if again && reply == Reply::Done && ends(&cmd) {
+                    model.count.add(Event::LostFinishRecognised);
+                }
+                self.conclude(model, at, client, &cmd, reply, row, now, false);
+            }
+            Verdict::Write(next, reply) => {
+                let expected = row.map(|row| row.stamp);
+                let sent = self.now;
+                let step = Step::Swap { expected, next, reply };
+                client.doing = Doing::Calling(Call { cmd, step, wire: Wire::Sent, sent, again });
+            }
+        }
+    }
+
+    fn receive(&mut self, model: &Protocol, at: u8, client: &mut Client) {
+        let Doing::Calling(call) = client.doing else { return };
+        match (call.wire, call.step) {
+            (Wire::Done(stamp), Step::Swap { next, reply, .. }) => {
+                let row = next.map(|next| next.stamped(stamp));
+                self.conclude(model, at, client, &call.cmd, reply, row, stamp, true);
+            }
+            // It is gone, as it was to be.
+            (Wire::Found(None, now), Step::Swap { next: None, reply, .. }) => {
+                self.conclude(model, at, client, &call.cmd, reply, None, now, true);
+            }
+            (Wire::Found(row, now), _) => self.proceed(model, at, client, call.cmd, row, now),
+            (Wire::Sent, _) | (Wire::Done(_), Step::Load) => {}
+        }
+    }
+
+    /// The client has its answer.
+    #[allow(clippy::too_many_arguments)] // the answer and all that it was given on
+    fn conclude(
+        &mut self,
+        model: &Protocol,
+        at: u8,
+        client: &mut Client,
+        cmd: &Cmd,
+        reply: Reply,
+        row: Option<Row>,
+        now: Time,
+        wrote: bool,
+    ) {
+        let role = model.setup.roles[usize::from(at)].0;
+        let sent = if let Doing::Calling(call) = client.doing { call.sent } else { self.now };
+        let answered = ghost::Answered { role: &role, cmd: *cmd, reply, row, now, wrote, owed: client.owed };
+        let key = &mut self.keys[slot_of(role.place)];
+        key.ghost.answered(&answered, &mut self.broken, &model.count);
+        let until = row.and_then(|row| row.until()).unwrap_or(0);
+        let relies_until = sent + until.saturating_sub(now);
+        client.doing = match (reply, cmd) {
+            (Reply::Acquired, Cmd::Begin { owner }) => {
+                let Some(row) = row else { return self.breaks(Rule::S10) };
+                client.token = Some(Token { owner: *owner, fence: row.fence, attempt: row.attempt });
+                client.seen = Some(row);
+                client.relies_until = relies_until;
+                client.did = Menu::default();
+                Doing::Holding
+            }
+            (Reply::InProgress(wait), Cmd::Begin { .. }) => Doing::Waiting(now + wait),
+            (Reply::Failed(_, Some(wait)), Cmd::Begin { .. }) => Doing::Waiting(now + wait),
+            (Reply::Done, Cmd::Renew(_) | Cmd::Checkpoint(..) | Cmd::Mark(_) | Cmd::Resume(_)) => {
+                client.seen = row;
+                client.relies_until = relies_until;
+                Doing::Holding
+            }
+            _ => {
+                // Over means over: what it may have been granted it does not use any more.
+                *client = Client { life: client.life, doing: Doing::Over, ..Client::default() };
+                Doing::Over
+            }
+        };
+    }
+}
+
+fn bit(cmd: &Cmd) -> Menu {
+    match cmd {
+        Cmd::Mark(_) => Menu::MARK,
+        Cmd::Checkpoint(..) => Menu::CHECKPOINT,
+        Cmd::Renew(_) => Menu::RENEW,
+        Cmd::Begin { .. }
+        | Cmd::Resume(_)
+        | Cmd::Complete(..)
+        | Cmd::Fail(..)
+        | Cmd::Release(_)
+        | Cmd::Resolve(..)
+        | Cmd::Forget => Menu::default(),
+    }
+}
+
+/// Whether it ends its grant.
+pub(crate) fn ends(cmd: &Cmd) -> bool {
+    matches!(cmd, Cmd::Complete(..) | Cmd::Fail(..) | Cmd::Release(_))
+}

@@ -1,0 +1,469 @@
+//! What really happened to a key, written down beside the store, and the rules that it has to obey. Nothing here asks
+//! `decide`: the rules are stated on what was written, what was answered and what was acknowledged.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::client::ends;
+use crate::row::{Again, Cmd, Phase, Reply, Rerun, Role, Row, Time, Token, Why};
+
+/// A rule that can be broken: the bit that says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rule {
+    S1,
+    S2,
+    S3,
+    S4,
+    S5,
+    S6,
+    S7,
+    S8,
+    S10,
+    S11,
+    L2,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Rules(u16);
+
+impl Rules {
+    pub(crate) fn add(&mut self, rule: Rule) {
+        self.0 |= 1 << rule as u16;
+    }
+
+    pub(crate) fn has(self, rule: Rule) -> bool {
+        self.0 & (1 << rule as u16) != 0
+    }
+
+    fn unless(&mut self, holds: bool, rule: Rule) {
+        if !holds {
+            self.add(rule);
+        }
+    }
+}
+
+/// What a run has to reach, or it proves nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    Granted,
+    Takeover,
+    Retried,
+    Replayed,
+    FailureReplayed,
+    Mismatch,
+    Busy,
+    UnresolvedMark,
+    UnresolvedCrash,
+    UnresolvedReport,
+    AttemptsExhausted,
+    StaleTokenRefused,
+    SecondOutcomeRefused,
+    LostGrantRecognised,
+    LostFinishRecognised,
+    Restored,
+    LateWrite,
+    ResumedElsewhere,
+    Settled,
+    Forgotten,
+    Purged,
+    Effect,
+    Crashed,
+    Dropped,
+}
+
+impl Event {
+    pub(crate) const ALL: [Event; 24] = [
+        Event::Granted,
+        Event::Takeover,
+        Event::Retried,
+        Event::Replayed,
+        Event::FailureReplayed,
+        Event::Mismatch,
+        Event::Busy,
+        Event::UnresolvedMark,
+        Event::UnresolvedCrash,
+        Event::UnresolvedReport,
+        Event::AttemptsExhausted,
+        Event::StaleTokenRefused,
+        Event::SecondOutcomeRefused,
+        Event::LostGrantRecognised,
+        Event::LostFinishRecognised,
+        Event::Restored,
+        Event::LateWrite,
+        Event::ResumedElsewhere,
+        Event::Settled,
+        Event::Forgotten,
+        Event::Purged,
+        Event::Effect,
+        Event::Crashed,
+        Event::Dropped,
+    ];
+}
+
+#[derive(Default)]
+pub(crate) struct Count([AtomicU64; Event::ALL.len()]);
+
+impl Count {
+    pub(crate) fn add(&self, event: Event) {
+        self.0[event as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn of(&self, event: Event) -> u64 {
+        self.0[event as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// The history of a key, as far as a rule needs it.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Ghost {
+    /// Every grant and who got it, in the order of the writes.
+    grants: Vec<(Time, u8)>,
+    /// The grant that is neither finished nor given back, and until when it holds.
+    open: Option<(Time, Time)>,
+    /// Every outcome that was written, with the fence of its grant.
+    outcomes: Vec<(Time, Phase)>,
+    /// The outcome that stands for good, until its retention is over.
+    standing: Option<Standing>,
+    /// How many of those have come and gone.
+    epoch: u8,
+    /// How often the side effect happened.
+    pub(crate) effects: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Standing {
+    fence: Time,
+    phase: Phase,
+    payload: u8,
+    deadline: u16,
+    acknowledged: bool,
+}
+
+/// A write, as the store does it.
+pub(crate) struct Write<'a> {
+    pub(crate) role: &'a Role,
+    pub(crate) cmd: Cmd,
+    pub(crate) before: Option<Row>,
+    pub(crate) asked: Option<Row>,
+    pub(crate) next: Option<Row>,
+    pub(crate) now: Time,
+    pub(crate) stamp: Time,
+}
+
+/// An answer, as a client gets it: `row` was there at `now`, or is what the client wrote.
+pub(crate) struct Answered<'a> {
+    pub(crate) role: &'a Role,
+    pub(crate) cmd: Cmd,
+    pub(crate) reply: Reply,
+    pub(crate) row: Option<Row>,
+    pub(crate) now: Time,
+    pub(crate) wrote: bool,
+    pub(crate) owed: Option<u8>,
+}
+
+impl Ghost {
+    /// What a begin that starts now must be answered with: the outcome that was acknowledged before.
+    pub(crate) fn owes(&self, role: &Role, now: Time) -> Option<u8> {
+        let standing = self.standing.filter(|standing| standing.acknowledged)?;
+        (standing.payload == role.payload && u16::from(now) < standing.deadline).then_some(self.epoch)
+    }
+
+    pub(crate) fn last_fence(&self) -> Time {
+        self.grants.iter().map(|(fence, _)| *fence).max().unwrap_or(0)
+    }
+
+    /// Whether the grant was written for this owner.
+    pub(crate) fn granted(&self, token: Token) -> bool {
+        self.grants.contains(&(token.fence, token.owner))
+    }
+
+    /// Whether the outcome that must stand is what there is.
+    pub(crate) fn stands(&self, row: Option<Row>, now: Time) -> bool {
+        self.standing.is_none_or(|standing| {
+            u16::from(now) >= standing.deadline
+                || row.is_some_and(|row| row.fence == standing.fence && row.phase == standing.phase)
+        })
+    }
+
+    fn settle(&mut self, row: &Row) {
+        self.outcomes.push((row.fence, row.phase));
+        if row.is_final() {
+            self.standing = Some(Standing {
+                fence: row.fence,
+                phase: row.phase,
+                payload: row.payload,
+                deadline: row.deadline(),
+                acknowledged: false,
+            });
+        }
+    }
+
+    pub(crate) fn wrote(&mut self, write: &Write<'_>, broken: &mut Rules, count: &Count) {
+        let kept = write.before.filter(|row| row.is_kept(write.now));
+        if kept.is_none() || write.cmd == Cmd::Forget {
+            self.epoch += u8::from(self.standing.take().is_some());
+        } else if kept.is_some_and(|row| row.is_final()) {
+            broken.add(Rule::S2);
+        }
+        if let Some(next) = write.next {
+            broken.unless(next.payload == write.role.payload || write.cmd.token().is_none(), Rule::S4);
+        }
+        match (write.cmd, write.next) {
+            (Cmd::Begin { owner }, Some(next)) => self.granting(write, kept, owner, next, broken, count),
+            (Cmd::Renew(token) | Cmd::Checkpoint(token, _) | Cmd::Mark(token), Some(next)) => {
+                let before = write.before.filter(|row| row.is_held_by(token));
+                broken.unless(before.is_some(), Rule::S3);
+                broken.unless(
+                    before.is_some_and(|row| rewritten(row, write.cmd) == at(next, row.stamp)),
+                    Rule::S11,
+                );
+                self.open = self.open.map(|(fence, _)| (fence, next.until().unwrap_or(0)));
+            }
+            (Cmd::Complete(token, _) | Cmd::Fail(token, ..), Some(next)) => {
+                broken.unless(kept.is_none_or(|row| row.is_held_by(token)), Rule::S3);
+                broken.unless(next.fence == token.fence && next.attempt == token.attempt, Rule::S5);
+                broken.unless(next.phase == outcome(write.cmd), Rule::S11);
+                if kept.is_none() {
+                    count.add(Event::Restored);
+                }
+                self.open = None;
+                self.settle(&next);
+            }
+            (Cmd::Release(token), None) => {
+                broken.unless(write.before.is_some_and(|row| row.is_held_by(token)), Rule::S3);
+                self.open = None;
+            }
+            (Cmd::Resolve(fence, _), Some(next)) => {
+                let looked_at =
+                    |row: Row| row.fence == fence && row.until().is_none_or(|until| until <= write.now);
+                broken.unless(write.before.is_some_and(looked_at), Rule::S3);
+                broken.unless(next.fence == fence, Rule::S5);
+                count.add(Event::Settled);
+                self.open = None;
+                self.settle(&next);
+            }
+            (Cmd::Forget, None) => {
+                count.add(Event::Forgotten);
+                self.open = None;
+            }
+            // Nothing else writes, and nothing else removes.
+            _ => broken.add(Rule::S3),
+        }
+    }
+
+    /// A grant is written: from which rows it may come, and what it takes over.
+    fn granting(
+        &mut self,
+        write: &Write<'_>,
+        kept: Option<Row>,
+        owner: u8,
+        next: Row,
+        broken: &mut Rules,
+        count: &Count,
+    ) {
+        let role = write.role;
+        count.add(Event::Granted);
+        // What was kept when it was decided, and is over when it is written, may be taken either way.
+        let lease = role.lease;
+        let first = Phase::Working { owner, lease, effect: false, takeover: false };
+        let fresh = next.attempt == 1 && next.checkpoint.is_none() && next.phase == first;
+        let kept = if fresh { kept } else { write.before };
+        broken.unless(write.asked.is_some_and(|asked| asked.fence == 0), Rule::S5);
+        broken.unless(write.stamp > self.last_fence(), Rule::S5);
+        broken.unless(self.open.is_none_or(|(_, until)| until <= write.now), Rule::S1);
+        let (attempt, checkpoint, marked, takeover) = match kept {
+            None => (1, None, false, false),
+            Some(row) => {
+                broken.unless(row.payload == role.payload, Rule::S4);
+                broken.unless(row.attempt < role.max_attempts, Rule::S8);
+                let (marked, takeover) = match row.phase {
+                    Phase::Working { owner: holder, effect, .. } => {
+                        broken.unless(row.until().is_some_and(|until| until <= write.now), Rule::S1);
+                        broken.unless(holder != owner || effect, Rule::S6);
+                        broken.unless(role.recovery != Rerun::Never, Rule::S8);
+                        broken.unless(role.recovery == Rerun::Always || !effect, Rule::S8);
+                        count.add(Event::Takeover);
+                        (effect, true)
+                    }
+                    Phase::Broke(_, Again::Now) => (false, false),
+                    Phase::Broke(_, Again::After(wait)) => {
+                        broken.unless(write.now >= row.stamp + wait, Rule::S8);
+                        (false, false)
+                    }
+                    Phase::Did(_) | Phase::Broke(_, Again::Never | Again::Unresolved) => {
+                        broken.add(Rule::S8);
+                        (false, false)
+                    }
+                };
+                if !takeover {
+                    count.add(Event::Retried);
+                }
+                (row.attempt + 1, row.checkpoint, marked, takeover)
+            }
+        };
+        let phase = Phase::Working { owner, lease, effect: marked, takeover };
+        let whole = next.attempt == attempt && next.checkpoint == checkpoint && next.phase == phase;
+        broken.unless(whole, Rule::S8);
+        broken.unless(next.fence == write.stamp, Rule::S5);
+        self.grants.push((next.fence, owner));
+        self.open = Some((next.fence, write.stamp + lease));
+    }
+
+    pub(crate) fn answered(&mut self, answer: &Answered<'_>, broken: &mut Rules, count: &Count) {
+        let kept = answer.row.filter(|row| row.is_kept(answer.now));
+        match answer.cmd {
+            Cmd::Begin { owner } => self.begun(answer, kept, owner, broken, count),
+            Cmd::Resume(token) => {
+                let own = kept.is_none_or(|row| row.fence == token.fence && row.attempt > 0);
+                broken.unless(answer.reply == if own { Reply::Done } else { Reply::LeaseLost }, Rule::S3);
+                count.add(Event::ResumedElsewhere);
+            }
+            Cmd::Renew(token) | Cmd::Checkpoint(token, _) | Cmd::Mark(token) => match answer.reply {
+                Reply::Done => broken.unless(answer.wrote, Rule::S3),
+                Reply::LeaseLost => {
+                    broken.unless(!kept.is_some_and(|row| row.is_held_by(token)), Rule::S11);
+                    count.add(Event::StaleTokenRefused);
+                }
+                _ => broken.add(Rule::S3),
+            },
+            Cmd::Complete(token, _) | Cmd::Fail(token, ..) => {
+                self.finished(answer, kept, token, broken, count);
+            }
+            Cmd::Release(token) => match answer.reply {
+                Reply::Done => broken.unless(answer.wrote || kept.is_none(), Rule::S6),
+                Reply::LeaseLost => {
+                    broken.unless(kept.is_some_and(|row| !row.is_held_by(token)), Rule::S11);
+                    count.add(Event::StaleTokenRefused);
+                }
+                _ => broken.add(Rule::S3),
+            },
+            Cmd::Resolve(..) => {
+                broken.unless(matches!(answer.reply, Reply::Done | Reply::NotResolvable), Rule::S3);
+            }
+            Cmd::Forget => broken.unless(answer.reply == Reply::Done, Rule::S3),
+        }
+    }
+
+    fn begun(&self, answer: &Answered<'_>, kept: Option<Row>, owner: u8, broken: &mut Rules, count: &Count) {
+        let (now, reply) = (answer.now, answer.reply);
+        let foreign = kept.is_some_and(|row| row.payload != answer.role.payload);
+        broken.unless(foreign == (reply == Reply::Mismatch), Rule::S4);
+        if foreign {
+            return count.add(Event::Mismatch);
+        }
+        if let Some(standing) = self.standing.filter(|_| answer.owed == Some(self.epoch)) {
+            let replayed = match standing.phase {
+                Phase::Did(response) => reply == Reply::Completed(response),
+                Phase::Broke(error, _) => reply == Reply::Failed(error, None),
+                Phase::Working { .. } => false,
+            };
+            broken.unless(replayed || u16::from(now) >= standing.deadline, Rule::S2);
+        }
+        let working = kept.and_then(|row| match row.phase {
+            Phase::Working { owner, effect, .. } => Some((row, owner, effect, row.until().unwrap_or(0))),
+            Phase::Did(_) | Phase::Broke(..) => None,
+        });
+        let own = working.filter(|(_, holder, effect, until)| *holder == owner && (!effect || now < *until));
+        broken.unless(own.is_none() || reply == Reply::Acquired, Rule::S6);
+        let shown = kept.map(|row| row.phase);
+        match reply {
+            Reply::Acquired => {
+                let granted = own.is_some_and(|(row, ..)| self.grants.contains(&(row.fence, owner)));
+                broken.unless(granted, Rule::S10);
+            }
+            Reply::InProgress(wait) => {
+                let until = working.map(|(.., until)| until);
+                broken.unless(wait > 0 && until == Some(now + wait), Rule::L2);
+                count.add(Event::Busy);
+            }
+            Reply::Completed(response) => {
+                broken.unless(shown == Some(Phase::Did(response)), Rule::S2);
+                broken.unless(self.outcomes.iter().any(|(_, it)| *it == Phase::Did(response)), Rule::S7);
+                count.add(Event::Replayed);
+            }
+            Reply::Failed(error, None) => {
+                broken.unless(shown == Some(Phase::Broke(error, Again::Never)), Rule::S2);
+                count.add(Event::FailureReplayed);
+            }
+            Reply::Failed(error, Some(wait)) => {
+                let due = kept.and_then(|row| match row.phase {
+                    Phase::Broke(same, Again::After(wait)) if same == error => Some(row.stamp + wait),
+                    _ => None,
+                });
+                broken.unless(wait > 0 && due == Some(now + wait), Rule::L2);
+                count.add(Event::FailureReplayed);
+            }
+            Reply::Unresolved(why, fence) => {
+                broken.unless(kept.is_some_and(|row| row.fence == fence), Rule::S8);
+                broken.unless(working.is_none_or(|(.., until)| until <= now), Rule::S8);
+                count.add(match why {
+                    Why::EffectMarked => Event::UnresolvedMark,
+                    Why::CrashedAttempt => Event::UnresolvedCrash,
+                    Why::Reported => Event::UnresolvedReport,
+                    Why::AttemptsExhausted => Event::AttemptsExhausted,
+                });
+            }
+            Reply::Mismatch
+            | Reply::Done
+            | Reply::LeaseLost
+            | Reply::AlreadyFinished
+            | Reply::NotResolvable => broken.add(Rule::S10),
+        }
+    }
+
+    fn finished(
+        &mut self,
+        answer: &Answered<'_>,
+        kept: Option<Row>,
+        token: Token,
+        broken: &mut Rules,
+        count: &Count,
+    ) {
+        let phase = outcome(answer.cmd);
+        let finisher =
+            kept.filter(|row| row.fence == token.fence && row.attempt > 0 && row.until().is_none());
+        match answer.reply {
+            Reply::Done => {
+                broken.unless(self.outcomes.contains(&(token.fence, phase)), Rule::S6);
+                broken.unless(finisher.is_none_or(|row| row.phase == phase), Rule::S6);
+                if let Some(standing) = &mut self.standing {
+                    standing.acknowledged |= standing.fence == token.fence && standing.phase == phase;
+                }
+            }
+            Reply::AlreadyFinished => {
+                broken.unless(finisher.is_some_and(|row| row.phase != phase), Rule::S6);
+                count.add(Event::SecondOutcomeRefused);
+            }
+            Reply::LeaseLost => {
+                broken.unless(kept.is_some_and(|row| !row.is_held_by(token)), Rule::S11);
+                broken.unless(finisher.is_none(), Rule::S6);
+                count.add(Event::StaleTokenRefused);
+            }
+            _ => broken.add(Rule::S3),
+        }
+    }
+}
+
+/// What a holder's rewrite makes of its record.
+fn rewritten(mut row: Row, cmd: Cmd) -> Row {
+    match (cmd, &mut row.phase) {
+        (Cmd::Mark(_), Phase::Working { effect, .. }) => *effect = true,
+        (Cmd::Checkpoint(_, left), _) => row.checkpoint = Some(left),
+        _ => {}
+    }
+    row
+}
+
+fn at(mut row: Row, stamp: Time) -> Row {
+    row.stamp = stamp;
+    row
+}
+
+/// What a finish is to leave.
+fn outcome(cmd: Cmd) -> Phase {
+    debug_assert!(ends(&cmd));
+    match cmd {
+        Cmd::Complete(_, response) => Phase::Did(response),
+        Cmd::Fail(_, error, again) => Phase::Broke(error, again),
+        _ => unreachable!("only a finish has an outcome"),
+    }
+}
