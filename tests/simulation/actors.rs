@@ -30,7 +30,10 @@ pub(crate) async fn act(world: Arc<World>, number: usize) {
             }
             persona.left -= 1;
         }
-        me.think(4).await;
+        match me.world.dice.percent(6) {
+            true => me.world.sleep(me.world.dice.any_time(2 * me.world.setup.retention())).await,
+            false => me.think(4).await,
+        }
         let key = me.world.dice.below(me.world.setup.keys.len());
         match me.world.dice.below(16) {
             0..=5 => me.caller(key).await,
@@ -287,10 +290,10 @@ impl Actor {
             Told::Fail(serde_json::to_vec(&error).expect("an error is JSON").into(), retry)
         };
         let told = match dice.below(if acted { 14 } else { 20 }) {
-            0..=9 => Told::Complete(body),
-            10 => error(Retry::Never),
-            11 | 12 => error(Retry::Unresolved),
-            13 => return,
+            0..=7 => Told::Complete(body),
+            8..=10 => return,
+            11 => error(Retry::Never),
+            12 | 13 => error(Retry::Unresolved),
             14 | 15 => error(Retry::Now),
             16 | 17 => error(Retry::After(Duration::from_millis(dice.between(1, 2000)))),
             _ => Told::Release,

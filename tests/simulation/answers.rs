@@ -85,9 +85,12 @@ impl Ledger {
 
     fn explained(&self, asked: &Asked, now: Stamp, what: &str, holds: impl Fn(&Record, Stamp) -> bool) {
         let single = self.calls[asked.call].kind != Kind::BeginMany;
-        // A call recognises the grant that it wrote itself, unless an operator has settled it meanwhile.
+        // A call recognises the grant that it wrote itself, unless an operator has settled it meanwhile, or its lease is over
+        // and an effect is marked (by an attempt before it): then nobody can tell, and it is a crash like any other.
         let wrote = |record: &Record| {
-            single && record.lease_end().is_some() && self.wrote.contains(&(asked.call, record.fence))
+            let State::InProgress { effect, .. } = &record.state else { return false };
+            let over = record.lease_end().is_none_or(|end| end <= now);
+            single && !(*effect && over) && self.wrote.contains(&(asked.call, record.fence))
         };
         let found = self.explain(asked.key, asked.call, now, |moment| {
             let matches = |record: &&Record| record.fingerprint == asked.fingerprint;

@@ -48,8 +48,15 @@ pub(crate) struct Setup {
 impl Setup {
     fn draw(dice: &Dice, heals: bool) -> Setup {
         let lease = dice.one_of(&[200 * MILLI, SECOND, 5 * SECOND, 30 * SECOND]);
-        let retention = dice.one_of(&[lease, 10 * lease, HOUR, 24 * HOUR]);
-        let names = [("payments", "a"), ("mails", "a"), ("payments", "b"), ("exports/daily", "a")];
+        let retention = dice.one_of(&[lease, lease, 10 * lease, HOUR, 24 * HOUR]);
+        let names = [
+            ("payments", "a"),
+            ("mails", "a"),
+            ("payments", "b"),
+            ("exports/daily", "a"),
+            ("exports", "daily/a"),
+            ("mails", "b"),
+        ];
         let recoveries = [Recovery::RerunUnlessEffect, Recovery::Rerun, Recovery::Never];
         let key = |(scope, key): &(&'static str, &'static str)| KeySetup {
             scope,
@@ -65,8 +72,8 @@ impl Setup {
         Setup {
             processes: dice.between(1, 4) as usize,
             actors: dice.between(2, 9) as usize,
-            actions: dice.between(2, 7) as usize,
-            keys: names[..dice.one_of(&[1, 1, 2, 3, 4])].iter().map(key).collect(),
+            actions: dice.between(3, 14) as usize,
+            keys: names[..dice.one_of(&[1, 1, 2, 3, 4, 6])].iter().map(key).collect(),
             lease,
             call_timeout: Duration::from_micros(dice.one_of(&[100 * MILLI, SECOND, 5 * SECOND])),
             run_wait: Duration::from_micros(dice.any_time(4 * lease)),
@@ -77,13 +84,20 @@ impl Setup {
             latest: dice.one_of(&[50 * MILLI, lease, 4 * lease]),
             fault: if faults.is_empty() { 0 } else { dice.one_of(&[0, 20_000, 100_000, 400_000]) },
             faults,
-            crash: sometimes(20_000),
-            process_crash: sometimes(4_000),
-            pause: sometimes(15_000),
-            cut: sometimes(8_000),
+            crash: sometimes(60_000),
+            process_crash: sometimes(8_000),
+            pause: sometimes(30_000),
+            cut: sometimes(20_000),
             jump: sometimes(20_000),
             heals_at: dice.between(lease / 2, 20 * lease),
         }
+    }
+}
+
+impl Setup {
+    /// How long keys are kept.
+    pub(crate) fn retention(&self) -> u64 {
+        self.keys[0].retention.as_micros() as u64
     }
 }
 
