@@ -111,6 +111,15 @@ impl Actor {
         Stamp(self.world.store_now())
     }
 
+    fn effect(&self, key: usize, lease: &Lease) {
+        self.note("effect", key, lease, 0);
+        lock(&self.world.ledger).effect(key, lease.fence());
+    }
+
+    fn note(&self, what: &str, key: usize, lease: &Lease, detail: u64) {
+        self.world.note(what, [key as u64, lease.fence().0 % 1_000_000_000_000, detail]);
+    }
+
     fn response(&self, key: usize, lease: &Lease) -> Bytes {
         Bytes::from(format!("\"{key} {} {}\"", lease.fence().0, self.world.dice.between(0, 999)))
     }
@@ -184,6 +193,7 @@ impl Actor {
     async fn tell(&self, key: usize, lease: &Lease, told: &Told) -> Result<(), Error> {
         let world = &self.world;
         let (calm, fence) = (world.is_calm(), lease.fence());
+        self.note(told.name(), key, lease, self.number as u64);
         let kind = match told {
             Told::Renew | Told::Checkpoint(_) | Told::Mark => Kind::Rewrite,
             Told::Complete(_) | Told::Fail(..) => Kind::Finish,
@@ -228,6 +238,7 @@ impl Actor {
     /// Begins again and again until there is an end, or no patience left.
     async fn caller(&self, key: usize) {
         let asked = self.any_asked(key);
+        self.world.note("caller", [key as u64, self.number as u64, u64::from(asked.owner.is_some())]);
         for _ in 0..self.world.dice.between(1, 5) {
             let wait = Duration::from_micros(self.world.dice.any_time(3 * self.world.setup.lease));
             let answer = match self.world.dice.percent(40) {
@@ -274,9 +285,7 @@ impl Actor {
                 return;
             }
             self.think(if dice.percent(10) { 3 } else { 1 }).await;
-            let now = self.now();
-            lock(&self.world.ledger).effect(key, lease.fence());
-            self.world.note("effect", [key as u64, lease.fence().0, now.0]);
+            self.effect(key, lease);
         }
         let acted = acts || !alone || lock(&self.world.ledger).has_acted(key, lease.fence());
         self.end(key, lease, acted).await;
@@ -313,6 +322,7 @@ impl Actor {
     async fn consumer(&self, key: usize) {
         let (world, mut asked) = (&self.world, self.any_asked(key));
         let (dice, request) = (&world.dice, self.request(&asked));
+        world.note("consumer", [key as u64, self.number as u64, u64::from(asked.owner.is_some())]);
         let calm = world.is_calm();
         let engine = world.engine(self.process);
         let value = format!("value {key} {}", dice.between(0, 999_999));
@@ -329,7 +339,7 @@ impl Actor {
             self.think(if dice.percent(30) { 4 } else { 1 }).await;
             if self.insist(key, &lease, &Told::Mark).await {
                 self.think(1).await;
-                lock(&world.ledger).effect(key, lease.fence());
+                self.effect(key, &lease);
             } else if !lease.is_lost() {
                 lock(&world.ledger).end(key, lease.fence());
                 let acted = lock(&world.ledger).has_acted(key, lease.fence());

@@ -35,6 +35,20 @@ pub(crate) enum Told {
     Resume,
 }
 
+impl Told {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Told::Renew => "renews",
+            Told::Checkpoint(_) => "saves",
+            Told::Mark => "marks",
+            Told::Complete(_) => "completes",
+            Told::Fail(..) => "fails",
+            Told::Release => "releases",
+            Told::Resume => "resumes",
+        }
+    }
+}
+
 /// A moment of a call, and what was recorded then.
 struct Moment<'a> {
     /// What counts, if anything does.

@@ -245,6 +245,9 @@ impl Ledger {
         assert!(stamp > last.stamp, "S5: the stamp {stamp:?} after {:?}", last.stamp);
         let kept = last.record.as_ref().filter(|record| record.is_kept(stamp)).cloned();
         let before = last.record.clone();
+        if kept.is_none() && before.is_some() {
+            page.pardon(); // its time was over: what was known of it is forgotten
+        }
         match &next {
             None => page.removed(kind, kept.as_ref()),
             Some(next) if next.fence == stamp => {
@@ -324,9 +327,6 @@ impl Page {
     fn granted(&mut self, kind: Kind, before: Option<&Record>, kept: Option<&Record>, next: &Record) {
         assert!(matches!(kind, Kind::Begin | Kind::BeginMany | Kind::Run), "S8: a {kind:?} granted a lease");
         assert!(next.fence > self.last_fence, "S5: fence {:?} after {:?}", next.fence, self.last_fence);
-        if kept.is_none() && before.is_some() {
-            self.pardon();
-        }
         self.last_fence = next.fence;
         self.leases.retain(|(_, lease)| lease.strong_count() > 0);
         for (fence, lease) in self.leases.iter().filter(|(fence, _)| !self.ended.contains(fence)) {
