@@ -35,10 +35,8 @@ fn value(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Value {
             let wide = u64::from_le_bytes(std::array::from_fn(|_| next()));
             if small % 2 == 0 { Value::from(wide) } else { Value::from(wide as i64) }
         }
-        4 => {
-            let wide = f64::from_bits(u64::from_le_bytes(std::array::from_fn(|_| next())));
-            Value::from(if wide.is_finite() { wide } else { f64::from(small) })
-        }
+        // Of few digits: the parser may read the sixteenth of a float in another way than it was written.
+        4 => Value::from(f64::from(i32::from_le_bytes(std::array::from_fn(|_| next()))) / 64.0),
         5 => Value::from(String::from_utf8_lossy(&(0..small % 5).map(|_| next()).collect::<Vec<_>>())),
         _ if depth > 6 => Value::Null,
         6 => (0..small % 4).map(|_| value(bytes, depth + 1)).collect(),
