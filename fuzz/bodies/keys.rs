@@ -44,10 +44,7 @@ fn check_key(text: &str) {
     match key {
         Ok(key) => {
             assert_eq!(key.as_str(), text, "a key is taken as it is");
-            assert!(
-                !format!("{key:?}").contains(text) || "Key(<255 bytes>)".contains(text),
-                "a key is shown"
-            );
+            assert!(text.len() < 20 || !format!("{key:?}").contains(text), "a key is shown");
         }
         // What was refused is not repeated, it may be a secret.
         Err(error) => assert!(text.len() < 20 || !error.to_string().contains(text), "a key is shown"),
