@@ -1,0 +1,26 @@
+//! Calls on a store that fails: the first byte says how many faults follow, two bytes each, and the rest is the history.
+//! No fault may change an answer: every command is recognised when it is repeated.
+
+use std::sync::Arc;
+
+use nevertwice::testing::history::{self, Pace};
+use nevertwice::testing::{Fault, FaultyStore, block_on};
+use nevertwice::{ManualClock, MemoryStore};
+
+const FAULTS: [Fault; 3] = [Fault::FailBefore, Fault::FailAfter, Fault::Duplicate];
+
+pub(crate) fn run(input: &[u8]) {
+    let Some((faults, rest)) = input.split_first() else { return };
+    let faults = 2 * usize::from(faults % 32);
+    let Some((plan, ops)) = rest.split_at_checked(faults) else { return };
+    let clock = ManualClock::new();
+    let store = FaultyStore::new(MemoryStore::builder().clock(clock.clone()).build());
+    for fault in plan.chunks_exact(2) {
+        // At most two in a row: the third repetition waits, and nobody moves the clock for it.
+        if fault[0] % 3 != 0 {
+            store.on_call(u64::from(fault[0]), FAULTS[usize::from(fault[1]) % FAULTS.len()]);
+        }
+    }
+    let pace = Pace::Manual(clock);
+    block_on(history::run(Arc::new(store), "key", &history::parse(ops, &pace), &pace));
+}

@@ -1,0 +1,453 @@
+//! The ledger: every version that every key ever had, and the rules that each write must keep.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nevertwice::{
+    Lease, Record, RecordId, Recovery, Retry, Snapshot, Stamp, State, StoreError, Swap, SwapRequest,
+};
+
+/// The number of a call.
+pub(crate) type CallId = usize;
+
+/// What a call may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Begin,
+    BeginMany,
+    Run,
+    Rewrite,
+    Finish,
+    Release,
+    Resolve,
+    Forget,
+    /// Nothing.
+    Look,
+}
+
+/// One key and how all its callers use it.
+#[derive(Debug, Clone)]
+pub(crate) struct KeySetup {
+    pub(crate) scope: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) recovery: Recovery,
+    pub(crate) max_attempts: u32,
+    pub(crate) retention: Duration,
+}
+
+/// What a store held under a key from one write to the next.
+#[derive(Debug)]
+pub(crate) struct Version {
+    pub(crate) stamp: Stamp,
+    pub(crate) record: Option<Record>,
+}
+
+/// Everything that is known of a key.
+pub(crate) struct Page {
+    pub(crate) setup: KeySetup,
+    pub(crate) versions: Vec<Version>,
+    last_fence: Stamp,
+    leases: Vec<(Stamp, Weak<Lease>)>,
+    /// The fences whose holder has sent an outcome or a release, or whose record somebody forgot: they rely on nothing any more.
+    ended: HashSet<Stamp>,
+    /// The fence of the effect that must remain the only one.
+    effect: Option<Stamp>,
+    /// Up to this fence, nobody minds another effect: an operator ordered it, or the key's time was over.
+    pardoned: Stamp,
+    /// Who was told that a grant is theirs.
+    pub(crate) granted: HashMap<Stamp, (CallId, usize)>,
+}
+
+/// A call under way or at its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) kind: Kind,
+    /// When it began, in the store's time.
+    pub(crate) since: Stamp,
+}
+
+/// What was counted.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counts {
+    pub(crate) seeds: u64,
+    pub(crate) calls: u64,
+    pub(crate) messages: u64,
+    pub(crate) faults: u64,
+    pub(crate) kinds: [u64; 10],
+    pub(crate) crashes: u64,
+    pub(crate) pauses: u64,
+    pub(crate) cuts: u64,
+    pub(crate) jumps: u64,
+    pub(crate) grants: u64,
+    pub(crate) takeovers: u64,
+    pub(crate) outcomes: u64,
+    pub(crate) replays: u64,
+    pub(crate) unresolved: u64,
+    pub(crate) mismatches: u64,
+    pub(crate) lost: u64,
+    pub(crate) effects: u64,
+    pub(crate) waits: u64,
+    pub(crate) micros: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Counts) {
+        let Counts { kinds, .. } = other;
+        self.kinds.iter_mut().zip(kinds).for_each(|(sum, more)| *sum += more);
+        for (sum, more) in self.sums().into_iter().zip(other.clone().sums()) {
+            *sum += *more;
+        }
+    }
+
+    fn sums(&mut self) -> [&mut u64; 18] {
+        [
+            &mut self.seeds,
+            &mut self.calls,
+            &mut self.messages,
+            &mut self.faults,
+            &mut self.crashes,
+            &mut self.pauses,
+            &mut self.cuts,
+            &mut self.jumps,
+            &mut self.grants,
+            &mut self.takeovers,
+            &mut self.outcomes,
+            &mut self.replays,
+            &mut self.unresolved,
+            &mut self.mismatches,
+            &mut self.lost,
+            &mut self.effects,
+            &mut self.waits,
+            &mut self.micros,
+        ]
+    }
+}
+
+pub(crate) struct Ledger {
+    pub(crate) pages: Vec<Page>,
+    ids: HashMap<RecordId, usize>,
+    pub(crate) calls: Vec<Call>,
+    /// The fences of the grants that a call has written.
+    pub(crate) wrote: HashSet<(CallId, Stamp)>,
+    pub(crate) counts: Counts,
+    pub(crate) last_finish: Vec<u64>,
+    trace: DefaultHasher,
+    aloud: bool,
+}
+
+/// How long a store's time may be ahead of the world's: two writes at one moment set it forward by a microsecond.
+const AHEAD: Duration = Duration::from_micros(100);
+
+impl Ledger {
+    pub(crate) fn new(setups: &[KeySetup], ids: &[RecordId], aloud: bool) -> Ledger {
+        let page = |setup: &KeySetup| Page {
+            setup: setup.clone(),
+            versions: vec![Version { stamp: Stamp::ZERO, record: None }],
+            last_fence: Stamp::ZERO,
+            leases: Vec::new(),
+            ended: HashSet::new(),
+            effect: None,
+            pardoned: Stamp::ZERO,
+            granted: HashMap::new(),
+        };
+        Ledger {
+            pages: setups.iter().map(page).collect(),
+            ids: ids.iter().enumerate().map(|(number, id)| (*id, number)).collect(),
+            // What no call has sent, such as a look of a watch whose waiter has left, may write nothing.
+            calls: vec![Call { kind: Kind::Look, since: Stamp::ZERO }],
+            wrote: HashSet::new(),
+            counts: Counts::default(),
+            last_finish: vec![0; setups.len()],
+            trace: DefaultHasher::new(),
+            aloud,
+        }
+    }
+
+    /// Takes down what happened: the trace of a seed is always the same.
+    #[allow(clippy::print_stdout)] // whoever replays a seed wants to read it
+    pub(crate) fn note(&mut self, at: u64, what: &str, numbers: [u64; 3]) {
+        (at, what, numbers).hash(&mut self.trace);
+        if self.aloud {
+            println!("{:>14} {what:<10} {numbers:?}", at);
+        }
+    }
+
+    pub(crate) fn trace(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    pub(crate) fn number_of(&self, id: &RecordId) -> Option<usize> {
+        self.ids.get(id).copied()
+    }
+
+    /// A store showed what is there: it must be what was written last, or nothing once that is over its time.
+    pub(crate) fn read(&self, id: &RecordId, shown: &Snapshot) {
+        let Some(page) = self.number_of(id).map(|key| &self.pages[key]) else { return };
+        let last = page.last();
+        match (&shown.record, &last.record) {
+            (Some(shown), Some(record)) => assert_eq!(shown, record, "the store shows what nobody wrote"),
+            (None, None) => {}
+            (None, Some(record)) => assert!(
+                !record.is_kept(shown.now),
+                "S13: removed {:?} before its deadline",
+                record.deadline().since(shown.now)
+            ),
+            (Some(_), None) => panic!("the store shows what was removed"),
+        }
+    }
+
+    /// A store was asked to swap, and answered so.
+    pub(crate) fn swapped(
+        &mut self,
+        call: CallId,
+        swap: &SwapRequest,
+        answer: &Result<Swap, StoreError>,
+        at: u64,
+    ) {
+        let Some(key) = self.number_of(&swap.id) else { return };
+        match answer {
+            Err(StoreError::Full { .. }) => {
+                let refusable = swap.next.as_ref().is_none_or(Record::may_be_refused);
+                assert!(swap.next.is_some() && refusable, "S12: a full store refused what is no new grant");
+            }
+            Err(error) => panic!("a memory store that fails: {error}"),
+            Ok(Swap::Conflict(shown)) => {
+                self.read(&swap.id, shown);
+                let found = shown.record.as_ref().map(|record| record.stamp);
+                assert_ne!(found, swap.expected, "the store refused a swap that was in order");
+            }
+            Ok(Swap::Done(stamp)) => {
+                let last = self.pages[key].last();
+                let expected = last.record.as_ref().map(|record| record.stamp);
+                let gone = swap.expected.is_none()
+                    && last.record.as_ref().is_none_or(|record| !record.is_kept(*stamp));
+                assert!(swap.expected == expected || gone, "S3: a swap by a version that is not the last");
+                let next = swap.next.clone().map(|next| stamped(next, *stamp));
+                self.written(key, call, next, *stamp, at);
+            }
+        }
+    }
+
+    /// A store removed what could not be read.
+    pub(crate) fn discarded(&mut self, call: CallId, id: &RecordId, now: u64, at: u64) {
+        let Some(key) = self.number_of(id) else { return };
+        let stamp = self.pages[key].last().stamp.next().max(Stamp(now));
+        self.written(key, call, None, stamp, at);
+    }
+
+    fn written(&mut self, key: usize, call: CallId, next: Option<Record>, stamp: Stamp, at: u64) {
+        let kind = self.calls[call].kind;
+        self.note(at, "written", [key as u64, kind as u64, stamp.0 % 1_000_000_000_000]);
+        let page = &mut self.pages[key];
+        let last = page.last();
+        assert!(stamp > last.stamp, "S5: the stamp {stamp:?} after {:?}", last.stamp);
+        let kept = last.record.as_ref().filter(|record| record.is_kept(stamp)).cloned();
+        let before = last.record.clone();
+        if kept.is_none() && before.is_some() {
+            page.pardon(); // its time was over: what was known of it is forgotten
+        }
+        match &next {
+            None => page.removed(kind, kept.as_ref()),
+            Some(next) if next.fence == stamp => {
+                self.counts.grants += 1;
+                self.counts.takeovers += u64::from(next.attempt > 1);
+                page.granted(kind, before.as_ref(), kept.as_ref(), next);
+                self.wrote.insert((call, next.fence));
+            }
+            Some(next) => match &next.state {
+                State::InProgress { .. } => page.rewritten(kind, before.as_ref(), next),
+                State::Completed(_) | State::Failed(..) => {
+                    page.finished(kind, before.as_ref(), kept.as_ref(), next);
+                    self.counts.outcomes += 1;
+                    self.last_finish[key] = at;
+                }
+            },
+        }
+        self.pages[key].versions.push(Version { stamp, record: next });
+    }
+
+    /// Somebody holds a lease: for as long as it relies on it, nobody else may be granted one.
+    pub(crate) fn hold(&mut self, key: usize, lease: &Arc<Lease>) {
+        self.pages[key].leases.push((lease.fence(), Arc::downgrade(lease)));
+    }
+
+    /// A holder is about to send its outcome: from now on it relies on nothing.
+    pub(crate) fn end(&mut self, key: usize, fence: Stamp) {
+        self.pages[key].ended.insert(fence);
+    }
+
+    /// Whether somebody has had the effect under a grant.
+    pub(crate) fn has_acted(&self, key: usize, fence: Stamp) -> bool {
+        self.pages[key].effect == Some(fence)
+    }
+
+    /// A holder whose mark was acknowledged has its effect.
+    pub(crate) fn effect(&mut self, key: usize, fence: Stamp) {
+        self.counts.effects += 1;
+        let page = &mut self.pages[key];
+        if fence > page.pardoned && page.setup.recovery != Recovery::Rerun {
+            let alone = page.effect.is_none_or(|known| known == fence);
+            assert!(alone, "S8: two effects, under the fences {:?} and {fence:?}", page.effect);
+            page.effect = Some(fence);
+        }
+    }
+}
+
+fn stamped(mut record: Record, stamp: Stamp) -> Record {
+    record.stamp = stamp;
+    if record.fence == Stamp::ZERO {
+        record.fence = stamp;
+    }
+    record
+}
+
+impl Page {
+    pub(crate) fn last(&self) -> &Version {
+        self.versions.last().expect("there is one from the start")
+    }
+
+    fn pardon(&mut self) {
+        (self.effect, self.pardoned) = (None, self.last_fence);
+    }
+
+    fn removed(&mut self, kind: Kind, kept: Option<&Record>) {
+        assert!(matches!(kind, Kind::Release | Kind::Forget), "S13: a {kind:?} removed a record");
+        if let (Kind::Release, Some(kept)) = (kind, kept) {
+            assert!(matches!(kept.state, State::InProgress { .. }), "S2: an outcome was released");
+            assert!(self.ended.contains(&kept.fence), "S3: released what its holder did not release");
+        } else {
+            self.pardon();
+            self.ended.extend(kept.map(|record| record.fence));
+            self.ended.extend(self.leases.iter().map(|(fence, _)| *fence));
+        }
+    }
+
+    fn granted(&mut self, kind: Kind, before: Option<&Record>, kept: Option<&Record>, next: &Record) {
+        assert!(matches!(kind, Kind::Begin | Kind::BeginMany | Kind::Run), "S8: a {kind:?} granted a lease");
+        assert!(next.fence > self.last_fence, "S5: fence {:?} after {:?}", next.fence, self.last_fence);
+        self.last_fence = next.fence;
+        self.leases.retain(|(_, lease)| lease.strong_count() > 0);
+        for (fence, lease) in self.leases.iter().filter(|(fence, _)| !self.ended.contains(fence)) {
+            let left = lease.upgrade().map_or(Duration::ZERO, |lease| lease.remaining());
+            assert!(left <= AHEAD, "L3, S1: granted while the holder of {fence:?} still relies on {left:?}");
+        }
+        let State::InProgress { effect, takeover, .. } = next.state else {
+            panic!("S8: a grant that is an outcome")
+        };
+        let new = (next.attempt, next.checkpoint.clone(), effect, takeover);
+        if kept.is_none() && new == (1, None, false, false) {
+            return;
+        }
+        // It may have been decided on just before its time was over.
+        let record = kept.or(before).expect("S8: a grant that goes on from nothing");
+        assert_eq!(record.fingerprint, next.fingerprint, "S4: granted to another request");
+        assert!(record.attempt < self.setup.max_attempts, "S8: more attempts than allowed");
+        let again = record.attempt + 1;
+        let expected = match &record.state {
+            State::InProgress { lease, effect, .. } => {
+                let left = record.stamp.after(*lease).since(next.stamp);
+                assert!(left.is_zero(), "S1: granted while a lease runs for {left:?}");
+                let allowed = match self.setup.recovery {
+                    Recovery::Rerun => true,
+                    Recovery::RerunUnlessEffect => !effect,
+                    Recovery::Never => false,
+                };
+                assert!(allowed, "S8: granted after a crash, against {:?}", self.setup.recovery);
+                (again, record.checkpoint.clone(), *effect, true)
+            }
+            State::Completed(_) => panic!("S2: granted over a response"),
+            State::Failed(_, Retry::Never) => panic!("S2: granted over a definite failure"),
+            State::Failed(_, Retry::Unresolved) => panic!("S8: granted over an unresolved failure"),
+            State::Failed(_, retry) => {
+                let wait = if let Retry::After(wait) = retry { *wait } else { Duration::ZERO };
+                let left = record.stamp.after(wait).since(next.stamp);
+                assert!(left.is_zero(), "S8: granted {left:?} before a failure is due");
+                (again, record.checkpoint.clone(), false, false)
+            }
+        };
+        assert_eq!(new, expected, "S15: what a grant takes over");
+    }
+
+    /// What was decided on in time may be written after the record's: nobody else has taken it.
+    fn rewritten(&self, kind: Kind, before: Option<&Record>, next: &Record) {
+        assert!(matches!(kind, Kind::Rewrite | Kind::Run), "S3: a {kind:?} rewrote a lease");
+        let held =
+            before.filter(|record| record.fence == next.fence).expect("S3: a lost lease was rewritten");
+        match (&held.state, &next.state) {
+            (State::InProgress { owner, effect, .. }, State::InProgress { owner: by, effect: now, .. }) => {
+                assert!(owner == by, "S3: a lease was rewritten by another");
+                assert!(!effect || *now, "S8: a marked effect was unmarked");
+            }
+            _ => panic!("S2: a lease was written over an outcome"),
+        }
+        assert_eq!(
+            (held.attempt, held.retention),
+            (next.attempt, next.retention),
+            "S15: what a renewal keeps"
+        );
+    }
+
+    fn finished(&mut self, kind: Kind, before: Option<&Record>, kept: Option<&Record>, next: &Record) {
+        let resolved = kind == Kind::Resolve;
+        assert!(resolved || matches!(kind, Kind::Finish | Kind::Run), "S3: a {kind:?} finished");
+        let rerun = resolved && next.attempt == 0;
+        if rerun {
+            self.pardon();
+        }
+        let late = before.filter(|record| resolved && record.fence == next.fence);
+        let Some(held) = kept.or(late) else {
+            assert!(!resolved, "S10: resolved what is not there");
+            return; // the work is done all the same
+        };
+        assert_eq!(held.fence, next.fence, "S3: finished with a stale token");
+        assert_eq!(held.fingerprint, next.fingerprint, "S4: finished as another request");
+        match &held.state {
+            State::InProgress { lease, .. } if resolved => {
+                let left = held.stamp.after(*lease).since(next.stamp);
+                assert!(left.is_zero(), "S1: an operator settled a lease that runs for {left:?}");
+            }
+            State::InProgress { .. } => {}
+            State::Completed(_) => panic!("S2: an outcome after a response"),
+            State::Failed(_, Retry::Never) => panic!("S2: an outcome after a definite failure"),
+            State::Failed(..) => assert!(resolved, "S2: an outcome after a failure"),
+        }
+    }
+}
+
+impl Counts {
+    /// What a run did, in a line.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "{} seeds, {} calls, {} messages, {} faults, {} crashes, {} pauses, {} partitions, {} clock jumps, {} grants, \
+             {} takeovers and reruns, {} outcomes, {} replays, {} unresolved, {} mismatches, {} leases lost, {} effects, \
+             {} waits, {} virtual hours",
+            self.seeds,
+            self.calls,
+            self.messages,
+            self.faults,
+            self.crashes,
+            self.pauses,
+            self.cuts,
+            self.jumps,
+            self.grants,
+            self.takeovers,
+            self.outcomes,
+            self.replays,
+            self.unresolved,
+            self.mismatches,
+            self.lost,
+            self.effects,
+            self.waits,
+            self.micros / 3_600_000_000,
+        )
+    }
+
+    /// A simulation in which something never happens proves nothing about it.
+    pub(crate) fn assert_all_happened(mut self) {
+        assert!(self.kinds.iter().all(|kind| *kind > 0), "a kind of fault never happened: {:?}", self.kinds);
+        let line = self.line();
+        assert!(self.sums().into_iter().all(|sum| *sum > 0), "something never happened: {line}");
+    }
+}

@@ -1,0 +1,318 @@
+//! The way to the store: every call is a message that arrives late, twice, or not at all, whether or not its sender is
+//! still there. The store behind it is a real one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use nevertwice::{
+    Cursor, DecodeError, Durability, MemoryStore, Page, Record, RecordId, Snapshot, Stamp, Store, StoreError,
+    Swap, SwapRequest,
+};
+
+use super::executor::lock;
+use super::ledger::CallId;
+use super::world::World;
+
+/// What a process holds for its store.
+pub(crate) struct Connection {
+    pub(crate) world: Arc<World>,
+    pub(crate) process: usize,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.process)
+    }
+}
+
+/// What the messages are at present.
+#[derive(Default)]
+pub(crate) struct Wire {
+    sent: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+}
+
+enum Event {
+    Request { call: CallId, op: Op, answer: Option<Address>, whole: bool },
+    Answer(Address, Reply),
+}
+
+type Reply = Result<Found, StoreError>;
+type Address = Arc<Mutex<Mailbox>>;
+
+#[derive(Default)]
+struct Mailbox {
+    reply: Option<Reply>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone)]
+enum Op {
+    Load(RecordId),
+    Swap(Vec<SwapRequest>),
+    Scan(Option<Cursor>, usize),
+    Purge(usize),
+    Discard(RecordId),
+}
+
+enum Found {
+    Snapshot(Snapshot),
+    Swaps(Vec<Result<Swap, StoreError>>),
+    Page(Page),
+    Purged(u64),
+    Discarded(bool),
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fate {
+    Fine,
+    /// Nothing is done, and an error says that this is not known.
+    FailsBefore,
+    /// It is done (a batch perhaps in part), and an error says that this is not known.
+    FailsAfter,
+    RequestLost,
+    AnswerLost,
+    /// It is done long after, whether or not anybody waits for it.
+    Late,
+    /// An error at once, and it is done long after.
+    FailsThenDone,
+    /// It is done, and answered, twice at once: the second answer counts.
+    Repeated,
+    /// It is done and answered, and done again long after.
+    Echoed,
+    /// The record cannot be read.
+    Damaged,
+}
+
+pub(crate) const FAULTS: [Fate; 9] = [
+    Fate::FailsBefore,
+    Fate::FailsAfter,
+    Fate::RequestLost,
+    Fate::AnswerLost,
+    Fate::Late,
+    Fate::FailsThenDone,
+    Fate::Repeated,
+    Fate::Echoed,
+    Fate::Damaged,
+];
+
+fn unavailable() -> StoreError {
+    StoreError::Unavailable { backend: "simulated store", detail: "as drawn".to_owned() }
+}
+
+/// Which record it is, nobody asks the error.
+fn damaged() -> StoreError {
+    let source = DecodeError::Damaged { what: "as drawn" };
+    StoreError::Corrupt { backend: "simulated store", id: RecordId::from_bytes([0; 32]), source }
+}
+
+impl Wire {
+    fn put(&mut self, at: u64, event: Event) {
+        self.sent += 1;
+        self.queue.insert((at, self.sent), event);
+    }
+
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+}
+
+impl World {
+    /// Carries out what has arrived.
+    pub(crate) fn deliver(&self) {
+        loop {
+            let mut wire = lock(&self.wire);
+            let Some(first) = wire.queue.first_entry().filter(|first| first.key().0 <= self.time.now())
+            else {
+                return;
+            };
+            let event = first.remove();
+            drop(wire);
+            match event {
+                Event::Request { call, op, answer, whole } => {
+                    let reply = self.carry_out(call, op, whole);
+                    // No two writes at one moment: the store would have to set its clock forward.
+                    self.time.pass_until(self.time.now() + 1);
+                    if let Some(address) = answer {
+                        let at = self.time.now() + self.latency();
+                        lock(&self.wire).put(at, Event::Answer(address, reply));
+                    }
+                }
+                Event::Answer(address, reply) => {
+                    let mut mailbox = lock(&address);
+                    mailbox.reply = Some(reply);
+                    mailbox.waker.take().into_iter().for_each(Waker::wake);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&self, call: CallId, op: Op, whole: bool) -> Reply {
+        let answered = "a memory store answers at once";
+        match op {
+            Op::Load(id) => {
+                let snapshot = self.store.load(&id).now_or_never().expect(answered)?;
+                lock(&self.ledger).read(&id, &snapshot);
+                Ok(Found::Snapshot(snapshot))
+            }
+            Op::Swap(swaps) => {
+                let part = if whole { swaps.len() } else { self.dice.below(swaps.len() + 1) };
+                let swaps: Vec<SwapRequest> = swaps.into_iter().take(part).collect();
+                let answers = self.store.swap_many(&swaps).now_or_never().expect(answered);
+                for (swap, answer) in swaps.iter().zip(&answers) {
+                    lock(&self.ledger).swapped(call, swap, answer, self.time.now());
+                }
+                Ok(Found::Swaps(answers))
+            }
+            Op::Scan(after, limit) => {
+                let page = self.store.scan(after.as_ref(), limit).now_or_never().expect(answered)?;
+                Ok(Found::Page(page))
+            }
+            Op::Purge(limit) => Ok(Found::Purged(self.store.purge(limit).now_or_never().expect(answered)?)),
+            Op::Discard(id) => {
+                let existed = self.store.discard(&id).now_or_never().expect(answered)?;
+                lock(&self.ledger).discarded(call, &id, self.store_now(), self.time.now());
+                Ok(Found::Discarded(existed))
+            }
+        }
+    }
+
+    /// The present time of the store.
+    pub(crate) fn store_now(&self) -> u64 {
+        let nobody = RecordId::from_bytes([0xff; 32]);
+        let look: Result<Snapshot, StoreError> =
+            self.store.load(&nobody).now_or_never().expect("a memory store answers at once");
+        look.expect("a memory store never fails a load").now.0
+    }
+}
+
+impl Connection {
+    async fn call(&self, op: Op) -> Reply {
+        let world = &self.world;
+        let fate = world.fate(self.process);
+        world.note("sent", [self.process as u64, fate as u64, 0]);
+        let send = |after: u64, op: Op, answer: Option<&Address>, whole: bool| {
+            let at = world.time.now() + after;
+            let event = Event::Request { call: world.current(), op, answer: answer.map(Arc::clone), whole };
+            lock(&world.wire).put(at, event);
+        };
+        let mailbox = Address::default();
+        let (soon, late) = (world.latency(), world.dice.any_time(world.setup.latest));
+        match fate {
+            Fate::Fine => send(soon, op, Some(&mailbox), true),
+            Fate::Late => send(late, op, Some(&mailbox), true),
+            Fate::RequestLost => {}
+            Fate::AnswerLost => send(soon, op, None, true),
+            Fate::FailsBefore | Fate::Damaged => {}
+            Fate::FailsAfter => send(soon, op, None, false),
+            Fate::FailsThenDone => send(late, op, None, true),
+            Fate::Repeated => {
+                send(soon, op.clone(), None, true);
+                send(soon, op, Some(&mailbox), true);
+            }
+            Fate::Echoed => {
+                send(soon, op.clone(), Some(&mailbox), true);
+                send(late, op, None, true);
+            }
+        }
+        let failed = match fate {
+            Fate::FailsBefore | Fate::FailsAfter | Fate::FailsThenDone => Some(unavailable()),
+            Fate::Damaged => Some(damaged()),
+            _ => None,
+        };
+        if let Some(error) = failed {
+            let back = if fate == Fate::FailsAfter { soon + world.latency() } else { soon };
+            world.time.timer(back).await;
+            return Err(error);
+        }
+        poll_fn(|context| {
+            let mut mailbox = lock(&mailbox);
+            mailbox.waker = Some(context.waker().clone());
+            mailbox.reply.take().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Store for Connection {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        match self.call(Op::Load(*id)).await? {
+            Found::Snapshot(snapshot) => Ok(snapshot),
+            _ => unreachable!("a load is answered by a snapshot"),
+        }
+    }
+
+    async fn swap(
+        &self,
+        id: &RecordId,
+        expected: Option<Stamp>,
+        next: Option<&Record>,
+    ) -> Result<Swap, StoreError> {
+        let swap = SwapRequest { id: *id, expected, next: next.cloned() };
+        self.swap_many(&[swap]).await.pop().expect("one swap has one answer")
+    }
+
+    async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        match self.call(Op::Swap(swaps.to_vec())).await {
+            Ok(Found::Swaps(answers)) => answers,
+            Ok(_) => unreachable!("swaps are answered by swaps"),
+            Err(StoreError::Corrupt { .. }) => swaps.iter().map(|_| Err(damaged())).collect(),
+            Err(_) => swaps.iter().map(|_| Err(unavailable())).collect(),
+        }
+    }
+
+    async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
+        let world = &self.world;
+        let fate = world.fate(self.process);
+        world.note("watch", [self.process as u64, fate as u64, 0]);
+        world.time.timer(world.latency()).await;
+        match fate {
+            Fate::Fine => MemoryStore::changed(&world.store, id, stamp, within).await?,
+            Fate::FailsBefore | Fate::FailsAfter | Fate::FailsThenDone | Fate::Damaged => {
+                return Err(unavailable());
+            }
+            Fate::RequestLost | Fate::AnswerLost => std::future::pending::<()>().await,
+            Fate::Late => world.time.timer(world.dice.any_time(world.setup.latest)).await,
+            Fate::Repeated | Fate::Echoed => {}
+        }
+        world.time.timer(world.latency()).await;
+        Ok(())
+    }
+
+    async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        match self.call(Op::Scan(after.cloned(), limit)).await? {
+            Found::Page(page) => Ok(page),
+            _ => unreachable!("a scan is answered by a page"),
+        }
+    }
+
+    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+        match self.call(Op::Purge(limit)).await? {
+            Found::Purged(records) => Ok(records),
+            _ => unreachable!("a purge is answered by a number"),
+        }
+    }
+
+    async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
+        match self.call(Op::Discard(*id)).await? {
+            Found::Discarded(existed) => Ok(existed),
+            _ => unreachable!("a discard is answered by whether there was anything"),
+        }
+    }
+
+    fn durability(&self) -> Durability {
+        self.world.store.durability()
+    }
+
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+}
