@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use nevertwice::decide::{self, Ask, Command, Decision};
 use nevertwice::{
-    Body, Fingerprint, LeaseToken, Owner, Reason, Record, RecordId, Recovery, Request, Resolution, Retry,
-    Stamp, State,
+    Body, Fingerprint, Label, LeaseToken, Owner, Reason, Record, RecordId, Recovery, Request, Resolution,
+    Retry, Stamp, State,
 };
 
 /// A moment or a duration of the store, in microseconds.
@@ -187,7 +187,7 @@ struct Real {
     owners: Vec<Owner>,
     payloads: [Fingerprint; 2],
     ids: [RecordId; 2],
-    scopes: [Box<str>; 2],
+    scopes: [Label; 2],
     template: Record,
 }
 
@@ -290,7 +290,7 @@ fn record(row: &Row, place: usize) -> Record {
     record.fingerprint = REAL.payloads[usize::from(row.payload)];
     record.attempt = row.attempt.into();
     record.retention = time(row.retention);
-    record.scope = REAL.scopes[place].clone();
+    record.scope = REAL.scopes[place];
     record.checkpoint = row.checkpoint.map(bytes);
     record.state = match row.phase {
         Phase::Working { owner, lease, effect, takeover } => State::InProgress {
@@ -348,7 +348,7 @@ fn token(role: &Role, token: Token) -> LeaseToken {
                 "attempt": token.attempt,
                 "fingerprint": REAL.payloads[usize::from(role.payload)],
                 "retention": time(role.retention),
-                "scope": REAL.scopes[place],
+                "scope": &*REAL.scopes[place],
             });
             serde_json::from_value(json).unwrap()
         };
@@ -372,7 +372,7 @@ fn command(role: &Role, cmd: &Cmd) -> Command {
             },
             max_attempts: role.max_attempts.into(),
             holder: "".into(),
-            scope: REAL.scopes[usize::from(role.place)].clone(),
+            scope: REAL.scopes[usize::from(role.place)],
             key: None,
         }),
         Cmd::Resume(held) => Command::Resume(token(held)),

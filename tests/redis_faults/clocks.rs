@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nevertwice::clock::Sleep;
@@ -223,21 +224,27 @@ async fn engine_with(server: &Server, lease: Duration) -> Engine {
 #[test]
 fn s13_a_servers_clock_that_is_stepped_while_leases_last_changes_no_decision() {
     let stepped = Stepped::start();
-    let storm = Storm::new("clock of the server", 1000 * length());
+    let storm = Storm::endless("clock of the server");
     block_on_tokio(async {
         let engines = [engine_with(&stepped.server, 24 * LEASE).await];
-        let clock = stepped.clock();
+        let (clock, ending) = (stepped.clock(), Arc::clone(&storm));
         let mut random = Xoshiro256PlusPlus::seed_from_u64(0x5eed);
+        let least = 50 * length() as u64;
+        let mut left = least;
         let steps = Disturbance::start(move || {
             set(&clock, random.random_range(-HOUR..=HOUR));
             std::thread::sleep(Duration::from_millis(10));
+            left = left.saturating_sub(1);
+            if left == 0 {
+                ending.end();
+            }
             1
         });
         storm.run(&engines, WORKERS).await;
         let (steps, audit) = (steps.stop(), storm.ledger().audit(&engines[0]).await);
         audit.require("clock of the server stepped", &[("steps", &steps), ("workers", &WORKERS)]);
-        assert_eq!((audit.acknowledged, storm.leases_lost()), (1000 * length(), 0));
-        assert!(steps > 10, "{steps}");
+        assert!(audit.acknowledged > 0 && storm.leases_lost() == 0);
+        assert!(steps >= least, "{steps}");
     });
 }
 
