@@ -11,7 +11,7 @@ use super::*;
 
 /// What is in use before begins are refused, on a disk some times as large.
 const SOFT: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[test]
 fn s12_a_full_disk_refuses_begins_keeps_what_it_has_and_goes_on_once_there_is_room() {
@@ -55,7 +55,7 @@ fn fill(kind: Kind, folder: &Path) {
             Err(error) => panic!("{key}: {error}"),
         }
         // One that waits out its limit tells enough.
-        if late.len() > 3 {
+        if late.len() > 1 {
             break;
         }
     }
