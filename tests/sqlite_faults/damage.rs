@@ -8,20 +8,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
+use tempfile::TempDir;
 
 use super::disks::say;
 use super::image::{Image, Part};
 use super::*;
 
 const TRIALS: u64 = 3000;
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How the keys of a damaged store answered.
 #[derive(Default)]
 struct Answers {
     refused: bool,
-    right: usize,
     errors: usize,
+    /// The places of keys that answered as they did before.
+    right: Vec<usize>,
     /// The places of keys that were given out anew.
     hidden: Vec<usize>,
     /// The places of completed keys that are in progress: an earlier state.
@@ -72,11 +74,26 @@ fn s10_damage_is_never_a_grant_nor_another_answer_nor_a_new_file() {
             toll.trials, toll.refused, toll.with_errors, toll.taken_back, toll.with_hidden, toll.recreated
         ));
     }
-    for part in [Part::Rows, Part::End, Part::Log, Part::LogIndex] {
-        assert_eq!(tolls[&part].with_hidden, 0, "{part:?}");
+    for (part, toll) in tolls {
+        assert!(toll.trials > 50, "{part:?}: only {} trials", toll.trials);
+        assert!(
+            100 * toll.with_hidden <= may_hide(part) * toll.trials,
+            "{part:?}: {} hidden",
+            toll.with_hidden
+        );
+        assert_eq!(toll.recreated, 0, "{part:?}");
     }
-    assert!(tolls.values().all(|toll| toll.recreated == 0));
     assert_eq!(PANICS.load(Ordering::Relaxed), 0);
+}
+
+/// In how many of a hundred trials a key may be given out anew: no more than is known of damage to an index.
+fn may_hide(part: Part) -> u32 {
+    match part {
+        Part::Index => 30,
+        // In the middle of an index's page.
+        Part::End => 15,
+        Part::Schema | Part::Rows | Part::Log | Part::LogIndex => 0,
+    }
 }
 
 fn damage_again_and_again(closed: bool, trials: u64) -> BTreeMap<Part, Toll> {
@@ -96,46 +113,46 @@ fn damage_again_and_again(closed: bool, trials: u64) -> BTreeMap<Part, Toll> {
         let mut gone = [answers.hidden.as_slice(), answers.stale.as_slice()].concat();
         gone.sort_unstable();
         if part == Part::Log && gone.first().is_some_and(|first| image.is_in_log(*first)) {
-            let last_commits = (gone[0]..image.keys.len()).eq(gone.iter().copied());
-            assert!(last_commits, "seed {seed}: not only the last commits are gone: {gone:?}");
+            // Of what came after the first commit that is gone, everything is.
+            let kept = answers.right.iter().filter(|at| **at > gone[0]).count();
+            assert_eq!(kept, 0, "seed {seed}: not only the last commits are gone: {gone:?}");
             toll.taken_back += 1;
             continue;
         }
         assert!(answers.stale.is_empty(), "seed {seed}, {part:?}: {:?} in progress", answers.stale);
         toll.with_hidden += u32::from(!answers.hidden.is_empty());
         toll.recreated += u32::from(!answers.refused && answers.hidden.len() == image.keys.len());
-        if !answers.hidden.is_empty() && std::env::var_os("NEVERTWICE_TEST_VERBOSE").is_some() {
-            say(&format!(
-                "seed {seed}, {part:?}: {} hidden, {} errors, {} right",
-                answers.hidden.len(),
-                answers.errors,
-                answers.right
-            ));
-        }
     }
     tolls
 }
 
 /// Has a store look at what is left of `image`. Another answer than the one that was acknowledged is never right.
 fn answers(image: &Image, what: &str) -> Answers {
-    // In memory, where it can be: no disk has a part in this.
-    let memory = Path::new("/dev/shm");
-    let dir =
-        tempfile::tempdir_in(if memory.is_dir() { memory.into() } else { std::env::temp_dir() }).unwrap();
+    let dir = in_memory();
     image.write(dir.path());
+    look(dir.path(), &image.keys, what)
+}
+
+/// A folder in memory, where that can be: no disk has a part in this.
+fn in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    tempfile::tempdir_in(if memory.is_dir() { memory.into() } else { std::env::temp_dir() }).unwrap()
+}
+
+fn look(folder: &Path, keys: &[String], what: &str) -> Answers {
     let mut answers = Answers::default();
-    let store = SqliteStore::builder(dir.path().join(FILE)).busy_timeout(PATIENCE / 5).open();
+    let store = SqliteStore::builder(folder.join(FILE)).busy_timeout(PATIENCE / 5).open();
     let Ok(store) = store else { return Answers { refused: true, ..answers } };
     let engine = engine(store, PATIENCE);
     answers.removed = block_on(engine.purge(1000)).unwrap_or(0);
-    for (at, key) in image.keys.iter().enumerate() {
+    for (at, key) in keys.iter().enumerate() {
         match (block_on(engine.begin(&request(key))), Image::is_completed(at)) {
             (Err(_), _) => answers.errors += 1,
             (Ok(Begin::Completed(done)), true) => {
                 assert_eq!(done.response().unwrap(), &response(key), "{what}: {key}");
-                answers.right += 1;
+                answers.right.push(at);
             }
-            (Ok(Begin::InProgress(_)), false) => answers.right += 1,
+            (Ok(Begin::InProgress(_)), false) => answers.right.push(at),
             (Ok(Begin::InProgress(_)), true) => answers.stale.push(at),
             (Ok(Begin::Acquired(_)), _) => answers.hidden.push(at),
             (other, _) => panic!("{what}: {key}: {other:?}"),
