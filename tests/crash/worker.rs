@@ -82,7 +82,7 @@ impl Running {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "the worker was to be killed at work: {status}");
-        while let Some(line) = self.lines.next() {
+        for line in self.lines.by_ref() {
             tell(&line.unwrap(), note);
         }
     }
