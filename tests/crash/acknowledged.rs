@@ -1,0 +1,114 @@
+//! What workers acknowledged, held against what is there afterwards.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use futures_executor::block_on;
+use nevertwice::{Begin, Engine, Reason};
+
+use super::worker::{request, response};
+
+/// The furthest that a key is known to have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    Granted,
+    Marked,
+    /// By this effect.
+    Completed(u64),
+}
+
+#[derive(Default)]
+pub(crate) struct Acknowledged {
+    /// How many operations.
+    pub(crate) operations: u64,
+    keys: HashMap<u64, Known>,
+}
+
+impl Acknowledged {
+    /// Takes down one acknowledgement. Two outcomes of one key are never right.
+    pub(crate) fn note(&mut self, line: &str) {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap();
+        let (what, key, effect) = (word(), word().parse().unwrap(), word().parse().unwrap());
+        let known = match what {
+            "granted" => Known::Granted,
+            "marked" => Known::Marked,
+            "completed" => Known::Completed(effect),
+            other => panic!("{other}"),
+        };
+        self.operations += 1;
+        self.learn(key, known);
+    }
+
+    fn learn(&mut self, key: u64, known: Known) {
+        let before = self.keys.entry(key).or_insert(known);
+        if let (Known::Completed(one), Known::Completed(other)) = (*before, known) {
+            assert_eq!(one, other, "key {key}: two outcomes");
+        }
+        *before = known.max(*before);
+    }
+
+    pub(crate) fn add(&mut self, other: &Acknowledged) {
+        self.operations += other.operations;
+        other.keys.iter().for_each(|(key, known)| self.learn(*key, *known));
+    }
+
+    /// The keys of which something that was acknowledged is not there any more.
+    pub(crate) fn lost(&self, engine: &Engine) -> Vec<u64> {
+        let is_lost = |(key, known): &(&u64, &Known)| !is_there(engine, **key, **known);
+        self.keys.iter().filter(is_lost).map(|(key, _)| *key).collect()
+    }
+
+    /// The keys whose acknowledged effect is not in the ledger.
+    pub(crate) fn not_done(&self, ledger: &Ledger) -> Vec<u64> {
+        let not_done = |(key, known): &(&u64, &Known)| match known {
+            Known::Completed(effect) => !ledger.0.get(*key).is_some_and(|all| all.contains(effect)),
+            Known::Granted | Known::Marked => false,
+        };
+        self.keys.iter().filter(not_done).map(|(key, _)| *key).collect()
+    }
+}
+
+fn is_there(engine: &Engine, key: u64, known: Known) -> bool {
+    loop {
+        return match (known, block_on(engine.begin(&request(key))).unwrap()) {
+            // A lease of the last worker's, for two more milliseconds.
+            (_, Begin::InProgress(_)) => continue,
+            (Known::Completed(effect), Begin::Completed(done)) => {
+                done.response().unwrap() == &response(effect)
+            }
+            (Known::Completed(_), _) => false,
+            (_, Begin::Completed(_)) => true,
+            (_, Begin::Unresolved(unknown)) => unknown.reason() == Reason::EffectMarked,
+            // The grant that was acknowledged was the first, at least.
+            (Known::Granted, Begin::Acquired(lease)) => lease.attempt() > 1,
+            (Known::Granted | Known::Marked, _) => false,
+        };
+    }
+}
+
+/// The effects that happened to the world, under each key.
+pub(crate) struct Ledger(HashMap<u64, Vec<u64>>);
+
+impl Ledger {
+    pub(crate) fn read(path: &Path) -> Ledger {
+        let mut effects: HashMap<u64, Vec<u64>> = HashMap::new();
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let (key, effect) = line.split_once(' ').unwrap();
+            effects.entry(key.parse().unwrap()).or_default().push(effect.parse().unwrap());
+        }
+        Ledger(effects)
+    }
+
+    pub(crate) fn duplicated(&self) -> Vec<u64> {
+        self.0.iter().filter(|(_, effects)| effects.len() > 1).map(|(key, _)| *key).collect()
+    }
+}
+
+/// SQLite's own word on a file.
+pub(crate) fn assert_intact(folder: &Path) {
+    let db = rusqlite::Connection::open(folder.join("keys.db")).unwrap();
+    let intact: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(intact, "ok");
+}

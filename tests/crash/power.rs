@@ -1,0 +1,121 @@
+//! Power cuts: a file system is cut off from its disk under a working process, and comes up again from what the disk has.
+//!
+//! What was written to the device counts as kept here, synced or not: the cut takes what is still in the machine's memory.
+
+use std::path::Path;
+
+use nevertwice::sqlite::Synchronous;
+use nevertwice::{Durability, SqliteStore, Store};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use super::acknowledged::{Acknowledged, Ledger, assert_intact};
+use super::disks::{Disk, Kind, say};
+use super::worker::{self, Orders, Running};
+use super::{scaled, seed};
+
+/// How many acknowledgements are waited for, at most, before the cut.
+const MOST: u64 = 400;
+
+#[derive(Default)]
+struct Toll {
+    cuts: u64,
+    acknowledged: Acknowledged,
+    lost: usize,
+    duplicated: usize,
+}
+
+#[test]
+fn s8_s9_a_power_cut_takes_back_nothing_that_was_acknowledged() {
+    if worker::is_worker() {
+        return worker::work();
+    }
+    let test = "power::s8_s9_a_power_cut_takes_back_nothing_that_was_acknowledged";
+    for toll in on_each_disk(test, Synchronous::Full, scaled(30)) {
+        assert_eq!((toll.lost, toll.duplicated), (0, 0), "lost, duplicated in {} cuts", toll.cuts);
+    }
+}
+
+/// The weaker level loses what it says it may. That it does shows that the cuts are cuts.
+#[test]
+fn a_power_cut_takes_back_commits_at_the_level_that_says_so() {
+    if worker::is_worker() {
+        return worker::work();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store =
+        SqliteStore::builder(dir.path().join("x.db")).synchronous(Synchronous::Normal).open().unwrap();
+    assert_eq!(store.durability(), Durability::Process);
+    let test = "power::a_power_cut_takes_back_commits_at_the_level_that_says_so";
+    for toll in on_each_disk(test, Synchronous::Normal, scaled(5)) {
+        assert!(toll.lost > 0, "{} cuts took nothing", toll.cuts);
+    }
+}
+
+/// What `cuts` did on each kind of disk that this machine has, both at once.
+fn on_each_disk(test: &str, level: Synchronous, cuts: u64) -> Vec<Toll> {
+    let on = |kind: Kind| {
+        let fault = format!("power cut, {}, synchronous={level:?}", kind.name());
+        let disk = match Disk::new(kind, if kind == Kind::Xfs { 320 } else { 64 }) {
+            Ok(disk) => disk,
+            Err(reason) => {
+                say(&format!("LEFT OUT: backend=sqlite fault=\"{fault}\": {reason}"));
+                return None;
+            }
+        };
+        let toll = cut_again_and_again(test, &disk, level, cuts);
+        say(&format!(
+            "fault: backend=sqlite fault=\"{fault}\" cuts={} acknowledged={} lost={} duplicated={}",
+            toll.cuts, toll.acknowledged.operations, toll.lost, toll.duplicated
+        ));
+        Some(toll)
+    };
+    std::thread::scope(|scope| {
+        let disks = [Kind::Ext4, Kind::Xfs].map(|kind| scope.spawn(move || on(kind)));
+        disks.into_iter().filter_map(|disk| disk.join().unwrap()).collect()
+    })
+}
+
+fn cut_again_and_again(test: &str, disk: &Disk, level: Synchronous, cuts: u64) -> Toll {
+    let world = tempfile::tempdir().unwrap();
+    let ledger = world.path().join("effects");
+    let folder = disk.path();
+    let mut random = Xoshiro256PlusPlus::seed_from_u64(seed());
+    let mut toll = Toll::default();
+    for cut in 0..cuts {
+        let seed = random.random::<u64>() >> 1;
+        let orders = Orders { test, folder: &folder, ledger: &ledger, seed, first: cut * 10, level };
+        let said = work_until_a_cut(disk, orders, random.random_range(1..MOST));
+        disk.come_up();
+        assert_intact(&folder);
+        let lost = said.lost(&worker::engine(&folder, level));
+        toll.lost += lost.len();
+        toll.cuts += 1;
+        if lost.is_empty() {
+            toll.acknowledged.add(&said);
+        } else {
+            // What is done again may end otherwise.
+            toll.acknowledged.operations += said.operations;
+        }
+    }
+    if toll.lost == 0 {
+        toll.lost += toll.acknowledged.lost(&worker::engine(&folder, level)).len();
+    }
+    toll.duplicated = count_duplicates(&ledger);
+    toll
+}
+
+fn work_until_a_cut(disk: &Disk, orders: Orders<'_>, most: u64) -> Acknowledged {
+    let mut said = Acknowledged::default();
+    let mut worker = Running::start(orders);
+    worker.follow(most, &mut |line| said.note(line));
+    // Frozen first: what it said after the cut would be said by nobody on a machine without power.
+    worker.freeze();
+    disk.cut();
+    worker.kill(&mut |line| said.note(line));
+    said
+}
+
+fn count_duplicates(ledger: &Path) -> usize {
+    Ledger::read(ledger).duplicated().len()
+}

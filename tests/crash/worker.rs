@@ -1,0 +1,185 @@
+//! A process that works on a file until it is killed. It is the test binary, started again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_executor::block_on;
+use nevertwice::sqlite::Synchronous;
+use nevertwice::{Begin, Engine, Error, Reason, Request, SqliteStore};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, RngExt, SeedableRng};
+
+/// The folder that it is to work in, the file that its effects go to, the seed of its choices, its first key, and when
+/// its disk is to sync.
+const FOLDER: &str = "NEVERTWICE_TEST_CRASH";
+const LEDGER: &str = "NEVERTWICE_TEST_LEDGER";
+pub(crate) const SEED: &str = "NEVERTWICE_TEST_SEED";
+const FIRST: &str = "NEVERTWICE_TEST_FIRST";
+const LEVEL: &str = "NEVERTWICE_TEST_LEVEL";
+
+const THREADS: u64 = 8;
+
+/// What a worker is told.
+#[derive(Clone, Copy)]
+pub(crate) struct Orders<'a> {
+    /// The test that starts it, and that it is an instance of.
+    pub(crate) test: &'a str,
+    pub(crate) folder: &'a Path,
+    pub(crate) ledger: &'a Path,
+    pub(crate) seed: u64,
+    pub(crate) first: u64,
+    pub(crate) level: Synchronous,
+}
+
+/// A worker at work. It does not outlive a test that failed.
+pub(crate) struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    pub(crate) fn start(orders: Orders<'_>) -> Running {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", orders.test, "--nocapture", "--test-threads=1"])
+            .env(FOLDER, orders.folder)
+            .env(LEDGER, orders.ledger)
+            .env(SEED, orders.seed.to_string())
+            .env(FIRST, orders.first.to_string())
+            .env(LEVEL, if orders.level == Synchronous::Full { "full" } else { "normal" })
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Running { child, lines }
+    }
+
+    /// Hands `note` the next `count` acknowledgements.
+    pub(crate) fn follow(&mut self, count: u64, note: &mut dyn FnMut(&str)) {
+        let mut seen = 0;
+        while seen < count {
+            let line = self.lines.next().expect("the worker ended early").unwrap();
+            seen += u64::from(tell(&line, note));
+        }
+    }
+
+    /// Stops it where it is, without a word.
+    pub(crate) fn freeze(&self) {
+        let pid = self.child.id();
+        assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        while !state().contains("State:\tT") {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Kills it, and hands `note` what it had said by then.
+    pub(crate) fn kill(mut self, note: &mut dyn FnMut(&str)) {
+        self.child.kill().unwrap();
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "the worker was to be killed at work: {status}");
+        for line in self.lines.by_ref() {
+            tell(&line.unwrap(), note);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+/// A pipe takes a line whole or not at all.
+fn tell(line: &str, note: &mut dyn FnMut(&str)) -> bool {
+    let said = line.strip_prefix("ACK ");
+    said.map(note).is_some()
+}
+
+pub(crate) fn is_worker() -> bool {
+    std::env::var_os(FOLDER).is_some()
+}
+
+/// Works until it is killed.
+pub(crate) fn work() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let level = if variable(LEVEL) == "full" { Synchronous::Full } else { Synchronous::Normal };
+    let engine = engine(Path::new(&variable(FOLDER)), level);
+    let ledger = OpenOptions::new().append(true).create(true).open(variable(LEDGER)).unwrap();
+    let worker = Worker { engine, ledger, output: Mutex::new(()) };
+    let (seed, first): (u64, u64) = (variable(SEED).parse().unwrap(), variable(FIRST).parse().unwrap());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let worker = &worker;
+            scope.spawn(move || {
+                let mut random = Xoshiro256PlusPlus::seed_from_u64(seed + thread);
+                // Keys of this and of earlier workers, so that threads and processes meet.
+                for turn in 0_u64.. {
+                    worker.attempt(first + random.random_range(0..50 + turn), &mut random);
+                }
+            });
+        }
+    });
+}
+
+/// A lease so short that the next worker finds it over.
+pub(crate) fn engine(folder: &Path, level: Synchronous) -> Engine {
+    let store = SqliteStore::builder(folder.join("keys.db")).synchronous(level).open().unwrap();
+    Engine::builder(store).lease(Duration::from_millis(2)).max_attempts(u32::MAX).build().unwrap()
+}
+
+pub(crate) fn request(key: u64) -> Request {
+    Request::new("crash", key.to_string()).unwrap()
+}
+
+/// What `effect`, which nobody else has the number of, answers. Some are so long that the log is soon full.
+pub(crate) fn response(effect: u64) -> String {
+    let times = if effect.is_multiple_of(8) { 256 } else { 4 };
+    format!("{effect:016x}").repeat(times)
+}
+
+struct Worker {
+    engine: Engine,
+    ledger: File,
+    output: Mutex<()>,
+}
+
+impl Worker {
+    fn attempt(&self, key: u64, random: &mut impl Rng) {
+        match block_on(self.engine.begin(&request(key))).unwrap() {
+            Begin::Acquired(lease) => {
+                self.acknowledge(&format!("granted {key} 0"));
+                match block_on(lease.mark_effect()) {
+                    Ok(()) => self.acknowledge(&format!("marked {key} 0")),
+                    // The lease ran out and somebody took it: no effect.
+                    Err(Error::LeaseLost { .. }) => return,
+                    Err(error) => panic!("{error}"),
+                }
+                let effect = random.next_u64();
+                (&self.ledger).write_all(format!("{key} {effect}\n").as_bytes()).unwrap();
+                block_on(lease.complete(response(effect))).unwrap();
+                self.acknowledge(&format!("completed {key} {effect}"));
+            }
+            Begin::Completed(done) => {
+                let text = std::str::from_utf8(done.response().unwrap()).unwrap();
+                let effect = u64::from_str_radix(&text[..16], 16).unwrap();
+                assert_eq!(text, response(effect), "key {key}");
+                self.acknowledge(&format!("completed {key} {effect}"));
+            }
+            Begin::InProgress(_) => {}
+            // Killed after its mark: whether its effect happened is for somebody to look.
+            Begin::Unresolved(unknown) => assert_eq!(unknown.reason(), Reason::EffectMarked),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn acknowledge(&self, what: &str) {
+        let _alone = self.output.lock().unwrap();
+        let mut output = std::io::stdout();
+        output.write_all(format!("\nACK {what}\n").as_bytes()).and_then(|()| output.flush()).unwrap();
+    }
+}

@@ -1,0 +1,162 @@
+//! Bytes of a store's files that change while nobody looks: no key of which a response was acknowledged is given out anew.
+//!
+//! Two things no store can tell from a crash or from another's will, and they are counted apart: a log that breaks off, which takes
+//! back the commits behind the break, and a damaged page of an index, which may hide a row.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use tempfile::TempDir;
+
+use super::disks::say;
+use super::image::{Image, Part};
+use super::*;
+
+const TRIALS: u64 = 3000;
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How the keys of a damaged store answered.
+#[derive(Default)]
+struct Answers {
+    refused: bool,
+    errors: usize,
+    /// The places of keys that answered as they did before.
+    right: Vec<usize>,
+    /// The places of keys that were given out anew.
+    hidden: Vec<usize>,
+    /// The places of completed keys that are in progress: an earlier state.
+    stale: Vec<usize>,
+    removed: u64,
+}
+
+/// What became of the trials that hit one part.
+#[derive(Default)]
+struct Toll {
+    trials: u32,
+    refused: u32,
+    with_errors: u32,
+    with_hidden: u32,
+    taken_back: u32,
+    recreated: u32,
+}
+
+static PANICS: AtomicU32 = AtomicU32::new(0);
+
+#[test]
+fn s10_damage_is_never_a_grant_nor_another_answer_nor_a_new_file() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        report(panic);
+    }));
+    let trials = if std::env::var_os("NEVERTWICE_LONG").is_some() { 10 * TRIALS } else { TRIALS };
+    let halves = std::thread::scope(|scope| {
+        let halves =
+            [true, false].map(|closed| scope.spawn(move || damage_again_and_again(closed, trials / 2)));
+        halves.map(|half| half.join().unwrap())
+    });
+    let mut tolls: BTreeMap<Part, Toll> = BTreeMap::new();
+    for (part, toll) in halves.into_iter().flatten() {
+        let sum = tolls.entry(part).or_default();
+        sum.trials += toll.trials;
+        sum.refused += toll.refused;
+        sum.with_errors += toll.with_errors;
+        sum.with_hidden += toll.with_hidden;
+        sum.taken_back += toll.taken_back;
+        sum.recreated += toll.recreated;
+    }
+    for (part, toll) in &tolls {
+        say(&format!(
+            "fault: backend=sqlite fault=\"damage: {part:?}\" trials={} refused_at_open={} with_errors={} commits_taken_back={} \
+             with_hidden_keys={} recreated={} other_answers=0",
+            toll.trials, toll.refused, toll.with_errors, toll.taken_back, toll.with_hidden, toll.recreated
+        ));
+    }
+    for (part, toll) in tolls {
+        assert!(toll.trials > 50, "{part:?}: only {} trials", toll.trials);
+        assert!(
+            100 * toll.with_hidden <= may_hide(part) * toll.trials,
+            "{part:?}: {} hidden",
+            toll.with_hidden
+        );
+        assert_eq!(toll.recreated, 0, "{part:?}");
+    }
+    assert_eq!(PANICS.load(Ordering::Relaxed), 0);
+}
+
+/// In how many of a hundred trials a key may be given out anew: no more than is known of damage to an index.
+fn may_hide(part: Part) -> u32 {
+    match part {
+        Part::Index => 30,
+        // In the middle of an index's page.
+        Part::End => 15,
+        Part::Schema | Part::Rows | Part::Log | Part::LogIndex => 0,
+    }
+}
+
+fn damage_again_and_again(closed: bool, trials: u64) -> BTreeMap<Part, Toll> {
+    let whole = Image::new(closed);
+    let mut tolls: BTreeMap<Part, Toll> = BTreeMap::new();
+    for trial in 0..trials {
+        let seed = trial << 1 | u64::from(closed);
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let mut image = whole.clone();
+        let part = image.damage(&mut random);
+        let answers = answers(&image, &format!("seed {seed}, {part:?}"));
+        let toll = tolls.entry(part).or_default();
+        toll.trials += 1;
+        toll.refused += u32::from(answers.refused);
+        toll.with_errors += u32::from(answers.errors > 0);
+        assert_eq!(answers.removed, 0, "seed {seed}, {part:?}: removed before its time");
+        let mut gone = [answers.hidden.as_slice(), answers.stale.as_slice()].concat();
+        gone.sort_unstable();
+        if part == Part::Log && gone.first().is_some_and(|first| image.is_in_log(*first)) {
+            // Of what came after the first commit that is gone, everything is.
+            let kept = answers.right.iter().filter(|at| **at > gone[0]).count();
+            assert_eq!(kept, 0, "seed {seed}: not only the last commits are gone: {gone:?}");
+            toll.taken_back += 1;
+            continue;
+        }
+        assert!(answers.stale.is_empty(), "seed {seed}, {part:?}: {:?} in progress", answers.stale);
+        toll.with_hidden += u32::from(!answers.hidden.is_empty());
+        toll.recreated += u32::from(!answers.refused && answers.hidden.len() == image.keys.len());
+    }
+    tolls
+}
+
+/// Has a store look at what is left of `image`. Another answer than the one that was acknowledged is never right.
+fn answers(image: &Image, what: &str) -> Answers {
+    let dir = in_memory();
+    image.write(dir.path());
+    look(dir.path(), &image.keys, what)
+}
+
+/// A folder in memory, where that can be: no disk has a part in this.
+fn in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    tempfile::tempdir_in(if memory.is_dir() { memory.into() } else { std::env::temp_dir() }).unwrap()
+}
+
+fn look(folder: &Path, keys: &[String], what: &str) -> Answers {
+    let mut answers = Answers::default();
+    let store = SqliteStore::builder(folder.join(FILE)).busy_timeout(PATIENCE / 5).open();
+    let Ok(store) = store else { return Answers { refused: true, ..answers } };
+    let engine = engine(store, PATIENCE);
+    answers.removed = block_on(engine.purge(1000)).unwrap_or(0);
+    for (at, key) in keys.iter().enumerate() {
+        match (block_on(engine.begin(&request(key))), Image::is_completed(at)) {
+            (Err(_), _) => answers.errors += 1,
+            (Ok(Begin::Completed(done)), true) => {
+                assert_eq!(done.response().unwrap(), &response(key), "{what}: {key}");
+                answers.right.push(at);
+            }
+            (Ok(Begin::InProgress(_)), false) => answers.right.push(at),
+            (Ok(Begin::InProgress(_)), true) => answers.stale.push(at),
+            (Ok(Begin::Acquired(_)), _) => answers.hidden.push(at),
+            (other, _) => panic!("{what}: {key}: {other:?}"),
+        }
+    }
+    answers
+}

@@ -1,0 +1,135 @@
+//! A store's files as bytes, and what damages them.
+
+use std::fs;
+use std::path::Path;
+
+use rand::{Rng, RngExt};
+
+use super::*;
+
+const PAGE: usize = 4096;
+const KEYS: usize = 160;
+/// From which key on the file's log holds what was written.
+const IN_LOG: usize = 120;
+/// Every so many keys one is held instead of completed.
+const HELD: usize = 16;
+
+/// The files of a store, and how its keys stood, in the order in which they came in.
+#[derive(Clone)]
+pub(crate) struct Image {
+    main: Vec<u8>,
+    log: Vec<u8>,
+    log_index: Vec<u8>,
+    pub(crate) keys: Vec<String>,
+}
+
+/// What was hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// The first page: the file's header and its schema.
+    Schema,
+    /// A page of a table: the records themselves.
+    Rows,
+    /// A page of an index, that on the digests among them.
+    Index,
+    /// The end of the file.
+    End,
+    Log,
+    LogIndex,
+}
+
+impl Image {
+    /// A store that was closed, or one that was left with part of what it holds in its log.
+    pub(crate) fn new(closed: bool) -> Image {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let keys: Vec<String> = (0..KEYS).map(|key| format!("key {key}")).collect();
+        for (at, key) in keys.iter().enumerate() {
+            if at == IN_LOG {
+                let db = Connection::open(dir.path().join(FILE)).unwrap();
+                db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap();
+            }
+            let lease = acquire(&engine, key);
+            if at % HELD != HELD - 1 {
+                block_on(lease.complete(response(key))).unwrap();
+            }
+        }
+        let read = |suffix: &str| fs::read(dir.path().join(format!("{FILE}{suffix}"))).unwrap();
+        if closed {
+            drop(engine);
+            return Image { main: read(""), log: Vec::new(), log_index: Vec::new(), keys };
+        }
+        Image { main: read(""), log: read("-wal"), log_index: read("-shm"), keys }
+    }
+
+    /// Whether the key in this place was completed; else it is held.
+    pub(crate) fn is_completed(at: usize) -> bool {
+        at % HELD != HELD - 1
+    }
+
+    /// Whether damage to the log may take back what became of the key in this place.
+    pub(crate) fn is_in_log(&self, at: usize) -> bool {
+        !self.log.is_empty() && at >= IN_LOG
+    }
+
+    pub(crate) fn write(&self, folder: &Path) {
+        for (bytes, suffix) in [(&self.main, ""), (&self.log, "-wal"), (&self.log_index, "-shm")] {
+            let path = folder.join(format!("{FILE}{suffix}"));
+            let _ = fs::remove_file(&path);
+            if suffix.is_empty() || !bytes.is_empty() {
+                fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+
+    /// Changes some bytes, and says of what.
+    pub(crate) fn damage(&mut self, random: &mut impl Rng) -> Part {
+        if !self.log.is_empty() && random.random_bool(0.5) {
+            if random.random_bool(0.2) {
+                shorten_or_change(&mut self.log_index, random);
+                return Part::LogIndex;
+            }
+            shorten_or_change(&mut self.log, random);
+            return Part::Log;
+        }
+        if random.random_bool(0.1) {
+            // Never to nothing: an empty file is one that was never written to.
+            let left = random.random_range(1..self.main.len());
+            self.main.truncate(left);
+            return Part::End;
+        }
+        // A page's first byte says what it holds, until it is changed.
+        let kinds: Vec<u8> = self.main.iter().step_by(PAGE).copied().collect();
+        match change(&mut self.main, random) / PAGE {
+            0 => Part::Schema,
+            page if matches!(kinds[page], 0x02 | 0x0a) => Part::Index,
+            _ => Part::Rows,
+        }
+    }
+}
+
+fn shorten_or_change(bytes: &mut Vec<u8>, random: &mut impl Rng) {
+    if random.random_bool(0.3) {
+        let left = random.random_range(0..bytes.len());
+        bytes.truncate(left);
+    } else {
+        change(bytes, random);
+    }
+}
+
+/// Changes some bytes of one page, and says where.
+fn change(bytes: &mut [u8], random: &mut impl Rng) -> usize {
+    let at = random.random_range(0..bytes.len());
+    let page = at / PAGE * PAGE;
+    let end = (page + PAGE).min(bytes.len());
+    let run = (at + random.random_range(1..65)).min(end);
+    match random.random_range(0..8) {
+        0..3 => bytes[at] ^= 1 << random.random_range(0..8),
+        3 => bytes[at] = random.random(),
+        4 => bytes[at..run].fill(0),
+        5 => random.fill(&mut bytes[at..run]),
+        6 => bytes[page..end].fill(0),
+        _ => random.fill(&mut bytes[page..end]),
+    }
+    at
+}
