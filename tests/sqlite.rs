@@ -18,6 +18,8 @@ use tempfile::TempDir;
 mod batches;
 #[path = "sqlite/files.rs"]
 mod files;
+#[path = "sqlite/prefixes.rs"]
+mod prefixes;
 #[path = "sqlite/scanning.rs"]
 mod scanning;
 #[path = "sqlite/sharing.rs"]
@@ -26,6 +28,8 @@ mod sharing;
 mod time;
 #[path = "sqlite/transaction.rs"]
 mod transaction;
+#[path = "sqlite/upgrade.rs"]
+mod upgrade;
 #[path = "sqlite/waiting.rs"]
 mod waiting;
 

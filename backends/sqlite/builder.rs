@@ -94,6 +94,10 @@ impl SqliteStoreBuilder {
 
     /// Opens the file, and makes it and the tables if they are not there. Blocks for some milliseconds.
     ///
+    /// Tables of an older release are brought up to date in one transaction, which takes some ten seconds for a million records and, for
+    /// as long as it is open, as much room beside the file again. A process of the older release that still has the file open
+    /// can go on reading, but writes and purges nothing more.
+    ///
     /// # Errors
     /// [`StoreError::Unusable`] if the file is not a SQLite database, or cannot be written to, or its tables are not a
     /// store's or of a newer release: nothing in it is changed then. [`StoreError::Unavailable`] if it stays locked.

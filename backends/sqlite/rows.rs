@@ -36,34 +36,34 @@ pub(super) struct Table {
 /// A row as it was found.
 struct Found {
     seq: i64,
-    expires: i64,
+    due: i64,
     record: Record,
 }
 
 /// The largest number that a column holds. As a deadline it is never.
 const NEVER: i64 = i64::MAX;
-/// Deadlines are rounded up to a multiple of 2^26 µs, about 67 s.
+/// Deadlines are counted in units of 2^26 µs, about 67 s, and rounded up.
 const GRAIN: u64 = 1 << 26;
+/// The row under `?1`: the index knows how its id starts.
+const OF_ID: &str = "substr(id, 1, 6) = substr(?1, 1, 6) AND id = ?1";
 
 impl Table {
     pub(super) fn new(name: String) -> Table {
         let rows = format!("main.\"{name}\"");
         let meta = format!("main.\"{name}_meta\"");
         Table {
-            read: format!("SELECT stamp, record FROM {rows} WHERE id = ?1"),
-            find: format!("SELECT seq, stamp, expires, record FROM {rows} WHERE id = ?1"),
-            stamp: format!("SELECT stamp FROM {rows} WHERE id = ?1"),
+            read: format!("SELECT stamp, record FROM {rows} WHERE {OF_ID}"),
+            find: format!("SELECT seq, stamp, due, record FROM {rows} WHERE {OF_ID}"),
+            stamp: format!("SELECT stamp FROM {rows} WHERE {OF_ID}"),
             list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
-            insert: format!(
-                "INSERT INTO {rows} (id, stamp, expires, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING"
-            ),
-            update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, expires = ?4 WHERE seq = ?1"),
+            insert: format!("INSERT INTO {rows} (id, stamp, due, record) VALUES (?1, ?2, ?3, ?4)"),
+            update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, due = ?4 WHERE seq = ?1"),
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
-            discard: format!("DELETE FROM {rows} WHERE id = ?1"),
+            discard: format!("DELETE FROM {rows} WHERE {OF_ID}"),
             purge: format!(
                 "DELETE FROM {rows} WHERE seq IN \
-                 (SELECT seq FROM {rows} WHERE expires <= ?1 AND expires < {NEVER} ORDER BY expires LIMIT ?2)"
+                 (SELECT seq FROM {rows} WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2)"
             ),
             high_water: format!("SELECT high_water FROM {meta} WHERE one = 1"),
             set_high_water: format!("UPDATE {meta} SET high_water = ?1 WHERE one = 1 AND high_water < ?1"),
@@ -75,8 +75,8 @@ impl Table {
     fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
         let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?));
         let row = prepare(db, &self.find)?.query_row([id.as_bytes().as_slice()], row).optional();
-        let Some((seq, stamp, expires, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
-        Ok(Some(Found { seq, expires, record: sound(id, stamp, &bytes)? }))
+        let Some((seq, stamp, due, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
+        Ok(Some(Found { seq, due, record: sound(id, stamp, &bytes)? }))
     }
 
     /// The record of the row under `id`, likewise.
@@ -117,7 +117,8 @@ impl Table {
         Ok(Snapshot { record, now })
     }
 
-    /// Compares and writes.
+    /// Compares and writes. Nothing but the look before it keeps an id from being added twice: `db` has the write lock, which
+    /// `stamps` shows, or is refused it if somebody wrote since it first read.
     pub(super) fn swap(
         &self,
         db: &Connection,
@@ -125,47 +126,39 @@ impl Table {
         stamps: &mut Stamps<'_>,
         limits: Limits,
     ) -> Result<Swap, StoreError> {
-        let may_be_refused = next.is_some_and(Record::may_be_refused);
-        let refused = |trouble: Trouble| trouble.into_error(may_be_refused);
-        if let (None, Some(next)) = (expected, next) {
-            if may_be_refused {
-                self.room(db, stamps, limits)?;
-            }
-            // It compares by itself: a new key needs no look first.
-            if let Some(stamp) = self.insert(db, id, next, stamps).map_err(refused)? {
-                return Ok(Swap::Done(stamp));
-            }
-        }
         let found = self.find(db, id)?;
-        let stamp = stamps.next(found.as_ref().map(|found| found.record.stamp));
-        if found.as_ref().map(|found| found.record.stamp) != expected {
+        let present = found.as_ref().map(|found| found.record.stamp);
+        if present != expected {
             let record = found.map(|found| found.record);
-            return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
+            return Ok(Swap::Conflict(Snapshot { record, now: stamps.next(present) }));
         }
-        if let Some(found) = found {
-            match next {
-                Some(next) => self.update(db, (id, &found), (next, stamp), stamps),
-                None => self.delete(db, found.seq, stamp, stamps),
-            }
-            .map_err(refused)?;
+        let may_be_refused = next.is_some_and(Record::may_be_refused);
+        if found.is_none() && may_be_refused {
+            self.room(db, stamps, limits)?;
         }
+        let stamp = stamps.next(present);
+        match (found, next) {
+            (Some(found), Some(next)) => self.update(db, (id, &found), (next, stamp), stamps),
+            (Some(found), None) => self.delete(db, found.seq, stamp, stamps),
+            (None, Some(next)) => self.insert(db, id, (next, stamp), stamps),
+            (None, None) => Ok(()),
+        }
+        .map_err(|trouble| trouble.into_error(may_be_refused))?;
         Ok(Swap::Done(stamp))
     }
 
-    /// Adds a row and gives its stamp, unless there is one under `id`.
     fn insert(
         &self,
         db: &Connection,
         id: &RecordId,
-        next: &Record,
+        (next, stamp): (&Record, Stamp),
         stamps: &mut Stamps<'_>,
-    ) -> Result<Option<Stamp>, Trouble> {
-        let stamp = stamps.next(None);
+    ) -> Result<(), Trouble> {
         stamps.cover(db, self, stamp)?;
-        let (expires, bytes) = (expires(stamp.after(next.keep())), next.encode(id, stamp));
+        let (due, bytes) = (due(stamp.after(next.keep())), next.encode(id, stamp));
         let id = id.as_bytes().as_slice();
-        let added = prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, expires, bytes])?;
-        Ok((added > 0).then_some(stamp))
+        prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, due, bytes])?;
+        Ok(())
     }
 
     fn update(
@@ -178,10 +171,10 @@ impl Table {
         stamps.cover(db, self, stamp)?;
         let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
         let deadline = stamp.after(next.keep());
-        if may_stay(found.expires, deadline, next.keep()) {
+        if may_stay(found.due, deadline, next.keep()) {
             prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])?;
         } else {
-            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, expires(deadline)])?;
+            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, due(deadline)])?;
         }
         Ok(())
     }
@@ -222,7 +215,7 @@ impl Table {
         limit: usize,
     ) -> Result<usize, Trouble> {
         let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
-        let removed = prepare(db, &self.purge)?.execute([signed(now)?, limit])?;
+        let removed = prepare(db, &self.purge)?.execute([over(now), limit])?;
         if removed > 0 {
             // A deadline is not before its row's stamp.
             stamps.raise(db, self, now)?;
@@ -296,15 +289,20 @@ pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
 /// than it is kept anyway. To finish what was begun brings the deadline forward by a lease, and that is not worth the page.
 fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
     let spare = Duration::from_micros(2 * GRAIN).saturating_add(keep / 16);
-    match (expires(deadline), expires(deadline.after(spare))) {
+    match (due(deadline), due(deadline.after(spare))) {
         (NEVER, _) => column == NEVER,
         (soonest, latest) => (soonest..=latest).contains(&column) && column < NEVER,
     }
 }
 
 /// A deadline as the column holds it: rounded up, so that nothing is removed early.
-fn expires(deadline: Stamp) -> i64 {
-    deadline.0.checked_next_multiple_of(GRAIN).and_then(|number| i64::try_from(number).ok()).unwrap_or(NEVER)
+fn due(deadline: Stamp) -> i64 {
+    if deadline.0 > i64::MAX as u64 { NEVER } else { deadline.0.div_ceil(GRAIN) as i64 }
+}
+
+/// The greatest number in the column whose rows are over at `now`.
+fn over(now: Stamp) -> i64 {
+    (now.0 / GRAIN) as i64 // 38 bits
 }
 
 #[cfg(test)]
@@ -313,23 +311,38 @@ mod tests {
 
     #[test]
     fn s13_a_rounded_deadline_is_never_early() {
-        for deadline in [0, 1, GRAIN - 1, GRAIN, GRAIN + 1, i64::MAX as u64 - 1, i64::MAX as u64, u64::MAX] {
-            let rounded = expires(Stamp(deadline));
-            assert!(rounded == NEVER || rounded as u64 >= deadline);
+        for deadline in [0, 1, GRAIN - 1, GRAIN, GRAIN + 1, i64::MAX as u64 - 1, i64::MAX as u64] {
+            let (column, deadline) = (due(Stamp(deadline)), u128::from(deadline));
+            let rounded = u128::from(column.unsigned_abs()) * u128::from(GRAIN);
+            assert!((deadline..deadline + u128::from(GRAIN)).contains(&rounded));
         }
-        assert_eq!(expires(Stamp(GRAIN)), GRAIN as i64);
-        assert_eq!(expires(Stamp(u64::MAX)), NEVER);
+        assert_eq!([due(Stamp(i64::MAX as u64 + 1)), due(Stamp(u64::MAX))], [NEVER; 2]);
+        assert_eq!([over(Stamp(GRAIN - 1)), over(Stamp(GRAIN)), over(Stamp(2 * GRAIN - 1))], [0, 1, 1]);
     }
+
     #[test]
     fn s13_a_row_stays_only_where_it_is_kept_long_enough_and_not_much_longer() {
         let keep = Duration::from_secs(86_400);
         let deadline = Stamp(1 << 50);
-        assert!(may_stay(1 << 50, deadline, keep));
-        assert!(!may_stay((1 << 50) - 1, deadline, keep));
-        assert!(may_stay((1 << 50) + 5_400_000_000, deadline, keep)); // a lease of an hour and a half
-        assert!(!may_stay((1 << 50) + 7_200_000_000, deadline, keep));
+        assert!(may_stay(1 << 24, deadline, keep));
+        assert!(!may_stay((1 << 24) - 1, deadline, keep));
+        assert!(may_stay((1 << 24) + 80, deadline, keep)); // a lease of an hour and a half
+        assert!(!may_stay((1 << 24) + 107, deadline, keep));
         assert!(!may_stay(NEVER, deadline, keep) && !may_stay(-1, deadline, keep));
         assert!(may_stay(NEVER, Stamp(u64::MAX), Duration::MAX) && !may_stay(1 << 62, Stamp(u64::MAX), keep));
         assert!(!may_stay(NEVER, Stamp(NEVER as u64 - 2 * GRAIN), Duration::MAX));
+    }
+
+    #[test]
+    fn a_row_is_found_by_how_its_id_starts() {
+        let db = Connection::open_in_memory().unwrap();
+        let sql = include_str!("schema.sql").replace("{table}", "t").replace("{version}", "2");
+        db.execute_batch(&sql).unwrap();
+        let table = Table::new("t".to_owned());
+        for sql in [&table.read, &table.find, &table.stamp, &table.discard] {
+            let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let plan: String = plan.query_row([[0; 32].as_slice()], |row| row.get("detail")).unwrap();
+            assert!(plan.contains("USING INDEX t_id (<expr>=?)"), "{sql}: {plan}");
+        }
     }
 }

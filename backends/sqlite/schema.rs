@@ -1,4 +1,4 @@
-//! Opening a file: connections, and the tables, made once and never rewritten.
+//! Opening a file: connections, and the tables, made once; those of an older release are brought up to this one's.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -15,10 +15,20 @@ use super::trouble::{Trouble, unusable};
 use crate::error::StoreError;
 
 /// The version of the tables that this release makes, and the only one that it uses.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// The page cache of a connection: 8 MiB, as SQLite is told so. A larger one is slower.
 const CACHE: i64 = -8 * 1024;
 const SCHEMA: &str = include_str!("schema.sql");
+/// What brings tables of version 1 up to version 2.
+const FROM_VERSION_1: &str = include_str!("schema-1-to-2.sql");
+
+/// The tables, as they are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    Missing,
+    Version1,
+    Current,
+}
 
 /// Where the store's tables are, and how connections to them are set up.
 #[derive(Debug, Clone)]
@@ -44,7 +54,8 @@ impl Place {
         &self.path
     }
 
-    /// The connection that writes, to a file that holds the tables: they are made if there are none.
+    /// The connection that writes, to a file that holds the tables: they are made if there are none, and brought up to
+    /// this release's if they are older.
     pub(super) fn open_writer(
         &self,
         table: &str,
@@ -53,14 +64,14 @@ impl Place {
         create_private(&self.path)?;
         let db = self.connect()?;
         // Nothing is written to a file before it is known to be one that may be written to.
-        let known = look(&db, table)?;
+        let found = look(&db, table)?;
         if db.is_readonly(MAIN_DB).map_err(|error| self.refused(error))? {
             return Err(unusable(format!("{} is read-only", self.path.display())));
         }
         self.use_wal(&db)?;
         set_up_writer(&db, synchronous).map_err(|error| self.refused(error))?;
-        if !known {
-            create(&db, table)?;
+        if found != Tables::Current {
+            bring_up(&db, table)?;
         }
         Ok(db)
     }
@@ -147,20 +158,20 @@ fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<
 }
 
 /// What [`check`] says, of one moment: another process may be making the tables.
-fn look(db: &Connection, table: &str) -> Result<bool, StoreError> {
+fn look(db: &Connection, table: &str) -> Result<Tables, StoreError> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Deferred).map_err(Trouble::from)?;
     check(&transaction, table)
 }
 
-/// Whether the tables are there and of this release. Anything in between is not touched.
-fn check(db: &Transaction<'_>, table: &str) -> Result<bool, StoreError> {
+/// Whether the tables are there, and of which version. Anything in between is not touched.
+fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
     let meta = format!("{table}_meta");
     let exists = |name: &str| -> Result<bool, Trouble> {
         let sql = "SELECT count(*) FROM main.sqlite_schema WHERE name = ?1 COLLATE NOCASE";
         Ok(db.query_row(sql, [name], |row| row.get::<_, i64>(0))? > 0)
     };
     match (exists(table)?, exists(&meta)?) {
-        (false, false) => return Ok(false),
+        (false, false) => return Ok(Tables::Missing),
         (true, true) => {}
         (true, false) => return Err(unusable(format!("it has a table {table} that is not a store's"))),
         (false, true) => return Err(unusable(format!("it has a table {meta} but no {table}"))),
@@ -168,7 +179,8 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<bool, StoreError> {
     let sql = format!("SELECT version FROM main.\"{meta}\" WHERE one = 1");
     let version: Option<i64> = db.query_row(&sql, [], |row| row.get(0)).optional().map_err(Trouble::from)?;
     match version {
-        Some(VERSION) => Ok(true),
+        Some(VERSION) => Ok(Tables::Current),
+        Some(1) => Ok(Tables::Version1),
         Some(newer) if newer > VERSION => Err(unusable(format!(
             "its tables are of version {newer}, this release knows {VERSION}; they are left as they are"
         ))),
@@ -176,14 +188,16 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<bool, StoreError> {
     }
 }
 
-/// Makes the tables, unless another process was faster.
-fn create(db: &Connection, table: &str) -> Result<(), StoreError> {
+/// Makes the tables or brings them up to this release's, in one transaction, unless another process was faster.
+fn bring_up(db: &Connection, table: &str) -> Result<(), StoreError> {
     let transaction =
         Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
-    if check(&transaction, table)? {
-        return Ok(());
-    }
-    let sql = SCHEMA.replace("{table}", table).replace("{version}", &VERSION.to_string());
+    let sql = match check(&transaction, table)? {
+        Tables::Missing => SCHEMA,
+        Tables::Version1 => FROM_VERSION_1,
+        Tables::Current => return Ok(()),
+    };
+    let sql = sql.replace("{table}", table).replace("{version}", &VERSION.to_string());
     transaction.execute_batch(&sql).map_err(Trouble::from)?;
     transaction.commit().map_err(Trouble::from)?;
     Ok(())

@@ -1,18 +1,21 @@
--- One row per key. `id` is the digest of scope and key, `stamp` the version that a swap compares. The record's own
--- bytes carry a checksum over both. `expires` is when the row may be removed: at the record's deadline or somewhat later, so
--- that finishing what was begun need not move it in its index; 9223372036854775807 is never. Times are microseconds in
--- the store's time.
+-- One row per key. `id` is the digest of scope and key, `stamp` the version that a swap compares, in microseconds of the
+-- store's time. The record's own bytes carry a checksum over both. `due` is when the row may be removed, in units of
+-- 2^26 microseconds (about 67 s): at the record's deadline or somewhat later, so that finishing what was begun need not
+-- move it in its index; 9223372036854775807 is never.
 CREATE TABLE main."{table}" (
     seq INTEGER PRIMARY KEY,
     id BLOB NOT NULL,
     stamp INTEGER NOT NULL,
-    expires INTEGER NOT NULL,
+    due INTEGER NOT NULL,
     record BLOB NOT NULL
 ) STRICT;
 
-CREATE UNIQUE INDEX main."{table}_id" ON "{table}" (id);
+-- Six bytes of an id find its row at a third of the price of all 32. Two ids may start alike, so every statement compares
+-- the whole one too; and nothing but the rule that a row is added only where the same transaction, which has the
+-- write lock, found none keeps an id from being there twice.
+CREATE INDEX main."{table}_id" ON "{table}" (substr(id, 1, 6));
 
-CREATE INDEX main."{table}_expires" ON "{table}" (expires);
+CREATE INDEX main."{table}_due" ON "{table}" (due);
 
 -- The version is here and not in `user_version`, which belongs to whoever owns the database. `high_water` is not
 -- less than the stamp of any row that was removed, and at most 100 ms below that of any row there is: no fence is given

@@ -218,8 +218,10 @@ fn get_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
 }
 
 fn get_text(input: &mut Bytes) -> Result<Box<str>, DecodeError> {
-    let bytes = get_bytes(input)?;
-    std::str::from_utf8(&bytes).map(Box::from).map_err(|_| DecodeError::Damaged { what: "text is not UTF-8" })
+    let length = get_length(input)?;
+    let text = std::str::from_utf8(&input[..length]).map(Box::from);
+    input.advance(length);
+    text.map_err(|_| DecodeError::Damaged { what: "text is not UTF-8" })
 }
 
 fn get_label(input: &mut Bytes) -> Result<Label, DecodeError> {

@@ -53,9 +53,9 @@ fn names_that_are_no_identifiers_are_refused() {
 fn s14_tables_of_a_newer_version_are_refused_and_left_alone() {
     let file = File::new();
     drop(file.store());
-    file.raw().execute("UPDATE nevertwice_meta SET version = 2", []).unwrap();
+    file.raw().execute("UPDATE nevertwice_meta SET version = 3", []).unwrap();
     let before = fs::read(file.path()).unwrap();
-    assert_unusable(&file.path(), "version 2");
+    assert_unusable(&file.path(), "version 3");
     assert!(fs::read(file.path()).unwrap() == before);
 }
 

@@ -82,8 +82,7 @@ fn s10_damaged_rows_are_reported_and_spoil_no_page() {
         file.raw().execute(&format!("UPDATE nevertwice SET {change} WHERE id = x'{id}'"), []).unwrap();
     }
     // No key leads to these.
-    let sql =
-        "INSERT INTO nevertwice (id, stamp, expires, record) VALUES (x'', 1, 1, x''), (x'0102', 1, 1, x'')";
+    let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (x'', 1, 1, x''), (x'0102', 1, 1, x'')";
     file.raw().execute(sql, []).unwrap();
     for limit in [3, 100] {
         let (mut readable, mut unreadable, mut after) = (0, Vec::new(), None);

@@ -251,10 +251,9 @@ fn l5_a_deadline_that_comes_much_earlier_is_followed() {
 fn to_finish_does_not_move_a_record_in_the_index_of_deadlines() {
     let file = File::new();
     let engine = file.engine();
-    let expires =
-        || -> i64 { file.raw().query_row("SELECT expires FROM nevertwice", [], |row| row.get(0)).unwrap() };
+    let due = || -> i64 { file.raw().query_row("SELECT due FROM nevertwice", [], |row| row.get(0)).unwrap() };
     let lease = acquire(&engine, "k");
-    let before = expires();
+    let before = due();
     block_on(lease.complete("r")).unwrap();
-    assert_eq!(expires(), before);
+    assert_eq!(due(), before);
 }

@@ -1,0 +1,86 @@
+//! Ids that start alike: the index knows no more of an id than its start.
+
+use nevertwice::Swap;
+use rusqlite::TransactionBehavior;
+
+use super::*;
+
+/// Ids that differ in their last byte only.
+fn alike(last: u8) -> RecordId {
+    let mut bytes = [7; 32];
+    bytes[31] = last;
+    RecordId::from_bytes(bytes)
+}
+
+fn done(swap: Swap) -> Stamp {
+    match swap {
+        Swap::Done(stamp) => stamp,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn s7_records_whose_ids_start_alike_are_kept_apart() {
+    let file = File::new();
+    let (store, record) = (file.store(), sample());
+    let swap = |last, expected| block_on(store.swap(&alike(last), expected, Some(&record))).unwrap();
+    let load = |last| block_on(store.load(&alike(last))).unwrap().record.map(|record| record.stamp);
+    let first: Vec<Stamp> = (0..5).map(|last| done(swap(last, None))).collect();
+    let next = done(swap(2, Some(first[2])));
+    assert!(matches!(swap(3, Some(next)), Swap::Conflict(_)));
+    assert!(matches!(swap(4, None), Swap::Conflict(_)));
+    done(block_on(store.swap(&alike(1), Some(first[1]), None)).unwrap());
+    assert!(block_on(store.discard(&alike(0))).unwrap());
+    assert!(!block_on(store.discard(&alike(0))).unwrap());
+    let kept: Vec<_> = (0..6).map(load).collect();
+    assert_eq!(kept, [None, None, Some(next), Some(first[3]), Some(first[4]), None]);
+    assert_eq!(file.rows(), 3);
+}
+
+/// A row with `id` that belongs to no key of the tests.
+fn plant(file: &File, id: RecordId) {
+    let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (?1, 1, 1, x'01')";
+    file.raw().execute(sql, [id.as_bytes().as_slice()]).unwrap();
+}
+
+#[test]
+fn s7_a_transaction_is_not_misled_by_an_id_that_starts_alike() {
+    let file = File::new();
+    let (store, request) = (file.store(), request("k"));
+    let engine = engine(store.clone());
+    let mut other = *request.id().as_bytes();
+    other[31] ^= 1;
+    plant(&file, RecordId::from_bytes(other));
+    for turn in 0..2 {
+        let mut db = file.raw();
+        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        match nevertwice::sqlite::begin_in(&tx, &store, engine.policy(), &request).unwrap() {
+            Begin::Acquired(lease) if turn == 0 => nevertwice::sqlite::complete_in(&tx, &lease, "r").unwrap(),
+            begin if turn == 1 => assert_eq!(completed(begin), b"r"),
+            other => panic!("{other:?}"),
+        }
+        tx.commit().unwrap();
+    }
+    assert_eq!(replay(&engine, "k"), b"r");
+    assert_eq!(file.rows(), 2);
+}
+
+#[test]
+fn s1_two_deferred_transactions_do_not_both_add_a_key() {
+    let file = File::new();
+    let (store, request) = (file.store(), request("k"));
+    let engine = engine(store.clone());
+    let (mut one, mut two) = (file.raw(), file.raw());
+    let (one, two) = (one.transaction().unwrap(), two.transaction().unwrap());
+    // Both have read the file before either writes.
+    for tx in [&one, &two] {
+        let _: i64 = tx.query_row("SELECT count(*) FROM nevertwice", [], |row| row.get(0)).unwrap();
+    }
+    let first = nevertwice::sqlite::begin_in(&one, &store, engine.policy(), &request).unwrap();
+    assert!(matches!(first, Begin::Acquired(_)));
+    one.commit().unwrap();
+    let second = nevertwice::sqlite::begin_in(&two, &store, engine.policy(), &request);
+    assert!(matches!(second, Err(Error::Store(StoreError::Unavailable { .. }))), "{second:?}");
+    drop(two);
+    assert_eq!(file.rows(), 1);
+}
