@@ -1,6 +1,6 @@
 //! Opening a file: connections, and the tables, made once; those of an older release are brought up to this one's.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -130,7 +130,16 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 
 /// Makes the file if there is none, for its owner only: what is in it may be worth stealing. SQLite gives the files
 /// beside it the same mode.
+///
+/// A log without its file is what is left of a store, and SQLite would remove it. A file that is being made has its
+/// first page before it has a log, so the log is looked for first.
 fn create_private(path: &Path) -> Result<(), StoreError> {
+    let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if length(Path::new(&log)) > 0 && length(path) == 0 {
+        return Err(unusable(format!("{} is gone or empty, but its log is not", path.display())));
+    }
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -171,7 +180,7 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
         Ok(db.query_row(sql, [name], |row| row.get::<_, i64>(0))? > 0)
     };
     match (exists(table)?, exists(&meta)?) {
-        (false, false) => return Ok(Tables::Missing),
+        (false, false) => return nothing_lost(db).map(|()| Tables::Missing),
         (true, true) => {}
         (true, false) => return Err(unusable(format!("it has a table {table} that is not a store's"))),
         (false, true) => return Err(unusable(format!("it has a table {meta} but no {table}"))),
@@ -186,6 +195,18 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
         ))),
         Some(_) | None => Err(unusable(format!("table {meta} names no version that was ever written"))),
     }
+}
+
+/// Refuses a file that is full of pages, none of which anything in its schema owns: that schema is damaged.
+fn nothing_lost(db: &Transaction<'_>) -> Result<(), StoreError> {
+    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(Trouble::from);
+    let tables = number("SELECT count(*) FROM main.sqlite_schema")?;
+    let pages = number("PRAGMA main.page_count")? - number("PRAGMA main.freelist_count")?;
+    // The first page is the schema's own; where a file can shrink by itself, the second is a map.
+    if tables == 0 && pages > 2 {
+        return Err(unusable("its schema is empty, but its pages are in use"));
+    }
+    Ok(())
 }
 
 /// Makes the tables or brings them up to this release's, in one transaction, unless another process was faster.

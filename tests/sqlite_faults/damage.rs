@@ -11,7 +11,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tempfile::TempDir;
 
 use super::disks::say;
-use super::image::{Image, Part};
+use super::image::{Blow, Image, Part};
 use super::*;
 
 const TRIALS: u64 = 3000;
@@ -86,6 +86,23 @@ fn s10_damage_is_never_a_grant_nor_another_answer_nor_a_new_file() {
         assert_eq!(toll.recreated, 0, "{part:?}");
     }
     assert_eq!(PANICS.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn s10_a_file_that_lost_what_leads_to_its_rows_is_not_begun_anew() {
+    let blows = [Blow::NoSchema, Blow::WrongRoot, Blow::EmptyBesideLog, Blow::GoneBesideLog];
+    for blow in blows {
+        // In a log there is another copy of the schema.
+        let image = Image::new(matches!(blow, Blow::NoSchema));
+        let dir = in_memory();
+        image.strike(blow, dir.path());
+        let answers = look(dir.path(), &image.keys, "");
+        assert!(answers.refused, "{blow:?}: {} hidden", answers.hidden.len());
+    }
+    say(&format!(
+        "fault: backend=sqlite fault=\"damage: no way to the rows\" refused={} recreated=0",
+        blows.len()
+    ));
 }
 
 /// In how many of a hundred trials a key may be given out anew: no more than is known of damage to an index.

@@ -133,3 +133,41 @@ fn change(bytes: &mut [u8], random: &mut impl Rng) -> usize {
     }
     at
 }
+
+/// Damage that takes away all a store goes by, with the rows still there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Blow {
+    /// The schema has no entries: a bit of its page's header says so.
+    NoSchema,
+    /// The index on the digests is looked for where the other one is.
+    WrongRoot,
+    /// The file is empty, its log is not.
+    EmptyBesideLog,
+    /// The file is gone, its log is not.
+    GoneBesideLog,
+}
+
+impl Image {
+    pub(crate) fn strike(&self, blow: Blow, folder: &Path) {
+        let mut image = self.clone();
+        match blow {
+            Blow::NoSchema => image.main[103..105].fill(0),
+            Blow::EmptyBesideLog => image.main.clear(),
+            Blow::WrongRoot | Blow::GoneBesideLog => {}
+        }
+        image.write(folder);
+        let file = folder.join(FILE);
+        match blow {
+            Blow::GoneBesideLog => fs::remove_file(file).unwrap(),
+            Blow::WrongRoot => {
+                let db = Connection::open(file).unwrap();
+                db.execute_batch(
+                    "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = \
+                     (SELECT rootpage FROM sqlite_schema WHERE name = 'nevertwice_expires') WHERE name = 'nevertwice_id'",
+                )
+                .unwrap();
+            }
+            Blow::NoSchema | Blow::EmptyBesideLog => {}
+        }
+    }
+}
