@@ -125,7 +125,7 @@ impl MemoryStore {
             (found, expected) => found.is_none() && expected.is_none(),
         };
         if !is_expected {
-            let record = found.map(|place| shard.read(place));
+            let record = found.map(|place| Box::new(shard.read(place)));
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
@@ -265,7 +265,7 @@ const FULL_STEP: usize = 64;
 impl Store for MemoryStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|place| shard.read(place));
+        let record = shard.find(id).map(|place| Box::new(shard.read(place)));
         Ok(Snapshot { record, now: self.0.timeline.now() })
     }
 
@@ -279,7 +279,7 @@ impl Store for MemoryStore {
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_ref())).collect()
+        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_deref())).collect()
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
@@ -343,6 +343,10 @@ impl Store for MemoryStore {
 
     fn durability(&self) -> Durability {
         Durability::Memory
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn name(&self) -> &'static str {

@@ -302,11 +302,13 @@ impl Shard {
     }
 
     fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Place {
-        let mut record = record.clone().stamped(stamp);
-        record.detach();
-        self.bytes += loose_weight(&record);
         let at = self.loose.len();
-        self.loose.push(Loose { id: *id, record, class: self.classes[class].number, links: Links::NONE });
+        let number = self.classes[class].number;
+        self.loose.push(Loose { id: *id, record: record.clone(), class: number, links: Links::NONE });
+        let record = &mut self.loose[at].record; // where it is: a record is long to move
+        record.stamp_with(stamp);
+        record.detach();
+        self.bytes += loose_weight(record);
         self.classes[class].loose.push(&mut self.loose, at as u32);
         Place::Loose(at)
     }
@@ -332,7 +334,9 @@ impl Shard {
         if self.counts_scopes {
             removed.scopes.push(record.scope);
         }
-        self.loose.swap(at, last);
+        if at != last {
+            self.loose.swap(at, last);
+        }
         if weight > LARGE {
             removed.large.extend(self.loose.pop().map(|loose| loose.record));
         } else {

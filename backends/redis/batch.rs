@@ -68,7 +68,7 @@ impl Inner {
         let mut answers: Vec<_> = swaps.iter().map(|_| Err(nonsense())).collect();
         let mut trip = Trip::default();
         for (place, swap) in swaps.iter().enumerate() {
-            let (refusable, item) = self.item(&swap.id, swap.expected, swap.next.as_ref());
+            let (refusable, item) = self.item(&swap.id, swap.expected, swap.next.as_deref());
             if let Err(item) = trip.take(&swap.id, refusable, place, item) {
                 self.travel(std::mem::take(&mut trip), swaps, &mut answers).await;
                 // An empty trip has room for anything.

@@ -114,7 +114,7 @@ impl Table {
             timeline.observe(ahead);
             now = timeline.now().max(ahead);
         }
-        Ok(Snapshot { record, now })
+        Ok(Snapshot { record: record.map(Box::new), now })
     }
 
     /// Compares and writes.
@@ -139,7 +139,7 @@ impl Table {
         let found = self.find(db, id)?;
         let stamp = stamps.next(found.as_ref().map(|found| found.record.stamp));
         if found.as_ref().map(|found| found.record.stamp) != expected {
-            let record = found.map(|found| found.record);
+            let record = found.map(|found| Box::new(found.record));
             return Ok(Swap::Conflict(Snapshot { record, now: stamp }));
         }
         if let Some(found) = found {
