@@ -132,7 +132,7 @@ impl MemoryStore {
         let mut expired = Removed::default();
         if let Some(next) = next {
             if found.is_none() {
-                expired = self.make_way(&mut shard, next, now)?;
+                self.make_way(&mut shard, next, now, &mut expired)?;
             }
             if !shard.has_place() {
                 let detail = "a shard has no more places".to_owned();
@@ -161,7 +161,13 @@ impl MemoryStore {
     }
 
     /// Removes some of what is over its time to make way for `next`, and refuses it if there is no room all the same.
-    fn make_way(&self, shard: &mut Shard, next: &Record, now: Stamp) -> Result<Removed, StoreError> {
+    fn make_way(
+        &self,
+        shard: &mut Shard,
+        next: &Record,
+        now: Stamp,
+        expired: &mut Removed,
+    ) -> Result<(), StoreError> {
         if next.may_be_refused() && self.full(&next.scope).is_some() {
             self.expire(shard, now, FULL_STEP);
             // The other shards too, as far as nobody is at work there: this one's lock is held.
@@ -175,9 +181,11 @@ impl MemoryStore {
                 return Err(StoreError::Full { backend: BACKEND, detail });
             }
         }
-        let removed = shard.expire(now, INSERT_STEP);
-        self.count_scopes(None, &removed);
-        Ok(removed)
+        if shard.is_due(now) {
+            *expired = shard.expire(now, INSERT_STEP);
+            self.count_scopes(None, expired);
+        }
+        Ok(())
     }
 
     /// Removes up to `limit` records of a shard that are over their time.

@@ -186,7 +186,7 @@ impl<'a> Task<'a> {
     fn first_step(&self, now: Duration) -> Option<Step> {
         match self.held {
             Some(lease) => lease.step(now, self.command),
-            None => Step::of(Stamp::ZERO, None, self.command).ok(),
+            None => Step::guess(Stamp::ZERO, None, self.command),
         }
     }
 }

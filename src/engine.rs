@@ -58,19 +58,21 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// By the rules, if `record` is what there is at `now`; the answer itself where nothing has to be written for it.
-    pub(crate) fn of(now: Stamp, record: Option<&Record>, command: &Command) -> Result<Step, Reply> {
-        Step::from(decide(now, record, command), record.map(|record| record.stamp))
+    /// By the rules, if `record` is what there is at `now`. Nothing, where nothing has to be written.
+    #[inline]
+    pub(crate) fn guess(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Step> {
+        let expected = record.map(|record| record.stamp);
+        match decide(now, record, command) {
+            Decision::Write { next, reply } => Some(Step { expected, next, reply }),
+            Decision::Reply(_) => None,
+        }
     }
 
-    /// The same on what was found, of which only the answer is left if that is a response.
+    /// By the rules, on what was found; the answer itself where nothing has to be written for it. If that is a response,
+    /// it is all that is left of what was found.
     pub(crate) fn on(found: &mut Snapshot, command: &Command) -> Result<Step, Reply> {
         let expected = found.record.as_ref().map(|record| record.stamp);
-        Step::from(decide_last(found.now, &mut found.record, command), expected)
-    }
-
-    fn from(decision: Decision, expected: Option<Stamp>) -> Result<Step, Reply> {
-        match decision {
+        match decide_last(found.now, &mut found.record, command) {
             Decision::Write { next, reply } => Ok(Step { expected, next, reply }),
             Decision::Reply(reply) => Err(reply),
         }
@@ -398,15 +400,14 @@ impl Engine {
         view: View<'_>,
     ) -> Result<Answer, Error> {
         let mut call = Call::within(self, id, limit);
-        let first = match &view {
-            View::Absent => Step::of(Stamp::ZERO, None, command).ok(),
+        let guess = match &view {
+            View::Absent => Step::guess(Stamp::ZERO, None, command),
             View::Held(lease) => lease.step(call.started, command),
             View::Unknown | View::Found(_) => None,
         };
-        let mut pause = Pause::after(8);
-        let mut step = match (first, view) {
-            (Some(step), _) => step,
-            (None, view) => {
+        let mut step = match guess {
+            Some(step) => step,
+            None => {
                 let mut found = match view {
                     View::Found(found) => {
                         call.sent = found.1;
@@ -420,6 +421,7 @@ impl Engine {
                 }
             }
         };
+        let mut pause = Pause::after(8);
         loop {
             let mut found = match call.swap(step.expected, step.next.as_deref()).await? {
                 Swap::Done(stamp) => return Ok(Answer::written(call.sent, step, stamp)),

@@ -212,10 +212,15 @@ impl Shard {
         removed
     }
 
+    /// Whether a record may be over its time at `now`.
+    pub(super) fn is_due(&self, now: Stamp) -> bool {
+        now >= self.due
+    }
+
     /// Removes up to `limit` records that are over their time at `now`.
     pub(super) fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
         let mut removed = Removed::default();
-        if now < self.due {
+        if !self.is_due(now) {
             return removed;
         }
         let mut at = 0;
