@@ -125,14 +125,14 @@ impl MemoryStore {
             (found, expected) => found.is_none() && expected.is_none(),
         };
         if !is_expected {
-            let record = found.map(|place| shard.read(place));
+            let record = found.map(|place| Box::new(shard.read(place)));
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
         let mut expired = Removed::default();
         if let Some(next) = next {
             if found.is_none() {
-                expired = self.make_way(&mut shard, next, now)?;
+                self.make_way(&mut shard, next, now, &mut expired)?;
             }
             if !shard.has_place() {
                 let detail = "a shard has no more places".to_owned();
@@ -161,7 +161,13 @@ impl MemoryStore {
     }
 
     /// Removes some of what is over its time to make way for `next`, and refuses it if there is no room all the same.
-    fn make_way(&self, shard: &mut Shard, next: &Record, now: Stamp) -> Result<Removed, StoreError> {
+    fn make_way(
+        &self,
+        shard: &mut Shard,
+        next: &Record,
+        now: Stamp,
+        expired: &mut Removed,
+    ) -> Result<(), StoreError> {
         if next.may_be_refused() && self.full(&next.scope).is_some() {
             self.expire(shard, now, FULL_STEP);
             // The other shards too, as far as nobody is at work there: this one's lock is held.
@@ -175,9 +181,11 @@ impl MemoryStore {
                 return Err(StoreError::Full { backend: BACKEND, detail });
             }
         }
-        let removed = shard.expire(now, INSERT_STEP);
-        self.count_scopes(None, &removed);
-        Ok(removed)
+        if shard.is_due(now) {
+            *expired = shard.expire(now, INSERT_STEP);
+            self.count_scopes(None, expired);
+        }
+        Ok(())
     }
 
     /// Removes up to `limit` records of a shard that are over their time.
@@ -265,7 +273,7 @@ const FULL_STEP: usize = 64;
 impl Store for MemoryStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|place| shard.read(place));
+        let record = shard.find(id).map(|place| Box::new(shard.read(place)));
         Ok(Snapshot { record, now: self.0.timeline.now() })
     }
 
@@ -279,7 +287,7 @@ impl Store for MemoryStore {
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_ref())).collect()
+        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_deref())).collect()
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
@@ -343,6 +351,10 @@ impl Store for MemoryStore {
 
     fn durability(&self) -> Durability {
         Durability::Memory
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn name(&self) -> &'static str {

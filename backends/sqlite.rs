@@ -144,7 +144,7 @@ impl Store for SqliteStore {
                 return Ok(Swap::Conflict(snapshot));
             }
         }
-        self.0.writer.run(Exchange { id: *id, expected, next: next.cloned() }).await
+        self.0.writer.run(Exchange { id: *id, expected, next: next.cloned().map(Box::new) }).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

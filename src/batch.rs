@@ -14,7 +14,6 @@ use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op, Trouble};
 use crate::owner::Owner;
-use crate::policy::Policy;
 use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::{Swap, SwapRequest};
@@ -44,7 +43,7 @@ impl Engine {
     pub async fn begin_many(&self, requests: &[Request]) -> Vec<Result<Begin, Error>> {
         let seen = observe::call(self, Op::BeginMany, &|| None);
         let wanted: Vec<Result<Wanted, Error>> =
-            requests.iter().map(|request| Wanted::of(request, self.policy())).collect();
+            requests.iter().map(|request| Wanted::of(request, self)).collect();
         let tasks = wanted.iter().flatten();
         let tasks = tasks.map(|Wanted { id, command, .. }| Task { id: *id, command, held: None });
         let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
@@ -81,7 +80,7 @@ impl Engine {
         let mut replies = Vec::with_capacity(tasks.len());
         for task in &tasks {
             replies.push(task.first_step(sent).map(|Step { expected, next, reply }| {
-                swaps.push(SwapRequest { id: task.id, expected, next: next.map(|next| *next) });
+                swaps.push(SwapRequest { id: task.id, expected, next });
                 reply
             }));
         }
@@ -119,15 +118,13 @@ impl Engine {
         let Some(First { reply, swap, answer }) = first else { return Err(task.view()) };
         match answer {
             Some(Ok(Swap::Done(stamp))) => {
-                let next = swap.and_then(|swap| swap.next).map(Box::new);
+                let next = swap.and_then(|swap| swap.next);
                 Ok(Ok(Answer::written(sent, Step { expected: None, next, reply }, stamp)))
             }
-            Some(Ok(Swap::Conflict(found))) => {
-                match Step::of(found.now, found.record.as_ref(), task.command) {
-                    Err(reply) => Ok(Ok(Answer::found(sent, reply, found))),
-                    Ok(_) => Err(View::Found(Box::new(found), sent)),
-                }
-            }
+            Some(Ok(Swap::Conflict(mut found))) => match Step::on(&mut found, task.command) {
+                Err(reply) => Ok(Ok(Answer::found(sent, reply, found))),
+                Ok(_) => Err(View::Found(Box::new((found, sent)))),
+            },
             Some(Err(error)) if !error.is_transient() => Ok(Err(error.into())),
             Some(Err(_)) => {
                 observe::repeated(self, Trouble::Unavailable, 1);
@@ -157,8 +154,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(request: &Request, policy: &Policy) -> Result<Wanted, Error> {
-        let ask = request.ask(policy)?;
+    fn of(request: &Request, engine: &Engine) -> Result<Wanted, Error> {
+        let ask = engine.ask(request)?;
         Ok(Wanted { id: request.id(), owner: ask.owner, command: Command::Begin(ask) })
     }
 }
@@ -189,7 +186,7 @@ impl<'a> Task<'a> {
     fn first_step(&self, now: Duration) -> Option<Step> {
         match self.held {
             Some(lease) => lease.step(now, self.command),
-            None => Step::of(Stamp::ZERO, None, self.command).ok(),
+            None => Step::guess(Stamp::ZERO, None, self.command),
         }
     }
 }

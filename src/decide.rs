@@ -32,9 +32,29 @@ use crate::token::LeaseToken;
 ///
 /// A record whose retention is over is treated as absent, whether or not its store has removed it.
 pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decision {
+    rule(now, record, command).unwrap_or_else(|| replay(record.map(|record| record.state.clone())))
+}
+
+/// The same about a record that is of no other use: a response is taken out of it, which is cheaper than a copy.
+pub(crate) fn decide_last(now: Stamp, record: &mut Option<Box<Record>>, command: &Command) -> Decision {
+    let decision = rule(now, record.as_deref(), command);
+    decision.unwrap_or_else(|| replay(record.take().map(|record| record.state)))
+}
+
+fn replay(state: Option<State>) -> Decision {
+    match state {
+        Some(State::Completed(response)) => Decision::Reply(Reply::Completed(response)),
+        Some(State::InProgress { .. } | State::Failed(..)) | None => {
+            unreachable!("only what is completed is replayed")
+        }
+    }
+}
+
+/// `None`: the recorded response is the answer, as it is.
+fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decision> {
     let record = record.filter(|record| record.is_kept(now));
-    match command {
-        Command::Begin(ask) => begin(now, record, ask),
+    Some(match command {
+        Command::Begin(ask) => return begin(now, record, ask),
         Command::Resume(token) => resume(record, token),
         Command::Renew(token) => rewrite(record, token, |_| ()),
         Command::Checkpoint(token, bytes) => {
@@ -60,17 +80,17 @@ pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decisio
             if record.is_some() { Decision::Write { next: None, reply } } else { Decision::Reply(reply) }
         }
         Command::DropResponse => drop_response(now, record),
-    }
+    })
 }
 
-fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
+fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
     let Some(record) = record else {
-        return grant(ask, 1, None, Traces { effect: false, takeover: false });
+        return Some(grant(ask, 1, None, Traces { effect: false, takeover: false }));
     };
     if record.fingerprint != ask.fingerprint {
-        return Decision::Reply(Reply::Mismatch);
+        return Some(Decision::Reply(Reply::Mismatch));
     }
-    match &record.state {
+    Some(match &record.state {
         // A begin whose answer was lost. Once an effect is marked it was not lost, and once the lease is over as well,
         // it is a crash like any other.
         State::InProgress { owner, lease, effect, .. }
@@ -81,7 +101,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
         State::InProgress { lease, effect, .. } => {
             let retry_after = record.stamp.after(*lease).since(now);
             if !retry_after.is_zero() {
-                return Decision::Reply(Reply::InProgress { retry_after, attempt: record.attempt });
+                return Some(Decision::Reply(Reply::InProgress { retry_after, attempt: record.attempt }));
             }
             match ask.recovery {
                 Recovery::Never => unresolved(record, Reason::CrashedAttempt),
@@ -94,7 +114,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
         State::Completed(response) if record.is_response_over(now) => {
             Decision::Reply(Reply::Completed(response.without_bytes()))
         }
-        State::Completed(response) => Decision::Reply(Reply::Completed(response.clone())),
+        State::Completed(_) => return None,
         State::Failed(error, Retry::Never) => {
             Decision::Reply(Reply::Failed { error: error.clone(), retry_after: None })
         }
@@ -106,7 +126,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
             rerun(record, ask, Traces { effect: false, takeover: false })
         }
         State::Failed(_, Retry::Unresolved) => unresolved(record, Reason::Reported),
-    }
+    })
 }
 
 /// What stores can keep, so that a record is the same before and after it was stored.
@@ -142,7 +162,7 @@ fn rerun(record: &Record, ask: &Ask, traces: Traces) -> Decision {
 }
 
 fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> Decision {
-    let next = Record {
+    let next = Box::new(Record {
         stamp: Stamp::ZERO,
         fence: Stamp::ZERO,
         fingerprint: ask.fingerprint,
@@ -159,7 +179,7 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
             takeover: traces.takeover,
             holder: ask.holder,
         },
-    };
+    });
     Decision::Write { next: Some(next), reply: Reply::Acquired }
 }
 
@@ -182,7 +202,7 @@ fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
     let over = record.filter(|record| record.is_response_over(now));
     match over.map(|record| (record, &record.state)) {
         Some((record, State::Completed(response @ Body::Kept(_)))) => {
-            let mut next = record.clone();
+            let mut next = Box::new(record.clone());
             next.state = State::Completed(response.without_bytes());
             next.retention = record.deadline().since(now);
             next.response_retention = None;
@@ -233,7 +253,7 @@ fn resume(record: Option<&Record>, token: &LeaseToken) -> Decision {
 fn rewrite(record: Option<&Record>, token: &LeaseToken, change: impl FnOnce(&mut Record)) -> Decision {
     match standing(record, token) {
         Standing::Held(held) => {
-            let mut next = held.clone();
+            let mut next = Box::new(held.clone());
             change(&mut next);
             Decision::Write { next: Some(next), reply: Reply::Done { existed: true } }
         }
@@ -252,7 +272,7 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         Standing::Finished(_) => return Decision::Reply(Reply::AlreadyFinished(Current::of(record))),
         Standing::Foreign => return lost(record),
     };
-    let next = Record {
+    let next = Box::new(Record {
         stamp: Stamp::ZERO,
         fence: token.fence,
         fingerprint: token.fingerprint,
@@ -263,7 +283,7 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         key: token.key.clone(),
         checkpoint,
         state: outcome,
-    };
+    });
     Decision::Write { next: Some(next), reply: Reply::Done { existed } }
 }
 
@@ -296,7 +316,7 @@ fn release(record: Option<&Record>, token: &LeaseToken) -> Decision {
 fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resolution) -> Decision {
     let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
     let Some(record) = record.filter(|record| record.fence == fence) else { return refused };
-    let mut next = record.clone();
+    let mut next = Box::new(record.clone());
     next.state = match resolution {
         Resolution::Completed(response) => State::Completed(response.clone()),
         Resolution::Failed(error) => State::Failed(error.clone(), Retry::Never),
@@ -318,7 +338,7 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
         State::Failed(_, Retry::Now | Retry::After(_) | Retry::Unresolved) => false,
     };
     let reply = Reply::Done { existed: true };
-    if next == *record || settled && is_same(&record.state, &next.state) {
+    if *next == *record || settled && is_same(&record.state, &next.state) {
         Decision::Reply(reply)
     } else if settled {
         refused

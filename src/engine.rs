@@ -7,14 +7,14 @@ use crate::begin::Begin;
 use crate::builder::EngineBuilder;
 use crate::call::{Call, Pause};
 use crate::clock::Clock;
-use crate::decide::{Command, Decision, Reply, Resolution, decide};
+use crate::decide::{Ask, Command, Decision, Reply, Resolution, decide, decide_last};
 use crate::error::{Error, StoreError};
 use crate::inspect::{Content, Inspection};
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::lease::Lease;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyError};
 use crate::record::{Record, Stamp};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
@@ -33,6 +33,8 @@ struct Inner {
     policy: Policy,
     clock: Arc<dyn Clock>,
     waiting: WaitingRoom,
+    /// Draws the owner of a begin.
+    owner: fn() -> Owner,
 }
 
 /// What is known of a record before a command is carried out.
@@ -43,8 +45,9 @@ pub(crate) enum View<'a> {
     Absent,
     /// Most likely it is what this lease's holder saw last, likewise.
     Held(&'a Lease),
-    /// This, when it was asked for, which was at this time on the engine's monotonic clock.
-    Found(Box<Snapshot>, Duration),
+    /// This, when it was asked for, which was at this time on the engine's monotonic clock. (Boxed, so that a view is moved in
+    /// two registers.)
+    Found(Box<(Snapshot, Duration)>),
 }
 
 /// What a command comes to on what is known: a swap, and the answer once it is done.
@@ -55,13 +58,22 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// By the rules, if `record` is what there is at `now`; the answer itself where nothing has to be written for it.
-    pub(crate) fn of(now: Stamp, record: Option<&Record>, command: &Command) -> Result<Step, Reply> {
+    /// By the rules, if `record` is what there is at `now`. Nothing, where nothing has to be written.
+    #[inline]
+    pub(crate) fn guess(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Step> {
+        let expected = record.map(|record| record.stamp);
         match decide(now, record, command) {
-            Decision::Write { next, reply } => {
-                let expected = record.map(|record| record.stamp);
-                Ok(Step { expected, next: next.map(Box::new), reply })
-            }
+            Decision::Write { next, reply } => Some(Step { expected, next, reply }),
+            Decision::Reply(_) => None,
+        }
+    }
+
+    /// By the rules, on what was found; the answer itself where nothing has to be written for it. If that is a response,
+    /// it is all that is left of what was found.
+    pub(crate) fn on(found: &mut Snapshot, command: &Command) -> Result<Step, Reply> {
+        let expected = found.record.as_ref().map(|record| record.stamp);
+        match decide_last(found.now, &mut found.record, command) {
+            Decision::Write { next, reply } => Ok(Step { expected, next, reply }),
             Decision::Reply(reply) => Err(reply),
         }
     }
@@ -80,13 +92,9 @@ impl Answer {
     /// The answer that a store call found, sent at `sent`.
     pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
         let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(found.now));
-        let left = found.record.as_ref().and_then(lease).unwrap_or_default();
+        let left = found.record.as_deref().and_then(lease).unwrap_or_default();
         let used = !matches!(reply, Reply::Completed(_));
-        Answer {
-            reply,
-            record: found.record.filter(|_| used).map(Box::new),
-            until: sent.saturating_add(left),
-        }
+        Answer { reply, record: found.record.filter(|_| used), until: sent.saturating_add(left) }
     }
 
     /// The answer of a swap that was sent at `sent` and is done.
@@ -109,7 +117,8 @@ impl Engine {
 
     pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
         observe::describe();
-        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default() }))
+        let owner = if store.is_shared() { Owner::random } else { Owner::random_here };
+        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner }))
     }
 
     /// What this engine was built with.
@@ -123,6 +132,11 @@ impl Engine {
 
     pub(crate) fn store(&self) -> &dyn Store {
         &*self.0.store
+    }
+
+    /// What `request` asks for, by this engine's policy.
+    pub(crate) fn ask(&self, request: &Request) -> Result<Ask, PolicyError> {
+        request.ask(&self.0.policy, self.0.owner)
     }
 
     pub(crate) fn waiting(&self) -> &WaitingRoom {
@@ -154,9 +168,11 @@ impl Engine {
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
         let seen = observe::call(self, Op::Begin, &|| Some(request.label()));
         let begin = observe::in_span(&seen, async {
-            let ask = request.ask(self.policy())?;
-            let (id, owner) = (request.id(), ask.owner);
-            let answer = self.execute(&id, &Command::Begin(ask), View::Absent).await?;
+            let ask = self.ask(request)?;
+            let owner = ask.owner;
+            let command = Command::Begin(ask);
+            let id = request.id();
+            let answer = self.execute(&id, &command, View::Absent).await?;
             self.begun(id, owner, answer)
         });
         let begin = begin.await;
@@ -384,30 +400,30 @@ impl Engine {
         view: View<'_>,
     ) -> Result<Answer, Error> {
         let mut call = Call::within(self, id, limit);
-        let first = match &view {
-            View::Absent => Step::of(Stamp::ZERO, None, command).ok(),
+        let guess = match &view {
+            View::Absent => Step::guess(Stamp::ZERO, None, command),
             View::Held(lease) => lease.step(call.started, command),
-            View::Unknown | View::Found(..) => None,
+            View::Unknown | View::Found(_) => None,
         };
-        let mut pause = Pause::after(8);
-        let mut step = match (first, view) {
-            (Some(step), _) => step,
-            (None, view) => {
-                let found = match view {
-                    View::Found(found, asked) => {
-                        call.sent = asked;
-                        *found
+        let mut step = match guess {
+            Some(step) => step,
+            None => {
+                let mut found = match view {
+                    View::Found(found) => {
+                        call.sent = found.1;
+                        found.0
                     }
                     View::Unknown | View::Absent | View::Held(_) => call.load().await?,
                 };
-                match Step::of(found.now, found.record.as_ref(), command) {
+                match Step::on(&mut found, command) {
                     Ok(step) => step,
                     Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
                 }
             }
         };
+        let mut pause = Pause::after(8);
         loop {
-            let found = match call.swap(step.expected, step.next.as_deref()).await? {
+            let mut found = match call.swap(step.expected, step.next.as_deref()).await? {
                 Swap::Done(stamp) => return Ok(Answer::written(call.sent, step, stamp)),
                 // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
                 // writes that were done unnoticed are recognised by the rules, from what the record shows.
@@ -417,7 +433,7 @@ impl Engine {
                 Swap::Conflict(found) => found,
             };
             call.rest(&mut pause).await;
-            step = match Step::of(found.now, found.record.as_ref(), command) {
+            step = match Step::on(&mut found, command) {
                 Ok(step) => step,
                 Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
             };

@@ -45,6 +45,15 @@ impl Label {
         std::str::from_utf8(text).ok().filter(|_| fits).map(Label::new)
     }
 
+    /// The label of a text of this length that `window` starts with, and that a label once was cut to. What follows is masked
+    /// away in registers: a copy of just the text could not be read again until it had reached the cache.
+    #[cfg(feature = "memory")]
+    pub(crate) fn from_window(window: &[u8; Label::MAX_BYTES], len: u8) -> Label {
+        let mut bytes = *window;
+        bytes.iter_mut().zip(0..).for_each(|(byte, at)| *byte &= if at < len { 0xff } else { 0 });
+        Label { len: len.min(Label::MAX_BYTES as u8), bytes }
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]

@@ -430,7 +430,7 @@ impl Lease {
     pub(crate) fn step(&self, now: Duration, command: &Command) -> Option<Step> {
         let held = self.held();
         let record = held.record.as_deref().filter(|_| held.until > now)?;
-        Step::of(record.stamp, Some(record), command).ok()
+        Step::guess(record.stamp, Some(record), command)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -115,7 +115,7 @@ impl Engine {
             .into_iter()
             .filter(|(id, record)| *id != turn && is_unfinished(now, record))
             .filter_map(|(id, record)| {
-                let inspection = Inspection::of(&Snapshot { record: Some(record), now })?;
+                let inspection = Inspection::of(&Snapshot { record: Some(Box::new(record)), now })?;
                 Some(Unfinished { id, inspection })
             })
             .collect();
@@ -297,8 +297,8 @@ impl Engine {
         let page = self.bounded(self.store().scan(after, limit.max(1))).await?;
         let mut dropped = 0;
         for (id, record) in page.records {
-            let snapshot = Snapshot { record: Some(record), now: page.now };
-            let view = View::Found(Box::new(snapshot), Duration::ZERO);
+            let snapshot = Snapshot { record: Some(Box::new(record)), now: page.now };
+            let view = View::Found(Box::new((snapshot, Duration::ZERO)));
             let answer = self.execute(&id, &Command::DropResponse, view).await?;
             dropped += u64::from(answer.reply == Reply::Done { existed: true });
         }

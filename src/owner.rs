@@ -1,5 +1,6 @@
 //! Who asks for a lease: [`Owner`].
 
+use std::cell::Cell;
 use std::fmt;
 
 use rand::Rng;
@@ -15,7 +16,7 @@ impl Owner {
 
     /// A new owner, from a generator that is seeded by the operating system, anew after a fork.
     pub fn random() -> Owner {
-        thread_local!(static PROCESS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+        thread_local!(static PROCESS: Cell<u32> = const { Cell::new(0) });
         let mut generator = rand::rng();
         let process = std::process::id();
         // A forked child starts with a copy of its parent's generator. If the operating system has no random
@@ -26,6 +27,13 @@ impl Owner {
         if child {
             bytes[..4].iter_mut().zip(process.to_le_bytes()).for_each(|(byte, id)| *byte ^= id);
         }
+        Owner(bytes)
+    }
+
+    /// The same, for a record that only this process ever sees: whether it was forked is a system call to know.
+    pub(crate) fn random_here() -> Owner {
+        let mut bytes = [0; Owner::BYTES];
+        rand::rng().fill_bytes(&mut bytes);
         Owner(bytes)
     }
 

@@ -105,10 +105,10 @@ impl Request {
         self.scope.label()
     }
 
-    /// The request with the policy's word where it has none of its own.
-    pub(crate) fn ask(&self, policy: &Policy) -> Result<Ask, PolicyError> {
+    /// The request with the policy's word where it has none of its own, and with a new `owner` if it has none.
+    pub(crate) fn ask(&self, policy: &Policy, owner: fn() -> Owner) -> Result<Ask, PolicyError> {
         let ask = Ask {
-            owner: self.owner.unwrap_or_else(Owner::random),
+            owner: self.owner.unwrap_or_else(owner),
             fingerprint: self.fingerprint,
             lease: self.lease.unwrap_or(policy.lease),
             retention: self.retention.unwrap_or(policy.retention),

@@ -16,14 +16,13 @@ use crate::record::{Record, Stamp};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The record, if there is one, with its stamp. One whose retention is over may or may not still be there.
-    pub record: Option<Record>,
+    pub record: Option<Box<Record>>,
     /// The store's time when it was read: never before the record's stamp.
     pub now: Stamp,
 }
 
 /// What became of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant)] // a box would cost every duplicate an allocation
 pub enum Swap {
     /// It was done; the write has this stamp (for a removal: the time of it).
     Done(Stamp),
@@ -39,7 +38,7 @@ pub struct SwapRequest {
     /// The stamp that must be there; `None`: no record.
     pub expected: Option<Stamp>,
     /// What is to be there instead; `None`: nothing.
-    pub next: Option<Record>,
+    pub next: Option<Box<Record>>,
 }
 
 /// Where a [`scan`](Store::scan) goes on. Only the store that made it can read it.
@@ -100,7 +99,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut answers = Vec::with_capacity(swaps.len());
         for swap in swaps {
-            answers.push(self.swap(&swap.id, swap.expected, swap.next.as_ref()).await);
+            answers.push(self.swap(&swap.id, swap.expected, swap.next.as_deref()).await);
         }
         answers
     }
@@ -150,6 +149,12 @@ pub trait Store: Debug + Send + Sync + 'static {
         Durability::Memory
     }
 
+    /// Whether another process, a forked child of this one too, may ever see the records. One that says no spares every begin
+    /// a system call: who asks needs no name that a fork cannot repeat. **Provided**: yes, which is always right.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// What logs and metrics call this kind of store: see [`observe`](crate::observe). A wrapper says the name of what it wraps.
     /// **Provided**: `store`.
     fn name(&self) -> &'static str {
@@ -195,6 +200,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn durability(&self) -> Durability {
         (**self).durability()
+    }
+
+    fn is_shared(&self) -> bool {
+        (**self).is_shared()
     }
 
     fn name(&self) -> &'static str {

@@ -145,7 +145,7 @@ impl Engine {
         asked: &mut Moment,
     ) -> Result<Begin, Error> {
         let until = self.clock().monotonic().saturating_add(limit);
-        let ask = request.ask(self.policy())?;
+        let ask = self.ask(request)?;
         let (id, owner) = (request.id(), ask.owner);
         let command = Command::Begin(ask);
         let mut view = View::Absent;
@@ -198,7 +198,7 @@ impl Engine {
             };
             drop(waiter);
             match found {
-                Some(Some((snapshot, asked))) => return View::Found(Box::new(snapshot), asked),
+                Some(Some(found)) => return View::Found(Box::new(found)),
                 Some(None) => return View::Unknown,
                 None if self.clock().monotonic() >= until => return View::Unknown,
                 None => {}

@@ -26,7 +26,7 @@ impl Minimal {
 #[async_trait]
 impl Store for Minimal {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        let record = self.records.lock().unwrap().0.get(id).cloned();
+        let record = self.records.lock().unwrap().0.get(id).cloned().map(Box::new);
         Ok(Snapshot { record, now: self.time.now() })
     }
 
@@ -38,7 +38,7 @@ impl Store for Minimal {
     ) -> Result<Swap, StoreError> {
         let mut guard = self.records.lock().unwrap();
         let (records, last) = &mut *guard;
-        let record = records.get(id).cloned();
+        let record = records.get(id).cloned().map(Box::new);
         if record.as_ref().map(|record| record.stamp) != expected {
             return Ok(Swap::Conflict(Snapshot { record, now: self.time.now() }));
         }

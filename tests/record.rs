@@ -33,7 +33,7 @@ fn record(state: State) -> Record {
         panic!("a begin of an absent key writes");
     };
     record.state = state;
-    record.stamped(Stamp(1_800_000_000_000_000))
+    (*record).stamped(Stamp(1_800_000_000_000_000))
 }
 
 fn body() -> impl Strategy<Value = Body> {

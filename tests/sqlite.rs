@@ -97,7 +97,7 @@ fn id(key: &str) -> RecordId {
 }
 
 fn stored(store: &SqliteStore, key: &str) -> Option<Record> {
-    block_on(store.load(&id(key))).unwrap().record
+    block_on(store.load(&id(key))).unwrap().record.map(|record| *record)
 }
 
 /// A record, to be stored under any id.

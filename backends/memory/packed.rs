@@ -224,6 +224,8 @@ pub(super) struct View<'a> {
     flags: u8,
     at: usize,
     scope: &'a [u8],
+    /// The scope and what follows, if that is long enough.
+    window: Option<&'a [u8; Label::MAX_BYTES]>,
     /// Where it goes on behind its scope.
     rest: usize,
     /// Where the next record starts.
@@ -243,9 +245,9 @@ impl<'a> View<'a> {
         let flags = bytes[at];
         let has = |flag: u8| flags & flag != 0;
         let mut input = Input { bytes, at: at + SCOPE };
-        let scope = match input.varint() as usize {
-            0 => input.text(),
-            distance => Input { bytes, at: at + SCOPE - distance }.text(),
+        let (scope, window) = match input.varint() as usize {
+            0 => input.label(),
+            distance => Input { bytes, at: at + SCOPE - distance }.label(),
         };
         let rest = input.at;
         input.at += if bytes[rest] == 0 { 1 } else { Fingerprint::BYTES };
@@ -259,7 +261,7 @@ impl<'a> View<'a> {
         let key = has(bits::KEY).then(|| input.text());
         let body = if has(bits::OMITTED) { input.take(16) } else { input.text() };
         let (stamp, fence, end) = (Stamp(stamp), Stamp(fence), input.at);
-        View { bytes, flags, at, scope, rest, end, stamp, fence, base, attempt, wait, key, body }
+        View { bytes, flags, at, scope, window, rest, end, stamp, fence, base, attempt, wait, key, body }
     }
 
     pub(super) fn id(&self) -> RecordId {
@@ -277,7 +279,11 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn scope(&self) -> Label {
-        Label::from_bytes(self.scope).unwrap_or_default() // it was written from a label
+        // It was written from a label.
+        match self.window {
+            Some(window) => Label::from_window(window, self.scope.len() as u8), // at most 48
+            None => Label::from_bytes(self.scope).unwrap_or_default(),
+        }
     }
 
     /// About how many bytes of memory it takes.
@@ -362,6 +368,11 @@ impl<'a> Input<'a> {
         let start = self.at;
         self.at += length;
         &self.bytes[start..self.at]
+    }
+
+    fn label(&mut self) -> (&'a [u8], Option<&'a [u8; Label::MAX_BYTES]>) {
+        let text = self.text();
+        (text, self.bytes[self.at - text.len()..].first_chunk())
     }
 
     fn text(&mut self) -> &'a [u8] {

@@ -212,10 +212,15 @@ impl Shard {
         removed
     }
 
+    /// Whether a record may be over its time at `now`.
+    pub(super) fn is_due(&self, now: Stamp) -> bool {
+        now >= self.due
+    }
+
     /// Removes up to `limit` records that are over their time at `now`.
     pub(super) fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
         let mut removed = Removed::default();
-        if now < self.due {
+        if !self.is_due(now) {
             return removed;
         }
         let mut at = 0;
@@ -302,11 +307,13 @@ impl Shard {
     }
 
     fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Place {
-        let mut record = record.clone().stamped(stamp);
-        record.detach();
-        self.bytes += loose_weight(&record);
         let at = self.loose.len();
-        self.loose.push(Loose { id: *id, record, class: self.classes[class].number, links: Links::NONE });
+        let number = self.classes[class].number;
+        self.loose.push(Loose { id: *id, record: record.clone(), class: number, links: Links::NONE });
+        let record = &mut self.loose[at].record; // where it is: a record is long to move
+        record.stamp_with(stamp);
+        record.detach();
+        self.bytes += loose_weight(record);
         self.classes[class].loose.push(&mut self.loose, at as u32);
         Place::Loose(at)
     }
@@ -332,7 +339,9 @@ impl Shard {
         if self.counts_scopes {
             removed.scopes.push(record.scope);
         }
-        self.loose.swap(at, last);
+        if at != last {
+            self.loose.swap(at, last);
+        }
         if weight > LARGE {
             removed.large.extend(self.loose.pop().map(|loose| loose.record));
         } else {

@@ -21,7 +21,7 @@ impl Inner {
         let mut answers = Vec::with_capacity(swaps.len());
         let (mut trip, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
         for swap in swaps {
-            let item = self.item(&swap.id, swap.expected, swap.next.as_ref());
+            let item = self.item(&swap.id, swap.expected, swap.next.as_deref());
             let is_full =
                 trip.len() == TRIP_ITEMS || bytes.saturating_add(item.bytes.len()) > TRIP_BYTES && bytes > 0;
             // What has an id in common has to see what was done before it.

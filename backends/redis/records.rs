@@ -82,7 +82,7 @@ impl Records {
                 match found {
                     Ok(Snapshot { record: Some(record), .. }) => {
                         page.now = page.now.max(record.stamp);
-                        page.records.push((*id, record));
+                        page.records.push((*id, *record));
                     }
                     Ok(Snapshot { record: None, .. }) => {}
                     Err(StoreError::Corrupt { .. }) => page.unreadable.push(*id),

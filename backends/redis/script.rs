@@ -209,7 +209,7 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
         return Ok(Snapshot { record: None, now });
     }
     match Record::decode(id, stamp, Stamp::ZERO, &value.slice(STAMP_BYTES..)) {
-        Ok(record) => Ok(Snapshot { record: Some(record), now }),
+        Ok(record) => Ok(Snapshot { record: Some(Box::new(record)), now }),
         Err(error) => Err(corrupt(id, error)),
     }
 }

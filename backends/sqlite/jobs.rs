@@ -108,19 +108,19 @@ impl<W: Work> Job for Pending<W> {
 pub(super) struct Exchange {
     pub(super) id: RecordId,
     pub(super) expected: Option<Stamp>,
-    pub(super) next: Option<Record>,
+    pub(super) next: Option<Box<Record>>,
 }
 
 impl Work for Exchange {
     type Output = Swap;
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Swap, StoreError> {
-        let change = (&self.id, self.expected, self.next.as_ref());
+        let change = (&self.id, self.expected, self.next.as_deref());
         desk.table.swap(&desk.db, change, stamps, desk.limits)
     }
 
     fn failed(&self, trouble: Trouble) -> Result<Swap, StoreError> {
-        Err(trouble.into_error(self.next.as_ref().is_some_and(Record::may_be_refused)))
+        Err(trouble.into_error(self.next.as_deref().is_some_and(Record::may_be_refused)))
     }
 
     fn written(&self, output: &Swap, name: &mut dyn FnMut(RecordId, Stamp)) {
@@ -131,7 +131,7 @@ impl Work for Exchange {
     }
 
     fn weight(&self) -> usize {
-        self.next.as_ref().map_or(0, Record::weight)
+        self.next.as_deref().map_or(0, Record::weight)
     }
 }
 

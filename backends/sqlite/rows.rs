@@ -114,7 +114,7 @@ impl Table {
             timeline.observe(ahead);
             now = timeline.now().max(ahead);
         }
-        Ok(Snapshot { record, now })
+        Ok(Snapshot { record: record.map(Box::new), now })
     }
 
     /// Compares and writes. Nothing but the look before it keeps an id from being added twice: `db` has the write lock, which
@@ -129,7 +129,7 @@ impl Table {
         let found = self.find(db, id)?;
         let present = found.as_ref().map(|found| found.record.stamp);
         if present != expected {
-            let record = found.map(|found| found.record);
+            let record = found.map(|found| Box::new(found.record));
             return Ok(Swap::Conflict(Snapshot { record, now: stamps.next(present) }));
         }
         let may_be_refused = next.is_some_and(Record::may_be_refused);

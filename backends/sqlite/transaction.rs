@@ -12,6 +12,7 @@ use crate::begin::Begin;
 use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
+use crate::owner::Owner;
 use crate::policy::{Policy, Retry};
 use crate::record::{Record, Stamp};
 use crate::request::Request;
@@ -75,7 +76,7 @@ pub fn begin_in(
     policy: &Policy,
     request: &Request,
 ) -> Result<Begin<TxLease>, Error> {
-    let ask = request.ask(policy)?;
+    let ask = request.ask(policy, Owner::random)?;
     let (id, owner) = (request.id(), ask.owner);
     let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
     Begin::of(reply, || {
@@ -119,7 +120,7 @@ pub fn resume_in(
 ) -> Result<TxLease, Error> {
     let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
     reply.into_done()?;
-    Ok(TxLease::new(store, policy, token.clone(), record.as_ref()))
+    Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
 }
 
 /// Records inside `transaction` that the operation is done: once it is committed, every duplicate gets `response`.
@@ -221,18 +222,18 @@ fn execute(
     store: &SqliteStore,
     id: &RecordId,
     command: &Command,
-) -> Result<(Reply, Option<Record>), Error> {
+) -> Result<(Reply, Option<Box<Record>>), Error> {
     check(transaction, store)?;
     let Inner { table, timeline, limits, .. } = &*store.0;
     let mut stamps = Stamps::of(transaction, table, timeline).map_err(StoreError::from)?;
     let snapshot = table.snapshot(transaction, id, timeline)?;
-    let (next, reply) = match decide(snapshot.now, snapshot.record.as_ref(), command) {
+    let (next, reply) = match decide(snapshot.now, snapshot.record.as_deref(), command) {
         Decision::Reply(reply) => return Ok((reply, snapshot.record)),
         Decision::Write { next, reply } => (next, reply),
     };
     let expected = snapshot.record.map(|record| record.stamp);
-    match table.swap(transaction, (id, expected, next.as_ref()), &mut stamps, *limits)? {
-        Swap::Done(stamp) => Ok((reply, next.map(|next| next.stamped(stamp)))),
+    match table.swap(transaction, (id, expected, next.as_deref()), &mut stamps, *limits)? {
+        Swap::Done(stamp) => Ok((reply, next.map(|next| Box::new(next.stamped(stamp))))),
         Swap::Conflict(_) => Err(unusable("a record changed inside a transaction").into()),
     }
 }

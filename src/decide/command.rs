@@ -79,14 +79,13 @@ pub enum Resolution {
 
 /// What is to be done about a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant)] // a box would cost every write an allocation
 pub enum Decision {
     /// Nothing changes, and this is the answer.
     Reply(Reply),
     /// The record becomes `next` (`None`: it is removed); once that is done, `reply` is the answer.
     Write {
         /// What takes the place of the record that was decided on.
-        next: Option<Record>,
+        next: Option<Box<Record>>,
         /// The answer.
         reply: Reply,
     },

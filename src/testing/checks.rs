@@ -100,9 +100,9 @@ fn lost(result: Result<(), Error>) -> StateKind {
 
 /// A record as a begin writes it.
 fn grant(request: &Request) -> Record {
-    let ask = request.ask(&Policy::default()).unwrap();
+    let ask = request.ask(&Policy::default(), Owner::random).unwrap();
     match decide(Stamp::ZERO, None, &Command::Begin(ask)) {
-        Decision::Write { next: Some(record), .. } => record,
+        Decision::Write { next: Some(record), .. } => *record,
         other => panic!("{other:?}"),
     }
 }

@@ -199,6 +199,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.inner.durability()
     }
 
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
     fn name(&self) -> &'static str {
         self.inner.name()
     }

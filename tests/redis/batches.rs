@@ -29,11 +29,11 @@ async fn records(server: &Server) -> (Record, Record) {
     done.state = State::Completed(Body::Kept(Bytes::from_static(b"done")));
     begun.fence = Stamp::ZERO;
     assert!(begun.may_be_refused() && !done.may_be_refused());
-    (begun, done)
+    (*begun, *done)
 }
 
 fn swap(id: RecordId, expected: Option<Stamp>, next: &Record) -> SwapRequest {
-    SwapRequest { id, expected, next: Some(next.clone()) }
+    SwapRequest { id, expected, next: Some(Box::new(next.clone())) }
 }
 
 fn remove(id: RecordId, expected: Stamp) -> SwapRequest {

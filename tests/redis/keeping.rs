@@ -180,7 +180,7 @@ fn a_record_without_retention_can_be_swapped() {
         let engine = Engine::builder(store.clone()).build().unwrap();
         let _ = acquire(&engine, &request("k")).await;
         let id = request("k").id();
-        let mut record: Record = store.load(&id).await.unwrap().record.unwrap();
+        let mut record: Record = *store.load(&id).await.unwrap().record.unwrap();
         record.retention = Duration::ZERO;
         record.state = State::Completed(Body::Kept(Bytes::from_static(b"done")));
         let swap = store.swap(&id, Some(record.stamp), Some(&record)).await.unwrap();

@@ -7,11 +7,11 @@ use super::*;
 type Answers = Vec<Result<Swap, StoreError>>;
 
 fn put(key: &str, expected: Option<Stamp>) -> SwapRequest {
-    SwapRequest { id: id(key), expected, next: Some(sample()) }
+    SwapRequest { id: id(key), expected, next: Some(Box::new(sample())) }
 }
 
 fn puts(keys: std::ops::Range<usize>) -> Vec<SwapRequest> {
-    let next = Some(sample());
+    let next = Some(Box::new(sample()));
     keys.map(|key| SwapRequest { id: id(&key.to_string()), expected: None, next: next.clone() }).collect()
 }
 

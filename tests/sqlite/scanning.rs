@@ -8,7 +8,7 @@ use super::*;
 
 fn filled(file: &File, keys: std::ops::Range<usize>) -> SqliteStore {
     let store = file.store();
-    let next = Some(sample());
+    let next = Some(Box::new(sample()));
     let put = |key: usize| SwapRequest { id: id(&key.to_string()), expected: None, next: next.clone() };
     let puts: Vec<SwapRequest> = keys.map(put).collect();
     assert!(block_on(store.swap_many(&puts)).iter().all(Result::is_ok));
@@ -28,7 +28,7 @@ fn scan(store: &SqliteStore, limit: usize, mut meanwhile: impl FnMut(usize)) -> 
     loop {
         let page = page(store, after.as_ref(), limit);
         for (id, record) in page.records {
-            assert_eq!(block_on(store.load(&id)).unwrap().record, Some(record));
+            assert_eq!(block_on(store.load(&id)).unwrap().record.as_deref(), Some(&record));
             *seen.entry(id).or_default() += 1;
         }
         let Some(next) = page.next else { return seen };
