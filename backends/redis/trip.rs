@@ -42,7 +42,7 @@ impl Inner {
         let mut departure = self.time.depart(SystemClock.monotonic());
         departure.bounds = departure.bounds.filter(|_| self.clock_slack >= LEAST_SLACK);
         let ways: Vec<Way> = items.iter().map(|item| self.way(item, departure.bounds)).collect();
-        let mut commands = Pipeline::with_capacity(2 * items.len() + 4);
+        let mut commands = Pipeline::with_capacity(items.len() + 4);
         if departure.wants_time {
             commands.cmd("TIME");
         }
@@ -66,11 +66,7 @@ impl Inner {
         for (place, way) in ways.iter().enumerate() {
             let outcome = match way {
                 Way::Set(stamp) => self.was_set(items, place, *stamp, by, replies.next()),
-                Way::Compare(stamp, _) => {
-                    let outcome = self.was_compared(items, place, *stamp, replies.next());
-                    let _published = replies.next();
-                    outcome
-                }
+                Way::Compare(stamp, _) => self.was_compared(items, place, *stamp, replies.next()),
                 Way::Replace(_) | Way::Swap => continue,
             };
             put(&mut outcomes, place, outcome);
@@ -140,7 +136,7 @@ impl Inner {
         }
     }
 
-    /// Adds the commands: one or two for each that goes by itself, then one for each script.
+    /// Adds the commands: one for each that goes by itself, then one for each script.
     fn plan(&self, items: &[Item], ways: &[Way], bounds: Option<Bounds>, commands: &mut Pipeline) -> Plan {
         let lower = bounds.map_or(Stamp::ZERO, |bounds| bounds.lower);
         let (mut replaced, mut swapped) = (Vec::new(), Vec::new());
@@ -159,11 +155,6 @@ impl Inner {
                     joined(&mut command, [&last.0.to_be_bytes(), bytes]);
                     keep(&mut command, item, *stamp, lower);
                     commands.add_command(command);
-                    let mut publish = Cmd::with_capacity(3, 96);
-                    publish.arg("PUBLISH");
-                    joined(&mut publish, [&self.records.prefix, item.id.as_bytes()]);
-                    publish.arg("");
-                    commands.add_command(publish);
                 }
                 Way::Replace(_) => replaced.push(place),
                 Way::Swap => swapped.push(place),
