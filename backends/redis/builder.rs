@@ -94,8 +94,8 @@ impl RedisStoreBuilder {
             compares: AtomicBool::new(found.compares),
             grants: Grants::default(),
             courier: Courier::default(),
-            // A trip that goes three times.
-            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(3),
+            // A trip that goes three times, and a probe of the connection.
+            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(4),
             durability: found.durability,
             warnings: found.warnings,
         })))
