@@ -70,7 +70,7 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// over, so that somebody else may act, is only ever said by the server's clock itself.
 ///
 /// The server removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the time when it stops to
-/// count, so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
+/// count (a finished one up to an eighth later: it may keep the end of its grant), so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
 ///
 /// # What the server must be
 ///

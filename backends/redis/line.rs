@@ -76,10 +76,11 @@ impl Line {
 impl Messages {
     pub(super) async fn next(&mut self) -> Message {
         while let Some(push) = self.0.recv().await {
-            match push.kind {
-                PushKind::Invalidate => return invalidated(push.data),
-                PushKind::Disconnection => break,
-                _ => {}
+            if push.kind == PushKind::Invalidate {
+                return invalidated(push.data);
+            }
+            if push.kind == PushKind::Disconnection {
+                break;
             }
         }
         Message::Lost
