@@ -4,6 +4,7 @@ mod batch;
 mod builder;
 mod courier;
 mod grants;
+mod line;
 mod link;
 mod listener;
 mod preflight;
@@ -69,7 +70,7 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// over, so that somebody else may act, is only ever said by the server's clock itself.
 ///
 /// The server removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the time when it stops to
-/// count, so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
+/// count (a finished one up to an eighth later: it may keep the end of its grant), so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
 ///
 /// # What the server must be
 ///
@@ -88,16 +89,16 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`). With
 /// `+hello +config|get` on top nothing is left [unverified](Warning). What else is good to have:
 ///
-/// * `+publish +subscribe +unsubscribe` on the channels under the prefix (`&nevertwice:*`), so that who waits for a record
-///   is told when it changes. Without, [waiters](Store::changed) look again and again ([`Warning::ChangesUnannounced`]).
+/// * `+client|tracking`, so that who waits for a record is told when it changes. Without, [waiters](Store::changed) look
+///   again and again ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
 ///
 /// # Who waits
 ///
-/// An empty message is published on the channel named as the key when a record is replaced or removed, not when the first
-/// is written. All waiters of a store share one more connection, which listens to the keys waited for, and is closed
-/// some 10 s after the last. Channels have no database: stores with the same prefix in two databases wake each other
-/// for nothing.
+/// All waiters of a store share one more connection, over which the server tells of changes (`CLIENT TRACKING`, on RESP3). It
+/// reads each record that somebody waits for, and is closed some 10 s after the last waiter. What nobody waits for costs
+/// nothing. The server tells by name, of all databases: stores with the same prefix in two databases wake each other for
+/// nothing.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
@@ -187,8 +188,8 @@ impl Store for RedisStore {
         self.0.swap_batch(swaps).await
     }
 
-    /// One connection listens for all waiters of the store and its clones, by a task of the first one's runtime. While
-    /// there is none, or the user may not, records are looked at up to every 100 ms.
+    /// One connection is told of changes for all waiters of the store and its clones, by a task of the first one's runtime.
+    /// While there is none, or the user may not, records are looked at at least every 100 ms.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         in_tokio()?;
         self.0.waiters.wait(id, stamp, within).await;

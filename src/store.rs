@@ -69,7 +69,8 @@ pub struct Page {
 /// * **Stamps.** Every write is stamped by the store's clock, in microseconds, forced strictly greater than
 ///   the stamp of what it replaces, and greater than that of any record that was removed under the same id before.
 ///   Callers' clocks decide nothing. [`Timeline`](crate::Timeline) does this for stores that keep their own time.
-/// * **Time.** A snapshot's `now` is not before the stamp of its record, and does not go back.
+/// * **Time.** A snapshot's `now` is not before the stamp of its record, and does not go back. A store that estimates its
+///   clock may go ahead of it by milliseconds, and back, as long as nothing of the record is over by the estimate alone.
 /// * **Durable.** After `Ok`, every later load anywhere sees the write, after a crash too as far as [`durability`](Store::durability)
 ///   says.
 /// * **Never early.** Nothing is removed before its [`deadline`](Record::deadline).
@@ -85,7 +86,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Replaces (or with `None` removes) the record under `id`, if its stamp still is `expected` (`None`: if there
     /// is no record). `next`'s own stamp is not looked at.
     ///
-    /// Removing what is not there is `Done`. A lost race returns the present snapshot. An `Err` may mean either
+    /// Removing what is not there is `Done`, or, where a stamp was expected, a `Conflict` that shows that there is nothing: to the
+    /// engine it is the same. A lost race returns the present snapshot. An `Err` may mean either
     /// outcome, unless the error says that nothing was done: the engine repeats the swap and recognises its own write.
     async fn swap(
         &self,

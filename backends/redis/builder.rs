@@ -32,7 +32,7 @@ pub struct RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    /// What the names of all keys and channels start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
+    /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
     /// other's records.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
         self.prefix = prefix.as_ref().as_bytes().to_vec();
@@ -84,7 +84,7 @@ impl RedisStoreBuilder {
         let scripts = Scripts::new();
         let records = Arc::new(Records { link, prefix: self.prefix });
         let limits = [self.connection_timeout, self.response_timeout];
-        let found = preflight::inspect(&client, &records, limits, &scripts, self.assumed).await?;
+        let found = preflight::inspect(&client, &records.link, limits, &scripts, self.assumed).await?;
         Ok(RedisStore(Arc::new(Inner {
             waiters: Waiters::new(Arc::clone(&records), client, limits),
             records,
@@ -94,8 +94,8 @@ impl RedisStoreBuilder {
             compares: AtomicBool::new(found.compares),
             grants: Grants::default(),
             courier: Courier::default(),
-            // A trip that goes three times.
-            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(3),
+            // A trip that goes three times, and a probe of the connection.
+            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(4),
             durability: found.durability,
             warnings: found.warnings,
         })))

@@ -1,11 +1,18 @@
 //! The way to the server: [`Link`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use ::redis::{Client, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+
+/// How many connections may turn out to be dead before a call is given up.
+const DEAD_ENDS: u32 = 3;
 
 /// One multiplexed connection, which reconnects. Each call is sent at most once and ends within the time-outs.
+///
+/// A lost connection is only noticed by a call that fails. Where connections are lost more often than calls are repeated,
+/// each would meet one that is dead already: so after such a failure the next call goes out right behind an answer.
 ///
 /// A [`ConnectionManager`] reconnects only when it is told that the connection broke. It stays for ever with one that
 /// just never answers (the peer vanished, a firewall forgot it), with a log-in that failed once, and with a server that
@@ -14,6 +21,8 @@ pub(super) struct Link {
     client: Client,
     config: ConnectionManagerConfig,
     current: Mutex<Current>,
+    /// Whether the last that is known of the connection is that it was lost.
+    was_lost: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -26,7 +35,8 @@ impl Link {
     /// Connects with the first call.
     pub(super) fn new(client: Client, config: ConnectionManagerConfig) -> Result<Link, RedisError> {
         let manager = ConnectionManager::new_lazy_with_config(client.clone(), config.clone())?;
-        Ok(Link { client, config, current: Mutex::new(Current { generation: 0, manager }) })
+        let current = Mutex::new(Current { generation: 0, manager });
+        Ok(Link { client, config, current, was_lost: AtomicBool::new(false) })
     }
 
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, RedisError> {
@@ -55,11 +65,15 @@ impl Link {
         send: impl AsyncFnOnce(&mut ConnectionManager) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let Current { generation, mut manager } = self.lock().clone();
-        let result = send(&mut manager).await;
-        if let Err(error) = &result
-            && is_stuck(error)
-        {
-            self.replace(generation);
+        let alive = if self.was_lost.load(Ordering::Relaxed) { probe(&mut manager).await } else { Ok(()) };
+        let result = match alive {
+            Ok(()) => send(&mut manager).await,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Err(error) if is_stuck(error) => self.replace(generation),
+            Err(error) => self.was_lost.store(error.is_connection_dropped(), Ordering::Relaxed),
+            Ok(_) => self.was_lost.store(false, Ordering::Relaxed),
         }
         result
     }
@@ -77,6 +91,22 @@ impl Link {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until the connection has answered something. One that was lost is made anew.
+async fn probe(manager: &mut ConnectionManager) -> Result<(), RedisError> {
+    let mut dead_ends = 0;
+    loop {
+        match manager.req_packed_command(&cmd("TIME")).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                dead_ends += 1;
+                if dead_ends == DEAD_ENDS || !error.is_connection_dropped() || error.is_connection_refusal() {
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

@@ -6,10 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ::redis::{Client, Cmd, ConnectionAddr, FromRedisValue, RedisError, Value, cmd, from_redis_value};
-use tokio::time::timeout;
 
+use super::line::Line;
 use super::link::Link;
-use super::records::Records;
 use super::refusal::{is_forbidden, meaning, nonsense, unusable};
 use super::script::{OneScript, Scripts};
 use crate::error::StoreError;
@@ -34,8 +33,7 @@ pub enum Warning {
     DurabilityUnverified,
     /// `HELLO` is forbidden: whether this is a primary is not known.
     RoleUnverified,
-    /// `PUBLISH` or `SUBSCRIBE` on the channels under the prefix is forbidden: whoever waits for a record looks at it again
-    /// and again. The server notes each refused `PUBLISH` in its `ACL LOG`.
+    /// `CLIENT TRACKING` is forbidden: whoever waits for a record looks at it again and again.
     ChangesUnannounced,
     /// The password and every response cross a network in the clear.
     PlainTcp,
@@ -55,7 +53,7 @@ impl fmt::Display for Warning {
             Warning::DurabilityUnverified => "CONFIG is forbidden: what a restart loses is not known",
             Warning::RoleUnverified => "HELLO is forbidden: whether this is a primary is not known",
             Warning::ChangesUnannounced => {
-                "PUBLISH or SUBSCRIBE is forbidden: whoever waits has to look again and again"
+                "CLIENT TRACKING is forbidden: whoever waits has to look again and again"
             }
             Warning::PlainTcp => {
                 "plain TCP to another machine: passwords and responses can be read on the way"
@@ -75,7 +73,7 @@ pub(super) struct Findings {
 /// Looks at the server and leaves the scripts in its cache.
 pub(super) async fn inspect(
     client: &Client,
-    Records { link, prefix }: &Records,
+    link: &Link,
     limits: [Duration; 2],
     scripts: &Scripts,
     assumed: Option<Durability>,
@@ -91,9 +89,8 @@ pub(super) async fn inspect(
     for script in scripts.all() {
         load(link, script).await?;
     }
-    let mut publish = cmd("PUBLISH");
-    publish.arg(prefix).arg("");
-    if ask::<Value>(link, &publish).await?.is_none() || may_not_subscribe(client, prefix, limits).await {
+    // What else goes wrong with a connection of its own is no reason not to use the store.
+    if Line::open(client, limits).await.is_err_and(|error| is_forbidden(&error)) {
         warnings.push(Warning::ChangesUnannounced);
     }
     Ok(Findings { durability, compares, warnings })
@@ -208,13 +205,6 @@ impl Settings {
             }
         }
     }
-}
-
-/// Takes a connection of its own. What else goes wrong with that is no reason not to use the store.
-async fn may_not_subscribe(client: &Client, prefix: &[u8], [connect, answer]: [Duration; 2]) -> bool {
-    let Ok(Ok(mut connection)) = timeout(connect, client.get_async_pubsub()).await else { return false };
-    let done = timeout(answer, connection.subscribe(prefix)).await;
-    matches!(done, Ok(Err(error)) if is_forbidden(&error))
 }
 
 /// The server's answer, or `None` if this user may not ask.

@@ -26,7 +26,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// The name of a record. Also of the channel that tells of its changes.
+    /// The name of a record.
     pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
         [&self.prefix, &id.as_bytes()[..]].concat()
     }
@@ -126,7 +126,8 @@ pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
     Ok(Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros)))
 }
 
-fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
+/// What the answer to `GET` shows.
+pub(super) fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
     match reply.extract_error() {
         Ok(value) => snapshot(id, now, bytes(value)?),
         Err(error) if is_wrong_type(&error) => {

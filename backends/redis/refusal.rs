@@ -64,7 +64,9 @@ pub(super) fn is_unknown_option(error: &RedisError) -> bool {
 
 /// Whether the server does not know the command, or this user may not call it.
 pub(super) fn is_forbidden(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM") || is_unknown_command(error)
+    error.code() == Some("NOPERM")
+        || error.kind() == ErrorKind::RESP3NotSupported
+        || is_unknown_command(error)
 }
 
 /// Managed services take commands away under one of these texts.

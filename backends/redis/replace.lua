@@ -1,16 +1,18 @@
 -- KEYS: the records. ARGV, three for each: the stamp that is expected (8 bytes), the new value (with its stamp), and for
--- how many ms to keep it ('' for ever). Answers one character for each: 1 it was replaced, 0 it is not the expected one.
-local call, try, answer = redis.call, redis.pcall, {}
+-- how many ms to keep it ('' for ever; '=' for as long as what it replaces). Answers one character for each: 1 it was
+-- replaced, 0 it is not the expected one.
+local call, answer = redis.call, {}
 for i, key in ipairs(KEYS) do
-  local old = try('GET', key)
+  local old = redis.pcall('GET', key)
   if type(old) == 'string' and #old > 8 and string.sub(old, 1, 8) == ARGV[3 * i - 2] then
     local keep = ARGV[3 * i]
-    if keep == '' then
+    if keep == '=' then
+      call('SET', key, ARGV[3 * i - 1], 'KEEPTTL')
+    elseif keep == '' then
       call('SET', key, ARGV[3 * i - 1])
     else
       call('SET', key, ARGV[3 * i - 1], 'PX', keep)
     end
-    try('PUBLISH', key, '') -- for who waits; without the permission nothing happens
     answer[i] = '1'
   else
     answer[i] = '0'

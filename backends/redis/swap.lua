@@ -25,7 +25,6 @@ for i, key in ipairs(KEYS) do
     else -- a stamp ahead of the clock (it was set back) ends so much later
       redis.call('SET', key, value, 'PX', keep + math.ceil((stamp - now) / 1000))
     end
-    if found ~= '' then redis.pcall('PUBLISH', key, '') end -- for who waits; without the permission nothing happens
     answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = 1, stamp, found
   else
     answer[3 * i - 2], answer[3 * i - 1], answer[3 * i] = 0, now, old

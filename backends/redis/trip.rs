@@ -6,6 +6,7 @@ use std::time::Duration;
 use ::redis::{Cmd, Pipeline, Value};
 
 use super::Inner;
+use super::grants::Grant;
 use super::records::time;
 use super::refusal::{
     again, corrupt, full, is_no_script, is_oom, is_unknown_option, is_wrong_type, meaning, nonsense,
@@ -25,12 +26,21 @@ const LEAST_SLACK: Duration = Duration::from_secs(60);
 enum Way {
     /// `SET .. NX GET`, with this stamp.
     Set(Stamp),
-    /// `SET .. IFEQ`, with this stamp, if these bytes are there behind the expected one.
-    Compare(Stamp, Vec<u8>),
-    /// The script that compares, with this stamp.
-    Replace(Stamp),
+    /// `SET .. IFEQ`, with this stamp and end, if these bytes are there behind the expected one.
+    Compare(Stamp, End, Vec<u8>),
+    /// The script that compares, with this stamp and end.
+    Replace(Stamp, End),
     /// The script that also gives the stamp, and says what there is.
     Swap,
+}
+
+/// When the server ends what is written.
+#[derive(Clone, Copy)]
+enum End {
+    /// After the item's time.
+    Own,
+    /// With what is replaced. It saves the server some work.
+    Same,
 }
 
 type Outcome = Result<Answer, StoreError>;
@@ -42,7 +52,7 @@ impl Inner {
         let mut departure = self.time.depart(SystemClock.monotonic());
         departure.bounds = departure.bounds.filter(|_| self.clock_slack >= LEAST_SLACK);
         let ways: Vec<Way> = items.iter().map(|item| self.way(item, departure.bounds)).collect();
-        let mut commands = Pipeline::with_capacity(2 * items.len() + 4);
+        let mut commands = Pipeline::with_capacity(items.len() + 4);
         if departure.wants_time {
             commands.cmd("TIME");
         }
@@ -66,12 +76,8 @@ impl Inner {
         for (place, way) in ways.iter().enumerate() {
             let outcome = match way {
                 Way::Set(stamp) => self.was_set(items, place, *stamp, by, replies.next()),
-                Way::Compare(stamp, _) => {
-                    let outcome = self.was_compared(items, place, *stamp, replies.next());
-                    let _published = replies.next();
-                    outcome
-                }
-                Way::Replace(_) | Way::Swap => continue,
+                Way::Compare(stamp, ..) => self.was_compared(items, place, *stamp, replies.next()),
+                Way::Replace(..) | Way::Swap => continue,
             };
             put(&mut outcomes, place, outcome);
         }
@@ -130,17 +136,20 @@ impl Inner {
             Expected::Absent if item.refusable && upper.0 < STAMP_LIMIT => Way::Set(upper),
             Expected::Stamp(last) if !item.refusable && upper.max(last.next()).0 < STAMP_LIMIT => {
                 let stamp = upper.max(last.next());
-                let known = self.compares.load(Ordering::Relaxed).then(|| self.grants.take(&item.id, last));
-                match known.flatten() {
-                    Some(bytes) => Way::Compare(stamp, bytes),
-                    None => Way::Replace(stamp),
+                let Some(grant) = self.grants.take(&item.id, last) else {
+                    return Way::Replace(stamp, End::Own);
+                };
+                let end = if grant.lasts(stamp, item.keep) { End::Same } else { End::Own };
+                if self.compares.load(Ordering::Relaxed) && !grant.bytes.is_empty() {
+                    return Way::Compare(stamp, end, grant.bytes);
                 }
+                Way::Replace(stamp, end)
             }
             Expected::Absent | Expected::Stamp(_) | Expected::Anything => Way::Swap,
         }
     }
 
-    /// Adds the commands: one or two for each that goes by itself, then one for each script.
+    /// Adds the commands: one for each that goes by itself, then one for each script.
     fn plan(&self, items: &[Item], ways: &[Way], bounds: Option<Bounds>, commands: &mut Pipeline) -> Plan {
         let lower = bounds.map_or(Stamp::ZERO, |bounds| bounds.lower);
         let (mut replaced, mut swapped) = (Vec::new(), Vec::new());
@@ -152,20 +161,18 @@ impl Inner {
                     keep(&mut command, item, *stamp, lower);
                     commands.add_command(command);
                 }
-                Way::Compare(stamp, bytes) => {
+                Way::Compare(stamp, end, bytes) => {
                     let Expected::Stamp(last) = item.expected else { continue };
                     let mut command = self.set(item, *stamp);
                     command.arg("IFEQ");
                     joined(&mut command, [&last.0.to_be_bytes(), bytes]);
-                    keep(&mut command, item, *stamp, lower);
+                    match end {
+                        End::Own => keep(&mut command, item, *stamp, lower),
+                        End::Same => drop(command.arg("KEEPTTL")),
+                    }
                     commands.add_command(command);
-                    let mut publish = Cmd::with_capacity(3, 96);
-                    publish.arg("PUBLISH");
-                    joined(&mut publish, [&self.records.prefix, item.id.as_bytes()]);
-                    publish.arg("");
-                    commands.add_command(publish);
                 }
-                Way::Replace(_) => replaced.push(place),
+                Way::Replace(..) => replaced.push(place),
                 Way::Swap => swapped.push(place),
             }
         }
@@ -210,12 +217,13 @@ impl Inner {
             joined(&mut command, [&self.records.prefix, item.id.as_bytes()]);
         }
         for (item, way) in those() {
-            let (Expected::Stamp(last), Way::Replace(stamp)) = (item.expected, way) else { continue };
+            let (Expected::Stamp(last), Way::Replace(stamp, end)) = (item.expected, way) else { continue };
             command.arg(&last.0.to_be_bytes());
             joined(&mut command, [&stamp.0.to_be_bytes(), &item.bytes]);
-            match millis(keep_until(item, *stamp, lower)) {
-                Some(millis) => command.arg(millis),
-                None => command.arg(""),
+            match (end, millis(keep_until(item, *stamp, lower))) {
+                (End::Same, _) => command.arg("="),
+                (End::Own, Some(millis)) => command.arg(millis),
+                (End::Own, None) => command.arg(""),
             };
         }
         command
@@ -291,7 +299,7 @@ impl Inner {
             Ok(_) => Err(nonsense()),
         };
         for (number, &place) in places.iter().enumerate() {
-            let (Some(item), Some(Way::Replace(stamp))) = (items.get_mut(place), ways.get(place)) else {
+            let (Some(item), Some(Way::Replace(stamp, _))) = (items.get_mut(place), ways.get(place)) else {
                 continue;
             };
             let outcome = match marks.as_ref().map(|marks| marks.get(number)) {
@@ -339,8 +347,10 @@ impl Inner {
 
     /// The item is written.
     fn remember(&self, item: &mut Item, stamp: Stamp) {
-        if item.grants && self.compares.load(Ordering::Relaxed) {
-            self.grants.remember(item.id, stamp, std::mem::take(&mut item.bytes));
+        if item.grants {
+            let compares = self.compares.load(Ordering::Relaxed);
+            let bytes = if compares { std::mem::take(&mut item.bytes) } else { Vec::new() };
+            self.grants.remember(item.id, Grant { stamp, keep: item.keep, bytes });
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Hall {
 #[derive(Default)]
 struct State {
     places: HashMap<RecordId, Place>,
-    /// Ids that have to be subscribed to or looked at.
+    /// Ids that have to be looked at.
     asked: Vec<RecordId>,
     next_number: u64,
     generation: u64,
@@ -121,7 +121,7 @@ impl Hall {
         state.next_number += 1;
         let place = state.places.entry(*id).or_default();
         place.waiting.insert(number, (stamp, sender));
-        // Known to be still there, with the subscription in place: nothing to do but to wait for a message.
+        // Known to be still there, and the server tells when it changes: nothing to do but to wait for that.
         if place.known != Some(stamp) && !place.is_asked {
             place.is_asked = true;
             state.asked.push(*id);
@@ -191,11 +191,6 @@ impl Post {
         Ok(state)
     }
 
-    /// Shows that the task is run.
-    pub(super) fn beat(&self) -> Result<(), Relieved> {
-        self.state().map(drop)
-    }
-
     /// Makes everybody's id one that has to be looked at: there is a new connection, or none.
     pub(super) fn ask_for_all(&self) -> Result<(), Relieved> {
         let mut state = self.state()?;
@@ -217,12 +212,6 @@ impl Post {
     /// All ids that somebody waits for.
     pub(super) fn all(&self) -> Result<Vec<RecordId>, Relieved> {
         Ok(self.state()?.places.keys().copied().collect())
-    }
-
-    /// Those of the ids that nobody waits for.
-    pub(super) fn deserted(&self, ids: impl Iterator<Item = RecordId>) -> Result<Vec<RecordId>, Relieved> {
-        let state = self.state()?;
-        Ok(ids.filter(|id| !state.places.contains_key(id)).collect())
     }
 
     /// The record was seen with this stamp (`None`: it may be anything); `is_live` if a message would tell that it changes.

@@ -142,11 +142,8 @@ fn serve(stream: TcpStream) -> Option<()> {
             ("CONFIG", b"*4\r\n$10\r\nappendonly\r\n$3\r\nyes\r\n$11\r\nappendfsync\r\n$6\r\nalways\r\n"),
             ("INFO", b"$0\r\n\r\n"),
             ("SCRIPT", b"$40\r\n0000000000000000000000000000000000000000\r\n"),
-            ("PUBLISH", b":0\r\n"),
             ("CLIENT", b"+OK\r\n"),
             ("PING", b"+PONG\r\n"),
-            ("SUBSCRIBE", b"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n"),
-            ("UNSUBSCRIBE", b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nx\r\n:0\r\n"),
         ]);
         match (setting.get(command.as_str()), answer) {
             (Some(answer), _) => output.write_all(answer).ok()?,

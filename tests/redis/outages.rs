@@ -1,4 +1,4 @@
-//! Who waits although a subscription is lost, silent or forbidden, or a runtime is gone.
+//! Who waits although the connection that is told of changes is lost, silent or forbidden, or a runtime is gone.
 
 use std::time::Duration;
 
@@ -6,16 +6,23 @@ use nevertwice::backends::redis::Warning;
 use nevertwice::{Engine, RedisStore, Store};
 
 use crate::server::{Proxy, Server};
-use crate::waiting::{LONG, TOLD, stamp, subscribers, until, waiter, waiting, within};
-use crate::{acquire, block_on_tokio, connect, engine, name, request, set};
+use crate::waiting::{LONG, TOLD, listeners, stamp, tracked, until, waiter, waiting, within};
+use crate::{acquire, block_on_tokio, connect, engine, request};
+
+/// Ends the connection that is told of changes.
+fn cut(server: &Server) -> String {
+    let [number] = <[String; 1]>::try_from(listeners(server)).unwrap();
+    assert_eq!(server.ask::<u64>(&format!("CLIENT KILL ID {number}")), 1);
+    number
+}
 
 #[test]
-fn a_killed_subscription_is_made_again() {
+fn a_killed_line_is_made_again() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (_store, waiter, lease) = waiting(&server).await;
-        assert_eq!(server.ask::<u64>("CLIENT KILL TYPE pubsub"), 1);
-        until("subscribed again", || subscribers(&server, "k") == 1).await;
+        let before = [cut(&server)];
+        until("another", || listeners(&server).len() == 1 && listeners(&server) != before).await;
         assert!(!waiter.is_finished(), "nothing changed");
         lease.complete("done").await.unwrap();
         within(TOLD, waiter).await.unwrap();
@@ -23,28 +30,18 @@ fn a_killed_subscription_is_made_again() {
 }
 
 #[test]
-fn a_change_while_there_is_no_subscription_is_not_missed() {
+fn a_change_while_there_is_no_line_is_not_missed() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (_store, waiter, lease) = waiting(&server).await;
-        server.ask::<u64>("CLIENT KILL TYPE pubsub");
+        cut(&server);
         lease.complete("done").await.unwrap();
         within(TOLD, waiter).await.unwrap();
     });
 }
 
 #[test]
-fn a_message_that_was_never_sent_is_made_up_for() {
-    let server = Server::start(&[]);
-    block_on_tokio(async {
-        let (_store, waiter, _lease) = waiting(&server).await;
-        set(&server, &name(&request("k")), &7_u64.to_be_bytes());
-        within(TOLD * 5, waiter).await.unwrap();
-    });
-}
-
-#[test]
-fn a_silent_subscription_does_not_keep_a_waiter() {
+fn a_silent_line_does_not_keep_a_waiter() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let proxy = Proxy::start(server.port()).await;
@@ -52,7 +49,7 @@ fn a_silent_subscription_does_not_keep_a_waiter() {
         let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
         let lease = acquire(&other, &request("k")).await;
         let waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
+        until("listening", || !listeners(&server).is_empty()).await;
         proxy.stall();
         lease.complete("done").await.unwrap();
         within(TOLD * 10, waiter).await.unwrap();
@@ -60,26 +57,24 @@ fn a_silent_subscription_does_not_keep_a_waiter() {
 }
 
 #[test]
-fn a_subscription_that_alone_is_silent_is_replaced() {
+fn a_line_that_alone_is_silent_is_replaced() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let proxy = Proxy::start(server.port()).await;
         let builder = RedisStore::builder(&proxy.url()).response_timeout(Duration::from_millis(200));
         let (store, other) = (builder.connect().await.unwrap(), engine(&server).await);
-        let _lease = acquire(&other, &request("k")).await;
-        let _waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
-        let number = || server.ask::<String>("CLIENT LIST TYPE pubsub").split(' ').next().map(str::to_owned);
-        let before = number();
+        let (_first, second) = (acquire(&other, &request("k")).await, acquire(&other, &request("l")).await);
+        let _waiters = [waiter(&store, "k").await, waiter(&store, "l").await];
+        until("listening", || tracked(&server) == 2).await;
+        let before = listeners(&server);
         proxy.stall();
-        let message = name(&request("k"));
-        redis::cmd("PUBLISH").arg(message).arg("").exec(&mut server.raw()).unwrap();
+        second.complete("done").await.unwrap();
         for _ in 0..10 {
             // Lets the proxy swallow the message.
             other.inspect("scope", "k").await.unwrap();
         }
         assert!(!proxy.heal());
-        until("replaced", || subscribers(&server, "k") == 1 && number() != before).await;
+        until("another", || listeners(&server).len() == 1 && listeners(&server) != before).await;
     });
 }
 
@@ -90,7 +85,7 @@ fn a_restarted_server_is_listened_to_again() {
         let (_store, waiter, lease) = waiting(&server).await;
         server.kill();
         server.restart();
-        until("subscribed again", || subscribers(&server, "k") == 1).await;
+        until("listening again", || !listeners(&server).is_empty()).await;
         assert!(!waiter.is_finished(), "nothing changed");
         lease.complete("done").await.unwrap();
         within(TOLD, waiter).await.unwrap();
@@ -101,9 +96,9 @@ fn a_restarted_server_is_listened_to_again() {
 fn without_the_permissions_waiters_look_and_swaps_work() {
     let server = Server::start(&[]);
     for (user, rules) in [
-        ("anna", "~nevertwice:* +@all resetchannels"),
-        ("bert", "~nevertwice:* &nevertwice:* +@all -publish"),
-        ("cleo", "~nevertwice:* &nevertwice:* +@all -subscribe"),
+        ("anna", "~nevertwice:* +@all -client|tracking"),
+        ("bert", "~nevertwice:* +@all -client"),
+        ("cleo", "~nevertwice:* +@all -@connection"),
     ] {
         server.ask::<()>(&format!("ACL SETUSER {user} on >s3cret {rules}"));
         block_on_tokio(async {
@@ -130,7 +125,7 @@ fn the_runtime_of_the_first_waiter_may_go() {
     });
     block_on_tokio(async {
         let waiter = waiter(&store, "k").await;
-        until("subscribed", || subscribers(&server, "k") == 1).await;
+        until("listening", || !listeners(&server).is_empty()).await;
         let other = engine(&server).await;
         other.resume(&lease).await.unwrap().complete("done").await.unwrap();
         within(TOLD, waiter).await.unwrap();

@@ -47,11 +47,28 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-pub(crate) fn subscribers(server: &Server, key: &str) -> u64 {
-    let channel = name(&request(key));
-    let reply: (Vec<u8>, u64) =
-        redis::cmd("PUBSUB").arg("NUMSUB").arg(channel).query(&mut server.raw()).unwrap();
-    reply.1
+/// The connections that the server tells of changes and that have read a record, as `CLIENT LIST` shows them.
+fn lines(server: &Server) -> Vec<String> {
+    let list: String = server.ask("CLIENT LIST");
+    let shows = |line: &str, name, value| field(line, name) == Some(value);
+    let is_one = |line: &&str| shows(line, "flags", "t") && shows(line, "cmd", "get");
+    list.lines().filter(is_one).map(str::to_owned).collect()
+}
+
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Their numbers.
+pub(crate) fn listeners(server: &Server) -> Vec<String> {
+    lines(server).iter().map(|line| field(line, "id").unwrap().to_owned()).collect()
+}
+
+/// How many records the server will tell somebody of.
+pub(crate) fn tracked(server: &Server) -> u64 {
+    let text: String = server.ask("INFO stats");
+    let count = text.lines().find_map(|line| line.strip_prefix("tracking_total_keys:"));
+    count.unwrap().parse().unwrap()
 }
 
 fn connections(server: &Server) -> usize {
@@ -64,7 +81,7 @@ pub(crate) async fn waiting(server: &Server) -> (RedisStore, JoinHandle<()>, Lea
     let (store, other) = (connect(server).await, engine(server).await);
     let lease = acquire(&other, &request("k")).await;
     let waiter = waiter(&store, "k").await;
-    until("subscribed", || subscribers(server, "k") == 1).await;
+    until("listening", || tracked(server) == 1).await;
     (store, waiter, lease)
 }
 
@@ -78,7 +95,7 @@ fn l2_a_waiter_is_told_of_everything_that_ends_a_wait() {
             for end in ["complete", "release", "forget", "discard"] {
                 let lease = acquire(&other, &request("k")).await;
                 let waiter = waiter(&store, "k").await;
-                until("subscribed", || subscribers(&server, "k") > 0).await;
+                until("listening", || tracked(&server) == 1).await;
                 match end {
                     "complete" => lease.complete("done").await.unwrap(),
                     "release" => lease.release().await.unwrap(),
@@ -98,14 +115,14 @@ fn l2_a_change_between_the_look_and_the_call_is_not_missed() {
     block_on_tokio(async {
         let store = connect(&server).await;
         let other = engine(&server).await;
-        // The second time there is a connection, and the third a subscription already.
+        // The second time there is a connection, and the third it has read the record already.
         for round in 0..3 {
             let id = request("k").id();
             let lease = acquire(&other, &request("k")).await;
             let seen = stamp(&store, &id).await;
             let first = if round == 2 { Some(waiter(&store, "k").await) } else { None };
             if first.is_some() {
-                until("subscribed", || subscribers(&server, "k") == 1).await;
+                until("listening", || tracked(&server) == 1).await;
             }
             lease.complete("done").await.unwrap();
             within(TOLD, store.changed(&id, seen, LONG)).await.unwrap();
@@ -134,17 +151,39 @@ fn l2_changes_at_any_moment_of_a_wait_are_not_missed() {
 }
 
 #[test]
-fn the_first_write_of_a_key_is_published_to_nobody() {
+fn l2_whoever_changes_a_record_and_however_wakes() {
     let server = Server::start(&[]);
     block_on_tokio(async {
-        let engine = engine(&server).await;
-        server.ask::<()>("CONFIG RESETSTAT");
-        let lease = acquire(&engine, &request("k")).await;
-        assert_eq!(calls(&server, "publish"), 0);
-        lease.release().await.unwrap();
-        assert_eq!(calls(&server, "publish"), 1);
-        let _ = acquire(&engine, &request("k")).await;
-        assert_eq!(calls(&server, "publish"), 1, "nobody waits at a tombstone");
+        let (store, other) = (connect(&server).await, engine(&server).await);
+        let name = name(&request("k"));
+        for end in ["SET", "DEL", "PEXPIRE", "FLUSHALL", "SWAPDB"] {
+            let _ = acquire(&other, &request("k")).await;
+            let waiter = waiter(&store, "k").await;
+            until("listening", || tracked(&server) == 1).await;
+            let mut change = redis::cmd(end);
+            match end {
+                "SET" => change.arg(&name).arg(&7_u64.to_be_bytes()),
+                "DEL" => change.arg(&name),
+                "PEXPIRE" => change.arg(&name).arg(1),
+                "FLUSHALL" => &mut change,
+                _ => change.arg(0).arg(1),
+            };
+            change.exec(&mut server.raw()).unwrap();
+            // The server itself takes its time to see that one is over.
+            within(TOLD * 5, waiter).await.unwrap();
+            server.ask::<()>("FLUSHALL");
+        }
+    });
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_tracked() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let (store, engine) = (connect(&server).await, engine(&server).await);
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        stamp(&store, &request("k").id()).await;
+        assert_eq!((tracked(&server), listeners(&server)), (0, Vec::new()));
     });
 }
 
@@ -162,15 +201,15 @@ fn l2_a_thousand_waiters_cost_a_handful_of_commands() {
                 tokio::spawn(async move { store.changed(&id, stamp, LONG).await.unwrap() })
             })
             .collect();
-        until("subscribed", || subscribers(&server, "k") == 1).await;
+        until("listening", || tracked(&server) == 1).await;
         until("looked", || calls(&server, "get") > 0).await;
         lease.complete("done").await.unwrap();
         for waiter in waiters {
             within(TOLD, waiter).await.unwrap();
         }
         let looks = calls(&server, "get");
-        // One in the script; a slow machine adds one each second.
-        assert!(looks <= 6 && calls(&server, "subscribe") == 1, "{looks}");
+        // A slow machine adds one each second.
+        assert!(looks <= 6 && calls(&server, "client|tracking") == 1, "{looks}");
     });
 }
 
@@ -181,7 +220,7 @@ fn who_comes_when_the_stamp_is_known_costs_no_look() {
         let (store, first, lease) = waiting(&server).await;
         let id = request("k").id();
         let stamp = stamp(&store, &id).await;
-        let looks = calls(&server, "time");
+        let looks = calls(&server, "get");
         let mut waiters = vec![first];
         for _ in 0..50 {
             let waiting = store.clone();
@@ -189,7 +228,7 @@ fn who_comes_when_the_stamp_is_known_costs_no_look() {
             // Lets the tasks run.
             store.load(&id).await.unwrap();
         }
-        let more = calls(&server, "time") - looks - 50;
+        let more = calls(&server, "get") - looks - 50;
         assert!(more < 10, "{more}");
         lease.complete("done").await.unwrap();
         for waiter in waiters {
@@ -199,7 +238,7 @@ fn who_comes_when_the_stamp_is_known_costs_no_look() {
 }
 
 #[test]
-fn waiters_that_are_dropped_end_their_subscription() {
+fn for_waiters_that_are_dropped_nothing_is_looked_at() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, first, _lease) = waiting(&server).await;
@@ -208,9 +247,10 @@ fn waiters_that_are_dropped_end_their_subscription() {
         assert!(first.await.unwrap_err().is_cancelled());
         let looks = calls(&server, "get");
         until("two looks more", || calls(&server, "get") > looks + 1).await;
-        assert_eq!(subscribers(&server, "k"), 1, "one still waits");
         second.abort();
-        until("unsubscribed", || subscribers(&server, "k") == 0).await;
+        let idle = |line: &String| field(line, "idle").unwrap().parse::<u64>().unwrap();
+        until("no looks", || lines(&server).iter().all(|line| idle(line) > 2)).await;
+        assert_eq!(listeners(&server).len(), 1, "it stays for a while");
     });
 }
 

@@ -1,0 +1,95 @@
+//! The connection over which the server tells that records change: [`Line`].
+
+use std::time::Duration;
+
+use ::redis::aio::{ConnectionLike, MultiplexedConnection};
+use ::redis::{
+    AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisError, Value, cmd, pipe,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+
+use super::records::{Records, found};
+use super::refusal::{meaning, nonsense};
+use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::Stamp;
+use crate::store::Snapshot;
+
+/// A connection that the server keeps track of (`CLIENT TRACKING`): once a record was read over it, the server tells of
+/// the next change of that, whoever makes it and however.
+pub(super) struct Line(MultiplexedConnection);
+
+/// What the server says over a line, in order with its answers. For each record read there is at most one message.
+pub(super) struct Messages(UnboundedReceiver<PushInfo>);
+
+pub(super) enum Message {
+    /// Something became of what is under these names.
+    Changed(Vec<Vec<u8>>),
+    /// The same of everything.
+    AllChanged,
+    /// There will be no more messages.
+    Lost,
+}
+
+impl Line {
+    pub(super) async fn open(
+        client: &Client,
+        [connect, answer]: [Duration; 2],
+    ) -> Result<(Line, Messages), RedisError> {
+        let (sender, messages) = unbounded_channel();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(connect))
+            .set_response_timeout(Some(answer))
+            .set_push_sender(sender);
+        let info = client.get_connection_info().clone();
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let client = Client::open(info.set_redis_settings(settings))?;
+        let open = async {
+            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await?;
+            Ok((Line(connection), Messages(messages)))
+        };
+        let late = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        timeout(connect.saturating_add(answer), open).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// What is under each of the ids, but for the time. The server will tell when it changes.
+    pub(super) async fn read(
+        &mut self,
+        records: &Records,
+        ids: &[RecordId],
+    ) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
+        let mut commands = pipe();
+        for id in ids {
+            commands.cmd("GET").arg(records.key(id));
+        }
+        let replies = self.0.req_packed_commands(&commands, 0, ids.len()).await;
+        let replies = replies.map_err(|error| meaning(&error))?;
+        if replies.len() != ids.len() {
+            return Err(nonsense());
+        }
+        Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, Stamp::ZERO, reply)).collect())
+    }
+}
+
+impl Messages {
+    pub(super) async fn next(&mut self) -> Message {
+        while let Some(push) = self.0.recv().await {
+            if push.kind == PushKind::Invalidate {
+                return invalidated(push.data);
+            }
+            if push.kind == PushKind::Disconnection {
+                break;
+            }
+        }
+        Message::Lost
+    }
+}
+
+/// A list of names, or nil where all was flushed.
+fn invalidated(data: Vec<Value>) -> Message {
+    let Some(Value::Array(names)) = data.into_iter().next() else { return Message::AllChanged };
+    let name = |value| if let Value::BulkString(name) = value { Some(name) } else { None };
+    Message::Changed(names.into_iter().filter_map(name).collect())
+}
