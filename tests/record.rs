@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nevertwice::decide::{Ask, Command, Decision, decide};
 use nevertwice::{
-    Body, DecodeError, Fingerprint, Key, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
+    Body, DecodeError, Fingerprint, Key, Label, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -407,6 +407,22 @@ fn l5_a_record_weighs_what_it_holds() {
     assert_eq!(weight(State::Completed(kept())), least + 7);
     assert_eq!(weight(State::Failed(kept(), Retry::Now)), least + 7);
     assert_eq!(weight(State::Completed(Body::new(Bytes::from_static(b"seven b"), 0))), least);
+}
+
+/// What operators see of a text is cut between characters, and nothing is put behind a cut.
+#[test]
+fn a_label_is_as_much_as_there_is_room_for() {
+    let scope = |parts: &[&str]| format!("{:?}", Scope::new(parts).unwrap());
+    let (even, odd) = ("é".repeat(24), format!("x{}", "é".repeat(23)));
+    assert_eq!(scope(&["acct_42", "charges"]), "Scope(acct_42/charges)");
+    assert_eq!(scope(&[&"é".repeat(30)]), format!("Scope({even})"));
+    assert_eq!(scope(&["x", &"é".repeat(30)]), format!("Scope(x/{})", "é".repeat(23)));
+    assert_eq!(scope(&[&format!("x{}", "é".repeat(30)), "b"]), format!("Scope({odd})"));
+    assert_eq!(scope(&[&odd, "b"]), format!("Scope({odd}/)"));
+    assert_eq!(Label::from(format!("{even}b").as_str()), Label::new(&even));
+    let label = Label::new("a\"b");
+    assert_eq!(format!("{label} {label:>4} {label:?}"), "a\"b  a\"b \"a\\\"b\"");
+    assert_eq!((label.as_bytes(), label.as_str(), label.len()), (&b"a\"b"[..], "a\"b", 3));
 }
 
 #[test]
