@@ -244,6 +244,24 @@ fn l2_a_lease_ends_exactly_when_its_time_is_over() {
 }
 
 #[test]
+fn only_what_a_crash_left_behind_is_a_takeover() {
+    let (clock, _, engine) = setup();
+    let first = acquire(&engine, "k");
+    assert!(!first.takeover());
+    block_on(first.fail("busy", Retry::Now)).unwrap();
+    let second = acquire(&engine, "k");
+    assert_eq!((second.attempt(), second.takeover()), (2, false));
+    drop(second);
+    clock.advance(30 * SECOND);
+    let third = acquire(&engine, "k");
+    assert_eq!((third.attempt(), third.takeover()), (3, true));
+    // So it stays where the lease is handed over, while it is held.
+    assert!(block_on(engine.resume(&third.token())).unwrap().takeover());
+    block_on(third.complete("done")).unwrap();
+    assert!(!block_on(engine.resume(&third.token())).unwrap().takeover());
+}
+
+#[test]
 fn s2_an_outcome_is_kept_until_its_retention_is_over() {
     let (clock, store, engine) = setup();
     block_on(acquire(&engine, "k").complete("done")).unwrap();

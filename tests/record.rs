@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nevertwice::decide::{Ask, Command, Decision, decide};
 use nevertwice::{
-    Body, DecodeError, Fingerprint, Key, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
+    Body, DecodeError, Fingerprint, Key, Label, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -193,4 +193,253 @@ fn s7_debug_shows_no_content() {
     record.checkpoint = Some(Bytes::from_static(b"secret"));
     let shown = format!("{record:?}");
     assert!(!shown.contains("secret") && !shown.contains("115, 101"), "{shown}");
+}
+
+/// `bytes` behind the version and the checksum, with the checksum that they must have.
+fn sealed(bytes: &[u8]) -> Bytes {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(id("k").as_bytes());
+    sum.update(&Stamp::ZERO.0.to_le_bytes());
+    sum.update(bytes);
+    [&[Record::VERSION], &sum.finalize().to_le_bytes()[..], bytes].concat().into()
+}
+
+/// Up to the scope: bits, fingerprint, fence, attempt, retention, no response retention.
+fn head(bits: u8, attempt: &[u8], retention: &[u8]) -> Vec<u8> {
+    [&[bits][..], &[1; 17], &7_u64.to_le_bytes(), attempt, retention, &[0]].concat()
+}
+
+/// Damage that a checksum does not show, since a faulty release could have written it.
+#[test]
+fn s10_what_no_release_writes_is_refused_for_what_it_is() {
+    let (in_progress, completed, failed_now, failed_after) = (0, 1, 2, 3);
+    let (omitted, checkpoint, key) = (1 << 5, 1 << 6, 1 << 7);
+    let long = |last| [&[0x80; 9][..], &[last]].concat();
+    let damaged = |bytes: Vec<u8>| match Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &sealed(&bytes)) {
+        Err(DecodeError::Damaged { what }) => what,
+        other => panic!("{other:?}"),
+    };
+    let plain = |bits| head(bits, &[1], &[1]);
+    let with = |bits, rest: &[u8]| [&plain(bits), rest].concat();
+    let read = |bytes: Vec<u8>| Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &sealed(&bytes)).unwrap();
+    assert_eq!(read(with(completed, &[0])).state, State::Completed(Body::Kept(Bytes::new())));
+    assert_eq!(read(with(completed, &[1, b's'])).scope.as_str(), "s");
+    assert_eq!(damaged(with(completed, &[1])), "too short");
+    assert_eq!(damaged(with(completed, &[1, 0xff])), "no label");
+    assert_eq!(damaged(with(completed, &[&[49][..], &[b's'; 49]].concat())), "no label");
+    assert_eq!(damaged(with(completed | key, &[0, 1, 0xff])), "text is not UTF-8");
+    assert_eq!(damaged(with(completed | checkpoint, &[0, 2, 1])), "too short");
+    for state in [6, 7] {
+        assert_eq!(damaged(with(state, &[0])), "unknown state");
+    }
+    // A body that was left out is a length and a digest, and nothing else.
+    let marker = Body::Omitted { bytes: 1, digest: 2 };
+    let stored = [&[0][..], &1_u64.to_le_bytes(), &2_u64.to_le_bytes()].concat();
+    assert_eq!(read(with(completed | omitted, &stored)).state, State::Completed(marker.clone()));
+    assert_eq!(read(with(failed_now | omitted, &stored)).state, State::Failed(marker, Retry::Now));
+    assert_eq!(damaged(with(completed | omitted, &stored[..16])), "too short");
+    assert_eq!(damaged(with(completed | omitted, &[&stored[..], &[0]].concat())), "bytes behind the end");
+    // A grant: owner, lease, holder.
+    let grant = [&[0][..], &[5; 16], &[9], &[1, b'h']].concat();
+    let State::InProgress { lease, holder, .. } = read(with(in_progress, &grant)).state else { panic!() };
+    assert_eq!((lease, holder.as_str()), (Duration::from_micros(9), "h"));
+    assert_eq!(damaged(with(in_progress, &[&grant[..], &[0]].concat())), "bytes behind the end");
+    // Numbers: 64 bits for times, 32 for attempts.
+    let times = |retention: &[u8]| [&head(completed, &[1], retention)[..], &[0]].concat();
+    assert_eq!(read(times(&long(1))).retention, Duration::from_micros(1 << 63));
+    for last in [2, 3, 0x7f, 0x80, 0x81] {
+        assert_eq!(damaged(times(&long(last))), "number too large");
+    }
+    assert_eq!(damaged(times(&[&[0x80; 10][..], &[0]].concat())), "number too large");
+    let attempts = |attempt: &[u8]| [&head(completed, attempt, &[1])[..], &[0]].concat();
+    assert_eq!(read(attempts(&[0xff, 0xff, 0xff, 0xff, 0x0f])).attempt, u32::MAX);
+    assert_eq!(damaged(attempts(&[0x80, 0x80, 0x80, 0x80, 0x10])), "attempt");
+    assert_eq!(damaged(with(failed_after, &[0, 0x80])), "too short");
+    let mut zero = sealed(&with(completed, &[0])).to_vec();
+    zero[0] = 0;
+    let error = Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &zero.into()).unwrap_err();
+    assert_eq!(error.to_string(), "not a record: format 0 was never written");
+    // Until the store has stamped it, a grant's fence is its stamp.
+    let mut fresh = with(completed, &[0]);
+    fresh[18..26].copy_from_slice(&[0; 8]);
+    assert_eq!(read(fresh).fence, Stamp(9));
+    assert_eq!(read(with(completed, &[0])).fence, Stamp(7));
+}
+
+#[test]
+fn numbers_take_one_byte_for_every_seven_bits() {
+    let length = |number: u64| {
+        let mut record = record(State::Completed(Body::Kept(Bytes::new())));
+        record.retention = Duration::from_micros(number);
+        let bytes = Bytes::from(record.encode(&id("k"), Stamp::ZERO));
+        assert_eq!(Record::decode(&id("k"), record.stamp, Stamp::ZERO, &bytes), Ok(record));
+        bytes.len()
+    };
+    let least = length(0);
+    for bits in 1..=64 {
+        let (low, high) = (1 << (bits - 1), u64::MAX >> (64 - bits));
+        let more = (bits as usize - 1) / 7;
+        assert_eq!((length(low), length(high)), (least + more, least + more), "{bits} bits");
+    }
+}
+
+/// A response that is not kept at all is left out from the start, so that no stored 0 means "at once".
+#[test]
+fn a_response_retention_of_no_time_is_stored_as_the_shortest() {
+    let mut record = record(State::Completed(Body::Kept(Bytes::new())));
+    record.response_retention = Some(Duration::ZERO);
+    let bytes = Bytes::from(record.encode(&id("k"), Stamp::ZERO));
+    let read = Record::decode(&id("k"), record.stamp, Stamp::ZERO, &bytes).unwrap();
+    assert_eq!(read.response_retention, Some(Duration::from_micros(1)));
+}
+
+#[test]
+fn s13_stamps_count_whole_microseconds_and_never_wrap() {
+    let nanos = Duration::from_nanos;
+    for (time, micros) in [
+        (nanos(0), 0),
+        (nanos(1), 1),
+        (nanos(1000), 1),
+        (nanos(1001), 2),
+        (Duration::new(3, 999_999_001), 4_000_000),
+        (Duration::new(u64::MAX / 1_000_000 + 1, 0), u64::MAX),
+        (Duration::MAX, u64::MAX),
+    ] {
+        assert_eq!(Stamp::ZERO.after(time), Stamp(micros));
+    }
+    assert_eq!(Stamp(u64::MAX).after(nanos(1)), Stamp(u64::MAX));
+    assert_eq!((Stamp(4).next(), Stamp(u64::MAX).next()), (Stamp(5), Stamp(u64::MAX)));
+    assert_eq!(Stamp(9).since(Stamp(4)), Duration::from_micros(5));
+    assert_eq!(Stamp(4).since(Stamp(9)), Duration::ZERO);
+}
+
+#[test]
+fn s13_a_record_counts_to_its_last_microsecond() {
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    let holder = "h".into();
+    let grant =
+        State::InProgress { owner: Owner::random(), lease: second, effect: true, takeover: false, holder };
+    let body = || Body::Kept(Bytes::new());
+    for (state, more) in [
+        (grant, second),
+        (State::Completed(body()), Duration::ZERO),
+        (State::Failed(body(), Retry::After(second * 2)), second * 2),
+        (State::Failed(body(), Retry::Now), Duration::ZERO),
+        (State::Failed(body(), Retry::Never), Duration::ZERO),
+        (State::Failed(body(), Retry::Unresolved), Duration::ZERO),
+    ] {
+        let mut record = record(state);
+        record.retention = minute;
+        assert_eq!(record.keep(), minute + more);
+        let deadline = record.stamp.after(minute + more);
+        assert_eq!(record.deadline(), deadline);
+        assert!(record.is_kept(Stamp(deadline.0 - 1)) && !record.is_kept(deadline));
+        record.retention = Duration::MAX;
+        assert!(record.is_kept(Stamp(u64::MAX)), "kept for ever");
+        assert!(!record.is_response_over(Stamp(u64::MAX)));
+        record.response_retention = Some(second);
+        let over = record.stamp.after(second);
+        assert!(!record.is_response_over(Stamp(over.0 - 1)) && record.is_response_over(over));
+    }
+}
+
+#[test]
+fn s12_only_a_new_grant_may_be_refused_and_its_first_stamp_is_its_fence() {
+    let mut record = record(State::Completed(Body::Kept(Bytes::new())));
+    assert!(!record.may_be_refused());
+    record.fence = Stamp::ZERO;
+    assert!(record.may_be_refused());
+    let record = record.stamped(Stamp(5));
+    assert_eq!((record.stamp, record.fence), (Stamp(5), Stamp(5)));
+    let record = record.stamped(Stamp(6));
+    assert_eq!((record.stamp, record.fence), (Stamp(6), Stamp(5)));
+}
+
+#[test]
+fn a_body_over_the_limit_leaves_its_length_and_digest() {
+    let bytes = Bytes::from_static(b"abc");
+    assert_eq!(Body::new(bytes.clone(), 3), Body::Kept(bytes.clone()));
+    // The first 8 bytes of BLAKE3("abc").
+    let omitted = Body::Omitted { bytes: 3, digest: 0x6437_b3ac_3846_5133 };
+    assert_eq!(Body::new(bytes.clone(), 2), omitted);
+    assert_eq!((Body::Kept(bytes.clone()).kept(), omitted.kept()), (Some(&bytes), None));
+}
+
+#[test]
+fn l5_small_parts_are_copied_out_of_large_buffers_and_large_ones_are_not() {
+    let large = Bytes::from(vec![7; 10_000]);
+    let within = |bytes: &Bytes| large.as_ptr_range().contains(&bytes.as_ptr());
+    for (length, shared) in [(1, false), (4096, false), (4097, true)] {
+        let part = large.slice(..length);
+        for state in [
+            State::Completed(Body::Kept(part.clone())),
+            State::Failed(Body::Kept(part.clone()), Retry::Never),
+        ] {
+            let mut record = record(state);
+            record.checkpoint = Some(part.clone());
+            let before = record.clone();
+            record.detach();
+            assert_eq!(record, before);
+            assert_eq!(record.checkpoint.as_ref().map(within), Some(shared));
+            let (State::Completed(body) | State::Failed(body, _)) = &record.state else { panic!() };
+            assert_eq!(body.kept().map(within), Some(shared));
+        }
+    }
+}
+
+#[test]
+fn l5_a_record_weighs_what_it_holds() {
+    let kept = || Body::Kept(Bytes::from_static(b"seven b"));
+    let weight = |state| {
+        let mut record = record(state);
+        record.scope = "scope".into();
+        let bare = record.weight();
+        record.key = Some("keys".into());
+        record.checkpoint = Some(Bytes::from_static(b"point"));
+        assert_eq!(record.weight(), bare + 4 + 5);
+        bare
+    };
+    let holder = "h".into();
+    let lease = Duration::ZERO;
+    let least = size_of::<Record>() + 5;
+    let grant = State::InProgress { owner: Owner::random(), lease, effect: false, takeover: false, holder };
+    assert_eq!(weight(grant), least);
+    assert_eq!(weight(State::Completed(kept())), least + 7);
+    assert_eq!(weight(State::Failed(kept(), Retry::Now)), least + 7);
+    assert_eq!(weight(State::Completed(Body::new(Bytes::from_static(b"seven b"), 0))), least);
+}
+
+/// What operators see of a text is cut between characters, and nothing is put behind a cut.
+#[test]
+fn a_label_is_as_much_as_there_is_room_for() {
+    let scope = |parts: &[&str]| format!("{:?}", Scope::new(parts).unwrap());
+    let (even, odd) = ("é".repeat(24), format!("x{}", "é".repeat(23)));
+    assert_eq!(scope(&["acct_42", "charges"]), "Scope(acct_42/charges)");
+    assert_eq!(scope(&[&"é".repeat(30)]), format!("Scope({even})"));
+    assert_eq!(scope(&["x", &"é".repeat(30)]), format!("Scope(x/{})", "é".repeat(23)));
+    assert_eq!(scope(&[&format!("x{}", "é".repeat(30)), "b"]), format!("Scope({odd})"));
+    assert_eq!(scope(&[&odd, "b"]), format!("Scope({odd}/)"));
+    assert_eq!(Label::from(format!("{even}b").as_str()), Label::new(&even));
+    let label = Label::new("a\"b");
+    assert_eq!(format!("{label} {label:>4} {label:?}"), "a\"b  a\"b \"a\\\"b\"");
+    assert_eq!((label.as_bytes(), label.as_str(), label.len()), (&b"a\"b"[..], "a\"b", 3));
+}
+
+#[test]
+fn debug_tells_states_apart() {
+    let lease = Duration::from_secs(1);
+    let holder = "h".into();
+    let grant = State::InProgress { owner: Owner::random(), lease, effect: true, takeover: false, holder };
+    assert_eq!(format!("{grant:?}"), "InProgress { lease: 1s, effect: true, takeover: false, .. }");
+    let kept = || Body::Kept(Bytes::from_static(b"abc"));
+    assert_eq!(format!("{:?}", State::Failed(kept(), Retry::Now)), "Failed(<3 bytes>, Now)");
+    let omitted = State::Completed(Body::new(Bytes::from_static(b"abc"), 0));
+    assert_eq!(format!("{omitted:?}"), "Completed(<3 bytes, omitted>)");
+    let mut record = record(State::Completed(kept()));
+    record.scope = "s".into();
+    assert_eq!(
+        format!("{record:?}"),
+        "Record { stamp: 1800000000000000, fence: 1800000000000000, attempt: 1, retention: 86400s, scope: \"s\", \
+         checkpoint_bytes: None, state: Completed(<3 bytes>), .. }"
+    );
 }

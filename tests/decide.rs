@@ -1,0 +1,476 @@
+//! The rules one by one, where a history through an engine does not show them: each edge of time to the microsecond, each
+//! field of what is written, and what every answer shows of itself.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use nevertwice::decide::{Ask, Command, Decision, Reply, decide, is_unfinished};
+use nevertwice::{
+    Body, Current, Fingerprint, LeaseToken, Owner, Reason, Record, Recovery, Resolution, Retry, Stamp, State,
+    StateKind,
+};
+
+const MICRO: Duration = Duration::from_micros(1);
+const LEASE: Duration = Duration::from_secs(30);
+const RETENTION: Duration = Duration::from_secs(3600);
+const GRANTED: Stamp = Stamp(1_000_000);
+
+fn body(text: &'static str) -> Body {
+    Body::Kept(Bytes::from_static(text.as_bytes()))
+}
+
+fn ask() -> Ask {
+    Ask {
+        owner: Owner::random(),
+        fingerprint: Fingerprint::of("payload"),
+        lease: LEASE,
+        retention: RETENTION,
+        response_retention: Some(RETENTION / 2),
+        recovery: Recovery::RerunUnlessEffect,
+        max_attempts: 3,
+        holder: "host".into(),
+        scope: "scope".into(),
+        key: Some("key".into()),
+    }
+}
+
+fn write(decision: Decision) -> (Record, Reply) {
+    match decision {
+        Decision::Write { next: Some(next), reply } => (next, reply),
+        Decision::Write { next: None, .. } | Decision::Reply(_) => panic!("{decision:?} writes no record"),
+    }
+}
+
+/// The record of the first grant, as the store holds it.
+fn granted(ask: &Ask) -> Record {
+    write(decide(Stamp::ZERO, None, &Command::Begin(ask.clone()))).0.stamped(GRANTED)
+}
+
+/// The token that the engine would make of it.
+fn token_of(ask: &Ask, record: &Record) -> LeaseToken {
+    let wire = serde_json::json!({
+        "version": 1,
+        "id": "00".repeat(32),
+        "owner": ask.owner,
+        "fence": record.fence,
+        "attempt": record.attempt,
+        "fingerprint": record.fingerprint,
+        "retention": record.retention,
+        "response_retention": record.response_retention,
+        "scope": record.scope.as_str(),
+        "key": record.key,
+    });
+    serde_json::from_value(wire).unwrap()
+}
+
+fn with(record: &Record, state: State) -> Record {
+    let mut record = record.clone();
+    record.state = state;
+    record
+}
+
+fn at(record: &Record, time: Duration) -> Stamp {
+    record.stamp.after(time)
+}
+
+const DONE: Reply = Reply::Done { existed: true };
+const NOTHING_THERE: Reply = Reply::Done { existed: false };
+
+#[test]
+fn a_grant_says_all_that_was_asked_and_is_a_first_attempt() {
+    let ask = Ask {
+        lease: Duration::from_nanos(1),
+        retention: Duration::from_nanos(1001),
+        response_retention: Some(Duration::from_nanos(2001)),
+        ..ask()
+    };
+    let (next, reply) = write(decide(Stamp(5), None, &Command::Begin(ask.clone())));
+    assert_eq!(reply, Reply::Acquired);
+    assert_eq!((next.stamp, next.fence, next.attempt), (Stamp::ZERO, Stamp::ZERO, 1));
+    assert_eq!((next.fingerprint, next.scope, &next.key), (ask.fingerprint, ask.scope, &ask.key));
+    // What stores can keep: whole microseconds, never less than asked.
+    assert_eq!((next.retention, next.response_retention), (MICRO * 2, Some(MICRO * 3)));
+    assert_eq!(next.checkpoint, None);
+    let State::InProgress { owner, lease, effect, takeover, holder } = next.state else { panic!("{next:?}") };
+    assert_eq!((owner, lease, effect, takeover, holder), (ask.owner, MICRO, false, false, ask.holder));
+}
+
+#[test]
+fn s1_a_lease_runs_to_its_last_microsecond() {
+    let (mine, other) = (ask(), ask());
+    let record = granted(&mine);
+    let before = decide(at(&record, LEASE - MICRO), Some(&record), &Command::Begin(other.clone()));
+    assert_eq!(before, Decision::Reply(Reply::InProgress { retry_after: MICRO, attempt: 1 }));
+    let (next, reply) = write(decide(at(&record, LEASE), Some(&record), &Command::Begin(other.clone())));
+    assert_eq!((reply, next.attempt, next.fence), (Reply::Acquired, 2, Stamp::ZERO));
+    let State::InProgress { owner, effect, takeover, .. } = next.state else { panic!("{next:?}") };
+    assert_eq!((owner, effect, takeover), (other.owner, false, true));
+}
+
+#[test]
+fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
+    let mine = ask();
+    let mut record = granted(&mine);
+    record.checkpoint = Some(Bytes::from_static(b"half"));
+    let (marked, _) = write(decide(GRANTED, Some(&record), &Command::MarkEffect(token_of(&mine, &record))));
+    let marked = marked.stamped(GRANTED.next());
+    let begin = |recovery, record: &Record| {
+        let command = Command::Begin(Ask { recovery, ..ask() });
+        decide(at(record, LEASE), Some(record), &command)
+    };
+    let unresolved = |reason| {
+        Decision::Reply(Reply::Unresolved {
+            reason,
+            fence: GRANTED,
+            attempt: 1,
+            error: None,
+            checkpoint: record.checkpoint.clone(),
+        })
+    };
+    assert_eq!(begin(Recovery::RerunUnlessEffect, &marked), unresolved(Reason::EffectMarked));
+    assert_eq!(begin(Recovery::Never, &marked), unresolved(Reason::CrashedAttempt));
+    assert_eq!(begin(Recovery::Never, &record), unresolved(Reason::CrashedAttempt));
+    let (next, _) = write(begin(Recovery::Rerun, &marked));
+    assert!(matches!(next.state, State::InProgress { effect: true, takeover: true, .. }), "{next:?}");
+    assert_eq!(next.checkpoint, record.checkpoint);
+    let (next, _) = write(begin(Recovery::RerunUnlessEffect, &record));
+    assert!(matches!(next.state, State::InProgress { effect: false, takeover: true, .. }), "{next:?}");
+    // Its own owner: the grant again while the lease runs, a crash like any other after that.
+    let again = |now| decide(now, Some(&marked), &Command::Begin(mine.clone()));
+    assert_eq!(again(at(&marked, LEASE - MICRO)), Decision::Reply(Reply::Acquired));
+    assert_eq!(again(at(&marked, LEASE)), unresolved(Reason::EffectMarked));
+    let unmarked = decide(at(&record, LEASE), Some(&record), &Command::Begin(mine.clone()));
+    assert_eq!(unmarked, Decision::Reply(Reply::Acquired));
+}
+
+#[test]
+fn attempts_end_with_the_last_that_is_allowed() {
+    let record = with(&granted(&ask()), State::Failed(body("no"), Retry::Now));
+    let begin = |max_attempts| decide(GRANTED, Some(&record), &Command::Begin(Ask { max_attempts, ..ask() }));
+    let (next, _) = write(begin(2));
+    assert_eq!(next.attempt, 2);
+    assert!(matches!(next.state, State::InProgress { effect: false, takeover: false, .. }), "{next:?}");
+    let used_up = Reply::Unresolved {
+        reason: Reason::AttemptsExhausted,
+        fence: GRANTED,
+        attempt: 1,
+        error: Some(body("no")),
+        checkpoint: None,
+    };
+    assert_eq!(begin(1), Decision::Reply(used_up));
+}
+
+#[test]
+fn a_failure_is_due_at_the_microsecond_it_said() {
+    let mine = ask();
+    let record = granted(&mine);
+    let wait = Duration::from_nanos(9_001);
+    let fail = Command::Fail(token_of(&mine, &record), body("busy"), Retry::After(wait));
+    let (failed, reply) = write(decide(GRANTED, Some(&record), &fail));
+    assert_eq!((&failed.state, reply), (&State::Failed(body("busy"), Retry::After(MICRO * 10)), DONE));
+    let failed = failed.stamped(GRANTED.next());
+    let begin = |time| decide(at(&failed, time), Some(&failed), &Command::Begin(ask()));
+    let early = Reply::Failed { error: body("busy"), retry_after: Some(MICRO) };
+    assert_eq!(begin(MICRO * 9), Decision::Reply(early));
+    assert_eq!(write(begin(MICRO * 10)).0.attempt, 2);
+    // Its repetition is the same, with the nanoseconds that were given.
+    assert_eq!(decide(GRANTED, Some(&failed), &fail), Decision::Reply(DONE));
+}
+
+/// What operators look for: nobody is at work on it, and it is not settled.
+#[test]
+fn l6_unfinished_is_what_somebody_has_to_look_at() {
+    let record = granted(&ask());
+    let failed = |retry| with(&record, State::Failed(body("no"), retry));
+    let wait = RETENTION * 2;
+    for (record, from, until) in [
+        (record.clone(), Some(LEASE), LEASE + RETENTION),
+        (failed(Retry::After(wait)), Some(wait), wait + RETENTION),
+        (failed(Retry::Now), Some(Duration::ZERO), RETENTION),
+        (failed(Retry::Unresolved), Some(Duration::ZERO), RETENTION),
+        (failed(Retry::Never), None, RETENTION),
+        (with(&record, State::Completed(body("yes"))), None, RETENTION),
+    ] {
+        let Some(from) = from else {
+            assert!(!is_unfinished(record.stamp, &record), "{record:?}");
+            assert!(!is_unfinished(at(&record, until - MICRO), &record), "{record:?}");
+            continue;
+        };
+        assert!(from.is_zero() || !is_unfinished(at(&record, from - MICRO), &record), "{record:?}");
+        assert!(is_unfinished(at(&record, from), &record), "{record:?}");
+        assert!(is_unfinished(at(&record, until - MICRO), &record), "{record:?}");
+        assert!(!is_unfinished(at(&record, until), &record), "{record:?}");
+    }
+}
+
+#[test]
+fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
+    let record = with(&granted(&ask()), State::Completed(body("receipt")));
+    let kept = RETENTION / 2;
+    let drop = |time, record: &Record| decide(at(record, time), Some(record), &Command::DropResponse);
+    assert_eq!(drop(kept - MICRO, &record), Decision::Reply(NOTHING_THERE));
+    let (next, reply) = write(drop(kept, &record));
+    assert_eq!(reply, DONE);
+    let State::Completed(Body::Omitted { bytes: 7, .. }) = next.state else { panic!("{next:?}") };
+    assert_eq!((next.retention, next.response_retention), (RETENTION - kept, None));
+    assert_eq!((next.fence, next.attempt, next.fingerprint), (GRANTED, 1, record.fingerprint));
+    // Begins get the same before it is dropped as after.
+    let begin = |time, record: &Record| decide(at(record, time), Some(record), &Command::Begin(ask()));
+    assert_eq!(begin(kept - MICRO, &record), Decision::Reply(Reply::Completed(body("receipt"))));
+    let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
+    assert_eq!(begin(kept, &record), Decision::Reply(Reply::Completed(omitted.clone())));
+    // Nothing else is touched: what has no response, and what is not there.
+    for state in
+        [State::Completed(omitted.clone()), State::Failed(body("no"), Retry::Never), granted(&ask()).state]
+    {
+        assert_eq!(drop(kept, &with(&record, state)), Decision::Reply(NOTHING_THERE));
+    }
+    assert_eq!(decide(GRANTED, None, &Command::DropResponse), Decision::Reply(NOTHING_THERE));
+}
+
+/// What every command of a holder answers and writes, by how the record stands to the token.
+#[test]
+fn s3_a_token_counts_for_its_own_grant_only() {
+    let mine = ask();
+    let mut held = granted(&mine);
+    held.checkpoint = Some(Bytes::from_static(b"half"));
+    let token = token_of(&mine, &held);
+    let completed = with(&held, State::Completed(body("yes")));
+    let mut foreign =
+        Vec::from([granted(&ask()), held.clone(), held.clone(), completed.clone(), completed.clone()]);
+    foreign[1].fence = GRANTED.next(); // a later grant to the same owner
+    foreign[2].fingerprint = Fingerprint::of("another");
+    foreign[3].fence = GRANTED.next();
+    foreign[4].attempt = 0; // an operator ordered a rerun
+    let change = |command: &Command, record: Option<&Record>| decide(GRANTED, record, command);
+    let finishes = [
+        Command::Complete(token.clone(), body("yes")),
+        Command::Fail(token.clone(), body("no"), Retry::Never),
+    ];
+    let rewrites = [
+        Command::Renew(token.clone()),
+        Command::Checkpoint(token.clone(), Bytes::from_static(b"more")),
+        Command::MarkEffect(token.clone()),
+    ];
+    let (resume, release) = (Command::Resume(token.clone()), Command::Release(token.clone()));
+    for record in &foreign {
+        let state =
+            if record.state == completed.state { StateKind::Completed } else { StateKind::InProgress };
+        let current = Current { state, fence: record.fence, attempt: record.attempt };
+        for command in finishes.iter().chain(&rewrites).chain([&resume, &release]) {
+            let lost = Decision::Reply(Reply::LeaseLost(current));
+            assert_eq!(change(command, Some(record)), lost, "{command:?}");
+        }
+    }
+    let absent = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
+    for command in &rewrites {
+        assert_eq!(change(command, None), Decision::Reply(Reply::LeaseLost(absent)));
+        let current = Current { state: StateKind::Completed, fence: GRANTED, attempt: 1 };
+        assert_eq!(change(command, Some(&completed)), Decision::Reply(Reply::LeaseLost(current)));
+    }
+    let rewritten: Vec<Record> =
+        rewrites.iter().map(|command| write(change(command, Some(&held))).0).collect();
+    assert_eq!(rewritten[0], held);
+    assert_eq!(rewritten[1].checkpoint.as_deref(), Some(&b"more"[..]));
+    assert!(matches!(rewritten[2].state, State::InProgress { effect: true, .. }));
+    assert_eq!(change(&resume, None), Decision::Reply(NOTHING_THERE));
+    assert_eq!(change(&resume, Some(&held)), Decision::Reply(DONE));
+    assert_eq!(change(&resume, Some(&completed)), Decision::Reply(DONE));
+    assert_eq!(change(&release, None), Decision::Reply(NOTHING_THERE));
+    assert_eq!(change(&release, Some(&held)), Decision::Write { next: None, reply: DONE });
+    let current = Current { state: StateKind::Completed, fence: GRANTED, attempt: 1 };
+    assert_eq!(change(&release, Some(&completed)), Decision::Reply(Reply::LeaseLost(current)));
+}
+
+#[test]
+fn s2_a_finish_is_recorded_as_the_token_says_and_stands() {
+    let mine = ask();
+    let mut held = granted(&mine);
+    held.checkpoint = Some(Bytes::from_static(b"half"));
+    let token = token_of(&mine, &held);
+    let complete = |text| Command::Complete(token.clone(), body(text));
+    let fail = |text, retry| Command::Fail(token.clone(), body(text), retry);
+    for (record, existed) in [(Some(&held), true), (None, false)] {
+        let (next, reply) = write(decide(at(&held, LEASE), record, &complete("yes")));
+        assert_eq!(reply, Reply::Done { existed });
+        let mut expected = with(&held, State::Completed(body("yes")));
+        (expected.stamp, expected.checkpoint) = (Stamp::ZERO, None);
+        assert_eq!(next, expected);
+        for retry in [Retry::Now, Retry::After(MICRO), Retry::Never, Retry::Unresolved] {
+            let (next, _) = write(decide(GRANTED, record, &fail("no", retry)));
+            // A final failure leaves nothing to a next attempt.
+            let kept = record.and(held.checkpoint.clone()).filter(|_| retry != Retry::Never);
+            assert_eq!((next.checkpoint, next.state), (kept, State::Failed(body("no"), retry)));
+        }
+    }
+    let completed = with(&held, State::Completed(body("yes")));
+    let failed = with(&held, State::Failed(body("no"), Retry::Now));
+    let again = |record, command: &Command| decide(GRANTED, Some(record), command);
+    assert_eq!(again(&completed, &complete("yes")), Decision::Reply(DONE));
+    assert_eq!(again(&failed, &fail("no", Retry::Now)), Decision::Reply(DONE));
+    for (record, command) in [
+        (&completed, complete("other")),
+        (&completed, fail("yes", Retry::Never)),
+        (&failed, complete("no")),
+        (&failed, fail("no", Retry::Never)),
+        (&failed, fail("other", Retry::Now)),
+    ] {
+        let state = if record == &completed { StateKind::Completed } else { StateKind::Failed };
+        let current = Current { state, fence: GRANTED, attempt: 1 };
+        assert_eq!(again(record, &command), Decision::Reply(Reply::AlreadyFinished(current)), "{command:?}");
+    }
+}
+
+/// An engine may keep longer bodies than the one that recorded the outcome.
+#[test]
+fn s6_a_repetition_is_recognised_with_and_without_its_bytes() {
+    let mine = ask();
+    let held = granted(&mine);
+    let token = token_of(&mine, &held);
+    let omitted = |text: &'static str| Body::new(Bytes::from_static(text.as_bytes()), 0);
+    for recorded in [body("yes"), omitted("yes")] {
+        for (given, same) in
+            [(body("yes"), true), (omitted("yes"), true), (body("yet"), false), (omitted("yet"), false)]
+        {
+            let outcomes = [
+                (State::Completed(recorded.clone()), Command::Complete(token.clone(), given.clone())),
+                (
+                    State::Failed(recorded.clone(), Retry::Unresolved),
+                    Command::Fail(token.clone(), given.clone(), Retry::Unresolved),
+                ),
+            ];
+            for (state, command) in outcomes {
+                let decision = decide(GRANTED, Some(&with(&held, state)), &command);
+                let done = decision == Decision::Reply(DONE);
+                let refused = matches!(decision, Decision::Reply(Reply::AlreadyFinished(_)));
+                assert_eq!((done, refused), (same, !same), "{decision:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_operator_settles_what_is_open_and_nothing_else() {
+    let mut record = granted(&ask());
+    record.checkpoint = Some(Bytes::from_static(b"half"));
+    let settle = |now, record: &Record, fence, resolution: &Resolution| {
+        decide(now, Some(record), &Command::Resolve(fence, resolution.clone()))
+    };
+    let refused = |record: &Record, state| {
+        let current = Current { state, fence: record.fence, attempt: record.attempt };
+        Decision::Reply(Reply::NotResolvable(current))
+    };
+    let all = [Resolution::Completed(body("yes")), Resolution::Failed(body("no")), Resolution::Rerun];
+    let failed = |retry| with(&record, State::Failed(body("why"), retry));
+    let (over, running) = (at(&record, LEASE), at(&record, LEASE - MICRO));
+    for resolution in &all {
+        assert_eq!(settle(running, &record, GRANTED, resolution), refused(&record, StateKind::InProgress));
+        assert_eq!(
+            settle(over, &record, GRANTED.next(), resolution),
+            refused(&record, StateKind::InProgress)
+        );
+        let absent = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
+        let command = Command::Resolve(GRANTED, resolution.clone());
+        assert_eq!(decide(over, None, &command), Decision::Reply(Reply::NotResolvable(absent)));
+        for open in
+            [record.clone(), failed(Retry::Now), failed(Retry::After(LEASE)), failed(Retry::Unresolved)]
+        {
+            let (next, reply) = write(settle(over, &open, GRANTED, resolution));
+            let mut expected = open.clone();
+            match resolution {
+                Resolution::Completed(body) => expected.state = State::Completed(body.clone()),
+                Resolution::Failed(body) => expected.state = State::Failed(body.clone(), Retry::Never),
+                Resolution::Rerun => {
+                    let error = if open.state == record.state { body("") } else { body("why") };
+                    (expected.attempt, expected.state) = (0, State::Failed(error, Retry::Now));
+                }
+            }
+            if *resolution != Resolution::Rerun {
+                expected.checkpoint = None;
+            }
+            assert_eq!((next, reply), (expected, DONE));
+        }
+        let completed = with(&record, State::Completed(body("yes")));
+        let done = *resolution == all[0];
+        let expected = if done { Decision::Reply(DONE) } else { refused(&record, StateKind::Completed) };
+        assert_eq!(settle(over, &completed, GRANTED, resolution), expected);
+        let never = with(&record, State::Failed(body("no"), Retry::Never));
+        let done = *resolution == all[1];
+        let expected = if done { Decision::Reply(DONE) } else { refused(&record, StateKind::Failed) };
+        assert_eq!(settle(over, &never, GRANTED, resolution), expected);
+    }
+    let rerun = write(settle(over, &record, GRANTED, &Resolution::Rerun)).0;
+    assert_eq!(settle(over, &rerun, GRANTED, &Resolution::Rerun), Decision::Reply(DONE));
+}
+
+#[test]
+fn forget_removes_what_is_kept_and_says_whether_it_was() {
+    let record = granted(&ask());
+    let forget = |time| decide(at(&record, time), Some(&record), &Command::Forget);
+    let kept = LEASE + RETENTION;
+    assert_eq!(forget(kept - MICRO), Decision::Write { next: None, reply: DONE });
+    assert_eq!(forget(kept), Decision::Reply(NOTHING_THERE));
+    assert_eq!(decide(GRANTED, None, &Command::Forget), Decision::Reply(NOTHING_THERE));
+}
+
+/// A log line must tell commands and answers apart, and show no key and no content.
+#[test]
+fn s7_commands_and_answers_show_themselves_without_content() {
+    let mine = ask();
+    let token = token_of(&mine, &granted(&mine));
+    let id = format!("{token:?}");
+    let secret = || body("SECRET");
+    let bytes = Bytes::from_static(b"SECRET");
+    for (command, shown) in [
+        (Command::Begin(mine.clone()), format!("Begin({mine:?})")),
+        (Command::Resume(token.clone()), format!("Resume({id})")),
+        (Command::Renew(token.clone()), format!("Renew({id})")),
+        (Command::Checkpoint(token.clone(), bytes.clone()), format!("Checkpoint({id}, <6 bytes>)")),
+        (Command::MarkEffect(token.clone()), format!("MarkEffect({id})")),
+        (Command::Complete(token.clone(), secret()), format!("Complete({id}, <6 bytes>)")),
+        (Command::Fail(token.clone(), secret(), Retry::Now), format!("Fail({id}, <6 bytes>, Now)")),
+        (Command::Release(token.clone()), format!("Release({id})")),
+        (Command::Resolve(GRANTED, Resolution::Rerun), "Resolve(Stamp(1000000), Rerun)".to_owned()),
+        (Command::Forget, "Forget".to_owned()),
+        (Command::DropResponse, "DropResponse".to_owned()),
+    ] {
+        assert_eq!(format!("{command:?}"), shown);
+    }
+    let shown = format!("{mine:?}");
+    assert!(shown.starts_with("Ask { fingerprint: ") && shown.contains("max_attempts: 3"), "{shown}");
+    assert!(!shown.contains("\"key\""), "{shown}");
+    let current = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
+    let held = "Current { state: Absent, fence: Stamp(0), attempt: 0 }";
+    let unresolved = Reply::Unresolved {
+        reason: Reason::Reported,
+        fence: GRANTED,
+        attempt: 1,
+        error: Some(secret()),
+        checkpoint: Some(bytes),
+    };
+    for (reply, shown) in [
+        (Reply::Acquired, "Acquired".to_owned()),
+        (Reply::Completed(secret()), "Completed(<6 bytes>)".to_owned()),
+        (
+            Reply::InProgress { retry_after: MICRO, attempt: 1 },
+            "InProgress { retry_after: 1µs, attempt: 1 }".to_owned(),
+        ),
+        (
+            Reply::Failed { error: secret(), retry_after: None },
+            "Failed { error: <6 bytes>, retry_after: None }".to_owned(),
+        ),
+        (
+            unresolved,
+            "Unresolved { reason: Reported, fence: 1000000, attempt: 1, error: Some(<6 bytes>), \
+             checkpoint: Some(<6 bytes>) }"
+                .to_owned(),
+        ),
+        (Reply::Mismatch, "Mismatch".to_owned()),
+        (DONE, "Done { existed: true }".to_owned()),
+        (Reply::LeaseLost(current), format!("LeaseLost({held})")),
+        (Reply::AlreadyFinished(current), format!("AlreadyFinished({held})")),
+        (Reply::NotResolvable(current), format!("NotResolvable({held})")),
+    ] {
+        assert_eq!(format!("{reply:?}"), shown);
+    }
+}
