@@ -132,10 +132,11 @@ fn explore_waits(name: &str, count: usize, is_shaky: bool) {
 fn wait((client, records): &(Client, Arc<Records>), is_shaky: bool) {
     let server = Arc::new(Server { is_shaky, ..Server::default() });
     SERVER.with_borrow_mut(|present| present.clone_from(&server));
-    let id = RecordId::from_bytes([1; 32]);
+    let (id, other) = (RecordId::from_bytes([1; 32]), RecordId::from_bytes([2; 32]));
     server.write(id, Stamp(1));
+    server.write(other, Stamp(2));
     let waiters = Arc::new(Waiters::new(records.clone(), client.clone(), [Duration::MAX; 2]));
-    let waiting = |stamp: u64, leaves: bool| {
+    let waiting = |id: RecordId, stamp: u64, leaves: bool| {
         let waiters = waiters.clone();
         thread::spawn(move || {
             block_on(async {
@@ -148,12 +149,24 @@ fn wait((client, records): &(Client, Arc<Records>), is_shaky: bool) {
             });
         })
     };
-    let threads = [waiting(1, false), waiting(1, true), waiting(2, false)];
+    // No message comes for the other record: it changed before.
+    let threads =
+        [waiting(id, 1, false), waiting(id, 1, true), waiting(id, 2, false), waiting(other, 1, false)];
+    // One keeps the record's place taken, so that the others meet a listener that knows it.
+    let (last, room) = (server.clone(), waiters.clone());
+    let patient = thread::spawn(move || {
+        while last.state.lock().unwrap().stamps[&id] != Stamp(4) {
+            block_on(room.wait(&id, Stamp(3), Duration::MAX));
+            thread::yield_now();
+        }
+    });
     for stamp in [2, 3] {
         thread::yield_now();
         server.write(id, Stamp(stamp));
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+    server.write(id, Stamp(4));
+    patient.join().unwrap();
 }
 
 #[test]

@@ -99,9 +99,11 @@ fn schedules_of_writers() {
         let writers = (0..2).map(|number| {
             let (store, winners, file) = (store.clone(), winners.clone(), file.clone());
             thread::spawn(move || {
-                let stamp = write(&store, id(number), None);
-                assert_eq!(file.stamp(id(number)), stamp, "answered before it was committed");
-                if write(&store, id(9), None).is_some() {
+                let record = record();
+                let swap = |id: RecordId| block_on(store.swap(&id, None, Some(&record))).unwrap();
+                let Swap::Done(stamp) = swap(id(number)) else { panic!("nobody else writes it") };
+                assert_eq!(file.stamp(id(number)), Some(stamp), "answered before it was committed");
+                if let Swap::Done(_) = swap(id(9)) {
                     winners.fetch_add(1, Ordering::SeqCst);
                 }
             })
