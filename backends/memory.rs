@@ -4,6 +4,8 @@ mod builder;
 mod index;
 mod list;
 mod packed;
+#[cfg(all(test, nevertwice_shuttle))]
+mod schedules;
 mod segment;
 mod shard;
 mod waiters;
@@ -12,11 +14,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+#[cfg(not(all(test, nevertwice_shuttle)))]
 use parking_lot::Mutex;
 
 use self::builder::Limits;
@@ -29,6 +31,9 @@ use crate::label::Label;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(all(test, nevertwice_shuttle))]
+use crate::sync::unpoisoned::Mutex;
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;

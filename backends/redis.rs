@@ -6,13 +6,19 @@ mod courier;
 mod grants;
 mod line;
 mod link;
+#[cfg(not(all(test, nevertwice_shuttle)))]
+mod listener;
+#[cfg(all(test, nevertwice_shuttle))]
+#[path = "redis/schedules.rs"]
 mod listener;
 mod preflight;
 mod records;
 mod refusal;
+mod runtime;
 mod script;
 mod time;
 mod trip;
+#[cfg_attr(all(test, nevertwice_shuttle), allow(dead_code))] // what only the real listener asks for
 mod waiters;
 
 use std::fmt;
@@ -24,7 +30,7 @@ use ::redis::{Client, ConnectionInfo, IntoConnectionInfo};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
-use self::courier::Courier;
+use self::courier::{Carrier, Courier};
 use self::grants::Grants;
 pub use self::preflight::Warning;
 use self::records::Records;
@@ -111,7 +117,7 @@ struct Inner {
     /// Whether the server knows `SET .. IFEQ`.
     compares: AtomicBool,
     grants: Grants,
-    courier: Courier,
+    courier: Courier<Inner>,
     /// How long it takes at most until a trip is over.
     patience: Duration,
     durability: Durability,
@@ -174,7 +180,7 @@ impl Store for RedisStore {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         in_tokio()?;
-        let answer = self.0.send(self.0.item(id, expected, next)).await;
+        let answer = Courier::send(&self.0, self.0.item(id, expected, next)).await;
         if let Ok(Answer::Done { stamp, .. }) = answer {
             return Ok(Swap::Done(stamp));
         }
@@ -206,7 +212,7 @@ impl Store for RedisStore {
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         in_tokio()?;
         let item = Item { expected: Expected::Anything, ..self.0.item(id, None, None) };
-        match self.0.send(item).await? {
+        match Courier::send(&self.0, item).await? {
             Answer::Done { existed, .. } => Ok(existed),
             Answer::Conflict { .. } | Answer::Seen { .. } => Err(nonsense()),
         }
@@ -232,6 +238,20 @@ impl Inner {
             refusable: next.is_some_and(Record::may_be_refused),
             grants: next.is_some_and(|next| next.lease().is_some()),
         }
+    }
+}
+
+impl Carrier for Inner {
+    fn courier(&self) -> &Courier<Inner> {
+        &self.courier
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    async fn deliver(&self, items: &mut [Item]) -> Vec<Result<Answer, StoreError>> {
+        Inner::deliver(self, items).await
     }
 }
 

@@ -8,6 +8,8 @@ mod mark;
 mod readers;
 mod rows;
 mod scan;
+#[cfg(all(test, nevertwice_shuttle))]
+mod schedules;
 mod schema;
 mod transaction;
 mod trouble;
@@ -21,6 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+#[cfg(not(all(test, nevertwice_shuttle)))]
+use futures_channel::oneshot;
 
 use crate::clock::Timeline;
 use crate::error::StoreError;
@@ -28,6 +32,8 @@ use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+#[cfg(all(test, nevertwice_shuttle))]
+use crate::sync::runtime::oneshot;
 
 use builder::Limits;
 use jobs::{Discard, Exchange, Purge};

@@ -1,7 +1,6 @@
 //! The right to act: [`Lease`].
 
 use std::future::poll_fn;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::token::LeaseToken;
 
 /// The right to act on a key, until it is finished or its time runs out.

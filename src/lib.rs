@@ -27,6 +27,7 @@ mod record;
 mod request;
 mod run;
 mod store;
+mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod token;

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -19,6 +17,8 @@ use crate::observe::{self, End, Moment, Op, Waiter as Observed};
 use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::Snapshot;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a watch over a record ends with: what there is then and when it was asked for, or nothing, if the store could not
 /// be asked.
@@ -232,6 +232,9 @@ impl Engine {
         .shared()
     }
 }
+
+#[cfg(all(test, feature = "memory", nevertwice_shuttle))]
+mod schedules;
 
 #[cfg(all(test, feature = "memory"))]
 mod tests {

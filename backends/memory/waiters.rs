@@ -40,3 +40,10 @@ impl Waiters {
         self.waiting.remove(id).map(|waiters| waiters.into_values().collect()).unwrap_or_default()
     }
 }
+
+#[cfg(all(test, nevertwice_shuttle))]
+impl Waiters {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}

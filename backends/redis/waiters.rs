@@ -1,18 +1,18 @@
 //! Who waits for the change of which record: [`Waiters`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::Client;
-use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::sync::Notify;
 
 use super::listener;
 use super::records::Records;
+use super::runtime::{AbortHandle, oneshot, spawn, timeout};
 use crate::key::RecordId;
 use crate::record::Stamp;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The waiters of one store. A task of the first one's runtime listens for all of them; when that runtime is gone, or
 /// no longer runs its tasks, all waiters end early, and the next one starts another task.
@@ -139,7 +139,7 @@ impl Hall {
         drop(state);
         let ticket = Ticket { hall: Arc::clone(hall), id: *id, number, generation, beats: Some(0) };
         let post = Post { hall: Arc::clone(hall), generation, nudge };
-        let abort = tokio::spawn(listener::run(post)).abort_handle();
+        let abort = spawn(listener::run(post));
         if let Some(task) = hall.lock().current(generation) {
             task.abort = Some(abort);
         }

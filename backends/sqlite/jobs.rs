@@ -1,8 +1,7 @@
 //! What the writer is asked to do.
 
-use futures_channel::oneshot;
-
 use super::mark::Stamps;
+use super::oneshot;
 use super::trouble::Trouble;
 use super::writer::Desk;
 use crate::error::StoreError;

@@ -1,12 +1,12 @@
 //! Connections that read beside the writer, and never wait for it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rusqlite::Connection;
 
 use super::schema::Place;
 use crate::error::StoreError;
+use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A few connections, opened as they are needed. A read takes some ten microseconds, on the caller's own thread.
 #[derive(Debug)]

@@ -6,17 +6,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_channel::oneshot;
-
+use super::oneshot;
 use super::trouble::{same, unavailable};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 type Ending = Result<(), StoreError>;
 

@@ -2,9 +2,8 @@
 //! transactions on the application's own connections. What the store itself writes its writer tells.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -17,6 +16,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, PoisonError};
 
 /// How often it asks whether the file has changed: some microseconds each time.
 const PAUSE: Duration = Duration::from_millis(2);

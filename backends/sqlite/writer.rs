@@ -4,21 +4,21 @@
 //! a single call is committed at once.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use futures_channel::oneshot;
 use rusqlite::Connection;
 
 use super::Limits;
 use super::jobs::{Job, Pending, Work};
 use super::mark::Stamps;
+use super::oneshot;
 use super::rows::Table;
 use super::trouble::{Trouble, unavailable, unusable};
 use super::waiters::{Waiters, Woken};
 use crate::clock::Timeline;
 use crate::error::StoreError;
+use crate::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use crate::sync::thread::{self, JoinHandle};
 
 /// The most calls that may wait; more are turned away.
 const QUEUE: usize = 16 * 1024;

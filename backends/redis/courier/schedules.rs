@@ -1,0 +1,148 @@
+//! Callers that share trips, and leave at any moment, under many schedules. The server is a list of what was sent.
+
+use std::sync::Mutex as Plain;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::{Either, select};
+use shuttle::future::{block_on, spawn};
+use shuttle::rand::Rng;
+
+use super::*;
+use crate::key::RecordId;
+use crate::record::Stamp;
+use crate::sync::schedules::explore;
+
+use super::super::script::Expected;
+
+/// Takes what is sent, and answers each with a stamp of its own.
+struct Server {
+    courier: Courier<Server>,
+    patience: Duration,
+    seen: Plain<Vec<u64>>,
+    trips: AtomicUsize,
+    most_trips: AtomicUsize,
+}
+
+impl Server {
+    fn new(patience: Duration) -> Arc<Server> {
+        let (seen, trips, most_trips) = (Plain::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Server { courier: Courier::default(), patience, seen, trips, most_trips })
+    }
+
+    /// Nobody is under way or waits, and whoever comes next need not wait for anybody.
+    fn is_at_rest(&self) {
+        let state = self.courier.lock();
+        assert_eq!((state.under_way, state.waiting.len()), (0, 0), "a turn was lost");
+    }
+}
+
+impl Carrier for Server {
+    fn courier(&self) -> &Courier<Server> {
+        &self.courier
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    async fn deliver(&self, items: &mut [Item]) -> Vec<Result<Answer, StoreError>> {
+        let trips = self.trips.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_trips.fetch_max(trips, Ordering::SeqCst);
+        for item in &*items {
+            let mut seen = self.seen.lock().unwrap();
+            assert!(!seen.contains(&number(item)), "a swap was sent twice");
+            seen.push(number(item));
+        }
+        yield_now().await;
+        self.trips.fetch_sub(1, Ordering::SeqCst);
+        items.iter().map(|item| Ok(Answer::Done { stamp: Stamp(number(item)), existed: false })).collect()
+    }
+}
+
+fn item(number: u64) -> Item {
+    Item {
+        id: RecordId::from_bytes([0; 32]),
+        expected: Expected::Absent,
+        bytes: number.to_be_bytes().to_vec(),
+        keep: Duration::ZERO,
+        refusable: true,
+        grants: false,
+    }
+}
+
+fn number(item: &Item) -> u64 {
+    u64::from_be_bytes(item.bytes.as_slice().try_into().unwrap())
+}
+
+/// Sends a swap; what is answered is the answer to it.
+async fn send(server: Arc<Server>, number: u64) -> bool {
+    match Courier::send(&server, item(number)).await {
+        Ok(Answer::Done { stamp, .. }) => {
+            assert_eq!(stamp, Stamp(number), "the answer to another's swap");
+            assert!(server.seen.lock().unwrap().contains(&number), "an answer to what was not sent");
+            true
+        }
+        Ok(_) => panic!("it was not asked"),
+        Err(StoreError::Unavailable { .. }) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The same, by one who leaves after some steps.
+async fn send_and_leave(server: Arc<Server>, number: u64) {
+    let steps = shuttle::rand::thread_rng().gen_range(0..6);
+    let leaves = async {
+        for _ in 0..steps {
+            yield_now().await;
+        }
+    };
+    match select(Box::pin(send(server, number)), Box::pin(leaves)).await {
+        Either::Left((answered, _)) => assert!(answered),
+        Either::Right(((), sending)) => drop(sending),
+    }
+}
+
+#[test]
+fn schedules_of_shared_trips() {
+    explore("redis: callers share trips", 10_000, || {
+        let server = Server::new(Duration::MAX);
+        let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
+        for caller in callers {
+            assert!(block_on(caller).unwrap(), "nobody answered");
+        }
+        assert_eq!(server.seen.lock().unwrap().len(), 5);
+        assert!(server.most_trips.load(Ordering::SeqCst) <= TRIPS);
+        server.is_at_rest();
+    });
+}
+
+#[test]
+fn schedules_of_callers_that_leave() {
+    explore("redis: callers leave, leaders too", 20_000, || {
+        let server = Server::new(Duration::MAX);
+        let leavers: Vec<_> = (0..4).map(|number| spawn(send_and_leave(server.clone(), number))).collect();
+        let stayers: Vec<_> = (4..6).map(|number| spawn(send(server.clone(), number))).collect();
+        for stayer in stayers {
+            assert!(block_on(stayer).unwrap(), "nobody answered");
+        }
+        for leaver in leavers {
+            block_on(leaver).unwrap();
+        }
+        server.is_at_rest();
+    });
+}
+
+/// L1, S6: whose time may be over at any moment takes the turns of those that stand still. Nothing is sent twice, and nobody
+/// gets another's answer; that there is none is an error.
+#[test]
+fn schedules_of_lost_patience() {
+    explore("redis: turns taken over", 10_000, || {
+        let server = Server::new(Duration::ZERO);
+        let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
+        for caller in callers {
+            block_on(caller).unwrap();
+        }
+        server.is_at_rest();
+        assert!(block_on(send(server.clone(), 9)));
+    });
+}
