@@ -36,7 +36,7 @@ fn ask() -> Ask {
 
 fn write(decision: Decision) -> (Record, Reply) {
     match decision {
-        Decision::Write { next: Some(next), reply } => (next, reply),
+        Decision::Write { next: Some(next), reply } => (*next, reply),
         Decision::Write { next: None, .. } | Decision::Reply(_) => panic!("{decision:?} writes no record"),
     }
 }

@@ -31,12 +31,12 @@ pub(crate) fn run(input: &[u8]) {
         server.say(Some(reply.clone()));
         let id = id();
         if let Ok(shown) = store.load(&id).await {
-            believed(shown.record.as_ref(), &record);
+            believed(shown.record.as_deref(), &record);
         }
         let mut fresh = record.clone();
         (fresh.stamp, fresh.fence) = (Stamp::ZERO, Stamp::ZERO);
         match store.swap(&id, None, Some(&fresh)).await {
-            Ok(Swap::Conflict(shown)) => believed(shown.record.as_ref(), &record),
+            Ok(Swap::Conflict(shown)) => believed(shown.record.as_deref(), &record),
             Ok(Swap::Done(_)) => assert!(says_done(&reply), "S10: taken for done"),
             Err(_) => {}
         }
@@ -92,7 +92,7 @@ fn record() -> Record {
         block_on(lease.complete("receipt 7")).expect("a finish");
         let record = block_on(store.load(&id())).ok().and_then(|shown| shown.record).expect("it is there");
         let state = State::Completed(Body::Kept(Bytes::from_static(b"receipt 7")));
-        let mut record = record;
+        let mut record = *record;
         (record.stamp, record.fence, record.state) = (Stamp(STAMP), Stamp(STAMP - 7), state);
         record
     };

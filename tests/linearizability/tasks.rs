@@ -147,7 +147,7 @@ async fn template() -> Record {
     drop(engine.begin(&request).await.unwrap());
     let mut record = store.load(&request.id()).await.unwrap().record.unwrap();
     record.fence = Stamp::ZERO;
-    record
+    *record
 }
 
 async fn swapper(
@@ -160,7 +160,7 @@ async fn swapper(
     faulty: bool,
 ) {
     // What this task believes to be there.
-    let mut known: Option<Record> = None;
+    let mut known: Option<Box<Record>> = None;
     rest(dice.below(4)).await;
     for turn in 0..2 + dice.below(2) as u32 {
         rest(dice.below(4)).await;
@@ -168,7 +168,7 @@ async fn swapper(
         if dice.one_in(4) {
             let load = dropped_after(drop, store.load(&id));
             let found = recorder.record(register::Call::Load, load, |found| match found {
-                Some(Ok(snapshot)) => Some(register::Answer::Found(value(snapshot.record.as_ref()))),
+                Some(Ok(snapshot)) => Some(register::Answer::Found(value(snapshot.record.as_deref()))),
                 Some(Err(_)) | None => None,
             });
             if let Some(Ok(snapshot)) = found.await {
@@ -183,15 +183,15 @@ async fn swapper(
             next
         });
         let expected = known.as_ref().map(|record| record.stamp);
-        let call = register::Call::Swap { expected: value(known.as_ref()), next: value(next.as_ref()) };
+        let call = register::Call::Swap { expected: value(known.as_deref()), next: value(next.as_ref()) };
         let swap = dropped_after(drop, store.swap(&id, expected, next.as_ref()));
         let swapped = recorder.record(call, swap, |swapped| match swapped {
             Some(Ok(Swap::Done(stamp))) => Some(register::Answer::Done(stamp.0)),
-            Some(Ok(Swap::Conflict(found))) => Some(register::Answer::Found(value(found.record.as_ref()))),
+            Some(Ok(Swap::Conflict(found))) => Some(register::Answer::Found(value(found.record.as_deref()))),
             Some(Err(_)) | None => None,
         });
         match swapped.await {
-            Some(Ok(Swap::Done(stamp))) => known = next.map(|next| next.stamped(stamp)),
+            Some(Ok(Swap::Done(stamp))) => known = next.map(|next| Box::new(next.stamped(stamp))),
             Some(Ok(Swap::Conflict(found))) => known = found.record,
             Some(Err(_)) | None => {}
         }

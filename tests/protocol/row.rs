@@ -212,7 +212,7 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
     else {
         panic!("an absent key is granted")
     };
-    Real { owners, payloads, ids, scopes: ["a".into(), "b".into()], template }
+    Real { owners, payloads, ids, scopes: ["a".into(), "b".into()], template: *template }
 });
 
 /// Which slot of the store a place's key falls on: slots are told apart by the real [`RecordId`] alone.

@@ -27,7 +27,7 @@ async fn grant(server: &Server) -> Record {
     let _ = acquire(&engine(server).await, &sample).await;
     let mut record = connect(server).await.load(&sample.id()).await.unwrap().record.unwrap();
     record.fence = Stamp::ZERO;
-    record
+    *record
 }
 
 fn swapping(store: &RedisStore, number: usize, grant: &Record) -> Swapping {

@@ -187,7 +187,7 @@ impl Ledger {
         let Some(page) = self.number_of(id).map(|key| &self.pages[key]) else { return };
         let last = page.last();
         match (&shown.record, &last.record) {
-            (Some(shown), Some(record)) => assert_eq!(shown, record, "the store shows what nobody wrote"),
+            (Some(shown), Some(record)) => assert_eq!(**shown, *record, "the store shows what nobody wrote"),
             (None, None) => {}
             (None, Some(record)) => assert!(
                 !record.is_kept(shown.now),
@@ -209,7 +209,7 @@ impl Ledger {
         let Some(key) = self.number_of(&swap.id) else { return };
         match answer {
             Err(StoreError::Full { .. }) => {
-                let refusable = swap.next.as_ref().is_none_or(Record::may_be_refused);
+                let refusable = swap.next.as_ref().is_none_or(|next| next.may_be_refused());
                 assert!(swap.next.is_some() && refusable, "S12: a full store refused what is no new grant");
             }
             Err(error) => panic!("a memory store that fails: {error}"),
@@ -224,7 +224,7 @@ impl Ledger {
                 let gone = swap.expected.is_none()
                     && last.record.as_ref().is_none_or(|record| !record.is_kept(*stamp));
                 assert!(swap.expected == expected || gone, "S3: a swap by a version that is not the last");
-                let next = swap.next.clone().map(|next| stamped(next, *stamp));
+                let next = swap.next.clone().map(|next| stamped(*next, *stamp));
                 self.written(key, call, next, *stamp, at);
             }
         }

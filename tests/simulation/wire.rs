@@ -256,7 +256,7 @@ impl Store for Connection {
         expected: Option<Stamp>,
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
-        let swap = SwapRequest { id: *id, expected, next: next.cloned() };
+        let swap = SwapRequest { id: *id, expected, next: next.cloned().map(Box::new) };
         self.swap_many(&[swap]).await.pop().expect("one swap has one answer")
     }
 
