@@ -84,7 +84,11 @@ fn is_blameless(id: &RecordId, bytes: &[u8]) -> bool {
         });
         row.map_err(|_| ())
     };
-    let found = number("SELECT stamp FROM nevertwice WHERE id = ?1", id.as_bytes());
+    // By the index, as the store does.
+    let found = number(
+        "SELECT stamp FROM nevertwice WHERE substr(id, 1, 6) = substr(?1, 1, 6) AND id = ?1",
+        id.as_bytes(),
+    );
     let time = number("SELECT high_water FROM nevertwice_meta WHERE one = 1", &[]);
     let no_store = number("SELECT count(*) FROM sqlite_schema WHERE name = 'nevertwice'", &[]);
     found == Ok(None) || no_store == Ok(Some(0)) || bytes.is_empty() || time != Ok(Some(template().time))
