@@ -10,8 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Begin, Clock, DecodeError, Durability, Engine, Error, Lease, LeaseToken, ManualClock, MemoryStore, Owner,
-    PolicyError, Record, RecordId, Request, Retry, Snapshot, Stamp, StateKind, Store, StoreError, Swap,
+    Begin, Clock, DecodeError, Durability, Engine, Error, Fingerprint, Key, Label, Lease, LeaseToken,
+    ManualClock, MemoryStore, Owner, PolicyError, Record, RecordId, Request, Retry, Scope, Snapshot, Stamp,
+    StateKind, Store, StoreError, Swap,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -241,6 +242,21 @@ fn l2_a_lease_ends_exactly_when_its_time_is_over() {
         Ok(Begin::InProgress(busy)) if busy.retry_after() == Duration::from_micros(1)));
     clock.advance(Duration::from_micros(1));
     assert!(acquire(&engine, "k").takeover());
+}
+
+/// Nothing of what is stored behind it.
+#[test]
+fn s7_a_scope_comes_back_as_it_was_stored() {
+    let (_, store, engine) = setup();
+    for length in [1, 5, 47, 48, 60] {
+        let scope = "s".repeat(length);
+        let request = Request::new(scope.as_str(), "k").unwrap().fingerprint(Fingerprint::of("payload"));
+        let lease = acquired(block_on(engine.begin(&request)));
+        block_on(lease.complete(vec![0xff; 300])).unwrap();
+        let id = RecordId::new(&Scope::try_from(scope.as_str()).unwrap(), &Key::try_from("k").unwrap());
+        let found = block_on(store.load(&id)).unwrap();
+        assert_eq!(found.record.unwrap().scope, Label::new(&scope), "{length} bytes");
+    }
 }
 
 #[test]
