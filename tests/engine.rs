@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Begin, Clock, DecodeError, Durability, Engine, Error, Key, Label, Lease, LeaseToken, ManualClock,
-    MemoryStore, Owner, PolicyError, Record, RecordId, Request, Retry, Scope, Snapshot, Stamp, StateKind,
-    Store, StoreError, Swap,
+    Begin, Clock, DecodeError, Durability, Engine, Error, Fingerprint, Key, Label, Lease, LeaseToken,
+    ManualClock, MemoryStore, Owner, PolicyError, Record, RecordId, Request, Retry, Scope, Snapshot, Stamp,
+    StateKind, Store, StoreError, Swap,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -250,7 +250,7 @@ fn s7_a_scope_comes_back_as_it_was_stored() {
     let (_, store, engine) = setup();
     for length in [1, 5, 47, 48, 60] {
         let scope = "s".repeat(length);
-        let request = Request::new(scope.as_str(), "k").unwrap();
+        let request = Request::new(scope.as_str(), "k").unwrap().fingerprint(Fingerprint::of("payload"));
         let lease = acquired(block_on(engine.begin(&request)));
         block_on(lease.complete(vec![0xff; 300])).unwrap();
         let id = RecordId::new(&Scope::try_from(scope.as_str()).unwrap(), &Key::try_from("k").unwrap());

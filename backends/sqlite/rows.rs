@@ -28,7 +28,8 @@ pub(super) struct Table {
     update_in_place: String,
     delete: String,
     discard: String,
-    purge: String,
+    due: String,
+    postpone: String,
     high_water: String,
     set_high_water: String,
 }
@@ -61,12 +62,15 @@ impl Table {
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
             discard: format!("DELETE FROM {rows} WHERE {OF_ID}"),
-            purge: format!(
-                "DELETE FROM {rows} WHERE seq IN \
-                 (SELECT seq FROM {rows} WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2)"
+            due: format!(
+                "SELECT seq, id, stamp, record FROM {rows} \
+                 WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2"
             ),
-            high_water: format!("SELECT high_water FROM {meta} WHERE one = 1"),
-            set_high_water: format!("UPDATE {meta} SET high_water = ?1 WHERE one = 1 AND high_water < ?1"),
+            postpone: format!("UPDATE {rows} SET due = ?2 WHERE seq = ?1"),
+            high_water: format!("SELECT high_water FROM {meta} WHERE one = 1 AND mirror = ~high_water"),
+            set_high_water: format!(
+                "UPDATE {meta} SET high_water = ?1, mirror = ~?1 WHERE one = 1 AND high_water < ?1"
+            ),
             name,
         }
     }
@@ -207,7 +211,8 @@ impl Table {
         }
     }
 
-    /// Removes up to `limit` rows whose deadline is over, the oldest first.
+    /// Removes up to `limit` rows whose deadline is over, the oldest first. The column that they are found by carries no
+    /// checksum: where the record says that it is not over, it is put right. What cannot be read is believed to be over.
     pub(super) fn purge(
         &self,
         db: &Connection,
@@ -215,7 +220,24 @@ impl Table {
         limit: usize,
     ) -> Result<usize, Trouble> {
         let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
-        let removed = prepare(db, &self.purge)?.execute([over(now), limit])?;
+        let row = |row: &Row<'_>| -> rusqlite::Result<(i64, Option<Stamp>)> {
+            let id = row.get_ref(1)?.as_blob().ok().and_then(|id| <[u8; 32]>::try_from(id).ok());
+            let record = id
+                .and_then(|id| decode(&RecordId::from_bytes(id), row.get(2).ok()?, &blob(row, 3).ok()?).ok());
+            Ok((row.get(0)?, record.map(|record| record.deadline())))
+        };
+        let found: Vec<_> =
+            prepare(db, &self.due)?.query_map([over(now), limit], row)?.collect::<Result<_, _>>()?;
+        let mut removed = 0;
+        for (seq, deadline) in found {
+            match deadline.map(due).filter(|due| *due > over(now)) {
+                Some(due) => prepare(db, &self.postpone)?.execute([seq, due])?,
+                None => {
+                    removed += 1;
+                    prepare(db, &self.delete)?.execute([seq])?
+                }
+            };
+        }
         if removed > 0 {
             // A deadline is not before its row's stamp.
             stamps.raise(db, self, now)?;

@@ -7,4 +7,12 @@ ALTER TABLE main."{table}" RENAME COLUMN expires TO due;
 UPDATE main."{table}" SET due = due / 67108864 + (due % 67108864 > 0) WHERE due < 9223372036854775807;
 CREATE INDEX main."{table}_id" ON "{table}" (substr(id, 1, 6));
 CREATE INDEX main."{table}_due" ON "{table}" (due);
-UPDATE main."{table}_meta" SET version = 2 WHERE one = 1;
+CREATE TABLE main."{table}_meta_2" (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    version INTEGER NOT NULL,
+    high_water INTEGER NOT NULL,
+    mirror INTEGER NOT NULL
+) STRICT;
+INSERT INTO main."{table}_meta_2" SELECT one, 2, high_water, ~high_water FROM main."{table}_meta";
+DROP TABLE main."{table}_meta";
+ALTER TABLE main."{table}_meta_2" RENAME TO "{table}_meta";

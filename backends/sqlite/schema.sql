@@ -19,11 +19,12 @@ CREATE INDEX main."{table}_due" ON "{table}" (due);
 
 -- The version is here and not in `user_version`, which belongs to whoever owns the database. `high_water` is not
 -- less than the stamp of any row that was removed, and at most 100 ms below that of any row there is: no fence is given
--- twice, whatever the clock says.
+-- twice, whatever the clock says. `mirror` is the same with every bit turned over: a damaged mark must not move time.
 CREATE TABLE main."{table}_meta" (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     version INTEGER NOT NULL,
-    high_water INTEGER NOT NULL
+    high_water INTEGER NOT NULL,
+    mirror INTEGER NOT NULL
 ) STRICT;
 
-INSERT INTO main."{table}_meta" (one, version, high_water) VALUES (1, {version}, 0);
+INSERT INTO main."{table}_meta" (one, version, high_water, mirror) VALUES (1, {version}, 0, ~0);

@@ -83,7 +83,9 @@ fn tables_that_are_not_a_stores_are_refused_and_left_alone() {
 
 #[test]
 fn a_lost_high_water_mark_is_refused() {
-    for damage in ["high_water = -1", "one = -1, version = 1"] {
+    for damage in
+        ["high_water = -1, mirror = 0", "one = -1", "high_water = high_water + (1 << 50)", "mirror = 0"]
+    {
         let file = File::new();
         drop(file.store());
         let sql = format!("PRAGMA ignore_check_constraints = ON; UPDATE nevertwice_meta SET {damage}");

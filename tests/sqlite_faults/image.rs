@@ -163,7 +163,7 @@ impl Image {
                 let db = Connection::open(file).unwrap();
                 db.execute_batch(
                     "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = \
-                     (SELECT rootpage FROM sqlite_schema WHERE name = 'nevertwice_expires') WHERE name = 'nevertwice_id'",
+                     (SELECT rootpage FROM sqlite_schema WHERE name = 'nevertwice_due') WHERE name = 'nevertwice_id'",
                 )
                 .unwrap();
             }
