@@ -100,7 +100,6 @@ async fn live(post: &Post, server: &Server) -> Result<Infallible, Relieved> {
         let ids = post.take_asked()?;
         if !ids.is_empty() {
             server.subscribe(&ids).await;
-            post.beat()?;
             for id in &ids {
                 post.seen(id, server.stamp(id).await, true)?;
             }

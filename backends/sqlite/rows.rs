@@ -19,7 +19,6 @@ use crate::store::{Snapshot, Swap};
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) name: String,
-    read: String,
     find: String,
     stamp: String,
     pub(super) list: String,
@@ -27,7 +26,6 @@ pub(super) struct Table {
     update: String,
     update_in_place: String,
     delete: String,
-    discard: String,
     due: String,
     postpone: String,
     high_water: String,
@@ -45,7 +43,11 @@ struct Found {
 const NEVER: i64 = i64::MAX;
 /// Deadlines are counted in units of 2^26 µs, about 67 s, and rounded up.
 const GRAIN: u64 = 1 << 26;
-/// The row under `?1`: the index knows how its id starts.
+/// How much of an id the index knows.
+const PREFIX: usize = 6;
+/// The rows whose ids start as `?1` does, which is what the index knows: nearly always one or none.
+const ALIKE: &str = "substr(id, 1, 6) = substr(?1, 1, 6)";
+/// The row under `?1`.
 const OF_ID: &str = "substr(id, 1, 6) = substr(?1, 1, 6) AND id = ?1";
 
 impl Table {
@@ -53,15 +55,13 @@ impl Table {
         let rows = format!("main.\"{name}\"");
         let meta = format!("main.\"{name}_meta\"");
         Table {
-            read: format!("SELECT stamp, record FROM {rows} WHERE {OF_ID}"),
-            find: format!("SELECT seq, stamp, due, record FROM {rows} WHERE {OF_ID}"),
+            find: format!("SELECT id, stamp, record, seq, due FROM {rows} WHERE {ALIKE}"),
             stamp: format!("SELECT stamp FROM {rows} WHERE {OF_ID}"),
             list: format!("SELECT seq, id, stamp, record FROM {rows} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
             insert: format!("INSERT INTO {rows} (id, stamp, due, record) VALUES (?1, ?2, ?3, ?4)"),
             update: format!("UPDATE {rows} SET stamp = ?2, record = ?3, due = ?4 WHERE seq = ?1"),
             update_in_place: format!("UPDATE {rows} SET stamp = ?2, record = ?3 WHERE seq = ?1"),
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
-            discard: format!("DELETE FROM {rows} WHERE {OF_ID}"),
             due: format!(
                 "SELECT seq, id, stamp, record FROM {rows} \
                  WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2"
@@ -75,20 +75,31 @@ impl Table {
         }
     }
 
-    /// The row under `id`. What cannot be read is an error, never an absent record.
+    /// The row under `id`. What cannot be read is an error, never an absent record: that goes for a row too that the index
+    /// leads to and that shows another id, unless it is sound under that.
     fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
-        let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, blob(row, 3)?));
-        let row = prepare(db, &self.find)?.query_row([id.as_bytes().as_slice()], row).optional();
-        let Some((seq, stamp, due, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
-        Ok(Some(Found { seq, due, record: sound(id, stamp, &bytes)? }))
+        self.first(db, id, |row, record| Ok(Found { seq: row.get(3)?, due: row.get(4)?, record }))
     }
 
     /// The record of the row under `id`, likewise.
     fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>, StoreError> {
-        let row = |row: &Row<'_>| Ok((row.get(0)?, blob(row, 1)?));
-        let row = prepare(db, &self.read)?.query_row([id.as_bytes().as_slice()], row).optional();
-        let Some((stamp, bytes)) = row.map_err(Trouble::from)? else { return Ok(None) };
-        sound(id, stamp, &bytes).map(Some)
+        self.first(db, id, |_, record| Ok(record))
+    }
+
+    fn first<T>(
+        &self,
+        db: &Connection,
+        id: &RecordId,
+        take: impl FnOnce(&Row<'_>, Record) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut statement = prepare(db, &self.find)?;
+        let mut rows = statement.query([id.as_bytes().as_slice()]).map_err(Trouble::from)?;
+        while let Some(row) = rows.next().map_err(Trouble::from)? {
+            if let Some(record) = shown(row, id)? {
+                return Ok(Some(take(row, record).map_err(Trouble::from)?));
+            }
+        }
+        Ok(None)
     }
 
     /// The stamp of the row under `id`, if it has one.
@@ -259,7 +270,18 @@ impl Table {
             Err(error) => return Err(error),
         };
         stamps.raise(db, self, stamp)?;
-        Ok(prepare(db, &self.discard)?.execute([id.as_bytes().as_slice()]).map_err(Trouble::from)? > 0)
+        let mut statement = prepare(db, &self.find)?;
+        let mut rows = statement.query([id.as_bytes().as_slice()]).map_err(Trouble::from)?;
+        let mut discarded = Vec::new();
+        while let Some(row) = rows.next().map_err(Trouble::from)? {
+            if !matches!(shown(row, id), Ok(None)) {
+                discarded.push(row.get::<_, i64>(3).map_err(Trouble::from)?);
+            }
+        }
+        for seq in &discarded {
+            prepare(db, &self.delete)?.execute([seq]).map_err(Trouble::from)?;
+        }
+        Ok(!discarded.is_empty())
     }
 
     /// The high-water mark: see [`Stamps`].
@@ -296,6 +318,20 @@ fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
 
 fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, StoreError> {
     decode(id, stamp, bytes).map_err(|source| StoreError::Corrupt { backend: BACKEND, id: *id, source })
+}
+
+/// The record of a row that the index says may be the one under `id`; `None` if it is another's.
+fn shown(row: &Row<'_>, id: &RecordId) -> Result<Option<Record>, StoreError> {
+    let columns = || -> rusqlite::Result<_> { Ok((row.get_ref(0)?.as_blob()?, row.get(1)?, blob(row, 2)?)) };
+    let (own, stamp, bytes): (&[u8], i64, Bytes) = columns().map_err(Trouble::from)?;
+    if own == id.as_bytes() {
+        return sound(id, stamp, &bytes).map(Some);
+    }
+    let is_others = <[u8; 32]>::try_from(own).is_ok_and(|own| {
+        own[..PREFIX] == id.as_bytes()[..PREFIX] && decode(&RecordId::from_bytes(own), stamp, &bytes).is_ok()
+    });
+    let source = DecodeError::Damaged { what: "the row's id is not its own" };
+    if is_others { Ok(None) } else { Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }) }
 }
 
 pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {
@@ -361,7 +397,7 @@ mod tests {
         let sql = include_str!("schema.sql").replace("{table}", "t").replace("{version}", "2");
         db.execute_batch(&sql).unwrap();
         let table = Table::new("t".to_owned());
-        for sql in [&table.read, &table.find, &table.stamp, &table.discard] {
+        for sql in [&table.find, &table.stamp] {
             let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let plan: String = plan.query_row([[0; 32].as_slice()], |row| row.get("detail")).unwrap();
             assert!(plan.contains("USING INDEX t_id (<expr>=?)"), "{sql}: {plan}");

@@ -39,8 +39,26 @@ fn s7_records_whose_ids_start_alike_are_kept_apart() {
 
 /// A row with `id` that belongs to no key of the tests.
 fn plant(file: &File, id: RecordId) {
-    let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (?1, 1, 1, x'01')";
-    file.raw().execute(sql, [id.as_bytes().as_slice()]).unwrap();
+    let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (?1, 1, 1, ?2)";
+    let record = sample().encode(&id, Stamp(1));
+    file.raw().execute(sql, (id.as_bytes().as_slice(), record)).unwrap();
+}
+
+/// The index leads to the row of a key whose id was damaged behind its start.
+#[test]
+fn s10_a_row_whose_id_is_damaged_is_not_taken_for_anothers() {
+    let file = File::new();
+    let (store, request) = (file.store(), request("k"));
+    let engine = engine(store.clone());
+    block_on(acquire(&engine, "k").complete("r")).unwrap();
+    let mut damaged = *request.id().as_bytes();
+    damaged[20] ^= 1;
+    file.raw().execute("UPDATE nevertwice SET id = ?1", [damaged.as_slice()]).unwrap();
+    let begun = block_on(engine.begin(&request));
+    assert!(matches!(begun, Err(Error::Store(StoreError::Corrupt { .. }))), "{begun:?}");
+    // An operator's way out.
+    assert!(block_on(engine.forget("tests", "k")).unwrap());
+    assert!(matches!(block_on(engine.begin(&request)).unwrap(), Begin::Acquired(_)));
 }
 
 #[test]
