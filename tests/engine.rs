@@ -705,3 +705,19 @@ fn owners_do_not_repeat() {
     let owners: std::collections::HashSet<Owner> = (0..10_000).map(|_| Owner::random()).collect();
     assert_eq!(owners.len(), 10_000);
 }
+
+/// Failed keys take a second step, each on its own: whose answer is whose must not depend on that.
+#[test]
+fn s3_what_of_a_batch_goes_on_one_by_one_is_answered_to_its_own() {
+    let (_, _, engine) = setup();
+    let keys = ["a", "b", "c"];
+    for key in keys {
+        block_on(acquire(&engine, key).fail("not yet", Retry::Now)).unwrap();
+    }
+    let begins = block_on(engine.begin_many(&keys.map(request)));
+    for (key, begin) in keys.into_iter().zip(begins) {
+        block_on(acquired(begin).complete(key)).unwrap();
+        let Begin::Completed(done) = block_on(engine.begin(&request(key))).unwrap() else { panic!("{key}") };
+        assert_eq!(done.response().unwrap(), key);
+    }
+}
