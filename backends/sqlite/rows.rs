@@ -263,25 +263,22 @@ impl Table {
         id: &RecordId,
         stamps: &mut Stamps<'_>,
     ) -> Result<bool, StoreError> {
-        let stamp = match self.find(db, id) {
-            Ok(Some(found)) => stamps.next(Some(found.record.stamp)),
-            Ok(None) => return Ok(false),
-            Err(StoreError::Corrupt { .. }) => stamps.above_all(),
-            Err(error) => return Err(error),
-        };
-        stamps.raise(db, self, stamp)?;
         let mut statement = prepare(db, &self.find)?;
         let mut rows = statement.query([id.as_bytes().as_slice()]).map_err(Trouble::from)?;
-        let mut discarded = Vec::new();
+        let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(Trouble::from)? {
-            if !matches!(shown(row, id), Ok(None)) {
-                discarded.push(row.get::<_, i64>(3).map_err(Trouble::from)?);
-            }
+            let stamp = match shown(row, id) {
+                Ok(Some(record)) => stamps.next(Some(record.stamp)),
+                Ok(None) => continue,
+                Err(StoreError::Corrupt { .. }) => stamps.above_all(),
+                Err(error) => return Err(error),
+            };
+            found.push((row.get(3).map_err(Trouble::from)?, stamp));
         }
-        for seq in &discarded {
-            prepare(db, &self.delete)?.execute([seq]).map_err(Trouble::from)?;
+        for (seq, stamp) in &found {
+            self.delete(db, *seq, *stamp, stamps)?;
         }
-        Ok(!discarded.is_empty())
+        Ok(!found.is_empty())
     }
 
     /// The high-water mark: see [`Stamps`].

@@ -132,6 +132,21 @@ fn s13_a_purge_follows_a_deadline_that_was_moved() {
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
 }
 
+/// The column that a purge finds rows by carries no checksum; the record does.
+#[test]
+fn s13_a_damaged_deadline_removes_nothing_early() {
+    let file = File::new();
+    let clock = ManualClock::new();
+    let engine = engine(file.at(&clock).open().unwrap());
+    block_on(acquire(&engine, "k").complete("r")).unwrap();
+    file.raw().execute("UPDATE nevertwice SET due = 1", []).unwrap();
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
+    assert_eq!(replay(&engine, "k"), b"r");
+    // It was put right: in its time the row goes.
+    clock.advance(2 * RETENTION);
+    assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
+}
+
 /// How far the stamps of rows may be above the high-water mark.
 const LAG: Duration = Duration::from_millis(100);
 
