@@ -27,6 +27,7 @@ mod record;
 mod request;
 mod run;
 mod store;
+mod store_id;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -62,4 +63,5 @@ pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
 pub use run::{Failure, Outcome, RunError};
 pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+pub use store_id::{StoreId, StoreIdError};
 pub use token::LeaseToken;

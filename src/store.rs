@@ -11,6 +11,7 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
+use crate::store_id::StoreId;
 
 /// What a store holds under an id, and its present time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +158,13 @@ pub trait Store: Debug + Send + Sync + 'static {
         true
     }
 
+    /// The identity of the store, which its tokens carry: the same in every process that shares its records, another for every
+    /// other store. It must not change while the records live. **Provided**: one for all stores of this [name](Store::name),
+    /// so that a token is accepted by each of them.
+    fn identity(&self) -> StoreId {
+        StoreId::of(self.name(), &[])
+    }
+
     /// What logs and metrics call this kind of store: see [`observe`](crate::observe). A wrapper says the name of what it wraps.
     /// **Provided**: `store`.
     fn name(&self) -> &'static str {
@@ -206,6 +214,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn is_shared(&self) -> bool {
         (**self).is_shared()
+    }
+
+    fn identity(&self) -> StoreId {
+        (**self).identity()
     }
 
     fn name(&self) -> &'static str {

@@ -14,6 +14,7 @@ use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
 
 /// What happens to one call of a [`FaultyStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +202,10 @@ impl<S: Store> Store for FaultyStore<S> {
 
     fn is_shared(&self) -> bool {
         self.inner.is_shared()
+    }
+
+    fn identity(&self) -> StoreId {
+        self.inner.identity()
     }
 
     fn name(&self) -> &'static str {
