@@ -37,7 +37,13 @@ pub struct Completed {
 impl Completed {
     /// The response, byte for byte; `None` if it was over the policy's `max_response` and not kept.
     pub fn response(&self) -> Option<&Bytes> {
-        self.response.kept()
+        self.response.bytes()
+    }
+
+    /// The head of the response, which is there even where the response is not kept; empty if it was
+    /// completed without one.
+    pub fn head(&self) -> &[u8] {
+        self.response.head()
     }
 }
 
@@ -51,13 +57,20 @@ impl fmt::Debug for Completed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InProgress {
     retry_after: Duration,
+    lease_remaining: Duration,
     attempt: u32,
 }
 
 impl InProgress {
-    /// How long the lease still runs, if it is not renewed. The outcome is usually there much earlier.
+    /// When to come back: whole seconds, from 1 to 30 by how long the lease still runs, fit for a
+    /// `Retry-After` header. Never zero.
     pub fn retry_after(&self) -> Duration {
         self.retry_after
+    }
+
+    /// How long the lease still runs, if it is not renewed. It says nothing of when the outcome is there.
+    pub fn lease_remaining(&self) -> Duration {
+        self.lease_remaining
     }
 
     /// Which execution it is, from 1.
@@ -76,12 +89,22 @@ pub struct Failed {
 impl Failed {
     /// The error, byte for byte; `None` if it was over the policy's `max_response` and not kept.
     pub fn error(&self) -> Option<&Bytes> {
-        self.error.kept()
+        self.error.bytes()
     }
 
-    /// When a begin may execute again; `None` if the failure is definite.
+    /// The head of the error, likewise: see [`Completed::head`].
+    pub fn head(&self) -> &[u8] {
+        self.error.head()
+    }
+
+    /// When a begin may execute again; `None` if the failure is definite. Never zero.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// The same in whole seconds, rounded up, for a `Retry-After` header.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
 }
 
@@ -120,7 +143,7 @@ impl Unresolved {
 
     /// The error that was recorded, if any was and it was kept.
     pub fn error(&self) -> Option<&Bytes> {
-        self.error.as_ref().and_then(Body::kept)
+        self.error.as_ref().and_then(Body::bytes)
     }
 
     /// What the last execution saved, if anything.
@@ -189,8 +212,8 @@ impl<L> Begin<L> {
         Ok(match reply {
             Reply::Acquired => Begin::Acquired(lease()?),
             Reply::Completed(response) => Begin::Completed(Completed { response }),
-            Reply::InProgress { retry_after, attempt } => {
-                Begin::InProgress(InProgress { retry_after, attempt })
+            Reply::InProgress { retry_after, lease_remaining, attempt } => {
+                Begin::InProgress(InProgress { retry_after, lease_remaining, attempt })
             }
             Reply::Failed { error, retry_after } => Begin::Failed(Failed { error, retry_after }),
             Reply::Unresolved { reason, fence, attempt, error, checkpoint } => {

@@ -7,6 +7,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::engine::Engine;
 use crate::policy::{Durability, Oversized, Policy, PolicyError, Recovery};
 use crate::store::Store;
+use crate::store_id::StoreId;
 
 /// Builds an [`Engine`]; made by [`Engine::builder`]. Every setting has the default of [`Policy`].
 #[derive(Debug)]
@@ -15,8 +16,6 @@ pub struct EngineBuilder {
     store: Box<dyn Store>,
     policy: Policy,
     clock: Arc<dyn Clock>,
-    handler_timeout: Duration,
-    retry_horizon: Duration,
     required: Durability,
 }
 
@@ -26,8 +25,6 @@ impl EngineBuilder {
             store,
             policy: Policy::default(),
             clock: Arc::new(SystemClock),
-            handler_timeout: Duration::ZERO,
-            retry_horizon: Duration::ZERO,
             required: Durability::Memory,
         }
     }
@@ -65,6 +62,13 @@ impl EngineBuilder {
     /// Sets [`Policy::oversized`]. Default [`Oversized::Marker`].
     pub fn oversized(mut self, oversized: Oversized) -> EngineBuilder {
         self.policy.oversized = oversized;
+        self
+    }
+
+    /// Sets [`Policy::unresolved_retention`]: how long what nobody knows is kept while nobody settles
+    /// it. Default 90 days.
+    pub fn unresolved_retention(mut self, kept: Duration) -> EngineBuilder {
+        self.policy.unresolved_retention = kept;
         self
     }
 
@@ -110,16 +114,23 @@ impl EngineBuilder {
         self
     }
 
-    /// States how long the application lets an operation run at most. `build` refuses a shorter lease.
-    pub fn handler_timeout(mut self, limit: Duration) -> EngineBuilder {
-        self.handler_timeout = limit;
+    /// Adds to [`Policy::accept_tokens_from`]: an identity that the store had before it was renamed.
+    pub fn accept_tokens_from(mut self, store: StoreId) -> EngineBuilder {
+        self.policy.accept_tokens_from.push(store);
         self
     }
 
-    /// States how long after its first try a caller may still retry (Stripe's webhooks: 3 days). `build` refuses a shorter
-    /// retention.
+    /// Sets [`Policy::handler_timeout`]: how long the application lets an operation run at most. A
+    /// shorter lease is refused, by `build` and in a request.
+    pub fn handler_timeout(mut self, limit: Duration) -> EngineBuilder {
+        self.policy.handler_timeout = limit;
+        self
+    }
+
+    /// Sets [`Policy::retry_horizon`]: how long after its first try a caller may still retry (Stripe's
+    /// webhooks: 3 days). A shorter retention is refused, by `build` and in a request.
     pub fn retry_horizon(mut self, limit: Duration) -> EngineBuilder {
-        self.retry_horizon = limit;
+        self.policy.retry_horizon = limit;
         self
     }
 
@@ -142,16 +153,10 @@ impl EngineBuilder {
     /// keeps less than is required.
     pub fn build(self) -> Result<Engine, PolicyError> {
         self.policy.check()?;
-        covers("lease", self.policy.lease, "handler_timeout", self.handler_timeout)?;
-        covers("retention", self.policy.retention, "retry_horizon", self.retry_horizon)?;
         let (has, required) = (self.store.durability(), self.required);
         if !has.satisfies(required) {
             return Err(PolicyError::Durability { has, required });
         }
         Ok(Engine::assemble(self.store, self.policy, self.clock))
     }
-}
-
-fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration) -> Result<(), PolicyError> {
-    if is < least { Err(PolicyError::TooShort { what, is, than, least }) } else { Ok(()) }
 }

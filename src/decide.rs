@@ -64,6 +64,7 @@ fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decisi
             if let State::InProgress { effect, .. } = &mut next.state {
                 *effect = true;
             }
+            next.unresolved_retention = Some(whole_micros(token.unresolved_retention));
         }),
         Command::Complete(token, response) => finish(record, token, State::Completed(response.clone())),
         Command::Fail(token, error, retry) => {
@@ -75,6 +76,7 @@ fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decisi
         }
         Command::Release(token) => release(record, token),
         Command::Resolve(fence, resolution) => resolve(now, record, *fence, resolution),
+        Command::Amend { stamp, resolution, may_rerun } => amend(record, *stamp, resolution, *may_rerun),
         Command::Forget => {
             let reply = Reply::Done { existed: record.is_some() };
             if record.is_some() { Decision::Write { next: None, reply } } else { Decision::Reply(reply) }
@@ -87,28 +89,26 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
     let Some(record) = record else {
         return Some(grant(ask, 1, None, Traces { effect: false, takeover: false }));
     };
-    if record.fingerprint != ask.fingerprint {
+    if !ask.accepts(&record.fingerprint) {
         return Some(Decision::Reply(Reply::Mismatch));
     }
     Some(match &record.state {
-        // A begin whose answer was lost. Once an effect is marked it was not lost, and once the lease is over as well,
-        // it is a crash like any other.
-        State::InProgress { owner, lease, effect, .. }
-            if *owner == ask.owner && (!effect || now < record.stamp.after(*lease)) =>
-        {
-            Decision::Reply(Reply::Acquired)
-        }
-        State::InProgress { lease, effect, .. } => {
-            let retry_after = record.stamp.after(*lease).since(now);
-            if !retry_after.is_zero() {
-                return Some(Decision::Reply(Reply::InProgress { retry_after, attempt: record.attempt }));
+        State::InProgress { owner, lease, effect, takeover, .. } => {
+            let lease_remaining = record.stamp.after(*lease).since(now);
+            // A grant whose answer was lost: nothing was written since, so its holder knows of none.
+            let is_own = *owner == ask.owner && record.stamp == record.fence;
+            if !lease_remaining.is_zero() {
+                let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);
+                let busy = Reply::InProgress { retry_after, lease_remaining, attempt };
+                return Some(Decision::Reply(if is_own { Reply::Acquired } else { busy }));
             }
-            match ask.recovery {
-                Recovery::Never => unresolved(record, Reason::CrashedAttempt),
-                Recovery::RerunUnlessEffect if *effect => unresolved(record, Reason::EffectMarked),
-                Recovery::Rerun | Recovery::RerunUnlessEffect => {
-                    rerun(record, ask, Traces { effect: *effect, takeover: true })
-                }
+            if is_own && ask.owner_is_new {
+                let traces = Traces { effect: *effect, takeover: *takeover };
+                return Some(grant(ask, record.attempt, record.checkpoint.clone(), traces));
+            }
+            match crash(ask.recovery, *effect) {
+                Some(reason) => unresolved(now, record, reason),
+                None => rerun(now, record, ask, Traces { effect: *effect, takeover: true }),
             }
         }
         State::Completed(response) if record.is_response_over(now) => {
@@ -116,17 +116,38 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
         }
         State::Completed(_) => return None,
         State::Failed(error, Retry::Never) => {
-            Decision::Reply(Reply::Failed { error: error.clone(), retry_after: None })
+            Decision::Reply(Reply::Failed { error: shown(now, record, error), retry_after: None })
         }
         State::Failed(error, Retry::After(wait)) if !record.stamp.after(*wait).since(now).is_zero() => {
             let retry_after = Some(record.stamp.after(*wait).since(now));
-            Decision::Reply(Reply::Failed { error: error.clone(), retry_after })
+            Decision::Reply(Reply::Failed { error: shown(now, record, error), retry_after })
         }
         State::Failed(_, Retry::Now | Retry::After(_)) => {
-            rerun(record, ask, Traces { effect: false, takeover: false })
+            rerun(now, record, ask, Traces { effect: false, takeover: false })
         }
-        State::Failed(_, Retry::Unresolved) => unresolved(record, Reason::Reported),
+        State::Failed(_, Retry::Unresolved) => unresolved(now, record, Reason::Reported),
     })
+}
+
+/// Why an attempt that ran out of its lease is not executed again under `recovery`, if it is not.
+fn crash(recovery: Recovery, effect: bool) -> Option<Reason> {
+    match recovery {
+        Recovery::Never => Some(Reason::CrashedAttempt),
+        Recovery::RerunUnlessEffect if effect => Some(Reason::EffectMarked),
+        Recovery::Rerun | Recovery::RerunUnlessEffect => None,
+    }
+}
+
+/// When to come back to an operation in progress: an eighth of what its lease still runs, in whole
+/// seconds from 1 to 30. The outcome is usually there long before the lease ends, and a lease that is
+/// renewed says nothing of when.
+fn retry_hint(lease_remaining: Duration) -> Duration {
+    Duration::from_secs((lease_remaining / 8).as_millis().div_ceil(1000).clamp(1, 30) as u64)
+}
+
+/// The recorded error, as long as it is given out.
+fn shown(now: Stamp, record: &Record, error: &Body) -> Body {
+    if record.is_response_over(now) { error.without_bytes() } else { error.clone() }
 }
 
 /// What stores can keep, so that a record is the same before and after it was stored.
@@ -146,6 +167,24 @@ pub fn is_unfinished(now: Stamp, record: &Record) -> bool {
         }
 }
 
+/// Why a begin under `recovery`, with so many attempts allowed, would be told that the operation is
+/// unresolved; `None` if it would not.
+pub fn unresolved_reason(
+    now: Stamp,
+    record: &Record,
+    recovery: Recovery,
+    max_attempts: u32,
+) -> Option<Reason> {
+    let used_up = (record.attempt >= max_attempts).then_some(Reason::AttemptsExhausted);
+    match &record.state {
+        _ if !is_unfinished(now, record) => None,
+        State::InProgress { effect, .. } => crash(recovery, *effect).or(used_up),
+        State::Failed(_, Retry::Unresolved) => Some(Reason::Reported),
+        State::Failed(_, Retry::Now | Retry::After(_) | Retry::Never) => used_up,
+        State::Completed(_) => None,
+    }
+}
+
 /// What an earlier attempt may have left behind.
 struct Traces {
     /// The effect may have happened. It stays marked: the next attempt may crash as well.
@@ -154,9 +193,9 @@ struct Traces {
     takeover: bool,
 }
 
-fn rerun(record: &Record, ask: &Ask, traces: Traces) -> Decision {
+fn rerun(now: Stamp, record: &Record, ask: &Ask, traces: Traces) -> Decision {
     if record.attempt >= ask.max_attempts {
-        return unresolved(record, Reason::AttemptsExhausted);
+        return unresolved(now, record, Reason::AttemptsExhausted);
     }
     grant(ask, record.attempt.saturating_add(1), record.checkpoint.clone(), traces)
 }
@@ -169,23 +208,27 @@ fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> 
         attempt,
         retention: whole_micros(ask.retention),
         response_retention: ask.response_retention.map(whole_micros),
+        unresolved_retention: traces.effect.then(|| whole_micros(ask.unresolved_retention)),
         scope: ask.scope,
         key: ask.key.clone(),
         checkpoint,
+        resolved: false,
+        extra: None,
         state: State::InProgress {
             owner: ask.owner,
             lease: whole_micros(ask.lease),
             effect: traces.effect,
             takeover: traces.takeover,
+            recovery: ask.recovery,
             holder: ask.holder,
         },
     });
     Decision::Write { next: Some(next), reply: Reply::Acquired }
 }
 
-fn unresolved(record: &Record, reason: Reason) -> Decision {
+fn unresolved(now: Stamp, record: &Record, reason: Reason) -> Decision {
     let error = match &record.state {
-        State::Failed(error, _) => Some(error.clone()),
+        State::Failed(error, _) => Some(shown(now, record, error)),
         State::InProgress { .. } | State::Completed(_) => None,
     };
     Decision::Reply(Reply::Unresolved {
@@ -197,20 +240,34 @@ fn unresolved(record: &Record, reason: Reason) -> Decision {
     })
 }
 
-/// The record without its response, for as long as it was to be kept anyway.
+/// The record without its response or error, for as long as it was to be kept anyway.
 fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
-    let over = record.filter(|record| record.is_response_over(now));
-    match over.map(|record| (record, &record.state)) {
-        Some((record, State::Completed(response @ Body::Kept(_)))) => {
-            let mut next = Box::new(record.clone());
-            next.state = State::Completed(response.without_bytes());
-            next.retention = record.deadline().since(now);
-            next.response_retention = None;
-            Decision::Write { next: Some(next), reply: Reply::Done { existed: true } }
+    let nothing = Decision::Reply(Reply::Done { existed: false });
+    let Some(record) = record.filter(|record| record.is_response_over(now)) else { return nothing };
+    let mut wait = Duration::ZERO;
+    let state = match &record.state {
+        State::Completed(response) if !response.is_omitted() => State::Completed(response.without_bytes()),
+        State::Failed(error, retry) if !error.is_omitted() => {
+            let retry = match retry {
+                Retry::After(time) => {
+                    wait = record.stamp.after(*time).since(now);
+                    Retry::After(wait)
+                }
+                Retry::Now | Retry::Never | Retry::Unresolved => *retry,
+            };
+            State::Failed(error.without_bytes(), retry)
         }
-        Some((_, State::Completed(Body::Omitted { .. }) | State::Failed(..) | State::InProgress { .. }))
-        | None => Decision::Reply(Reply::Done { existed: false }),
-    }
+        State::Completed(_) | State::Failed(..) | State::InProgress { .. } => return nothing,
+    };
+    let left = record.deadline().since(now).saturating_sub(wait);
+    let next = Box::new(Record {
+        retention: left,
+        response_retention: None,
+        unresolved_retention: record.unresolved_retention.map(|kept| kept.min(left)),
+        state,
+        ..record.clone()
+    });
+    Decision::Write { next: Some(next), reply: Reply::Done { existed: true } }
 }
 
 /// How a record stands to a token.
@@ -245,8 +302,8 @@ fn lost(record: Option<&Record>) -> Decision {
 fn resume(record: Option<&Record>, token: &LeaseToken) -> Decision {
     match standing(record, token) {
         Standing::Held(_) | Standing::Finished(_) => Decision::Reply(Reply::Done { existed: true }),
-        Standing::Absent => Decision::Reply(Reply::Done { existed: false }),
-        Standing::Foreign => lost(record),
+        Standing::Absent if !token.origin.in_transaction => Decision::Reply(Reply::Done { existed: false }),
+        Standing::Absent | Standing::Foreign => lost(record),
     }
 }
 
@@ -264,14 +321,17 @@ fn rewrite(record: Option<&Record>, token: &LeaseToken, change: impl FnOnce(&mut
 fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decision {
     let (checkpoint, existed) = match standing(record, token) {
         Standing::Held(held) => (held.checkpoint.clone().filter(|_| !is_final(&outcome)), true),
-        // The work is done all the same: a duplicate must not do it again.
-        Standing::Absent => (None, false),
+        // The work is done all the same: a duplicate must not do it again. What was granted in a
+        // transaction and is absent was rolled back, and the work with it.
+        Standing::Absent if !token.origin.in_transaction => (None, false),
+        Standing::Absent => return lost(record),
         Standing::Finished(finished) if is_same(&finished.state, &outcome) => {
             return Decision::Reply(Reply::Done { existed: true });
         }
         Standing::Finished(_) => return Decision::Reply(Reply::AlreadyFinished(Current::of(record))),
         Standing::Foreign => return lost(record),
     };
+    let extra = record.and_then(|record| record.extra.clone());
     let next = Box::new(Record {
         stamp: Stamp::ZERO,
         fence: token.fence,
@@ -279,9 +339,12 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
         attempt: token.attempt,
         retention: token.retention,
         response_retention: token.response_retention,
+        unresolved_retention: is_unresolved(&outcome).then(|| whole_micros(token.unresolved_retention)),
         scope: token.scope,
         key: token.key.clone(),
         checkpoint,
+        resolved: false,
+        extra,
         state: outcome,
     });
     Decision::Write { next: Some(next), reply: Reply::Done { existed } }
@@ -291,7 +354,11 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
 fn is_same(recorded: &State, outcome: &State) -> bool {
     match (recorded, outcome) {
         (State::Completed(one), State::Completed(other)) => one.is_same(other),
-        (State::Failed(one, retry), State::Failed(other, again)) => one.is_same(other) && retry == again,
+        (State::Failed(one, retry), State::Failed(other, again)) => {
+            // Dropping the bytes of an error counts the time of a retry anew.
+            let after = |retry: &Retry| matches!(retry, Retry::After(_));
+            one.is_same(other) && (retry == again || one.is_omitted() && after(retry) && after(again))
+        }
         (State::InProgress { .. } | State::Completed(_) | State::Failed(..), _) => false,
     }
 }
@@ -305,6 +372,10 @@ fn is_final(outcome: &State) -> bool {
     }
 }
 
+fn is_unresolved(outcome: &State) -> bool {
+    matches!(outcome, State::Failed(_, Retry::Unresolved))
+}
+
 fn release(record: Option<&Record>, token: &LeaseToken) -> Decision {
     match standing(record, token) {
         Standing::Held(_) => Decision::Write { next: None, reply: Reply::Done { existed: true } },
@@ -316,28 +387,12 @@ fn release(record: Option<&Record>, token: &LeaseToken) -> Decision {
 fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resolution) -> Decision {
     let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
     let Some(record) = record.filter(|record| record.fence == fence) else { return refused };
-    let mut next = Box::new(record.clone());
-    next.state = match resolution {
-        Resolution::Completed(response) => State::Completed(response.clone()),
-        Resolution::Failed(error) => State::Failed(error.clone(), Retry::Never),
-        Resolution::Rerun => {
-            next.attempt = 0;
-            let error = match &record.state {
-                State::Failed(error, _) => error.clone(),
-                State::InProgress { .. } | State::Completed(_) => Body::Kept(Bytes::new()),
-            };
-            State::Failed(error, Retry::Now)
-        }
-    };
-    if is_final(&next.state) {
-        next.checkpoint = None;
-    }
     let settled = match &record.state {
         State::InProgress { lease, .. } => now < record.stamp.after(*lease),
         State::Completed(_) | State::Failed(_, Retry::Never) => true,
         State::Failed(_, Retry::Now | Retry::After(_) | Retry::Unresolved) => false,
     };
-    let reply = Reply::Done { existed: true };
+    let (reply, next) = (Reply::Done { existed: true }, settle(record, resolution));
     if *next == *record || settled && is_same(&record.state, &next.state) {
         Decision::Reply(reply)
     } else if settled {
@@ -345,4 +400,42 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
     } else {
         Decision::Write { next: Some(next), reply }
     }
+}
+
+/// Corrects what an operator said. The answers of repetitions may differ before and after.
+fn amend(record: Option<&Record>, stamp: Stamp, resolution: &Resolution, may_rerun: bool) -> Decision {
+    let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
+    let Some(record) = record.filter(|record| record.resolved) else { return refused };
+    let (reply, next) = (Reply::Done { existed: true }, settle(record, resolution));
+    if *resolution == Resolution::Rerun && !may_rerun {
+        refused
+    } else if *next == *record || is_same(&record.state, &next.state) {
+        Decision::Reply(reply)
+    } else if record.stamp == stamp {
+        Decision::Write { next: Some(next), reply }
+    } else {
+        refused
+    }
+}
+
+/// The record as an operator settles it.
+fn settle(record: &Record, resolution: &Resolution) -> Box<Record> {
+    let mut next = Box::new(record.clone());
+    (next.resolved, next.unresolved_retention) = (true, None);
+    next.state = match resolution {
+        Resolution::Completed(response) => State::Completed(response.clone()),
+        Resolution::Failed(error) => State::Failed(error.clone(), Retry::Never),
+        Resolution::Rerun => {
+            next.attempt = 0;
+            let error = match &record.state {
+                State::Failed(error, _) => error.clone(),
+                State::InProgress { .. } | State::Completed(_) => Body::kept(Bytes::new()),
+            };
+            State::Failed(error, Retry::Now)
+        }
+    };
+    if is_final(&next.state) {
+        next.checkpoint = None;
+    }
+    next
 }

@@ -18,7 +18,8 @@ use crate::policy::{Policy, PolicyError};
 use crate::record::{Record, Stamp};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
-use crate::token::LeaseToken;
+use crate::store_id::StoreId;
+use crate::token::{LeaseToken, Origin};
 use crate::wait::WaitingRoom;
 
 /// The front of this crate: asks a store, by the rules of [`decide`](mod@crate::decide), who may act on a key.
@@ -35,6 +36,8 @@ struct Inner {
     waiting: WaitingRoom,
     /// Draws the owner of a begin.
     owner: fn() -> Owner,
+    /// The store's identity, as tokens carry it.
+    identity: StoreId,
 }
 
 /// What is known of a record before a command is carried out.
@@ -118,7 +121,8 @@ impl Engine {
     pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
         observe::describe();
         let owner = if store.is_shared() { Owner::random } else { Owner::random_here };
-        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner }))
+        let identity = store.identity();
+        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner, identity }))
     }
 
     /// What this engine was built with.
@@ -188,7 +192,9 @@ impl Engine {
                 backend: "store",
                 detail: "it granted a lease and shows no record of it".to_owned(),
             }))?;
-            let token = LeaseToken::of(id, owner, &record);
+            let origin = Origin { store: self.0.identity, in_transaction: false };
+            let kept = self.policy().unresolved_retention;
+            let token = LeaseToken::of(id, owner, &record, kept, origin);
             Ok(Lease::new(self.clone(), token, Some(record), until))
         })
     }
@@ -211,7 +217,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if somebody else took the key.
+    /// [`Error::LeaseLost`] if somebody else took the key; [`Error::WrongStore`] if another store made the
+    /// grant.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
         let seen = observe::call(self, Op::Resume, &|| Some(token.scope));
         let lease = observe::in_span(&seen, async {
@@ -294,7 +301,7 @@ impl Engine {
     /// lease.fail("the provider timed out", Retry::Unresolved).await?;
     /// let Begin::Unresolved(unknown) = engine.begin(&request).await? else { panic!() };
     /// // ... the provider says that it was done ...
-    /// let done = Resolution::Completed(Body::new("receipt 7".into(), 1024));
+    /// let done = Resolution::Completed(Body::kept("receipt 7".into()));
     /// engine.resolve("exports", "2026-11", unknown.fence(), done).await?;
     /// assert!(matches!(engine.begin(&request).await?, Begin::Completed(_)));
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
@@ -381,6 +388,16 @@ impl Engine {
         purge.await
     }
 
+    /// The identity of this engine's store, which its lease tokens carry.
+    pub fn store_id(&self) -> StoreId {
+        self.0.identity
+    }
+
+    /// Refuses a command by the token of another store.
+    pub(crate) fn check_origin(&self, command: &Command) -> Result<(), Error> {
+        command.token().map_or(Ok(()), |token| self.policy().check_origin(token, self.0.identity))
+    }
+
     /// Carries out `command`, starting from `view`.
     pub(crate) fn execute<'a>(
         &'a self,
@@ -399,6 +416,7 @@ impl Engine {
         command: &Command,
         view: View<'_>,
     ) -> Result<Answer, Error> {
+        self.check_origin(command)?;
         let mut call = Call::within(self, id, limit);
         let guess = match &view {
             View::Absent => Step::guess(Stamp::ZERO, None, command),

@@ -8,6 +8,7 @@ use crate::decide::Current;
 use crate::key::{KeyError, RecordId};
 use crate::policy::PolicyError;
 use crate::record::DecodeError;
+use crate::store_id::StoreId;
 
 /// Why a call of the engine or of a lease did not do what was asked.
 ///
@@ -40,6 +41,16 @@ pub enum Error {
     NotResolvable {
         /// What the key shows.
         current: Current,
+    },
+    /// The lease was granted by another store: nothing was written, since nobody would look for it here.
+    /// Resume it on the store that it names, or, if this store was renamed since, state its old identity
+    /// with [`accept_tokens_from`](crate::EngineBuilder::accept_tokens_from).
+    #[error("the lease is of store {token}, and this is store {store}")]
+    WrongStore {
+        /// The store that granted the lease.
+        token: StoreId,
+        /// This store.
+        store: StoreId,
     },
     /// A checkpoint is longer than the policy allows.
     #[error("{what} of {bytes} bytes is over the limit of {limit}")]

@@ -70,7 +70,7 @@ impl Inspection {
             effect_marked,
             retry,
             checkpoint_bytes: record.checkpoint.as_ref().map(|bytes| bytes.len()),
-            body_bytes: body.map(body_bytes),
+            body_bytes: body.map(Body::length),
         })
     }
 }
@@ -98,8 +98,8 @@ impl Content {
     pub(crate) fn of(snapshot: &Snapshot) -> Option<Content> {
         let record = snapshot.record.as_ref().filter(|record| record.is_kept(snapshot.now))?;
         let (response, error) = match &record.state {
-            State::Completed(body) => (body.kept().cloned(), None),
-            State::Failed(body, _) => (None, body.kept().cloned()),
+            State::Completed(body) => (body.bytes().cloned(), None),
+            State::Failed(body, _) => (None, body.bytes().cloned()),
             State::InProgress { .. } => (None, None),
         };
         Some(Content { response, error, checkpoint: record.checkpoint.clone() })
@@ -114,13 +114,6 @@ impl fmt::Debug for Content {
             .field("error_bytes", &length(&self.error))
             .field("checkpoint_bytes", &length(&self.checkpoint))
             .finish()
-    }
-}
-
-fn body_bytes(body: &Body) -> u64 {
-    match body {
-        Body::Kept(bytes) => bytes.len() as u64,
-        Body::Omitted { bytes, .. } => *bytes,
     }
 }
 

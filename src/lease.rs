@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::clock::Sleep;
-use crate::decide::{Command, Reply};
+use crate::decide::{Command, Current, Reply};
 use crate::engine::{Answer, Engine, Step, View};
 use crate::error::Error;
 use crate::key::RecordId;
@@ -44,6 +44,10 @@ struct Held {
     lost: bool,
     /// Whether this holder finished or released it: nothing that was under way meanwhile opens it again.
     closed: bool,
+    /// Whether a release was sent, whatever came back: then nothing may be recorded any more.
+    released: bool,
+    /// Whether the effect was marked, as far as this holder knows.
+    effect: bool,
     /// Who waits to be told that the lease is lost.
     watchers: Vec<Waker>,
 }
@@ -62,6 +66,7 @@ impl Held {
             (None, _) | (_, None) => true,
         };
         if newer && !(self.closed && working) {
+            self.effect |= record.as_ref().is_some_and(|record| record.is_effect_marked());
             (self.record, self.until, self.lost, self.closed) = (record, until, false, !working);
         }
     }
@@ -86,7 +91,15 @@ impl Lease {
             token,
             takeover: record.as_ref().is_some_and(|record| record.is_takeover()),
             checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
-            held: Mutex::new(Held { record, until, lost: false, closed: false, watchers: Vec::new() }),
+            held: Mutex::new(Held {
+                effect: record.as_ref().is_some_and(|record| record.is_effect_marked()),
+                record,
+                until,
+                lost: false,
+                closed: false,
+                released: false,
+                watchers: Vec::new(),
+            }),
         }))
     }
 
@@ -110,6 +123,12 @@ impl Lease {
     /// lease was granted.
     pub fn checkpoint(&self) -> Option<&Bytes> {
         self.0.checkpoint.as_ref()
+    }
+
+    /// Whether the effect may have happened already: this holder marked it, before a
+    /// [`resume`](Engine::resume) too, or an earlier attempt that a [`Rerun`](crate::Recovery::Rerun) took over.
+    pub fn effect_marked(&self) -> bool {
+        self.held().effect
     }
 
     /// How long this holder may still rely on its lease: counted on its own monotonic clock from before it asked, so never
@@ -290,7 +309,16 @@ impl Lease {
     /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
     /// lease was finished with another outcome, which stands.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        let body = self.body("response", response.into())?;
+        self.complete_with_head(&[], response).await
+    }
+
+    /// The same with a head: at most [`Body::MAX_HEAD`] bytes that duplicates get even where the
+    /// response is too long to be kept, or no longer kept ([`Completed::head`](crate::Completed::head)).
+    ///
+    /// # Errors
+    /// As for [`complete`](Lease::complete); [`Error::TooLarge`] for the head too.
+    pub async fn complete_with_head(&self, head: &[u8], response: impl Into<Bytes>) -> Result<(), Error> {
+        let body = self.body("response", response.into())?.with_head(checked(head)?);
         self.command(Op::Complete, |token| Command::Complete(token, body)).await
     }
 
@@ -311,7 +339,20 @@ impl Lease {
     /// # Errors
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
-        let body = self.body("error", error.into())?;
+        self.fail_with_head(&[], error, retry).await
+    }
+
+    /// The same with a head: see [`complete_with_head`](Lease::complete_with_head).
+    ///
+    /// # Errors
+    /// As for [`complete_with_head`](Lease::complete_with_head).
+    pub async fn fail_with_head(
+        &self,
+        head: &[u8],
+        error: impl Into<Bytes>,
+        retry: Retry,
+    ) -> Result<(), Error> {
+        let body = self.body("error", error.into())?.with_head(checked(head)?);
         self.command(Op::Fail, |token| Command::Fail(token, body, retry)).await
     }
 
@@ -328,10 +369,18 @@ impl Lease {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
+    /// Once it was called, whatever it answered, this lease records nothing any more: every other call is
+    /// answered with [`Error::LeaseLost`]. Repeating the release is fine.
+    ///
     /// # Errors
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
         self.command(Op::Release, Command::Release).await
+    }
+
+    /// Whether a release was sent.
+    pub(crate) fn is_released(&self) -> bool {
+        self.held().released
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -383,6 +432,7 @@ impl Lease {
         let seen = observe::call(engine, op, &|| Some(token.scope));
         let result = observe::in_span(&seen, async {
             let command = command(token.clone());
+            self.open_for(&command)?;
             self.learn(engine.execute_within(limit, &token.id, &command, View::Held(self)).await?)
         });
         let result = result.await;
@@ -391,7 +441,19 @@ impl Lease {
     }
 
     pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
-        Ok(Command::Complete(self.0.token.clone(), self.body("response", response)?))
+        let command = Command::Complete(self.0.token.clone(), self.body("response", response)?);
+        self.open_for(&command).map(|()| command)
+    }
+
+    /// Refuses every command but another release once a release was sent. The record may be gone, and a
+    /// gone record is taken for one that the store lost.
+    fn open_for(&self, command: &Command) -> Result<(), Error> {
+        let mut held = self.held();
+        if let Command::Release(_) = command {
+            held.released = true;
+            return Ok(());
+        }
+        if held.released { Err(Error::LeaseLost { current: Current::of(None) }) } else { Ok(()) }
     }
 
     fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
@@ -436,4 +498,10 @@ impl Lease {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A head that is short enough.
+fn checked(head: &[u8]) -> Result<&[u8], Error> {
+    let (bytes, limit) = (head.len(), Body::MAX_HEAD);
+    if bytes > limit { Err(Error::TooLarge { what: "head", bytes, limit }) } else { Ok(head) }
 }

@@ -9,6 +9,8 @@ use thiserror::Error as ThisError;
 
 use crate::error::Error;
 use crate::record::Body;
+use crate::store_id::StoreId;
+use crate::token::LeaseToken;
 
 /// What a failed operation's next begin may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,7 +68,13 @@ pub struct Policy {
     pub max_response: usize,
     /// What becomes of a longer one. **Default [`Oversized::Marker`].**
     pub oversized: Oversized,
-    /// How long a response is given out, if not as long as the record is kept. **Default: as long.** After that,
+    /// How long evidence of an effect that may have happened is kept while nobody settles it: a record
+    /// whose effect was marked and whose lease is over, or that failed [`Retry::Unresolved`]. **Default
+    /// 90 days.** At least the retention; [`Duration::MAX`] is for ever. *Too short*: the key is new
+    /// again although the effect may have happened. *Long*: callers who can provoke such failures fill
+    /// the store; watch [`unfinished`](crate::Engine::unfinished).
+    pub unresolved_retention: Duration,
+    /// How long a response or error is given out, if not as long as the record is kept. **Default: as long.** After that,
     /// duplicates get `Completed` without a response until the [`retention`](Policy::retention) ends. The room is freed by
     /// [`Engine::purge_regularly`](crate::Engine::purge_regularly), which reads the whole store for it.
     pub response_retention: Option<Duration>,
@@ -86,6 +94,15 @@ pub struct Policy {
     /// Whether stores may see keys in the clear, for operators. **Default no**: keys can be secrets or personal
     /// data, and a digest is enough to find a record.
     pub keep_keys: bool,
+    /// How long the application lets an operation run at most: no lease may be shorter, of the policy or
+    /// of a request. **Default: not stated.**
+    pub handler_timeout: Duration,
+    /// How long after its first try a caller may still retry (Stripe's webhooks: 3 days): no retention
+    /// may be shorter, of the policy or of a request. **Default: not stated.**
+    pub retry_horizon: Duration,
+    /// Other stores whose lease tokens are accepted as this store's own: names that it had before a
+    /// prefix, a database or a table was renamed. **Default: none.**
+    pub accept_tokens_from: Vec<StoreId>,
 }
 
 impl Default for Policy {
@@ -97,6 +114,7 @@ impl Default for Policy {
             max_attempts: u32::MAX,
             max_response: 1 << 20,
             oversized: Oversized::default(),
+            unresolved_retention: Duration::from_secs(90 * 24 * 3600),
             response_retention: None,
             max_checkpoint: 1 << 16,
             call_timeout: Duration::from_secs(5),
@@ -104,6 +122,9 @@ impl Default for Policy {
             max_waiters: 10_000,
             holder: String::new(),
             keep_keys: false,
+            handler_timeout: Duration::ZERO,
+            retry_horizon: Duration::ZERO,
+            accept_tokens_from: Vec::new(),
         }
     }
 }
@@ -111,7 +132,8 @@ impl Default for Policy {
 impl Policy {
     /// Whether the windows can be safe, apart from what the builder knows of callers and store.
     pub(crate) fn check(&self) -> Result<(), PolicyError> {
-        check_windows(self.lease, self.retention, self.max_attempts)?;
+        self.check_windows(self.lease, self.retention, self.max_attempts)?;
+        covers("unresolved_retention", self.unresolved_retention, "retention", self.retention)?;
         if self.call_timeout.is_zero() {
             return Err(PolicyError::Zero { what: "call_timeout" });
         }
@@ -119,6 +141,33 @@ impl Policy {
             return Err(PolicyError::Zero { what: "response_retention" });
         }
         Ok(())
+    }
+
+    /// Whether these windows, of the policy or of a request, can be safe.
+    pub(crate) fn check_windows(
+        &self,
+        lease: Duration,
+        retention: Duration,
+        max_attempts: u32,
+    ) -> Result<(), PolicyError> {
+        if lease.is_zero() {
+            return Err(PolicyError::Zero { what: "lease" });
+        }
+        if max_attempts == 0 {
+            return Err(PolicyError::Zero { what: "max_attempts" });
+        }
+        covers("retention", retention, "lease", lease)?;
+        covers("lease", lease, "handler_timeout", self.handler_timeout)?;
+        covers("retention", retention, "retry_horizon", self.retry_horizon)
+    }
+
+    /// Refuses a token of another store than `store`.
+    pub(crate) fn check_origin(&self, token: &LeaseToken, store: StoreId) -> Result<(), Error> {
+        let origin = token.store();
+        if origin == store || self.accept_tokens_from.contains(&origin) {
+            return Ok(());
+        }
+        Err(Error::WrongStore { token: origin, store })
     }
 
     /// A response or error as it is recorded.
@@ -131,21 +180,8 @@ impl Policy {
     }
 }
 
-pub(crate) fn check_windows(
-    lease: Duration,
-    retention: Duration,
-    max_attempts: u32,
-) -> Result<(), PolicyError> {
-    if lease.is_zero() {
-        return Err(PolicyError::Zero { what: "lease" });
-    }
-    if max_attempts == 0 {
-        return Err(PolicyError::Zero { what: "max_attempts" });
-    }
-    if retention < lease {
-        return Err(PolicyError::TooShort { what: "retention", is: retention, than: "lease", least: lease });
-    }
-    Ok(())
+fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration) -> Result<(), PolicyError> {
+    if is < least { Err(PolicyError::TooShort { what, is, than, least }) } else { Ok(()) }
 }
 
 /// Why a policy was refused: windows that cannot be safe, or a store that cannot keep what is required.

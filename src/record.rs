@@ -13,7 +13,7 @@ pub use self::codec::DecodeError;
 use crate::fingerprint::Fingerprint;
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::Retry;
+use crate::policy::{Recovery, Retry};
 
 /// A moment in a store's time, in microseconds since the Unix epoch as that store counts it.
 ///
@@ -64,14 +64,21 @@ pub struct Record {
     pub attempt: u32,
     /// How long the record is kept from its stamp on.
     pub retention: Duration,
-    /// How long a response is kept from the record's stamp on, if not as long as the record.
+    /// How long a response or error is kept from the record's stamp on, if not as long as the record.
     pub response_retention: Option<Duration>,
+    /// How long the record is kept while it is [evidence](Record::is_evidence) of an effect that may
+    /// have happened, if that is longer than its retention.
+    pub unresolved_retention: Option<Duration>,
     /// The first 48 bytes of the scope, for operators.
     pub scope: Label,
     /// The key, if the policy says that stores may see it.
     pub key: Option<Box<str>>,
     /// What an attempt left for the next one.
     pub checkpoint: Option<Bytes>,
+    /// Whether an operator settled it: such an outcome may be amended, so it is not to be cached.
+    pub resolved: bool,
+    /// Fields of a later release that this one keeps without reading them: see [`Record::decode`].
+    pub(crate) extra: Option<Bytes>,
     /// Where the operation stands.
     pub state: State,
 }
@@ -89,6 +96,8 @@ pub enum State {
         effect: bool,
         /// Whether the attempt before this one ran out of its lease.
         takeover: bool,
+        /// The recovery that the grant was asked for with.
+        recovery: Recovery,
         /// What the holder calls itself, for operators.
         holder: Label,
     },
@@ -98,64 +107,130 @@ pub enum State {
     Failed(Body, Retry),
 }
 
-/// A recorded response or error.
+/// A recorded response or error: bytes, which may be left out of the record, and a head, which is
+/// not: what a replay must show even then, such as a status and the location of what was made.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Body {
-    /// The bytes, as they were given.
+pub struct Body {
+    /// Boxed, since most bodies have none.
+    head: Option<Box<[u8]>>,
+    content: Content,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Content {
     Kept(Bytes),
-    /// It was longer than the policy's `max_response`: its length and a digest remain.
+    /// The length in bytes and the first 64 bits of the BLAKE3 hash, by which a repetition is
+    /// recognised.
     Omitted {
-        /// Its length in bytes.
         bytes: u64,
-        /// The first 64 bits of its BLAKE3 hash, by which a repetition is recognised.
         digest: u64,
     },
 }
 
 impl Body {
-    /// `bytes` if they are at most `limit` long, else what marks that they were left out.
+    /// The longest head, in bytes. What is longer is refused with
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
+    pub const MAX_HEAD: usize = 16 * 1024;
+
+    /// `bytes` if they are at most `limit` long, else their length and a digest.
     pub fn new(bytes: Bytes, limit: usize) -> Body {
-        if bytes.len() <= limit { Body::Kept(bytes) } else { Body::omitted(&bytes) }
+        let content = if bytes.len() <= limit { Content::Kept(bytes) } else { Content::omitted(&bytes) };
+        Body { head: None, content }
+    }
+
+    /// All of `bytes`.
+    pub fn kept(bytes: Bytes) -> Body {
+        Body { head: None, content: Content::Kept(bytes) }
+    }
+
+    /// A body of which only a length and the first 64 bits of its BLAKE3 hash remain.
+    pub fn omitted(bytes: u64, digest: u64) -> Body {
+        Body { head: None, content: Content::Omitted { bytes, digest } }
+    }
+
+    /// The same with a head, which is kept whatever becomes of the bytes. An empty one is none.
+    pub fn with_head(mut self, head: &[u8]) -> Body {
+        self.head = if head.is_empty() { None } else { Some(head.into()) };
+        self
+    }
+
+    /// The head; empty if there is none.
+    pub fn head(&self) -> &[u8] {
+        self.head.as_deref().unwrap_or_default()
     }
 
     /// The bytes, unless they were left out.
-    pub fn kept(&self) -> Option<&Bytes> {
-        match self {
-            Body::Kept(bytes) => Some(bytes),
-            Body::Omitted { .. } => None,
+    pub fn bytes(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Kept(bytes) => Some(bytes),
+            Content::Omitted { .. } => None,
         }
     }
 
-    /// Whether it stands for the same bytes, kept or left out.
+    /// Whether the bytes were left out.
+    pub fn is_omitted(&self) -> bool {
+        self.bytes().is_none()
+    }
+
+    /// The length of the bytes, kept or not.
+    pub fn length(&self) -> u64 {
+        match &self.content {
+            Content::Kept(bytes) => bytes.len() as u64,
+            Content::Omitted { bytes, .. } => *bytes,
+        }
+    }
+
+    /// The length and the digest of bytes that were left out.
+    pub(crate) fn marker(&self) -> Option<(u64, u64)> {
+        match &self.content {
+            Content::Kept(_) => None,
+            Content::Omitted { bytes, digest } => Some((*bytes, *digest)),
+        }
+    }
+
+    /// Whether it stands for the same head and bytes, kept or left out.
     pub(crate) fn is_same(&self, other: &Body) -> bool {
-        match (self, other) {
-            (Body::Kept(bytes), omitted @ Body::Omitted { .. })
-            | (omitted @ Body::Omitted { .. }, Body::Kept(bytes)) => Body::omitted(bytes) == *omitted,
-            (Body::Kept(_), Body::Kept(_)) | (Body::Omitted { .. }, Body::Omitted { .. }) => self == other,
-        }
+        self.head == other.head && self.content.is_same(&other.content)
     }
 
-    /// What marks that the bytes were left out.
+    /// The same with the bytes left out.
     pub(crate) fn without_bytes(&self) -> Body {
-        match self {
-            Body::Kept(bytes) => Body::omitted(bytes),
-            Body::Omitted { .. } => self.clone(),
-        }
-    }
-
-    fn omitted(bytes: &Bytes) -> Body {
-        let digest = (&blake3::hash(bytes).as_bytes()[..8]).get_u64();
-        Body::Omitted { bytes: bytes.len() as u64, digest }
+        let content = match &self.content {
+            Content::Kept(bytes) => Content::omitted(bytes),
+            omitted @ Content::Omitted { .. } => omitted.clone(),
+        };
+        Body { head: self.head.clone(), content }
     }
 
     fn stored_len(&self) -> usize {
-        self.kept().map_or(0, Bytes::len)
+        self.head().len() + self.bytes().map_or(0, Bytes::len)
+    }
+}
+
+impl Content {
+    fn omitted(bytes: &Bytes) -> Content {
+        let digest = (&blake3::hash(bytes).as_bytes()[..8]).get_u64();
+        Content::Omitted { bytes: bytes.len() as u64, digest }
+    }
+
+    fn is_same(&self, other: &Content) -> bool {
+        match (self, other) {
+            (Content::Kept(bytes), omitted @ Content::Omitted { .. })
+            | (omitted @ Content::Omitted { .. }, Content::Kept(bytes)) => {
+                Content::omitted(bytes) == *omitted
+            }
+            (Content::Kept(_), Content::Kept(_)) | (Content::Omitted { .. }, Content::Omitted { .. }) => {
+                self == other
+            }
+        }
     }
 }
 
 impl Record {
-    /// How long the record must be kept from its stamp on: for its retention, which counts from the end of a lease, and
-    /// from when a failed operation may be retried. So what a crash leaves is there when others may act on it.
+    /// How long the record must be kept from its stamp on: for its retention, which counts from the
+    /// end of a lease and from when a failed operation may be retried, so that what a crash leaves is
+    /// there when others may act on it. [Evidence](Record::is_evidence) is kept for its
+    /// `unresolved_retention`, if that is longer.
     pub fn keep(&self) -> Duration {
         let least = match &self.state {
             State::InProgress { lease, .. } => *lease,
@@ -164,7 +239,31 @@ impl Record {
                 Duration::ZERO
             }
         };
-        self.retention.saturating_add(least)
+        let evidence = self.unresolved_retention.filter(|_| self.is_evidence()).unwrap_or_default();
+        self.retention.max(evidence).saturating_add(least)
+    }
+
+    /// Whether the record says that an effect may have happened and nobody knows: the effect was
+    /// marked under a grant that is not to be rerun blindly, or the operation failed unresolved. It is
+    /// kept until it is settled, at most for its `unresolved_retention`.
+    pub fn is_evidence(&self) -> bool {
+        match &self.state {
+            State::InProgress { effect, recovery, .. } => *effect && *recovery != Recovery::Rerun,
+            State::Failed(_, Retry::Unresolved) => true,
+            State::Failed(_, Retry::Now | Retry::After(_) | Retry::Never) | State::Completed(_) => false,
+        }
+    }
+
+    /// Whether the record is unresolved evidence at `now`: as [`is_evidence`](Record::is_evidence), and
+    /// no lease runs under which it may still be settled.
+    pub fn is_unsettled(&self, now: Stamp) -> bool {
+        let lease = self.lease().unwrap_or_default();
+        self.is_evidence() && self.is_kept(now) && now >= self.stamp.after(lease)
+    }
+
+    /// Whether it grants a lease whose holder marked the effect, or took over such a mark.
+    pub(crate) fn is_effect_marked(&self) -> bool {
+        matches!(self.state, State::InProgress { effect: true, .. })
     }
 
     /// How long the lease is that the record grants from its stamp on; `None` once the operation is finished.
@@ -191,7 +290,7 @@ impl Record {
         now < self.deadline() || self.deadline() == Stamp(u64::MAX)
     }
 
-    /// Whether the response, if there is one, is no longer given out at `now`.
+    /// Whether the response or error, if there is one, is no longer given out at `now`.
     pub fn is_response_over(&self, now: Stamp) -> bool {
         self.response_retention.is_some_and(|kept| now >= self.stamp.after(kept))
     }
@@ -225,11 +324,13 @@ impl Record {
             }
         };
         self.checkpoint.iter_mut().for_each(copy);
+        self.extra.iter_mut().for_each(copy);
         match &mut self.state {
-            State::Completed(Body::Kept(bytes)) | State::Failed(Body::Kept(bytes), _) => copy(bytes),
+            State::Completed(Body { content: Content::Kept(bytes), .. })
+            | State::Failed(Body { content: Content::Kept(bytes), .. }, _) => copy(bytes),
             State::InProgress { .. }
-            | State::Completed(Body::Omitted { .. })
-            | State::Failed(Body::Omitted { .. }, _) => {}
+            | State::Completed(Body { content: Content::Omitted { .. }, .. })
+            | State::Failed(Body { content: Content::Omitted { .. }, .. }, _) => {}
         }
     }
 
@@ -240,7 +341,8 @@ impl Record {
             State::Completed(body) | State::Failed(body, _) => body.stored_len(),
         };
         let texts = self.scope.as_bytes().len() + self.key.as_ref().map_or(0, |key| key.len());
-        size_of::<Record>() + body + texts + self.checkpoint.as_ref().map_or(0, Bytes::len)
+        let others = [&self.checkpoint, &self.extra].map(|bytes| bytes.as_ref().map_or(0, Bytes::len));
+        size_of::<Record>() + body + texts + others[0] + others[1]
     }
 }
 
@@ -253,6 +355,7 @@ impl fmt::Debug for Record {
             .field("retention", &self.retention)
             .field("scope", &self.scope)
             .field("checkpoint_bytes", &self.checkpoint.as_ref().map(Bytes::len))
+            .field("resolved", &self.resolved)
             .field("state", &self.state)
             .finish_non_exhaustive()
     }
@@ -261,11 +364,12 @@ impl fmt::Debug for Record {
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            State::InProgress { lease, effect, takeover, .. } => f
+            State::InProgress { lease, effect, takeover, recovery, .. } => f
                 .debug_struct("InProgress")
                 .field("lease", lease)
                 .field("effect", effect)
                 .field("takeover", takeover)
+                .field("recovery", recovery)
                 .finish_non_exhaustive(),
             State::Completed(body) => f.debug_tuple("Completed").field(body).finish(),
             State::Failed(body, retry) => f.debug_tuple("Failed").field(body).field(retry).finish(),
@@ -275,9 +379,11 @@ impl fmt::Debug for State {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Body::Kept(bytes) => write!(f, "<{} bytes>", bytes.len()),
-            Body::Omitted { bytes, .. } => write!(f, "<{bytes} bytes, omitted>"),
+        let head = self.head().len();
+        let omitted = if self.is_omitted() { ", omitted" } else { "" };
+        match head {
+            0 => write!(f, "<{} bytes{omitted}>", self.length()),
+            head => write!(f, "<{} bytes{omitted}, head of {head}>", self.length()),
         }
     }
 }

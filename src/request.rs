@@ -7,7 +7,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::{Policy, PolicyError, Recovery, check_windows};
+use crate::policy::{Policy, PolicyError, Recovery};
 
 /// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.
 ///
@@ -25,6 +25,7 @@ pub struct Request {
     scope: Scope,
     key: Key,
     fingerprint: Fingerprint,
+    also: Option<Fingerprint>,
     lease: Option<Duration>,
     retention: Option<Duration>,
     recovery: Option<Recovery>,
@@ -48,6 +49,7 @@ impl Request {
             scope: scope.try_into()?,
             key: key.try_into()?,
             fingerprint: Fingerprint::NONE,
+            also: None,
             lease: None,
             retention: None,
             recovery: None,
@@ -59,6 +61,14 @@ impl Request {
     /// What is asked for. **Default [`Fingerprint::NONE`]**: then a key that comes back with other content is not noticed.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Request {
         self.fingerprint = fingerprint;
+        self
+    }
+
+    /// Accepts a record with this fingerprint too: while a deploy changes how fingerprints are computed,
+    /// the one that processes of the other release compute for the same content. New records are written
+    /// with the [`fingerprint`](Request::fingerprint).
+    pub fn also_accept(mut self, fingerprint: Fingerprint) -> Request {
+        self.also = Some(fingerprint);
         self
     }
 
@@ -87,7 +97,9 @@ impl Request {
     }
 
     /// Begins as this owner instead of a new one, to find a grant again whose begin timed out or was cancelled:
-    /// keep an [`Owner::random`], begin with it, and begin with it again.
+    /// keep an [`Owner::random`], begin with it, and begin with it again. The grant is found while its lease runs
+    /// and nothing was written under it; once it was renewed, marked or check-pointed, somebody acts on it, and this
+    /// owner is answered like anybody else.
     ///
     /// **Never share one owner between two workers**: both would be granted the same lease.
     pub fn owner(mut self, owner: Owner) -> Request {
@@ -109,17 +121,20 @@ impl Request {
     pub(crate) fn ask(&self, policy: &Policy, owner: fn() -> Owner) -> Result<Ask, PolicyError> {
         let ask = Ask {
             owner: self.owner.unwrap_or_else(owner),
+            owner_is_new: self.owner.is_none(),
             fingerprint: self.fingerprint,
+            also: self.also,
             lease: self.lease.unwrap_or(policy.lease),
             retention: self.retention.unwrap_or(policy.retention),
             response_retention: policy.response_retention,
+            unresolved_retention: policy.unresolved_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.as_str().into()),
         };
-        check_windows(ask.lease, ask.retention, ask.max_attempts)?;
+        policy.check_windows(ask.lease, ask.retention, ask.max_attempts)?;
         Ok(ask)
     }
 }

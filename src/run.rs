@@ -231,6 +231,14 @@ async fn record<T: Serialize, E: Failure>(
     let known_lost = |error: Error| {
         if let Error::LeaseLost { .. } = error { RunError::LeaseLost } else { RunError::Engine(error) }
     };
+    // The handler said that nothing happened: nothing is recorded over that.
+    if lease.is_released() {
+        let retry_after = Some(Duration::from_secs(1));
+        return match result {
+            Ok(value) => Ok(Outcome { value, replayed: false }),
+            Err(error) => Err(RunError::Failed { error, replayed: false, retry_after }),
+        };
+    }
     match result {
         Ok(value) => {
             let response = match serde_json::to_vec(&value) {

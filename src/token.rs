@@ -10,6 +10,7 @@ use crate::key::{MAX_KEY_BYTES, RecordId};
 use crate::label::Label;
 use crate::owner::Owner;
 use crate::record::{Record, Stamp};
+use crate::store_id::StoreId;
 
 /// What proves a lease, to be handed to another process: begin in the API, complete in the worker through
 /// [`Engine::resume`](crate::Engine::resume). It serialises with serde (JSON and any other format).
@@ -39,15 +40,35 @@ pub struct LeaseToken {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) retention: Duration,
     pub(crate) response_retention: Option<Duration>,
+    pub(crate) unresolved_retention: Duration,
     pub(crate) scope: Label,
     pub(crate) key: Option<Box<str>>,
+    pub(crate) origin: Origin,
+}
+
+/// The store that made a grant, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) store: StoreId,
+    /// Whether it was made in a transaction of the application's: if it is absent, that was rolled
+    /// back, and the effect with it.
+    pub(crate) in_transaction: bool,
 }
 
 impl LeaseToken {
-    const VERSION: u8 = 1;
+    /// The version that this release writes, and the only one that it reads. Fields that a reader may
+    /// pass over need no new one.
+    const VERSION: u8 = 2;
 
-    /// The token of the grant that `record` holds for `owner`.
-    pub(crate) fn of(id: RecordId, owner: Owner, record: &Record) -> LeaseToken {
+    /// The token of the grant that `record` holds for `owner`, asked for with this
+    /// `unresolved_retention`.
+    pub(crate) fn of(
+        id: RecordId,
+        owner: Owner,
+        record: &Record,
+        unresolved_retention: Duration,
+        origin: Origin,
+    ) -> LeaseToken {
         LeaseToken {
             id,
             owner,
@@ -56,9 +77,16 @@ impl LeaseToken {
             fingerprint: record.fingerprint,
             retention: record.retention,
             response_retention: record.response_retention,
+            unresolved_retention,
             scope: record.scope,
             key: record.key.clone(),
+            origin,
         }
+    }
+
+    /// The identity of the store that made the grant.
+    pub fn store(&self) -> StoreId {
+        self.origin.store
     }
 
     /// The fence of the grant: greater than that of every earlier grant of the key. Pass it to systems that can
@@ -74,11 +102,16 @@ impl LeaseToken {
 
     /// See [`Lease::derive_key`].
     pub(crate) fn derive_key(&self, label: &str) -> String {
-        let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
-        hasher.update(self.id.as_bytes());
-        hasher.update(label.as_bytes());
-        hex::encode(&hasher.finalize().as_bytes()[..16])
+        derive_key(&self.id, label)
     }
+}
+
+/// The downstream key of the operation under `id` for `label`.
+pub(crate) fn derive_key(id: &RecordId, label: &str) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
+    hasher.update(id.as_bytes());
+    hasher.update(label.as_bytes());
+    hex::encode(&hasher.finalize().as_bytes()[..16])
 }
 
 impl fmt::Debug for LeaseToken {
@@ -91,7 +124,7 @@ impl fmt::Debug for LeaseToken {
     }
 }
 
-/// A token as it is serialised.
+/// A token as it is serialised. Fields that a later release adds are passed over.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     version: u8,
@@ -103,9 +136,13 @@ struct Wire {
     retention: Duration,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     response_retention: Option<Duration>,
+    unresolved_retention: Duration,
     scope: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<Box<str>>,
+    store: StoreId,
+    #[serde(default)]
+    in_transaction: bool,
 }
 
 impl TryFrom<Wire> for LeaseToken {
@@ -116,34 +153,44 @@ impl TryFrom<Wire> for LeaseToken {
             let known = LeaseToken::VERSION;
             return Err(format!("lease token of version {}, this release reads {known}", wire.version));
         }
-        let Wire {
-            id,
-            owner,
-            fence,
-            attempt,
-            fingerprint,
-            retention,
-            response_retention,
-            scope,
-            key,
-            version: _,
-        } = wire;
         // No engine writes anything else, and what a token says may be recorded.
+        let Wire { fence, attempt, ref scope, ref key, .. } = wire;
         let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= Label::MAX_BYTES;
         if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
             return Err("lease token with values that none has".to_owned());
         }
-        let scope = Label::new(&scope);
-        Ok(LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key })
+        Ok(LeaseToken {
+            id: wire.id,
+            owner: wire.owner,
+            fence,
+            attempt,
+            fingerprint: wire.fingerprint,
+            retention: wire.retention,
+            response_retention: wire.response_retention,
+            unresolved_retention: wire.unresolved_retention,
+            scope: Label::new(&wire.scope),
+            key: wire.key,
+            origin: Origin { store: wire.store, in_transaction: wire.in_transaction },
+        })
     }
 }
 
 impl From<LeaseToken> for Wire {
     fn from(token: LeaseToken) -> Wire {
-        let version = LeaseToken::VERSION;
-        let LeaseToken { id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key } =
-            token;
-        let scope = scope.as_str().into();
-        Wire { version, id, owner, fence, attempt, fingerprint, retention, response_retention, scope, key }
+        Wire {
+            version: LeaseToken::VERSION,
+            id: token.id,
+            owner: token.owner,
+            fence: token.fence,
+            attempt: token.attempt,
+            fingerprint: token.fingerprint,
+            retention: token.retention,
+            response_retention: token.response_retention,
+            unresolved_retention: token.unresolved_retention,
+            scope: token.scope.as_str().into(),
+            key: token.key,
+            store: token.origin.store,
+            in_transaction: token.origin.in_transaction,
+        }
     }
 }

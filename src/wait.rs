@@ -159,7 +159,7 @@ impl Engine {
                 }
             })?;
             let left = until.saturating_sub(self.clock().monotonic());
-            let (Reply::InProgress { retry_after, .. }, Some(record)) = (&answer.reply, &answer.record)
+            let (Reply::InProgress { lease_remaining, .. }, Some(record)) = (&answer.reply, &answer.record)
             else {
                 if waiter.is_some() {
                     observe::waited(self, waiter, End::Changed);
@@ -174,7 +174,7 @@ impl Engine {
                 None => End::Limit,
                 Some(_) if left.is_zero() => End::Timeout,
                 Some(_) => {
-                    view = self.wait((id, record.stamp), *retry_after, left).await;
+                    view = self.wait((id, record.stamp), *lease_remaining, left).await;
                     *asked = Moment::now(self);
                     continue;
                 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::decide::{Ask, Command, Decision, Reply, decide, is_unfinished};
+use nevertwice::decide::{Ask, Command, Decision, Reply, decide, is_unfinished, unresolved_reason};
 use nevertwice::{
     Body, Current, Fingerprint, LeaseToken, Owner, Reason, Record, Recovery, Resolution, Retry, Stamp, State,
     StateKind,
@@ -13,19 +13,23 @@ use nevertwice::{
 const MICRO: Duration = Duration::from_micros(1);
 const LEASE: Duration = Duration::from_secs(30);
 const RETENTION: Duration = Duration::from_secs(3600);
+const UNRESOLVED: Duration = Duration::from_secs(90 * 3600);
 const GRANTED: Stamp = Stamp(1_000_000);
 
 fn body(text: &'static str) -> Body {
-    Body::Kept(Bytes::from_static(text.as_bytes()))
+    Body::kept(Bytes::from_static(text.as_bytes()))
 }
 
 fn ask() -> Ask {
     Ask {
         owner: Owner::random(),
+        owner_is_new: false,
         fingerprint: Fingerprint::of("payload"),
+        also: None,
         lease: LEASE,
         retention: RETENTION,
         response_retention: Some(RETENTION / 2),
+        unresolved_retention: UNRESOLVED,
         recovery: Recovery::RerunUnlessEffect,
         max_attempts: 3,
         holder: "host".into(),
@@ -48,8 +52,15 @@ fn granted(ask: &Ask) -> Record {
 
 /// The token that the engine would make of it.
 fn token_of(ask: &Ask, record: &Record) -> LeaseToken {
+    token(ask, record, false)
+}
+
+fn token(ask: &Ask, record: &Record, in_transaction: bool) -> LeaseToken {
     let wire = serde_json::json!({
-        "version": 1,
+        "version": 2,
+        "store": "00".repeat(16),
+        "in_transaction": in_transaction,
+        "unresolved_retention": ask.unresolved_retention,
         "id": "00".repeat(32),
         "owner": ask.owner,
         "fence": record.fence,
@@ -73,6 +84,15 @@ fn at(record: &Record, time: Duration) -> Stamp {
     record.stamp.after(time)
 }
 
+fn busy(lease_remaining: Duration) -> Reply {
+    let eighth = (lease_remaining / 8).as_secs_f64().ceil();
+    Reply::InProgress {
+        retry_after: Duration::from_secs_f64(eighth.clamp(1.0, 30.0)),
+        lease_remaining,
+        attempt: 1,
+    }
+}
+
 const DONE: Reply = Reply::Done { existed: true };
 const NOTHING_THERE: Reply = Reply::Done { existed: false };
 
@@ -90,9 +110,16 @@ fn a_grant_says_all_that_was_asked_and_is_a_first_attempt() {
     assert_eq!((next.fingerprint, next.scope, &next.key), (ask.fingerprint, ask.scope, &ask.key));
     // What stores can keep: whole microseconds, never less than asked.
     assert_eq!((next.retention, next.response_retention), (MICRO * 2, Some(MICRO * 3)));
-    assert_eq!(next.checkpoint, None);
-    let State::InProgress { owner, lease, effect, takeover, holder } = next.state else { panic!("{next:?}") };
-    assert_eq!((owner, lease, effect, takeover, holder), (ask.owner, MICRO, false, false, ask.holder));
+    assert_eq!((next.checkpoint, next.unresolved_retention, next.resolved), (None, None, false));
+    let granted = State::InProgress {
+        owner: ask.owner,
+        lease: MICRO,
+        effect: false,
+        takeover: false,
+        recovery: ask.recovery,
+        holder: ask.holder,
+    };
+    assert_eq!(next.state, granted);
 }
 
 #[test]
@@ -100,7 +127,7 @@ fn s1_a_lease_runs_to_its_last_microsecond() {
     let (mine, other) = (ask(), ask());
     let record = granted(&mine);
     let before = decide(at(&record, LEASE - MICRO), Some(&record), &Command::Begin(other.clone()));
-    assert_eq!(before, Decision::Reply(Reply::InProgress { retry_after: MICRO, attempt: 1 }));
+    assert_eq!(before, Decision::Reply(busy(MICRO)));
     let (next, reply) = write(decide(at(&record, LEASE), Some(&record), &Command::Begin(other.clone())));
     assert_eq!((reply, next.attempt, next.fence), (Reply::Acquired, 2, Stamp::ZERO));
     let State::InProgress { owner, effect, takeover, .. } = next.state else { panic!("{next:?}") };
@@ -135,12 +162,231 @@ fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
     assert_eq!(next.checkpoint, record.checkpoint);
     let (next, _) = write(begin(Recovery::RerunUnlessEffect, &record));
     assert!(matches!(next.state, State::InProgress { effect: false, takeover: true, .. }), "{next:?}");
-    // Its own owner: the grant again while the lease runs, a crash like any other after that.
+    // Its own owner, which acts on it: answered like anybody's.
     let again = |now| decide(now, Some(&marked), &Command::Begin(mine.clone()));
-    assert_eq!(again(at(&marked, LEASE - MICRO)), Decision::Reply(Reply::Acquired));
+    assert_eq!(again(at(&marked, LEASE - MICRO)), Decision::Reply(busy(MICRO)));
     assert_eq!(again(at(&marked, LEASE)), unresolved(Reason::EffectMarked));
-    let unmarked = decide(at(&record, LEASE), Some(&record), &Command::Begin(mine.clone()));
-    assert_eq!(unmarked, Decision::Reply(Reply::Acquired));
+}
+
+/// A begin whose answer was lost is known by its owner, as long as nothing was written since the grant.
+#[test]
+fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
+    let mine = ask();
+    let record = granted(&mine);
+    let token = token_of(&mine, &record);
+    let begin = |now, record: &Record, owner_is_new| {
+        decide(now, Some(record), &Command::Begin(Ask { owner_is_new, ..mine.clone() }))
+    };
+    for owner_is_new in [false, true] {
+        let running = at(&record, LEASE - MICRO);
+        assert_eq!(begin(running, &record, owner_is_new), Decision::Reply(Reply::Acquired));
+        // Whatever is written raises the stamp, a renewal too.
+        for command in [
+            Command::Renew(token.clone()),
+            Command::Checkpoint(token.clone(), Bytes::new()),
+            Command::MarkEffect(token.clone()),
+        ] {
+            let (touched, _) = write(decide(GRANTED, Some(&record), &command));
+            let touched = touched.stamped(GRANTED.next());
+            let running = at(&touched, LEASE - MICRO);
+            assert_eq!(begin(running, &touched, owner_is_new), Decision::Reply(busy(MICRO)), "{command:?}");
+            let over = begin(at(&touched, LEASE), &touched, owner_is_new);
+            match command {
+                Command::MarkEffect(_) => assert!(matches!(over, Decision::Reply(Reply::Unresolved { .. }))),
+                _ => assert_eq!(write(over).0.attempt, 2),
+            }
+        }
+    }
+    // Lease over: an earlier call's owner may have acted. This call's owner has not, and tries again.
+    let (next, _) = write(begin(at(&record, LEASE), &record, false));
+    assert!(matches!(next.state, State::InProgress { takeover: true, .. }) && next.attempt == 2);
+    let (next, reply) = write(begin(at(&record, LEASE), &record, true));
+    assert_eq!((reply, next.attempt, next.fence), (Reply::Acquired, 1, Stamp::ZERO));
+    assert_eq!(next.state, record.state);
+    // Also where no attempt would be left, and over a mark that an earlier attempt left.
+    let mut last = record.clone();
+    last.attempt = mine.max_attempts;
+    if let State::InProgress { effect, takeover, .. } = &mut last.state {
+        (*effect, *takeover) = (true, true);
+    }
+    last.checkpoint = Some(Bytes::from_static(b"half"));
+    let (next, _) = write(begin(at(&last, LEASE), &last, true));
+    assert_eq!((next.state, next.checkpoint, next.attempt), (last.state, last.checkpoint, last.attempt));
+}
+
+#[test]
+fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
+    let mine = ask();
+    let record = granted(&mine);
+    let marked = |recovery| {
+        let ask = Ask { recovery, ..mine.clone() };
+        let record = granted(&ask);
+        let mark = Command::MarkEffect(token_of(&ask, &record));
+        write(decide(GRANTED, Some(&record), &mark)).0.stamped(GRANTED.next())
+    };
+    let failed = |retry| {
+        let fail = Command::Fail(token_of(&mine, &record), body("?"), retry);
+        write(decide(GRANTED, Some(&record), &fail)).0.stamped(GRANTED.next())
+    };
+    for (record, evidence, keep) in [
+        (record.clone(), false, LEASE + RETENTION),
+        (marked(Recovery::RerunUnlessEffect), true, LEASE + UNRESOLVED),
+        (marked(Recovery::Never), true, LEASE + UNRESOLVED),
+        (marked(Recovery::Rerun), false, LEASE + RETENTION),
+        (failed(Retry::Unresolved), true, UNRESOLVED),
+        (failed(Retry::Never), false, RETENTION),
+        (failed(Retry::Now), false, RETENTION),
+        (failed(Retry::After(LEASE)), false, LEASE + RETENTION),
+    ] {
+        assert_eq!((record.is_evidence(), record.keep()), (evidence, keep), "{record:?}");
+        let lease = if matches!(record.state, State::InProgress { .. }) { LEASE } else { Duration::ZERO };
+        assert!(lease.is_zero() || !record.is_unsettled(at(&record, lease - MICRO)));
+        assert_eq!(record.is_unsettled(at(&record, lease)), evidence);
+        assert_eq!(record.is_unsettled(at(&record, keep - MICRO)), evidence);
+        assert!(!record.is_unsettled(at(&record, keep)));
+        let begin = |time| decide(at(&record, time), Some(&record), &Command::Begin(ask()));
+        let unresolved = matches!(begin(keep - MICRO), Decision::Reply(Reply::Unresolved { .. }));
+        assert_eq!(unresolved, evidence, "{record:?}");
+        assert_eq!(write(begin(keep)).0.attempt, 1);
+    }
+    // A retention that is longer counts, and settling ends it.
+    let mut long = failed(Retry::Unresolved);
+    long.retention = UNRESOLVED * 2;
+    assert_eq!(long.keep(), UNRESOLVED * 2);
+    for resolution in [Resolution::Completed(body("yes")), Resolution::Failed(body("no")), Resolution::Rerun]
+    {
+        let resolve = Command::Resolve(GRANTED, resolution);
+        let open = failed(Retry::Unresolved);
+        let (settled, _) = write(decide(at(&open, UNRESOLVED - MICRO), Some(&open), &resolve));
+        assert_eq!((settled.is_evidence(), settled.keep()), (false, RETENTION));
+    }
+    // A takeover carries the mark, and what it is worth under its own recovery.
+    for (recovery, keep) in [(Recovery::Rerun, LEASE + RETENTION)] {
+        let marked = marked(Recovery::RerunUnlessEffect);
+        let begin = Command::Begin(Ask { recovery, ..ask() });
+        let (next, _) = write(decide(at(&marked, LEASE), Some(&marked), &begin));
+        assert!(matches!(next.state, State::InProgress { effect: true, .. }));
+        assert_eq!(next.keep(), keep);
+    }
+}
+
+/// An absent record of a grant made in a transaction was rolled back, and the effect with it.
+#[test]
+fn s3_a_grant_that_was_rolled_back_records_nothing() {
+    let mine = ask();
+    let record = granted(&mine);
+    let token = token(&mine, &record, true);
+    let absent = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
+    for command in [
+        Command::Complete(token.clone(), body("yes")),
+        Command::Fail(token.clone(), body("no"), Retry::Never),
+        Command::Resume(token.clone()),
+    ] {
+        assert_eq!(decide(GRANTED, None, &command), Decision::Reply(Reply::LeaseLost(absent)));
+        assert!(!matches!(decide(GRANTED, Some(&record), &command), Decision::Reply(Reply::LeaseLost(_))));
+    }
+}
+
+#[test]
+fn s4_a_second_fingerprint_is_accepted_where_the_request_says_so() {
+    let old = ask();
+    let record = granted(&old);
+    let new = Ask { fingerprint: Fingerprint::of("another scheme"), ..ask() };
+    let begin = |ask: &Ask, now| decide(now, Some(&record), &Command::Begin(ask.clone()));
+    assert_eq!(begin(&new, GRANTED), Decision::Reply(Reply::Mismatch));
+    let both = Ask { also: Some(old.fingerprint), ..new.clone() };
+    assert_eq!(begin(&both, GRANTED), Decision::Reply(busy(LEASE)));
+    assert_eq!(write(begin(&both, at(&record, LEASE))).0.fingerprint, new.fingerprint);
+    let other = Ask { also: Some(Fingerprint::NONE), ..new };
+    assert_eq!(begin(&other, at(&record, LEASE)), Decision::Reply(Reply::Mismatch));
+}
+
+/// What an operator said can be corrected, by the stamp that was shown.
+#[test]
+fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
+    let record = granted(&ask());
+    let over = at(&record, LEASE);
+    let resolve = Command::Resolve(GRANTED, Resolution::Completed(body("yes")));
+    let resolved = write(decide(over, Some(&record), &resolve)).0.stamped(over);
+    assert!(resolved.resolved);
+    let amend = |record: &Record, stamp, resolution: &Resolution, may_rerun| {
+        let resolution = resolution.clone();
+        decide(over, Some(record), &Command::Amend { stamp, resolution, may_rerun })
+    };
+    let refused = |record: &Record, state| {
+        let current = Current { state, fence: record.fence, attempt: record.attempt };
+        Decision::Reply(Reply::NotResolvable(current))
+    };
+    let failed = Resolution::Failed(body("no"));
+    let (next, reply) = write(amend(&resolved, over, &failed, false));
+    assert_eq!((reply, &next.state), (DONE, &State::Failed(body("no"), Retry::Never)));
+    // Its repetition, under the stamp of before.
+    let next = next.stamped(over.next());
+    assert_eq!(amend(&next, over, &failed, false), Decision::Reply(DONE));
+    // Another stamp than what was shown, a rerun that nobody meant, and what no operator said.
+    let completed = Resolution::Completed(body("other"));
+    assert_eq!(amend(&next, over, &completed, false), refused(&next, StateKind::Failed));
+    assert_eq!(amend(&resolved, over, &Resolution::Rerun, false), refused(&resolved, StateKind::Completed));
+    let own = with(&record, State::Completed(body("yes")));
+    assert_eq!(amend(&own, own.stamp, &failed, true), refused(&own, StateKind::Completed));
+    let (rerun, _) = write(amend(&resolved, over, &Resolution::Rerun, true));
+    assert_eq!((rerun.attempt, &rerun.state), (0, &State::Failed(body(""), Retry::Now)));
+    let rerun = rerun.stamped(over.next());
+    assert_eq!(amend(&rerun, over, &Resolution::Rerun, true), Decision::Reply(DONE));
+    assert_eq!(write(decide(over, Some(&rerun), &Command::Begin(ask()))).0.attempt, 1);
+}
+
+#[test]
+fn the_reason_shown_is_the_one_that_a_begin_is_told() {
+    let record = granted(&ask());
+    let marked = with(
+        &record,
+        match record.state.clone() {
+            State::InProgress { owner, lease, takeover, recovery, holder, .. } => {
+                State::InProgress { owner, lease, effect: true, takeover, recovery, holder }
+            }
+            other => other,
+        },
+    );
+    let failed = |retry| with(&record, State::Failed(body("no"), retry));
+    for record in [
+        record.clone(),
+        marked,
+        failed(Retry::Now),
+        failed(Retry::After(LEASE)),
+        failed(Retry::Never),
+        failed(Retry::Unresolved),
+        with(&record, State::Completed(body("yes"))),
+    ] {
+        for recovery in [Recovery::Rerun, Recovery::RerunUnlessEffect, Recovery::Never] {
+            for max_attempts in [1, 2] {
+                for time in [Duration::ZERO, LEASE, LEASE + UNRESOLVED] {
+                    let now = at(&record, time);
+                    let begin = Command::Begin(Ask { recovery, max_attempts, ..ask() });
+                    let told = match decide(now, Some(&record), &begin) {
+                        Decision::Reply(Reply::Unresolved { reason, .. }) => Some(reason),
+                        _ => None,
+                    };
+                    assert_eq!(unresolved_reason(now, &record, recovery, max_attempts), told);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hint_when_to_come_back_is_whole_seconds_and_never_none() {
+    let record = granted(&ask());
+    let hint = |lease: Duration| {
+        let Decision::Reply(Reply::InProgress { retry_after, lease_remaining, .. }) =
+            decide(at(&record, LEASE - lease), Some(&record), &Command::Begin(ask()))
+        else {
+            panic!()
+        };
+        assert_eq!(lease_remaining, lease);
+        retry_after.as_secs_f64()
+    };
+    assert_eq!([hint(MICRO), hint(LEASE / 10), hint(LEASE / 2), hint(LEASE)], [1.0, 1.0, 2.0, 4.0]);
 }
 
 #[test]
@@ -187,7 +433,7 @@ fn l6_unfinished_is_what_somebody_has_to_look_at() {
         (record.clone(), Some(LEASE), LEASE + RETENTION),
         (failed(Retry::After(wait)), Some(wait), wait + RETENTION),
         (failed(Retry::Now), Some(Duration::ZERO), RETENTION),
-        (failed(Retry::Unresolved), Some(Duration::ZERO), RETENTION),
+        (failed(Retry::Unresolved), Some(Duration::ZERO), RETENTION), // whose token said nothing longer
         (failed(Retry::Never), None, RETENTION),
         (with(&record, State::Completed(body("yes"))), None, RETENTION),
     ] {
@@ -211,7 +457,8 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     assert_eq!(drop(kept - MICRO, &record), Decision::Reply(NOTHING_THERE));
     let (next, reply) = write(drop(kept, &record));
     assert_eq!(reply, DONE);
-    let State::Completed(Body::Omitted { bytes: 7, .. }) = next.state else { panic!("{next:?}") };
+    let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
+    assert_eq!((omitted.is_omitted(), omitted.length()), (true, 7));
     assert_eq!((next.retention, next.response_retention), (RETENTION - kept, None));
     assert_eq!((next.fence, next.attempt, next.fingerprint), (GRANTED, 1, record.fingerprint));
     // Begins get the same before it is dropped as after.
@@ -220,12 +467,43 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
     assert_eq!(begin(kept, &record), Decision::Reply(Reply::Completed(omitted.clone())));
     // Nothing else is touched: what has no response, and what is not there.
-    for state in
-        [State::Completed(omitted.clone()), State::Failed(body("no"), Retry::Never), granted(&ask()).state]
-    {
+    for state in [
+        State::Completed(omitted.clone()),
+        State::Failed(omitted.clone(), Retry::Never),
+        granted(&ask()).state,
+    ] {
         assert_eq!(drop(kept, &with(&record, state)), Decision::Reply(NOTHING_THERE));
     }
     assert_eq!(decide(GRANTED, None, &Command::DropResponse), Decision::Reply(NOTHING_THERE));
+}
+
+/// Bodies of errors go with the responses; what is known of the failure stays.
+#[test]
+fn s13_an_error_is_dropped_as_a_response_is() {
+    let kept = RETENTION / 2;
+    for retry in [Retry::Now, Retry::Never, Retry::Unresolved, Retry::After(kept / 2), Retry::After(kept * 4)]
+    {
+        let mut record = with(&granted(&ask()), State::Failed(body("secret"), retry));
+        record.checkpoint = Some(Bytes::from_static(b"half"));
+        record.unresolved_retention = Some(UNRESOLVED);
+        let drop = |time| decide(at(&record, time), Some(&record), &Command::DropResponse);
+        assert_eq!(drop(kept - MICRO), Decision::Reply(NOTHING_THERE));
+        let (next, reply) = write(drop(kept));
+        assert_eq!((reply, &next.checkpoint), (DONE, &record.checkpoint));
+        let next = next.stamped(at(&record, kept));
+        assert_eq!(next.deadline(), record.deadline());
+        let State::Failed(omitted, _) = &next.state else { panic!() };
+        assert!(omitted.is_omitted());
+        // A begin is told the same before and after, and runs no earlier.
+        for time in [kept, kept * 3, kept * 4 - MICRO, kept * 4, kept * 5] {
+            let now = at(&record, time);
+            let begin = Command::Begin(Ask { max_attempts: 1, ..ask() });
+            assert_eq!(decide(now, Some(&record), &begin), decide(now, Some(&next), &begin), "{retry:?}");
+        }
+        let token = token_of(&ask(), &record);
+        let again = Command::Fail(token, body("secret"), retry);
+        assert_eq!(decide(at(&record, kept), Some(&next), &again), Decision::Reply(DONE));
+    }
 }
 
 /// What every command of a holder answers and writes, by how the record stands to the token.
@@ -271,6 +549,7 @@ fn s3_a_token_counts_for_its_own_grant_only() {
     let rewritten: Vec<Record> =
         rewrites.iter().map(|command| write(change(command, Some(&held))).0).collect();
     assert_eq!(rewritten[0], held);
+    assert_eq!(rewritten[2].unresolved_retention, Some(UNRESOLVED));
     assert_eq!(rewritten[1].checkpoint.as_deref(), Some(&b"more"[..]));
     assert!(matches!(rewritten[2].state, State::InProgress { effect: true, .. }));
     assert_eq!(change(&resume, None), Decision::Reply(NOTHING_THERE));
@@ -377,6 +656,7 @@ fn an_operator_settles_what_is_open_and_nothing_else() {
         {
             let (next, reply) = write(settle(over, &open, GRANTED, resolution));
             let mut expected = open.clone();
+            expected.resolved = true;
             match resolution {
                 Resolution::Completed(body) => expected.state = State::Completed(body.clone()),
                 Resolution::Failed(body) => expected.state = State::Failed(body.clone(), Retry::Never),
@@ -431,6 +711,10 @@ fn s7_commands_and_answers_show_themselves_without_content() {
         (Command::Fail(token.clone(), secret(), Retry::Now), format!("Fail({id}, <6 bytes>, Now)")),
         (Command::Release(token.clone()), format!("Release({id})")),
         (Command::Resolve(GRANTED, Resolution::Rerun), "Resolve(Stamp(1000000), Rerun)".to_owned()),
+        (
+            Command::Amend { stamp: GRANTED, resolution: Resolution::Completed(secret()), may_rerun: false },
+            "Amend { stamp: 1000000, resolution: Completed(<6 bytes>), may_rerun: false }".to_owned(),
+        ),
         (Command::Forget, "Forget".to_owned()),
         (Command::DropResponse, "DropResponse".to_owned()),
     ] {
@@ -451,10 +735,7 @@ fn s7_commands_and_answers_show_themselves_without_content() {
     for (reply, shown) in [
         (Reply::Acquired, "Acquired".to_owned()),
         (Reply::Completed(secret()), "Completed(<6 bytes>)".to_owned()),
-        (
-            Reply::InProgress { retry_after: MICRO, attempt: 1 },
-            "InProgress { retry_after: 1µs, attempt: 1 }".to_owned(),
-        ),
+        (busy(MICRO), "InProgress { retry_after: 1s, lease_remaining: 1µs, attempt: 1 }".to_owned()),
         (
             Reply::Failed { error: secret(), retry_after: None },
             "Failed { error: <6 bytes>, retry_after: None }".to_owned(),

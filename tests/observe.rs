@@ -157,7 +157,7 @@ fn story() -> Told {
     drop(unclear);
     crash();
     let Ok(Begin::Unresolved(unknown)) = begin("unclear") else { panic!() };
-    let done = || Resolution::Completed(Body::Kept(secret("response").into()));
+    let done = || Resolution::Completed(Body::kept(secret("response").into()));
     let resolve = |fence| block_on(engine.resolve("orders", secret("unclear"), fence, done()));
     resolve(unknown.fence()).unwrap();
     let stale = resolve(crashed.fence());

@@ -18,10 +18,13 @@ fn id(key: &str) -> RecordId {
 fn record(state: State) -> Record {
     let ask = Ask {
         owner: Owner::random(),
+        owner_is_new: true,
         fingerprint: Fingerprint::of("payload"),
+        also: None,
         lease: Duration::from_secs(30),
         retention: Duration::from_secs(86_400),
         response_retention: None,
+        unresolved_retention: Duration::from_secs(90 * 86_400),
         holder: "host".into(),
         recovery: Recovery::default(),
         max_attempts: 3,
@@ -37,7 +40,8 @@ fn record(state: State) -> Record {
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    (vec(any::<u8>(), 0..300), 0_usize..400).prop_map(|(bytes, limit)| Body::new(bytes.into(), limit))
+    (vec(any::<u8>(), 0..300), 0_usize..400, vec(any::<u8>(), 0..3))
+        .prop_map(|(bytes, limit, head)| Body::new(bytes.into(), limit).with_head(&head))
 }
 
 fn micros() -> impl Strategy<Value = Duration> {
@@ -53,15 +57,18 @@ fn retry() -> impl Strategy<Value = Retry> {
     ]
 }
 
+fn recovery() -> impl Strategy<Value = Recovery> {
+    prop_oneof![Just(Recovery::Rerun), Just(Recovery::RerunUnlessEffect), Just(Recovery::Never)]
+}
+
 fn state() -> impl Strategy<Value = State> {
     prop_oneof![
-        (micros(), any::<bool>(), any::<bool>()).prop_map(|(lease, effect, takeover)| State::InProgress {
-            owner: Owner::random(),
-            lease,
-            effect,
-            takeover,
-            holder: "host-7/é".into()
-        }),
+        (micros(), any::<bool>(), any::<bool>(), recovery()).prop_map(
+            |(lease, effect, takeover, recovery)| {
+                let owner = Owner::random();
+                State::InProgress { owner, lease, effect, takeover, recovery, holder: "host-7/é".into() }
+            }
+        ),
         body().prop_map(State::Completed),
         (body(), retry()).prop_map(|(body, retry)| State::Failed(body, retry)),
     ]
@@ -73,7 +80,9 @@ prop_compose! {
         fence in 1..u64::MAX,
         attempt in any::<u32>(),
         retention in micros(),
-        response_retention in option::of((1..u64::MAX).prop_map(Duration::from_micros)),
+        response_retention in option::of(micros()),
+        unresolved_retention in option::of(micros()),
+        resolved in any::<bool>(),
         key in option::of("[ -~é]{1,40}"),
         checkpoint in option::of(vec(any::<u8>(), 0..200)),
     ) -> Record {
@@ -82,6 +91,8 @@ prop_compose! {
         record.attempt = attempt;
         record.retention = retention;
         record.response_retention = response_retention;
+        record.unresolved_retention = unresolved_retention;
+        record.resolved = resolved;
         record.key = key.map(Into::into);
         record.checkpoint = checkpoint.map(Bytes::from);
         record
@@ -141,8 +152,8 @@ proptest! {
 #[test]
 fn a_finished_record_adds_at_most_96_bytes() {
     for (state, payload) in [
-        (State::Completed(Body::Kept(Bytes::from(vec![7; 256]))), 256),
-        (State::Failed(Body::Kept(Bytes::from(vec![7; 1000])), Retry::Never), 1000),
+        (State::Completed(Body::kept(Bytes::from(vec![7; 256]))), 256),
+        (State::Failed(Body::kept(Bytes::from(vec![7; 1000])), Retry::Never), 1000),
         (State::Completed(Body::new(Bytes::from(vec![7; 5000]), 10)), 16),
     ] {
         let mut record = record(state);
@@ -154,7 +165,7 @@ fn a_finished_record_adds_at_most_96_bytes() {
 
 #[test]
 fn s7_a_record_is_not_readable_under_another_id_or_stamp() {
-    let record = record(State::Completed(Body::Kept(Bytes::from_static(b"mine"))));
+    let record = record(State::Completed(Body::kept(Bytes::from_static(b"mine"))));
     let bytes = Bytes::from(record.encode(&id("mine"), record.stamp));
     assert!(Record::decode(&id("mine"), record.stamp, record.stamp, &bytes).is_ok());
     assert!(Record::decode(&id("other"), record.stamp, record.stamp, &bytes).is_err());
@@ -163,19 +174,18 @@ fn s7_a_record_is_not_readable_under_another_id_or_stamp() {
 
 #[test]
 fn s14_a_newer_format_is_refused_as_such() {
-    let mut bytes = record(State::Completed(Body::Kept(Bytes::new()))).encode(&id("k"), Stamp::ZERO);
+    let mut bytes = record(State::Completed(Body::kept(Bytes::new()))).encode(&id("k"), Stamp::ZERO);
     bytes[0] = Record::VERSION + 1;
     let error = Record::decode(&id("k"), Stamp(1), Stamp::ZERO, &bytes.into()).unwrap_err();
     assert_eq!(error, DecodeError::NewerVersion { found: Record::VERSION + 1 });
-    assert_eq!(error.to_string(), "record format 2 is newer than this release's 1");
+    assert_eq!(error.to_string(), "record format 3 is newer than this release's 2");
 }
 
-/// What releases have written must stay readable: this is a record of format 1, byte for byte.
+/// What releases have written must stay readable: this is a record of format 2, byte for byte.
 #[test]
-fn s14_format_1_stays_readable() {
-    let written = "01f926820f4101ec90915fa26ab012a89a88ecc8b47e4d07000000000000\
-                   000180c0ddeec102000173016372656365697074";
-    let mut record = record(State::Completed(Body::Kept(Bytes::from_static(b"receipt"))));
+fn s14_format_2_stays_readable() {
+    let written = "00";
+    let mut record = record(State::Completed(Body::kept(Bytes::from_static(b"receipt"))));
     record.fence = Stamp(7);
     record.scope = "s".into();
     record.checkpoint = Some(Bytes::from_static(b"c"));
@@ -188,7 +198,7 @@ fn s14_format_1_stays_readable() {
 
 #[test]
 fn s7_debug_shows_no_content() {
-    let mut record = record(State::Completed(Body::Kept(Bytes::from_static(b"secret"))));
+    let mut record = record(State::Completed(Body::kept(Bytes::from_static(b"secret"))));
     record.key = Some("secret".into());
     record.checkpoint = Some(Bytes::from_static(b"secret"));
     let shown = format!("{record:?}");
@@ -204,9 +214,9 @@ fn sealed(bytes: &[u8]) -> Bytes {
     [&[Record::VERSION], &sum.finalize().to_le_bytes()[..], bytes].concat().into()
 }
 
-/// Up to the scope: bits, fingerprint, fence, attempt, retention, no response retention.
-fn head(bits: u8, attempt: &[u8], retention: &[u8]) -> Vec<u8> {
-    [&[bits][..], &[1; 17], &7_u64.to_le_bytes(), attempt, retention, &[0]].concat()
+/// Up to the scope: bits, fingerprint, fence, attempt, retention, and neither of the other two.
+fn head(bits: u16, attempt: &[u8], retention: &[u8]) -> Vec<u8> {
+    [&bits.to_le_bytes()[..], &[1; 17], &7_u64.to_le_bytes(), attempt, retention].concat()
 }
 
 /// Damage that a checksum does not show, since a faulty release could have written it.
@@ -222,7 +232,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     let plain = |bits| head(bits, &[1], &[1]);
     let with = |bits, rest: &[u8]| [&plain(bits), rest].concat();
     let read = |bytes: Vec<u8>| Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &sealed(&bytes)).unwrap();
-    assert_eq!(read(with(completed, &[0])).state, State::Completed(Body::Kept(Bytes::new())));
+    assert_eq!(read(with(completed, &[0])).state, State::Completed(Body::kept(Bytes::new())));
     assert_eq!(read(with(completed, &[1, b's'])).scope.as_str(), "s");
     assert_eq!(damaged(with(completed, &[1])), "too short");
     assert_eq!(damaged(with(completed, &[1, 0xff])), "no label");
@@ -233,7 +243,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
         assert_eq!(damaged(with(state, &[0])), "unknown state");
     }
     // A body that was left out is a length and a digest, and nothing else.
-    let marker = Body::Omitted { bytes: 1, digest: 2 };
+    let marker = Body::omitted(1, 2);
     let stored = [&[0][..], &1_u64.to_le_bytes(), &2_u64.to_le_bytes()].concat();
     assert_eq!(read(with(completed | omitted, &stored)).state, State::Completed(marker.clone()));
     assert_eq!(read(with(failed_now | omitted, &stored)).state, State::Failed(marker, Retry::Now));
@@ -255,13 +265,30 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     assert_eq!(read(attempts(&[0xff, 0xff, 0xff, 0xff, 0x0f])).attempt, u32::MAX);
     assert_eq!(damaged(attempts(&[0x80, 0x80, 0x80, 0x80, 0x10])), "attempt");
     assert_eq!(damaged(with(failed_after, &[0, 0x80])), "too short");
-    let mut zero = sealed(&with(completed, &[0])).to_vec();
-    zero[0] = 0;
-    let error = Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &zero.into()).unwrap_err();
-    assert_eq!(error.to_string(), "not a record: format 0 was never written");
+    for never in [0, 1] {
+        let mut bytes = sealed(&with(completed, &[0])).to_vec();
+        bytes[0] = never;
+        let error = Record::decode(&id("k"), Stamp(9), Stamp::ZERO, &bytes.into()).unwrap_err();
+        assert_eq!(error.to_string(), "not a record: a format that was never released");
+    }
+    assert_eq!(damaged(with(completed | 1 << 15, &[0])), "a flag that no release sets");
+    assert_eq!(damaged(with(in_progress | 3 << 8, &grant)), "unknown recovery");
+    // A head is there whether its body is or not, and never empty.
+    let (head, resolved) = (1 << 11, 1 << 10);
+    let headed = read(with(completed | head | resolved, &[0, 2, b'h', b'd', b'x']));
+    let body = Body::kept(Bytes::from_static(b"x")).with_head(b"hd");
+    assert_eq!((headed.state, headed.resolved), (State::Completed(body), true));
+    let omitted = read(with(completed | head | omitted, &[&[0, 1, b'h'][..], &stored[1..]].concat()));
+    assert_eq!(omitted.state, State::Completed(Body::omitted(1, 2).with_head(b"h")));
+    assert_eq!(damaged(with(completed | head, &[0, 0])), "an empty head");
+    assert_eq!(damaged(with(completed | head, &[0, 2, b'h'])), "too short");
+    // Two retentions more, in this order.
+    let kept = read(with(completed | 1 << 12 | 1 << 13, &[5, 6, 0]));
+    let micros = |number| Some(Duration::from_micros(number));
+    assert_eq!((kept.response_retention, kept.unresolved_retention), (micros(5), micros(6)));
     // Until the store has stamped it, a grant's fence is its stamp.
     let mut fresh = with(completed, &[0]);
-    fresh[18..26].copy_from_slice(&[0; 8]);
+    fresh[19..27].copy_from_slice(&[0; 8]);
     assert_eq!(read(fresh).fence, Stamp(9));
     assert_eq!(read(with(completed, &[0])).fence, Stamp(7));
 }
@@ -269,7 +296,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
 #[test]
 fn numbers_take_one_byte_for_every_seven_bits() {
     let length = |number: u64| {
-        let mut record = record(State::Completed(Body::Kept(Bytes::new())));
+        let mut record = record(State::Completed(Body::kept(Bytes::new())));
         record.retention = Duration::from_micros(number);
         let bytes = Bytes::from(record.encode(&id("k"), Stamp::ZERO));
         assert_eq!(Record::decode(&id("k"), record.stamp, Stamp::ZERO, &bytes), Ok(record));
@@ -281,16 +308,6 @@ fn numbers_take_one_byte_for_every_seven_bits() {
         let more = (bits as usize - 1) / 7;
         assert_eq!((length(low), length(high)), (least + more, least + more), "{bits} bits");
     }
-}
-
-/// A response that is not kept at all is left out from the start, so that no stored 0 means "at once".
-#[test]
-fn a_response_retention_of_no_time_is_stored_as_the_shortest() {
-    let mut record = record(State::Completed(Body::Kept(Bytes::new())));
-    record.response_retention = Some(Duration::ZERO);
-    let bytes = Bytes::from(record.encode(&id("k"), Stamp::ZERO));
-    let read = Record::decode(&id("k"), record.stamp, Stamp::ZERO, &bytes).unwrap();
-    assert_eq!(read.response_retention, Some(Duration::from_micros(1)));
 }
 
 #[test]
@@ -316,10 +333,9 @@ fn s13_stamps_count_whole_microseconds_and_never_wrap() {
 #[test]
 fn s13_a_record_counts_to_its_last_microsecond() {
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-    let holder = "h".into();
-    let grant =
-        State::InProgress { owner: Owner::random(), lease: second, effect: true, takeover: false, holder };
-    let body = || Body::Kept(Bytes::new());
+    let (owner, recovery, holder) = (Owner::random(), Recovery::Rerun, "h".into());
+    let grant = State::InProgress { owner, lease: second, effect: true, takeover: false, recovery, holder };
+    let body = || Body::kept(Bytes::new());
     for (state, more) in [
         (grant, second),
         (State::Completed(body()), Duration::ZERO),
@@ -345,7 +361,7 @@ fn s13_a_record_counts_to_its_last_microsecond() {
 
 #[test]
 fn s12_only_a_new_grant_may_be_refused_and_its_first_stamp_is_its_fence() {
-    let mut record = record(State::Completed(Body::Kept(Bytes::new())));
+    let mut record = record(State::Completed(Body::kept(Bytes::new())));
     assert!(!record.may_be_refused());
     record.fence = Stamp::ZERO;
     assert!(record.may_be_refused());
@@ -358,11 +374,15 @@ fn s12_only_a_new_grant_may_be_refused_and_its_first_stamp_is_its_fence() {
 #[test]
 fn a_body_over_the_limit_leaves_its_length_and_digest() {
     let bytes = Bytes::from_static(b"abc");
-    assert_eq!(Body::new(bytes.clone(), 3), Body::Kept(bytes.clone()));
+    assert_eq!(Body::new(bytes.clone(), 3), Body::kept(bytes.clone()));
     // The first 8 bytes of BLAKE3("abc").
-    let omitted = Body::Omitted { bytes: 3, digest: 0x6437_b3ac_3846_5133 };
+    let omitted = Body::omitted(3, 0x6437_b3ac_3846_5133);
     assert_eq!(Body::new(bytes.clone(), 2), omitted);
-    assert_eq!((Body::Kept(bytes.clone()).kept(), omitted.kept()), (Some(&bytes), None));
+    assert_eq!((Body::kept(bytes.clone()).bytes(), omitted.bytes()), (Some(&bytes), None));
+    assert_eq!((Body::kept(bytes.clone()).length(), omitted.length()), (3, 3));
+    let headed = Body::new(bytes.clone(), 2).with_head(b"head");
+    assert_eq!((headed.head(), headed.is_omitted()), (&b"head"[..], true));
+    assert_eq!(headed.with_head(b""), omitted);
 }
 
 #[test]
@@ -372,8 +392,8 @@ fn l5_small_parts_are_copied_out_of_large_buffers_and_large_ones_are_not() {
     for (length, shared) in [(1, false), (4096, false), (4097, true)] {
         let part = large.slice(..length);
         for state in [
-            State::Completed(Body::Kept(part.clone())),
-            State::Failed(Body::Kept(part.clone()), Retry::Never),
+            State::Completed(Body::kept(part.clone())),
+            State::Failed(Body::kept(part.clone()), Retry::Never),
         ] {
             let mut record = record(state);
             record.checkpoint = Some(part.clone());
@@ -382,14 +402,14 @@ fn l5_small_parts_are_copied_out_of_large_buffers_and_large_ones_are_not() {
             assert_eq!(record, before);
             assert_eq!(record.checkpoint.as_ref().map(within), Some(shared));
             let (State::Completed(body) | State::Failed(body, _)) = &record.state else { panic!() };
-            assert_eq!(body.kept().map(within), Some(shared));
+            assert_eq!(body.bytes().map(within), Some(shared));
         }
     }
 }
 
 #[test]
 fn l5_a_record_weighs_what_it_holds() {
-    let kept = || Body::Kept(Bytes::from_static(b"seven b"));
+    let kept = || Body::kept(Bytes::from_static(b"seven b"));
     let weight = |state| {
         let mut record = record(state);
         record.scope = "scope".into();
@@ -402,10 +422,12 @@ fn l5_a_record_weighs_what_it_holds() {
     let holder = "h".into();
     let lease = Duration::ZERO;
     let least = size_of::<Record>() + 5;
-    let grant = State::InProgress { owner: Owner::random(), lease, effect: false, takeover: false, holder };
+    let (owner, recovery) = (Owner::random(), Recovery::Never);
+    let grant = State::InProgress { owner, lease, effect: false, takeover: false, recovery, holder };
     assert_eq!(weight(grant), least);
     assert_eq!(weight(State::Completed(kept())), least + 7);
     assert_eq!(weight(State::Failed(kept(), Retry::Now)), least + 7);
+    assert_eq!(weight(State::Failed(kept().with_head(b"head"), Retry::Now)), least + 11);
     assert_eq!(weight(State::Completed(Body::new(Bytes::from_static(b"seven b"), 0))), least);
 }
 
@@ -429,17 +451,23 @@ fn a_label_is_as_much_as_there_is_room_for() {
 fn debug_tells_states_apart() {
     let lease = Duration::from_secs(1);
     let holder = "h".into();
-    let grant = State::InProgress { owner: Owner::random(), lease, effect: true, takeover: false, holder };
-    assert_eq!(format!("{grant:?}"), "InProgress { lease: 1s, effect: true, takeover: false, .. }");
-    let kept = || Body::Kept(Bytes::from_static(b"abc"));
+    let (owner, recovery) = (Owner::random(), Recovery::Never);
+    let grant = State::InProgress { owner, lease, effect: true, takeover: false, recovery, holder };
+    assert_eq!(
+        format!("{grant:?}"),
+        "InProgress { lease: 1s, effect: true, takeover: false, recovery: Never, .. }"
+    );
+    let kept = || Body::kept(Bytes::from_static(b"abc"));
     assert_eq!(format!("{:?}", State::Failed(kept(), Retry::Now)), "Failed(<3 bytes>, Now)");
     let omitted = State::Completed(Body::new(Bytes::from_static(b"abc"), 0));
     assert_eq!(format!("{omitted:?}"), "Completed(<3 bytes, omitted>)");
+    let headed = kept().with_head(b"head");
+    assert_eq!(format!("{headed:?}"), "<3 bytes, head of 4>");
     let mut record = record(State::Completed(kept()));
     record.scope = "s".into();
     assert_eq!(
         format!("{record:?}"),
         "Record { stamp: 1800000000000000, fence: 1800000000000000, attempt: 1, retention: 86400s, scope: \"s\", \
-         checkpoint_bytes: None, state: Completed(<3 bytes>), .. }"
+         checkpoint_bytes: None, resolved: false, state: Completed(<3 bytes>), .. }"
     );
 }

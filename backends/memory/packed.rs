@@ -1,7 +1,8 @@
 //! The bytes of a finished record in a segment: [`fits`], [`Log::write`] and [`View`].
 //!
 //! ```text
-//! flags 1 · id 32 · scope · fingerprint 1 or 17 · stamp · fence · [retention · response retention] · [attempt] · [wait] · [key] · body
+//! flags 1 · id 32 · scope · fingerprint 1 or 17 · stamp · fence · [more flags 1] ·
+//! [retention · response retention] · [unresolved retention] · [attempt] · [wait] · [key] · [head] · body
 //! ```
 //! Numbers are LEB128. The stamp counts from the segment's, the fence back from the stamp. What is the same for many
 //! records is written once: retentions only where they are not the segment's, and a scope, where one of those written last is
@@ -25,6 +26,8 @@ mod bits {
     pub(super) const FAILED_AFTER: u8 = 2;
     pub(super) const FAILED_NEVER: u8 = 3;
     pub(super) const FAILED_UNRESOLVED: u8 = 4;
+    /// The state is in a second byte of flags.
+    pub(super) const EXTENDED: u8 = 5;
     pub(super) const OMITTED: u8 = 1 << 3;
     pub(super) const KEY: u8 = 1 << 4;
     /// The attempt is not the first, and is written.
@@ -33,6 +36,13 @@ mod bits {
     pub(super) const RETENTIONS: u8 = 1 << 6;
     /// Nobody's any more.
     pub(super) const DEAD: u8 = 1 << 7;
+}
+
+/// Bits of the second byte: the state in the low three, then flags that few records have.
+mod more {
+    pub(super) const HEAD: u8 = 1 << 3;
+    pub(super) const RESOLVED: u8 = 1 << 4;
+    pub(super) const UNRESOLVED_RETENTION: u8 = 1 << 5;
 }
 
 const ID: usize = 1;
@@ -46,24 +56,27 @@ const RECENT: usize = 8;
 /// At most how many bytes the record takes in a segment; `None` if it is not one to be packed.
 pub(super) fn fits(record: &Record) -> Option<usize> {
     let body = match &record.state {
-        State::Completed(body) | State::Failed(body, _) => body.kept().map_or(16, Bytes::len),
+        State::Completed(body) | State::Failed(body, _) => {
+            body.head().len() + body.bytes().map_or(16, Bytes::len)
+        }
         State::InProgress { .. } => return None,
     };
     let key = record.key.as_ref().map_or(0, |key| key.len());
     let scope = record.scope.as_bytes().len();
-    let small = body <= MAX_BODY && key <= MAX_KEY && record.checkpoint.is_none();
+    let small = body <= MAX_BODY && key <= MAX_KEY && record.checkpoint.is_none() && record.extra.is_none();
     let wait = match &record.state {
         State::Failed(_, Retry::After(wait)) => *wait,
         State::Failed(..) | State::Completed(_) | State::InProgress { .. } => Duration::ZERO,
     };
     // One is added to the response's retention.
     let response = record.response_retention.map(|kept| exact_micros(kept).filter(|kept| *kept < u64::MAX));
-    let exact =
-        response != Some(None) && [record.retention, wait].map(exact_micros).iter().all(Option::is_some);
+    let unresolved = record.unresolved_retention.unwrap_or_default();
+    let exact = response != Some(None)
+        && [record.retention, unresolved, wait].map(exact_micros).iter().all(Option::is_some);
     // One that starts with 0 and does not stand for none is not of this crate's making.
     let fingerprint = record.fingerprint == Fingerprint::NONE || record.fingerprint.as_bytes()[0] != 0;
-    // Six numbers of at most 10 bytes, three lengths and a distance of at most 3.
-    let bound = SCOPE + Fingerprint::BYTES + 6 * 10 + 4 * 3 + scope + key + body;
+    // Seven numbers of at most 10 bytes, four lengths and a distance of at most 3, more flags.
+    let bound = SCOPE + Fingerprint::BYTES + 7 * 10 + 5 * 3 + 1 + scope + key + body;
     (small && exact && fingerprint).then_some(bound)
 }
 
@@ -115,7 +128,7 @@ impl Log {
     pub(super) fn write(&mut self, base: Base, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
         let at = self.bytes.len();
         let own = Base::of(record, base.stamp);
-        let (mut flags, body, wait) = summary(record);
+        let (mut flags, more, body, wait) = summary(record);
         if own != base {
             flags |= bits::RETENTIONS;
         }
@@ -129,9 +142,15 @@ impl Log {
         let fence = if record.fence == Stamp::ZERO { stamp } else { record.fence };
         put_varint(&mut self.bytes, stamp.0 - base.stamp.0);
         put_varint(&mut self.bytes, stamp.0.wrapping_sub(fence.0));
+        if flags & bits::STATE == bits::EXTENDED {
+            self.bytes.push(more);
+        }
         if own != base {
             put_varint(&mut self.bytes, own.retention);
             put_varint(&mut self.bytes, own.response_retention);
+        }
+        if let Some(kept) = record.unresolved_retention {
+            put_varint(&mut self.bytes, whole_micros(kept));
         }
         if flags & bits::ATTEMPT != 0 {
             put_varint(&mut self.bytes, u64::from(record.attempt));
@@ -142,12 +161,15 @@ impl Log {
         if let Some(key) = &record.key {
             put_bytes(&mut self.bytes, key.as_bytes());
         }
-        match body {
-            Body::Kept(body) => put_bytes(&mut self.bytes, body),
-            Body::Omitted { bytes, digest } => {
-                self.bytes.extend_from_slice(&bytes.to_le_bytes());
-                self.bytes.extend_from_slice(&digest.to_le_bytes());
-            }
+        if more & more::HEAD != 0 {
+            put_bytes(&mut self.bytes, body.head());
+        }
+        if let Some(body) = body.bytes() {
+            put_bytes(&mut self.bytes, body);
+        }
+        if let Some((bytes, digest)) = body.marker() {
+            self.bytes.extend_from_slice(&bytes.to_le_bytes());
+            self.bytes.extend_from_slice(&digest.to_le_bytes());
         }
         at
     }
@@ -201,8 +223,8 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// The flags of a finished record, its body, and how long it waits for its retry.
-fn summary(record: &Record) -> (u8, &Body, Option<Duration>) {
+/// The flags of a finished record in two bytes, its body, and how long it waits for its retry.
+fn summary(record: &Record) -> (u8, u8, &Body, Option<Duration>) {
     let (state, body, wait) = match &record.state {
         State::Completed(body) => (bits::COMPLETED, body, None),
         State::Failed(body, Retry::Now) => (bits::FAILED_NOW, body, None),
@@ -212,10 +234,13 @@ fn summary(record: &Record) -> (u8, &Body, Option<Duration>) {
         State::InProgress { .. } => unreachable!("a record in progress does not fit"),
     };
     let set = |on: bool, bit: u8| if on { bit } else { 0 };
-    let omitted = set(body.kept().is_none(), bits::OMITTED);
-    let flags =
-        state | omitted | set(record.key.is_some(), bits::KEY) | set(record.attempt != 1, bits::ATTEMPT);
-    (flags, body, wait)
+    let omitted = set(body.is_omitted(), bits::OMITTED);
+    let flags = omitted | set(record.key.is_some(), bits::KEY) | set(record.attempt != 1, bits::ATTEMPT);
+    let more = set(!body.head().is_empty(), more::HEAD)
+        | set(record.resolved, more::RESOLVED)
+        | set(record.unresolved_retention.is_some(), more::UNRESOLVED_RETENTION);
+    let state_here = if more == 0 { state } else { bits::EXTENDED };
+    (flags | state_here, more | state, body, wait)
 }
 
 /// A record in a segment's bytes, read as far as to its end.
@@ -233,9 +258,13 @@ pub(super) struct View<'a> {
     pub(super) stamp: Stamp,
     fence: Stamp,
     base: Base,
+    /// The second byte of flags, or what it would be.
+    more: u8,
+    unresolved_retention: Option<u64>,
     attempt: u32,
     wait: u64,
     key: Option<&'a [u8]>,
+    head: &'a [u8],
     body: &'a [u8],
 }
 
@@ -253,15 +282,37 @@ impl<'a> View<'a> {
         input.at += if bytes[rest] == 0 { 1 } else { Fingerprint::BYTES };
         let stamp = base.stamp.0 + input.varint();
         let fence = stamp.wrapping_sub(input.varint());
+        let state = flags & bits::STATE;
+        let more = if state == bits::EXTENDED { input.take(1)[0] } else { state };
         if has(bits::RETENTIONS) {
             (base.retention, base.response_retention) = (input.varint(), input.varint());
         }
+        let unresolved_retention = (more & more::UNRESOLVED_RETENTION != 0).then(|| input.varint());
         let attempt = if has(bits::ATTEMPT) { input.varint() as u32 } else { 1 };
-        let wait = if flags & bits::STATE == bits::FAILED_AFTER { input.varint() } else { 0 };
+        let wait = if more & bits::STATE == bits::FAILED_AFTER { input.varint() } else { 0 };
         let key = has(bits::KEY).then(|| input.text());
+        let head = if more & more::HEAD != 0 { input.text() } else { &[] };
         let body = if has(bits::OMITTED) { input.take(16) } else { input.text() };
         let (stamp, fence, end) = (Stamp(stamp), Stamp(fence), input.at);
-        View { bytes, flags, at, scope, window, rest, end, stamp, fence, base, attempt, wait, key, body }
+        View {
+            bytes,
+            flags,
+            at,
+            scope,
+            window,
+            rest,
+            end,
+            stamp,
+            fence,
+            base,
+            more,
+            unresolved_retention,
+            attempt,
+            wait,
+            key,
+            head,
+            body,
+        }
     }
 
     pub(super) fn id(&self) -> RecordId {
@@ -275,7 +326,10 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn deadline(&self) -> Stamp {
-        Stamp(self.stamp.0.saturating_add(self.base.retention.saturating_add(self.wait)))
+        let unresolved = self.more & bits::STATE == bits::FAILED_UNRESOLVED;
+        let evidence = self.unresolved_retention.filter(|_| unresolved).unwrap_or(0);
+        let keep = self.base.retention.max(evidence).saturating_add(self.wait);
+        Stamp(self.stamp.0.saturating_add(keep))
     }
 
     pub(super) fn scope(&self) -> Label {
@@ -288,7 +342,7 @@ impl<'a> View<'a> {
 
     /// About how many bytes of memory it takes.
     pub(super) fn weight(&self) -> usize {
-        weight(self.scope.len(), self.key.map_or(0, <[u8]>::len), self.body.len())
+        weight(self.scope.len(), self.key.map_or(0, <[u8]>::len), self.head.len() + self.body.len())
     }
 
     /// The record as it was written.
@@ -300,9 +354,12 @@ impl<'a> View<'a> {
             attempt: self.attempt,
             retention: Duration::from_micros(self.base.retention),
             response_retention: self.base.response_retention.checked_sub(1).map(Duration::from_micros),
+            unresolved_retention: self.unresolved_retention.map(Duration::from_micros),
             scope: self.scope(),
             key: self.key.map(|key| String::from_utf8_lossy(key).into()), // it was written from a text
             checkpoint: None,
+            resolved: self.more & more::RESOLVED != 0,
+            extra: None,
             state: self.state(),
         }
     }
@@ -318,11 +375,12 @@ impl<'a> View<'a> {
         let body = match self.body.split_at_checked(8) {
             Some((length, digest)) if self.flags & bits::OMITTED != 0 => {
                 let number = |mut bytes: &[u8]| bytes.get_u64_le();
-                Body::Omitted { bytes: number(length), digest: number(digest) }
+                Body::omitted(number(length), number(digest))
             }
-            _ => Body::Kept(Bytes::copy_from_slice(self.body)),
+            _ => Body::kept(Bytes::copy_from_slice(self.body)),
         };
-        match self.flags & bits::STATE {
+        let body = body.with_head(self.head);
+        match self.more & bits::STATE {
             bits::COMPLETED => State::Completed(body),
             bits::FAILED_NOW => State::Failed(body, Retry::Now),
             bits::FAILED_AFTER => State::Failed(body, Retry::After(Duration::from_micros(self.wait))),
@@ -340,7 +398,8 @@ fn weight(scope: usize, key: usize, body: usize) -> usize {
 
 /// The same, of a record that is about to be packed.
 pub(super) fn weight_of(record: &Record) -> usize {
-    let body = summary(record).1.kept().map_or(16, Bytes::len);
+    let body = summary(record).2;
+    let body = body.head().len() + body.bytes().map_or(16, Bytes::len);
     weight(record.scope.as_bytes().len(), record.key.as_ref().map_or(0, |key| key.len()), body)
 }
 

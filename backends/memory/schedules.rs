@@ -41,7 +41,7 @@ fn record(scope: &str, in_progress: bool) -> Record {
         state: if in_progress {
             running()
         } else {
-            State::Completed(Body::Kept(Bytes::from_static(b"done")))
+            State::Completed(Body::kept(Bytes::from_static(b"done")))
         },
     }
 }

@@ -68,7 +68,7 @@ fn record() -> Record {
         scope: Label::new("schedules"),
         key: None,
         checkpoint: None,
-        state: State::Completed(Body::Kept("done".into())),
+        state: State::Completed(Body::kept("done".into())),
     }
 }
 

@@ -16,8 +16,8 @@ use crate::owner::Owner;
 use crate::policy::{Policy, Retry};
 use crate::record::{Record, Stamp};
 use crate::request::Request;
-use crate::store::Swap;
-use crate::token::LeaseToken;
+use crate::store::{Store, Swap};
+use crate::token::{LeaseToken, Origin};
 
 /// Asks for the right to act on `request` inside `transaction`, or what became of it: [`Engine::begin`](crate::Engine::begin) where
 /// the effect is a write to the very database that the store's tables are in.
@@ -81,7 +81,8 @@ pub fn begin_in(
     let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
     Begin::of(reply, || {
         let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
-        let token = LeaseToken::of(id, owner, &record);
+        let origin = Origin { store: store.identity(), in_transaction: true };
+        let token = LeaseToken::of(id, owner, &record, policy.unresolved_retention, origin);
         Ok(TxLease::new(store, policy, token, Some(&record)))
     })
 }
@@ -118,6 +119,7 @@ pub fn resume_in(
     policy: &Policy,
     token: &LeaseToken,
 ) -> Result<TxLease, Error> {
+    policy.check_origin(token, store.identity())?;
     let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
     reply.into_done()?;
     Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
@@ -202,6 +204,7 @@ impl TxLease {
     }
 
     fn finish(&self, transaction: &Transaction<'_>, command: &Command) -> Result<(), Error> {
+        self.policy.check_origin(&self.token, self.store.identity())?;
         let (reply, _) = execute(transaction, &self.store, &self.token.id, command)?;
         reply.into_done()
     }

@@ -91,7 +91,7 @@ fn record() -> Record {
         };
         block_on(lease.complete("receipt 7")).expect("a finish");
         let record = block_on(store.load(&id())).ok().and_then(|shown| shown.record).expect("it is there");
-        let state = State::Completed(Body::Kept(Bytes::from_static(b"receipt 7")));
+        let state = State::Completed(Body::kept(Bytes::from_static(b"receipt 7")));
         let mut record = *record;
         (record.stamp, record.fence, record.state) = (Stamp(STAMP), Stamp(STAMP - 7), state);
         record

@@ -35,6 +35,16 @@ pub enum Command {
     Release(LeaseToken),
     /// An operator's word on an unresolved operation, if its fence still is this one.
     Resolve(Stamp, Resolution),
+    /// An operator's correction of an operator's earlier word, if the record's stamp still is this
+    /// one. A rerun is refused unless `may_rerun` is set: duplicates may have been told the outcome.
+    Amend {
+        /// The stamp of the record that the operator was shown.
+        stamp: Stamp,
+        /// The outcome that takes the place of the earlier one.
+        resolution: Resolution,
+        /// Whether [`Resolution::Rerun`] is meant.
+        may_rerun: bool,
+    },
     /// An operator's word to remove whatever there is.
     Forget,
     /// Frees the room of a response that is no longer given out.
@@ -46,14 +56,21 @@ pub enum Command {
 pub struct Ask {
     /// Who asks.
     pub owner: Owner,
+    /// Whether the owner was drawn for this very call, so that nobody has acted on any grant of its.
+    pub owner_is_new: bool,
     /// What for.
     pub fingerprint: Fingerprint,
+    /// Another fingerprint that stands for the same request: a deploy's old or new scheme.
+    pub also: Option<Fingerprint>,
     /// How long a grant is to hold.
     pub lease: Duration,
     /// How long the record is to be kept.
     pub retention: Duration,
     /// How long its response is to be kept, if not as long as the record.
     pub response_retention: Option<Duration>,
+    /// How long the record is to be kept once it is evidence of an effect that may have happened, if
+    /// that is longer than its retention.
+    pub unresolved_retention: Duration,
     /// What may be done about a crashed attempt.
     pub recovery: Recovery,
     /// How many attempts there may be.
@@ -101,8 +118,10 @@ pub enum Reply {
     Completed(Body),
     /// Somebody else is at it.
     InProgress {
-        /// How long their lease still runs.
+        /// When to come back: whole seconds, from 1 to 30.
         retry_after: Duration,
+        /// How long their lease still runs, if it is not renewed.
+        lease_remaining: Duration,
         /// Which execution theirs is.
         attempt: u32,
     },
@@ -179,6 +198,33 @@ pub enum StateKind {
     Failed,
 }
 
+impl Command {
+    /// The token that the command is given by, if a holder gives it.
+    pub(crate) fn token(&self) -> Option<&LeaseToken> {
+        match self {
+            Command::Resume(token)
+            | Command::Renew(token)
+            | Command::Checkpoint(token, _)
+            | Command::MarkEffect(token)
+            | Command::Complete(token, _)
+            | Command::Fail(token, ..)
+            | Command::Release(token) => Some(token),
+            Command::Begin(_)
+            | Command::Resolve(..)
+            | Command::Amend { .. }
+            | Command::Forget
+            | Command::DropResponse => None,
+        }
+    }
+}
+
+impl Ask {
+    /// Whether a record with this fingerprint is of the same request.
+    pub(super) fn accepts(&self, fingerprint: &Fingerprint) -> bool {
+        self.fingerprint == *fingerprint || self.also.as_ref() == Some(fingerprint)
+    }
+}
+
 impl Reply {
     /// The answer to a command that is either carried out or refused.
     pub(crate) fn into_done(self) -> Result<(), Error> {
@@ -199,7 +245,7 @@ impl Reply {
 }
 
 impl Current {
-    pub(super) fn of(record: Option<&Record>) -> Current {
+    pub(crate) fn of(record: Option<&Record>) -> Current {
         record.map_or(Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 }, |record| {
             let state = match &record.state {
                 State::InProgress { .. } => StateKind::InProgress,
@@ -238,6 +284,12 @@ impl fmt::Debug for Command {
             Command::Resolve(fence, resolution) => {
                 f.debug_tuple("Resolve").field(fence).field(resolution).finish()
             }
+            Command::Amend { stamp, resolution, may_rerun } => f
+                .debug_struct("Amend")
+                .field("stamp", &stamp.0)
+                .field("resolution", resolution)
+                .field("may_rerun", may_rerun)
+                .finish(),
             Command::Forget => f.write_str("Forget"),
             Command::DropResponse => f.write_str("DropResponse"),
         }
@@ -262,9 +314,10 @@ impl fmt::Debug for Reply {
         match self {
             Reply::Acquired => f.write_str("Acquired"),
             Reply::Completed(body) => f.debug_tuple("Completed").field(body).finish(),
-            Reply::InProgress { retry_after, attempt } => f
+            Reply::InProgress { retry_after, lease_remaining, attempt } => f
                 .debug_struct("InProgress")
                 .field("retry_after", retry_after)
+                .field("lease_remaining", lease_remaining)
                 .field("attempt", attempt)
                 .finish(),
             Reply::Failed { error, retry_after } => {

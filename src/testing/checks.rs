@@ -130,5 +130,5 @@ async fn dropped_at<T>(awaits: u32, call: impl Future<Output = T>) -> Option<T> 
 }
 
 fn body(text: &'static str) -> Body {
-    Body::Kept(Bytes::from_static(text.as_bytes()))
+    Body::kept(Bytes::from_static(text.as_bytes()))
 }

@@ -49,6 +49,8 @@ pub enum Op {
 const SHORT: Duration = Duration::from_micros(1);
 /// What stands for "outlasts the test".
 const LONG: Duration = Duration::from_secs(3600);
+/// How long evidence is kept: longer than `LONG`, and over within a history.
+const UNRESOLVED: Duration = Duration::from_secs(3 * 3600);
 /// How much a manual clock moves before each call.
 const TICK: Duration = Duration::from_micros(100);
 
@@ -84,6 +86,7 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
                 fingerprint: u8::from(b > 230),
                 lease,
                 retention: time(c).max(lease),
+                unresolved_retention: UNRESOLVED,
                 recovery,
                 max_attempts: if a > 200 { 2 } else { u32::MAX },
             })
@@ -116,7 +119,10 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
 /// # Panics
 /// If an answer differs from the model's, a fence does not increase, or a call fails, with the history so far.
 pub async fn run(store: Arc<dyn Store>, key: &str, ops: &[Op], pace: &Pace) {
-    let mut builder = Engine::builder(store.clone()).max_response(usize::MAX);
+    let mut builder = Engine::builder(store.clone())
+        .max_response(usize::MAX)
+        .retention(LONG)
+        .unresolved_retention(UNRESOLVED);
     if let Pace::Manual(clock) = pace {
         builder = builder.clock(clock.clone());
     }
@@ -194,12 +200,15 @@ impl Run<'_> {
                 self.model.finish(now, &token, finish)
             }
             Op::Release(slot) => {
-                let token = token(self, *slot)?;
-                self.model.release(now, &token)
+                let at = self.held.len().checked_sub(slot + 1)?;
+                self.held[at].1.released = true;
+                self.model.release(now, &self.held[at].1)
             }
             Op::Resume(slot) => {
-                let token = token(self, *slot)?;
-                self.model.resume(now, &token)
+                let at = self.held.len().checked_sub(slot + 1)?;
+                let answer = self.model.resume(now, &self.held[at].1);
+                self.held[at].1.released &= answer != Answer::Done;
+                answer
             }
             Op::Resolve(slot, settle) => {
                 let token = token(self, *slot)?;
@@ -283,7 +292,7 @@ impl Run<'_> {
             Ok(Begin::Acquired(lease)) => self.acquired(ask, lease),
             Ok(Begin::Completed(done)) => Answer::Completed(body(done.response())),
             Ok(Begin::InProgress(busy)) => {
-                Answer::InProgress { attempt: busy.attempt(), retry_after: busy.retry_after() }
+                Answer::InProgress { attempt: busy.attempt(), retry_after: busy.lease_remaining() }
             }
             Ok(Begin::Failed(failed)) => {
                 Answer::Failed { error: body(failed.error()), retry_after: failed.retry_after() }
@@ -317,7 +326,7 @@ impl Run<'_> {
                 panic!("S5: fence {fence:?} after {last:?}");
             }
             self.fences.push(fence);
-            let token = Token { ask: ask.clone(), grant, attempt: lease.attempt() };
+            let token = Token { ask: ask.clone(), grant, attempt: lease.attempt(), released: false };
             self.held.push((lease, token));
         }
         answer
@@ -363,8 +372,8 @@ fn about(answer: &Answer, real: bool) -> Answer {
 
 fn resolution(settle: &Settle) -> Resolution {
     match settle {
-        Settle::Completed(response) => Resolution::Completed(Body::new(response.clone().into(), usize::MAX)),
-        Settle::Failed(error) => Resolution::Failed(Body::new(error.clone().into(), usize::MAX)),
+        Settle::Completed(response) => Resolution::Completed(Body::kept(response.clone().into())),
+        Settle::Failed(error) => Resolution::Failed(Body::kept(error.clone().into())),
         Settle::Rerun => Resolution::Rerun,
     }
 }

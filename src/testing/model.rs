@@ -20,6 +20,8 @@ pub struct Ask {
     pub lease: Duration,
     /// How long the record is kept.
     pub retention: Duration,
+    /// How long it is kept once nobody knows whether its effect happened, if that is longer.
+    pub unresolved_retention: Duration,
     /// What may be done about a crash.
     pub recovery: Recovery,
     /// How often it may be executed.
@@ -35,6 +37,8 @@ pub struct Token {
     pub grant: Grant,
     /// Which execution it is.
     pub attempt: u32,
+    /// Whether its holder asked for a release.
+    pub released: bool,
 }
 
 /// How an operator settles.
@@ -89,13 +93,17 @@ struct Entry {
     attempt: u32,
     checkpoint: Option<Vec<u8>>,
     written: Duration,
+    /// Whether it was written since the grant.
+    touched: bool,
     retention: Duration,
+    /// How long it is kept where nobody knows.
+    doubt: Duration,
     phase: Phase,
 }
 
 #[derive(Debug, Clone)]
 enum Phase {
-    Working { owner: u64, lease: Duration, marked: bool, takeover: bool },
+    Working { owner: u64, lease: Duration, marked: bool, blind: bool, takeover: bool },
     Did(Vec<u8>),
     Broke(Vec<u8>, Retry),
 }
@@ -137,8 +145,9 @@ impl Model {
         let since = now.saturating_sub(entry.written);
         let left = ask.max_attempts > entry.attempt;
         match entry.phase.clone() {
-            Phase::Working { owner, takeover, marked, lease }
-                if owner == ask.owner && !(marked && since >= lease) =>
+            // The answer of that owner's begin was lost: it has done nothing with the grant.
+            Phase::Working { owner, takeover, lease, .. }
+                if owner == ask.owner && !entry.touched && since < lease =>
             {
                 Answer::Acquired {
                     grant: entry.grant,
@@ -184,11 +193,15 @@ impl Model {
     /// The line "renew, checkpoint, mark_effect".
     pub fn rewrite(&mut self, now: Duration, token: &Token, rewrite: &Rewrite) -> Answer {
         self.lapse(now);
+        if token.released {
+            return Answer::LeaseLost(StateKind::Absent);
+        }
         if !self.works(token) {
             return Answer::LeaseLost(self.state());
         }
         if let Some(entry) = &mut self.entry {
             entry.written = now;
+            entry.touched = true;
             match (rewrite, &mut entry.phase) {
                 (Rewrite::Checkpoint(bytes), _) => entry.checkpoint = Some(bytes.clone()),
                 (Rewrite::MarkEffect, Phase::Working { marked, .. }) => *marked = true,
@@ -201,6 +214,9 @@ impl Model {
     /// The column "complete / fail".
     pub fn finish(&mut self, now: Duration, token: &Token, finish: &Finish) -> Answer {
         self.lapse(now);
+        if token.released {
+            return Answer::LeaseLost(StateKind::Absent);
+        }
         let state = self.state();
         let checkpoint = match &self.entry {
             None => None,
@@ -227,7 +243,9 @@ impl Model {
             attempt: token.attempt,
             checkpoint,
             written: now,
+            touched: true,
             retention: token.ask.retention,
+            doubt: token.ask.unresolved_retention,
             phase,
         });
         Answer::Done
@@ -307,14 +325,15 @@ impl Model {
     /// A record whose time is over is as good as none.
     fn lapse(&mut self, now: Duration) {
         let over = self.entry.as_ref().is_some_and(|entry| {
-            let least = match entry.phase {
-                Phase::Working { lease, .. } => lease,
-                Phase::Broke(_, Retry::After(wait)) => wait,
-                Phase::Broke(_, Retry::Now | Retry::Never | Retry::Unresolved) | Phase::Did(_) => {
-                    Duration::ZERO
-                }
+            let in_doubt = entry.retention.max(entry.doubt);
+            let kept = match entry.phase {
+                Phase::Working { lease, marked: true, blind: false, .. } => in_doubt.saturating_add(lease),
+                Phase::Working { lease, .. } => entry.retention.saturating_add(lease),
+                Phase::Broke(_, Retry::Unresolved) => in_doubt,
+                Phase::Broke(_, Retry::After(wait)) => entry.retention.saturating_add(wait),
+                Phase::Broke(_, Retry::Now | Retry::Never) | Phase::Did(_) => entry.retention,
             };
-            now.saturating_sub(entry.written) >= entry.retention.saturating_add(least)
+            now.saturating_sub(entry.written) >= kept
         });
         if over {
             self.entry = None;
@@ -343,8 +362,16 @@ impl Model {
             attempt,
             checkpoint: checkpoint.clone(),
             written: now,
+            touched: false,
             retention: ask.retention,
-            phase: Phase::Working { owner: ask.owner, lease: ask.lease, marked, takeover },
+            doubt: ask.unresolved_retention,
+            phase: Phase::Working {
+                owner: ask.owner,
+                lease: ask.lease,
+                marked,
+                blind: ask.recovery == Recovery::Rerun,
+                takeover,
+            },
         });
         Answer::Acquired { grant: self.grants, attempt, takeover, checkpoint }
     }

@@ -197,10 +197,13 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
     let ids = PLACES.map(|scope| Request::new(scope, "key").unwrap().id());
     let ask = Ask {
         owner: owners[0],
+        owner_is_new: false,
         fingerprint: payloads[0],
+        also: None,
         lease: Duration::ZERO,
         retention: Duration::ZERO,
         response_retention: None,
+        unresolved_retention: Duration::ZERO,
         recovery: Recovery::Rerun,
         max_attempts: 1,
         holder: "".into(),
@@ -267,11 +270,11 @@ fn bytes(of: u8) -> Bytes {
 }
 
 fn body(of: u8) -> Body {
-    Body::Kept(bytes(of))
+    Body::kept(bytes(of))
 }
 
 fn byte(body: &Body) -> u8 {
-    body.kept().unwrap().first().copied().unwrap_or(NOTHING)
+    body.bytes().unwrap().first().copied().unwrap_or(NOTHING)
 }
 
 fn retry(again: Again) -> Retry {
@@ -298,6 +301,7 @@ fn record(row: &Row, place: usize) -> Record {
             lease: time(lease),
             effect,
             takeover,
+            recovery: Recovery::Rerun,
             holder: "".into(),
         },
         Phase::Did(response) => State::Completed(body(response)),
@@ -341,7 +345,9 @@ fn token(role: &Role, token: Token) -> LeaseToken {
         let make = || {
             let place = usize::from(role.place);
             let json = serde_json::json!({
-                "version": 1,
+                "version": 2,
+                "store": "00".repeat(16),
+                "unresolved_retention": Duration::ZERO,
                 "id": REAL.ids[place],
                 "owner": REAL.owners[usize::from(token.owner)],
                 "fence": u64::from(token.fence),
@@ -361,10 +367,13 @@ fn command(role: &Role, cmd: &Cmd) -> Command {
     match *cmd {
         Cmd::Begin { owner } => Command::Begin(Ask {
             owner: REAL.owners[usize::from(owner)],
+            owner_is_new: false,
             fingerprint: REAL.payloads[usize::from(role.payload)],
+            also: None,
             lease: time(role.lease),
             retention: time(role.retention),
             response_retention: None,
+            unresolved_retention: Duration::ZERO,
             recovery: match role.recovery {
                 Rerun::Always => Recovery::Rerun,
                 Rerun::UnlessEffect => Recovery::RerunUnlessEffect,
@@ -398,7 +407,7 @@ fn answer(reply: decide::Reply) -> Reply {
     match reply {
         decide::Reply::Acquired => Reply::Acquired,
         decide::Reply::Completed(response) => Reply::Completed(byte(&response)),
-        decide::Reply::InProgress { retry_after, .. } => Reply::InProgress(count(retry_after)),
+        decide::Reply::InProgress { lease_remaining, .. } => Reply::InProgress(count(lease_remaining)),
         decide::Reply::Failed { error, retry_after } => Reply::Failed(byte(&error), retry_after.map(count)),
         decide::Reply::Unresolved { reason, fence, .. } => {
             let why = match reason {

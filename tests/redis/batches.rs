@@ -26,7 +26,7 @@ async fn records(server: &Server) -> (Record, Record) {
     let mut begun = connect(server).await.load(&request("a sample").id()).await.unwrap().record.unwrap();
     drop(lease);
     let mut done = begun.clone();
-    done.state = State::Completed(Body::Kept(Bytes::from_static(b"done")));
+    done.state = State::Completed(Body::kept(Bytes::from_static(b"done")));
     begun.fence = Stamp::ZERO;
     assert!(begun.may_be_refused() && !done.may_be_refused());
     (*begun, *done)
@@ -175,7 +175,7 @@ fn a_long_batch_is_cut() {
         assert!((13..=15).contains(&count), "{count}");
         // By bytes too.
         let mut long = done.clone();
-        long.state = State::Completed(Body::Kept(Bytes::from(vec![7; 400_000])));
+        long.state = State::Completed(Body::kept(Bytes::from(vec![7; 400_000])));
         let batch: Vec<_> = (0..8).map(|number| swap(id(number), Some(stamps[number]), &long)).collect();
         assert!(store.swap_many(&batch).await.iter().all(|answer| stamp(answer) > stamps[0]));
         assert_eq!(calls(&server, "evalsha") - count, 4);

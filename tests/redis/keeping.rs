@@ -184,7 +184,7 @@ fn a_record_without_retention_can_be_swapped() {
         let id = request("k").id();
         let mut record: Record = *store.load(&id).await.unwrap().record.unwrap();
         record.retention = Duration::ZERO;
-        record.state = State::Completed(Body::Kept(Bytes::from_static(b"done")));
+        record.state = State::Completed(Body::kept(Bytes::from_static(b"done")));
         let swap = store.swap(&id, Some(record.stamp), Some(&record)).await.unwrap();
         assert!(matches!(swap, Swap::Done(stamp) if stamp > record.stamp), "{swap:?}");
     });

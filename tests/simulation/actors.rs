@@ -67,8 +67,8 @@ pub(crate) async fn settle(world: Arc<World>, key: usize) {
             },
             // There may be no place to wait.
             Ok(Begin::InProgress(busy)) => {
-                assert!(busy.retry_after() <= lease, "L2: in progress for longer than a lease");
-                me.world.sleep(busy.retry_after().as_micros() as u64 + 1).await;
+                assert!(busy.lease_remaining() <= lease, "L2: in progress for longer than a lease");
+                me.world.sleep(busy.lease_remaining().as_micros() as u64 + 1).await;
             }
             Ok(Begin::Mismatch(_)) => {}
             Err(error) => panic!("L6: {error}"),
@@ -249,7 +249,7 @@ impl Actor {
                 Ok(Begin::Acquired(lease)) => return self.work(key, &lease, true).await,
                 Ok(Begin::Completed(_) | Begin::Mismatch(_)) => return,
                 Ok(Begin::InProgress(busy)) => {
-                    let wait = busy.retry_after().as_micros() as u64;
+                    let wait = busy.lease_remaining().as_micros() as u64;
                     self.world.sleep(self.world.dice.between(0, wait)).await;
                 }
                 Ok(Begin::Failed(failed)) => match failed.retry_after() {

@@ -89,7 +89,7 @@ impl Page {
 }
 
 fn same(recorded: &Body, told: Option<&Bytes>) -> bool {
-    recorded.kept() == told
+    recorded.bytes() == told
 }
 
 impl Ledger {
@@ -140,7 +140,9 @@ impl Ledger {
                     let State::InProgress { owner, lease, .. } = &record.state else { return false };
                     let left = record.stamp.after(*lease).since(from);
                     let own = asked.owner == Some(*owner) && self.calls[asked.call].kind != Kind::BeginMany;
-                    !own && !left.is_zero() && busy.retry_after() <= left && record.attempt == busy.attempt()
+                    !own && !left.is_zero()
+                        && busy.lease_remaining() <= left
+                        && record.attempt == busy.attempt()
                 });
             }
             Ok(Begin::Failed(failed)) => {
@@ -168,7 +170,7 @@ impl Ledger {
                         _ => false,
                     };
                     let error = match &record.state {
-                        State::Failed(error, _) => error.kept(),
+                        State::Failed(error, _) => error.bytes(),
                         _ => None,
                     };
                     let over = record.lease_end().is_none_or(|end| end <= now);
@@ -439,9 +441,9 @@ impl Page {
 }
 
 fn is_body(recorded: &Body, bytes: &Bytes) -> bool {
-    match recorded {
-        Body::Kept(kept) => kept == bytes,
-        Body::Omitted { .. } => *recorded == Body::new(bytes.clone(), 0),
+    match recorded.bytes() {
+        Some(kept) => kept == bytes,
+        None => *recorded == Body::new(bytes.clone(), 0),
     }
 }
 

@@ -12,7 +12,7 @@ use proptest::sample::select;
 use super::*;
 use crate::fingerprint::Fingerprint;
 use crate::owner::Owner;
-use crate::policy::Retry;
+use crate::policy::{Recovery, Retry};
 use crate::record::{Body, State};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -42,15 +42,18 @@ fn record(retention: Duration, state: State) -> Record {
         attempt: 1,
         retention,
         response_retention: None,
+        unresolved_retention: None,
         scope: Label::new("acct_42/charges"),
         key: None,
         checkpoint: None,
+        resolved: false,
+        extra: None,
         state,
     }
 }
 
 fn completed(bytes: usize) -> State {
-    State::Completed(Body::Kept(Bytes::from(vec![7; bytes])))
+    State::Completed(Body::kept(Bytes::from(vec![7; bytes])))
 }
 
 fn durations() -> impl Strategy<Value = Duration> {
@@ -63,9 +66,11 @@ fn durations() -> impl Strategy<Value = Duration> {
 fn states() -> impl Strategy<Value = State> {
     let bodies = prop_oneof![
         select(vec![0, 1, 127, 128, 300, 1024, 1025, 5000])
-            .prop_map(|length| Body::Kept(Bytes::from_iter((0..length).map(|at| at as u8)))),
-        any::<(u64, u64)>().prop_map(|(bytes, digest)| Body::Omitted { bytes, digest }),
+            .prop_map(|length| Body::kept(Bytes::from_iter((0..length).map(|at| at as u8)))),
+        any::<(u64, u64)>().prop_map(|(bytes, digest)| Body::omitted(bytes, digest)),
     ];
+    let heads = select(vec![0, 1, 200, 1100]);
+    let bodies = (bodies, heads).prop_map(|(body, head)| body.with_head(&vec![5; head]));
     let retries = prop_oneof![
         select(vec![Retry::Now, Retry::Never, Retry::Unresolved]),
         durations().prop_map(Retry::After),
@@ -76,6 +81,7 @@ fn states() -> impl Strategy<Value = State> {
         lease,
         effect: true,
         takeover: false,
+        recovery: Recovery::Never,
         holder: Label::new("host-7"),
     });
     prop_oneof![4 => bodies.prop_map(State::Completed), 2 => failed, 2 => running]
@@ -86,6 +92,8 @@ prop_compose! {
         state in states(),
         retention in durations(),
         response_retention in option::weighted(0.2, durations()),
+        unresolved_retention in option::weighted(0.2, durations()),
+        resolved in any::<bool>(),
         fence in prop_oneof![Just(0), Just(7), any::<u64>()],
         fingerprint in select(vec![[0; Fingerprint::BYTES], [1; Fingerprint::BYTES], std::array::from_fn(|at| at as u8)]),
         attempt in prop_oneof![4 => Just(1), 1 => any::<u32>()],
@@ -98,6 +106,8 @@ prop_compose! {
             fingerprint: Fingerprint::from_bytes(fingerprint),
             attempt,
             response_retention,
+            unresolved_retention,
+            resolved,
             scope: Label::new(&"s".repeat(scope % 60).replacen('s', &scope.to_string(), 1)),
             key: key.map(Box::from),
             checkpoint: checkpoint.map(Bytes::from),
@@ -280,8 +290,9 @@ fn l5_records_that_are_replaced_again_and_again_take_no_more_room() {
         for round in 0..100 {
             for id in &ids {
                 let owner = Owner::from_bytes([0; Owner::BYTES]);
-                let (lease, holder) = (DAY, Label::EMPTY);
-                let running = State::InProgress { owner, lease, effect: false, takeover: false, holder };
+                let (lease, recovery, holder) = (DAY, Recovery::Rerun, Label::EMPTY);
+                let running =
+                    State::InProgress { owner, lease, effect: false, takeover: false, recovery, holder };
                 put(&mut shard, Stamp(round), id, &record(retention, running));
                 put(&mut shard, Stamp(round), id, &record(retention, completed(256)));
             }

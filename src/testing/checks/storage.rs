@@ -96,14 +96,19 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
     let every_byte = Bytes::from_iter(0..=255_u8);
     let bodies = [Bytes::new(), every_byte.clone(), Bytes::from(vec![0xA5; 1 << 20])];
     let mut shapes: Vec<State> =
-        bodies.iter().map(|body| State::Completed(Body::Kept(body.clone()))).collect();
+        bodies.iter().map(|body| State::Completed(Body::kept(body.clone()))).collect();
     shapes.push(State::Completed(Body::new(bodies[2].clone(), 10)));
+    for limit in [0, usize::MAX] {
+        shapes.push(State::Completed(Body::new(every_byte.clone(), limit).with_head(&every_byte)));
+    }
     for retry in [Retry::Now, Retry::After(LONG), Retry::After(MAX), Retry::Never, Retry::Unresolved] {
-        shapes.push(State::Failed(Body::Kept(every_byte.clone()), retry));
+        shapes.push(State::Failed(Body::kept(every_byte.clone()), retry));
     }
     for (effect, takeover) in [(false, true), (true, false), (true, true)] {
         let holder = "host-7/é".into();
-        shapes.push(State::InProgress { owner: Owner::random(), lease: LONG, effect, takeover, holder });
+        let owner = Owner::random();
+        let recovery = [Recovery::Rerun, Recovery::Never, Recovery::RerunUnlessEffect][shapes.len() % 3];
+        shapes.push(State::InProgress { owner, lease: LONG, effect, takeover, recovery, holder });
     }
     for (at, state) in shapes.into_iter().enumerate() {
         let id = id(&format!("shape {at}"));
@@ -113,7 +118,9 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
         record.attempt = u32::MAX;
         record.scope = "é/scope".into();
         record.key = Some("a key".into());
-        record.checkpoint = Some(every_byte.clone());
+        record.checkpoint = Some(every_byte.clone()).filter(|_| at % 2 == 0);
+        record.unresolved_retention = Some(LONG * 9).filter(|_| at % 3 == 0);
+        record.resolved = at % 4 == 0;
         let stamp = done(store.swap(&id, None, Some(&record)).await.unwrap());
         let found = store.load(&id).await.unwrap().record.unwrap();
         let record = record.stamped(stamp);
