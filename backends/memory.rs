@@ -31,6 +31,7 @@ use crate::label::Label;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::unpoisoned::Mutex;
@@ -60,6 +61,8 @@ pub struct MemoryStore(Arc<Inner>);
 struct Inner {
     shards: [Mutex<Shard>; SHARDS],
     timeline: Timeline,
+    /// Drawn when the store is made: nobody else ever has its records.
+    identity: StoreId,
     /// What the shards have told of their sizes.
     total: Total,
     /// How many records each scope has, by its label. Counted only where there is a quota.
@@ -82,6 +85,7 @@ impl Inner {
         Inner {
             shards: std::array::from_fn(|_| Mutex::new(Shard::new(limits.scope.is_some()))),
             timeline,
+            identity: StoreId::of("memory", &[&rand::random::<[u8; 16]>()]),
             total: Total::default(),
             scopes: Mutex::default(),
             limits,
@@ -360,6 +364,10 @@ impl Store for MemoryStore {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn identity(&self) -> StoreId {
+        self.0.identity
     }
 
     fn name(&self) -> &'static str {
