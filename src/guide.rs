@@ -40,8 +40,30 @@
 //! * your operation is idempotent by itself, or you pass [`derive_key`](crate::Lease::derive_key) to a provider that
 //!   is: choose [`Recovery::Rerun`](crate::Recovery::Rerun).
 //!
+//! What nobody knows does not expire with the retention: a record whose effect is marked and whose lease is over, or
+//! that failed [`Retry::Unresolved`](crate::Retry::Unresolved), is kept until somebody settles it, at most for
+//! [`unresolved_retention`](crate::Policy::unresolved_retention) (90 days; [`Duration::MAX`](std::time::Duration::MAX) is for
+//! ever). Look through [`unfinished`](crate::Engine::unfinished) well before that. A grant under
+//! [`Recovery::Rerun`](crate::Recovery::Rerun) leaves no such evidence: it is kept for the retention.
+//!
+//! A process that keeps its [`owner`](crate::Request::owner) over a restart finds its grant again only while the lease
+//! runs and nothing was written under it. Once it renewed, marked or check-pointed, its former life may have
+//! acted, and it is answered like any other caller.
+//!
 //! So the order is: begin, prepare, `mark_effect`, act, `complete`. If you can put the effect and the record into one
 //! transaction (feature `sqlite`: `begin_in` and `complete_in`), do: then they happen together or not at all.
+//!
+//! # Tokens, releases and rollbacks
+//!
+//! An outcome whose record is gone is written all the same: the work is done, and a duplicate must not redo it. That
+//! restores what a store lost, what outlived its retention and what an operator forgot. Three times it is not so:
+//!
+//! * a [`token`](crate::Lease::token) names the store that made its grant; on another store (another file, table, database or
+//!   prefix) it is [`Error::WrongStore`](crate::Error::WrongStore), and nothing is written where nobody would look.
+//!   After a rename, state the old identity with [`accept_tokens_from`](crate::EngineBuilder::accept_tokens_from);
+//! * a lease that was [released](crate::Lease::release) records nothing any more, whatever the release answered;
+//! * a grant made in a transaction of your own that is gone was rolled back, and the effect with it:
+//!   [`Error::LeaseLost`](crate::Error::LeaseLost).
 //!
 //! # How to fail
 //!
