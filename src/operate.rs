@@ -323,7 +323,7 @@ impl Engine {
 
 /// The operation by which purgers take turns.
 fn purge_turn() -> Result<Request, KeyError> {
-    Request::new(["nevertwice", "background"], "purge")
+    Request::new(["nevertwice", "background"], "purge").map(Request::internal)
 }
 
 impl fmt::Display for Purged {

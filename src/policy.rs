@@ -132,7 +132,8 @@ impl Default for Policy {
 impl Policy {
     /// Whether the windows can be safe, apart from what the builder knows of callers and store.
     pub(crate) fn check(&self) -> Result<(), PolicyError> {
-        self.check_windows(self.lease, self.retention, self.max_attempts)?;
+        check_windows(self.lease, self.retention, self.max_attempts)?;
+        self.check_horizons(self.lease, self.retention)?;
         covers("unresolved_retention", self.unresolved_retention, "retention", self.retention)?;
         if self.call_timeout.is_zero() {
             return Err(PolicyError::Zero { what: "call_timeout" });
@@ -143,20 +144,9 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether these windows, of the policy or of a request, can be safe.
-    pub(crate) fn check_windows(
-        &self,
-        lease: Duration,
-        retention: Duration,
-        max_attempts: u32,
-    ) -> Result<(), PolicyError> {
-        if lease.is_zero() {
-            return Err(PolicyError::Zero { what: "lease" });
-        }
-        if max_attempts == 0 {
-            return Err(PolicyError::Zero { what: "max_attempts" });
-        }
-        covers("retention", retention, "lease", lease)?;
+    /// Refuses windows, of the policy or of a request, that are shorter than what the application states of
+    /// its handlers and callers.
+    pub(crate) fn check_horizons(&self, lease: Duration, retention: Duration) -> Result<(), PolicyError> {
         covers("lease", lease, "handler_timeout", self.handler_timeout)?;
         covers("retention", retention, "retry_horizon", self.retry_horizon)
     }
@@ -178,6 +168,21 @@ impl Policy {
             Oversized::Refuse | Oversized::Marker => Ok(Body::new(bytes, limit)),
         }
     }
+}
+
+/// Refuses windows that no caller can be safe with.
+pub(crate) fn check_windows(
+    lease: Duration,
+    retention: Duration,
+    max_attempts: u32,
+) -> Result<(), PolicyError> {
+    if lease.is_zero() {
+        return Err(PolicyError::Zero { what: "lease" });
+    }
+    if max_attempts == 0 {
+        return Err(PolicyError::Zero { what: "max_attempts" });
+    }
+    covers("retention", retention, "lease", lease)
 }
 
 fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration) -> Result<(), PolicyError> {

@@ -7,7 +7,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::{Policy, PolicyError, Recovery};
+use crate::policy::{Policy, PolicyError, Recovery, check_windows};
 
 /// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.
 ///
@@ -31,6 +31,7 @@ pub struct Request {
     recovery: Option<Recovery>,
     max_attempts: Option<u32>,
     owner: Option<Owner>,
+    internal: bool,
 }
 
 impl Request {
@@ -55,6 +56,7 @@ impl Request {
             recovery: None,
             max_attempts: None,
             owner: None,
+            internal: false,
         })
     }
 
@@ -107,6 +109,13 @@ impl Request {
         self
     }
 
+    /// Marks an operation of this crate's own, for which the horizons that the application states of its
+    /// callers do not count.
+    pub(crate) fn internal(mut self) -> Request {
+        self.internal = true;
+        self
+    }
+
     /// What the record is filed under.
     pub fn id(&self) -> RecordId {
         RecordId::new(&self.scope, &self.key)
@@ -134,7 +143,10 @@ impl Request {
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.as_str().into()),
         };
-        policy.check_windows(ask.lease, ask.retention, ask.max_attempts)?;
+        check_windows(ask.lease, ask.retention, ask.max_attempts)?;
+        if !self.internal {
+            policy.check_horizons(ask.lease, ask.retention)?;
+        }
         Ok(ask)
     }
 }

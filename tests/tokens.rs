@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nevertwice::testing::{Fault, FaultyStore, block_on};
-use nevertwice::{Begin, Engine, Error, MemoryStore, PolicyError, Request, Retry, Store};
+use nevertwice::{Begin, Engine, Error, MemoryStore, PolicyError, PurgePlan, Purged, Request, Retry, Store};
 
 fn request(key: &str) -> Request {
     Request::new("tests", key).unwrap()
@@ -78,6 +78,12 @@ fn windows_of_a_request_are_refused_as_the_builders_are() {
     };
     assert!(short(request("a").retention(hour)) && short(request("a").lease(hour / 2)));
     assert!(!short(request("a").retention(day * 3).lease(hour)));
+    // The purger's own operation is no caller's.
+    let (told, heard) = std::sync::mpsc::channel();
+    let purger = engine.purge_regularly(PurgePlan::default(), move |purged| told.send(purged).unwrap());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::pin!(purger).poll(&mut context).is_pending());
+    assert!(matches!(heard.try_recv(), Ok(Purged::Removed(0))));
     let refused = Engine::builder(MemoryStore::new()).unresolved_retention(hour).build().unwrap_err();
     assert!(refused.to_string().contains("unresolved_retention"), "{refused}");
     Engine::builder(MemoryStore::new()).unresolved_retention(Duration::MAX).build().unwrap();
