@@ -68,12 +68,15 @@
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
 //! | `nevertwice.ran` | DEBUG | `store`, `outcome` | a run ended |
 //! | `nevertwice.purged` | INFO | `store`, `records` | a step of a purge removed records |
+//! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | a SQLite file was opened with a wall clock so many seconds ahead of its time, and that was not believed: see [`max_clock_step`](crate::sqlite::SqliteStoreBuilder::max_clock_step) |
+//! | `nevertwice.clock_without_boot` | WARN | `store` | a SQLite file was opened on a system without a boot id: its processes do not share one time |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
 
 // The hooks are called in every build; what they are told is then not looked at.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(unused_variables, dead_code))]
 
 use std::future::Future;
+use std::time::Duration;
 
 #[cfg(feature = "tracing")]
 use tracing::Instrument;
@@ -147,7 +150,7 @@ impl Op {
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     #[cfg(feature = "metrics")]
-    time: std::time::Duration,
+    time: Duration,
 }
 
 impl Moment {
@@ -416,6 +419,31 @@ pub(crate) fn purged(engine: &Engine, records: usize) {
     if records > 0 {
         event!(INFO, "nevertwice.purged", engine, { records }, "purged");
     }
+}
+
+/// A store was opened whose wall clock is `ahead` of its time, further than is believed.
+pub(crate) fn clock_step(store: &'static str, ahead: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        name: "nevertwice.clock_step",
+        target: "nevertwice",
+        tracing::Level::WARN,
+        store,
+        ahead_s = ahead.as_secs(),
+        "the wall clock is too far ahead to be believed; time goes on from where it had got to"
+    );
+}
+
+/// A store was opened whose clock has no boot.
+pub(crate) fn clock_without_boot(store: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        name: "nevertwice.clock_without_boot",
+        target: "nevertwice",
+        tracing::Level::WARN,
+        store,
+        "no boot id: each process that opens the file goes by its own wall clock"
+    );
 }
 
 /// Somebody who waits, until it is dropped.
