@@ -154,7 +154,7 @@ pub(super) fn open(
     let anchor = anchor.filter(|anchor| anchor.boot == now.boot).ok_or_else(in_use_elsewhere)?;
     let timeline = if now.boot == 0 {
         observe::clock_without_boot(super::NAME);
-        let time = start.from_wall(mark, &*clock);
+        let time = start.by_wall(mark, &*clock);
         Timeline::starting(clock, now, time)
     } else {
         Timeline::starting(clock, Moment { elapsed: anchor.elapsed, ..now }, anchor.time)
@@ -184,7 +184,7 @@ fn anchor_anew(
         // Clocks without a boot derive nothing from it.
         _ if boot == 0 => Stamp::ZERO,
         Some(_) if !start.accept => derived,
-        Some(_) | None => start.from_wall(mark, clock).max(derived),
+        Some(_) | None => start.by_wall(mark, clock).max(derived),
     };
     if own.is_none_or(|own| own.time_at(elapsed) < time) {
         table.save_anchor(&transaction, Anchor { boot, elapsed, time })?;
@@ -196,7 +196,7 @@ fn anchor_anew(
 
 impl Start {
     /// The time by the wall clock: never below the mark, and not too far above it.
-    fn from_wall(self, mark: Stamp, clock: &dyn Clock) -> Stamp {
+    fn by_wall(self, mark: Stamp, clock: &dyn Clock) -> Stamp {
         let wall = Stamp(micros(clock.wall()));
         // A file without a mark holds nothing that could end early.
         if mark == Stamp::ZERO || self.accept || wall <= mark.after(self.max_step) {
