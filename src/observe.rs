@@ -68,9 +68,16 @@
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
 //! | `nevertwice.ran` | DEBUG | `store`, `outcome` | a run ended |
 //! | `nevertwice.purged` | INFO | `store`, `records` | a step of a purge removed records |
-//! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | a SQLite file was opened with a wall clock so many seconds ahead of its time, and that was not believed: see [`max_clock_step`](crate::sqlite::SqliteStoreBuilder::max_clock_step) |
-//! | `nevertwice.clock_without_boot` | WARN | `store` | a SQLite file was opened on a system without a boot id: its processes do not share one time |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
+//!
+//! # Events of the SQLite store's clock
+//!
+//! When a file is opened, of the same target and in no span of the crate's.
+//!
+//! | event | level | fields | meaning |
+//! |---|---|---|---|
+//! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | the wall clock is so many seconds ahead of the file's time, which is further than it is believed: see `SqliteStoreBuilder::max_clock_step` |
+//! | `nevertwice.clock_without_boot` | WARN | `store` | the system has no boot id, so the processes that open the file do not share one time |
 
 // The hooks are called in every build; what they are told is then not looked at.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(unused_variables, dead_code))]

@@ -209,8 +209,8 @@ impl Start {
 
 fn in_use_elsewhere() -> StoreError {
     unusable(
-        "another machine has it open, or a container with a boot id or a time namespace of its own, and its clock is not the one \
-         here: close it there first, or open it there",
+        "another machine has it open, or a container with a boot id or a time namespace of its own, or a store with a `Clock` of \
+         another boot, and its time is not the one here: close it there first, or open it there",
     )
 }
 
