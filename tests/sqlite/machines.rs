@@ -186,7 +186,8 @@ fn unshared<'a>(options: &[&'a str], script: &'a str) -> Option<Vec<&'a str>> {
     };
     let found = all.into_iter().find(works);
     if found.is_none() {
-        println!("LEFT OUT: backend=sqlite fault=\"unshare {options:?}\": it is not permitted");
+        let line = format!("\nLEFT OUT: backend=sqlite fault=\"unshare {options:?}\": it is not permitted\n");
+        std::io::stdout().write_all(line.as_bytes()).unwrap();
     }
     found
 }
