@@ -1,8 +1,10 @@
 //! The SQLite store: [`SqliteStore`], and [`begin_in`] with its companions, which put record and effect into one
 //! transaction of the application's own.
 
+mod anchor;
 mod batch;
 mod builder;
+mod claim;
 mod jobs;
 mod mark;
 mod readers;
@@ -32,10 +34,12 @@ use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::runtime::oneshot;
 
 use builder::Limits;
+use claim::Claim;
 use jobs::{Discard, Exchange, Purge};
 use readers::Readers;
 use rows::Table;
@@ -46,6 +50,8 @@ pub use builder::{SqliteStoreBuilder, Synchronous};
 pub use transaction::{TxLease, begin_in, complete_in, fail_in, resume_in};
 
 const BACKEND: &str = "SQLite store";
+/// What logs call it.
+const NAME: &str = "sqlite";
 /// How many rows one step of a purge removes, so that begins come in between, of other processes too: a third of a millisecond, and
 /// so few pages that their sync does not take long on a busy disk either.
 const PURGE_STEP: usize = 25;
@@ -63,8 +69,19 @@ const PURGE_STEP: usize = 25;
 /// database of the application's own, under a [name](SqliteStoreBuilder::table) of their own: then
 /// [`begin_in`] commits effect and record together. The database is switched to WAL then.
 ///
-/// Time is the machine's, and goes on from where it had got to in the file (after a crash, from at most 100 ms before): a clock
-/// set back revives no lease and repeats no fence.
+/// Time is the machine's, and one for all processes: they derive it from an anchor in the file by the clock that counts from the
+/// [`boot`](crate::Clock::boot) of the machine, suspends included. The wall clock is read once, when the file is first opened after the
+/// machine was started, and then time does not go back behind where it had got to in the file (after a crash, at most
+/// 100 ms): a clock set back revives no lease and repeats no fence, one set forward ends none, and one that is wrong by
+/// more than [`max_clock_step`](SqliteStoreBuilder::max_clock_step) then is not believed.
+///
+/// So a file is for **one machine at a time**, and for containers that share its boot id and time namespace, as they do unless told
+/// otherwise: opening it elsewhere is refused while a store has it open. An empty file `-{table}-lock` beside it tells.
+/// Where locks do not reach the other side (most folders shared between virtual machines), the store that had it open first is
+/// refused its next write instead; SQLite itself is not safe there. Copies of one snapshot of a virtual machine have one boot id, and are not told apart.
+/// On systems other than Linux there is no boot id: each process goes by the wall clock as it was when that process opened the
+/// file, and on from there, and a warning is logged (`nevertwice.clock_without_boot`). Two that were opened before and after the
+/// clock was set disagree then, until one finds the other's later stamps.
 ///
 /// Nothing is removed before its time, and nothing by itself: call [`Engine::purge`](crate::Engine::purge) now and then.
 ///
@@ -98,6 +115,9 @@ struct Inner {
     path: PathBuf,
     /// The path as SQLite has it, to recognise the file by.
     known_as: Option<String>,
+    identity: StoreId,
+    /// Given up last, when nobody writes any more.
+    _claim: Claim,
 }
 
 impl SqliteStore {
@@ -188,7 +208,11 @@ impl Store for SqliteStore {
         self.0.durability
     }
 
+    fn identity(&self) -> StoreId {
+        self.0.identity
+    }
+
     fn name(&self) -> &'static str {
-        "sqlite"
+        NAME
     }
 }

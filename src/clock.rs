@@ -1,16 +1,17 @@
 //! Time as an argument: the [`Clock`] that engines and stores are given, and the [`Timeline`] that stores stamp with.
 
+mod boot;
 mod timer;
 
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::record::{Stamp, micros};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicI64, Ordering};
 
 /// What [`Clock::sleep`] returns.
 pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -22,14 +23,38 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// The time since the Unix epoch as the machine believes it. It may jump either way.
     fn wall(&self) -> Duration;
 
-    /// The time since some fixed moment. It never goes back and does not follow changes of the wall clock.
+    /// The time since some fixed moment. It never goes back, does not follow changes of the wall clock, and goes on while the
+    /// machine is suspended: a holder counts its lease by it, and others are granted the key meanwhile.
     fn monotonic(&self) -> Duration;
 
     /// Completes once `time` has passed on the monotonic clock, on any executor.
     fn sleep(&self, time: Duration) -> Sleep;
+
+    /// The boot that the machine is in, from which processes that share a file derive one time. A clock that has one always has
+    /// one. **Provided**: `None`; each process then goes by its own wall clock as it is when the file is opened.
+    fn boot(&self) -> Option<Boot> {
+        None
+    }
+}
+
+/// One boot of a machine, and how long it has lasted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot {
+    /// The identity of the boot: equal in two processes if, and only if, `elapsed` is one and the same clock to both. Not 0.
+    pub id: u128,
+    /// The time since the boot. It never goes back, does not follow changes of the wall clock, and includes suspends.
+    pub elapsed: Duration,
 }
 
 /// The operating system's clocks.
+///
+/// On Linux, with the feature `sqlite` or `redis`, [`monotonic`](Clock::monotonic) and [`boot`](Clock::boot) read `CLOCK_BOOTTIME`, which
+/// goes on in a suspend. A boot is told from others by the kernel's boot id and the time namespace of the process; both are read once, from
+/// `/proc`, and where that is not mounted there is no boot.
+///
+/// On other systems, and without these features, there is no boot, and `monotonic` is [`Instant`](std::time::Instant): on most systems
+/// it stands still in a suspend. **A machine that is suspended there must not hold leases of a store that others use
+/// meanwhile**: its holders believe in them longer than the store does.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -39,18 +64,21 @@ impl Clock for SystemClock {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    #[allow(clippy::disallowed_methods)] // the one place that may ask
     fn monotonic(&self) -> Duration {
-        static ORIGIN: OnceLock<Instant> = OnceLock::new();
-        ORIGIN.get_or_init(Instant::now).elapsed()
+        boot::elapsed()
     }
 
     fn sleep(&self, time: Duration) -> Sleep {
         Box::pin(timer::sleep(time))
     }
+
+    fn boot(&self) -> Option<Boot> {
+        boot::id().map(|id| Boot { id, elapsed: boot::elapsed() })
+    }
 }
 
-/// A clock that stands still until it is told to move, for tests. Clones share one time.
+/// A clock that stands still until it is told to move, for tests. Clones share one time and one boot: they are the processes of
+/// one machine. Two clocks that were made apart are two machines.
 ///
 /// ```
 /// use nevertwice::{Clock, ManualClock};
@@ -68,6 +96,9 @@ pub struct ManualClock(Arc<Mutex<Hands>>);
 struct Hands {
     wall: Duration,
     monotonic: Duration,
+    boot: u128,
+    /// When that boot began, on the monotonic clock.
+    booted: Duration,
     sleepers: Vec<(Duration, Waker)>,
 }
 
@@ -79,10 +110,12 @@ impl ManualClock {
 
     /// A clock that reads `wall` after the Unix epoch.
     pub fn starting_at(wall: Duration) -> ManualClock {
-        ManualClock(Arc::new(Mutex::new(Hands { wall, monotonic: Duration::ZERO, sleepers: Vec::new() })))
+        let (monotonic, booted) = (Duration::ZERO, Duration::ZERO);
+        let hands = Hands { wall, monotonic, boot: boot::random(), booted, sleepers: Vec::new() };
+        ManualClock(Arc::new(Mutex::new(hands)))
     }
 
-    /// Lets `time` pass: both clocks move on, and sleepers whose time has come are woken.
+    /// Lets `time` pass: all clocks move on, and sleepers whose time has come are woken. A suspend is no different.
     pub fn advance(&self, time: Duration) {
         let mut hands = self.hands();
         hands.wall = hands.wall.saturating_add(time);
@@ -97,6 +130,14 @@ impl ManualClock {
     /// Sets the wall clock, forward or back, as an operator or NTP would. The monotonic clock does not notice.
     pub fn set_wall(&self, wall: Duration) {
         self.hands().wall = wall;
+    }
+
+    /// Restarts the machine: another boot begins, and its time at zero. The wall clock goes on, and so does the
+    /// monotonic one, for whoever should have survived. Stores that are open are to be dropped before.
+    pub fn reboot(&self) {
+        let mut hands = self.hands();
+        hands.boot = boot::random();
+        hands.booted = hands.monotonic;
     }
 
     /// How many sleeps are pending: what a test waits for before it advances the clock.
@@ -127,6 +168,11 @@ impl Clock for ManualClock {
     fn sleep(&self, time: Duration) -> Sleep {
         let until = self.monotonic().saturating_add(time);
         Box::pin(ManualSleep { clock: self.clone(), until })
+    }
+
+    fn boot(&self) -> Option<Boot> {
+        let hands = self.hands();
+        Some(Boot { id: hands.boot, elapsed: hands.monotonic.saturating_sub(hands.booted) })
     }
 }
 
@@ -160,27 +206,70 @@ impl Future for ManualSleep {
 #[derive(Debug)]
 pub struct Timeline {
     clock: Arc<dyn Clock>,
-    /// What is added to the monotonic clock to give the store's time. It only grows.
-    offset: AtomicU64,
+    /// Whether it counts from the clock's boot, and not from where the monotonic clock does.
+    by_boot: bool,
+    /// What is added to the clock, in microseconds, to give the store's time. It only grows.
+    offset: AtomicI64,
+}
+
+/// A reading of the clock that a [`Timeline`] counts by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    /// The boot that it counts from; 0 if it counts from a moment that means nothing to other processes.
+    pub(crate) boot: u128,
+    /// In microseconds.
+    pub(crate) elapsed: u64,
+}
+
+impl Moment {
+    /// The present moment of `clock`, from its boot on if it has one.
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    pub(crate) fn of(clock: &dyn Clock) -> Moment {
+        match clock.boot() {
+            Some(Boot { id, elapsed }) => Moment { boot: id, elapsed: micros_down(elapsed) },
+            None => Moment { boot: 0, elapsed: micros_down(clock.monotonic()) },
+        }
+    }
 }
 
 impl Timeline {
     /// A timeline that starts at the wall clock's time, but not before `floor`.
     pub fn new(clock: Arc<dyn Clock>, floor: Stamp) -> Timeline {
         let start = micros(clock.wall()).max(floor.0);
-        let offset = AtomicU64::new(start.saturating_sub(micros_down(clock.monotonic())));
-        Timeline { clock, offset }
+        let elapsed = micros_down(clock.monotonic());
+        Timeline::starting(clock, Moment { boot: 0, elapsed }, Stamp(start))
+    }
+
+    /// A timeline that reads `time` at `moment`, so that all that are made of the same two are one, in whichever process.
+    pub(crate) fn starting(clock: Arc<dyn Clock>, moment: Moment, time: Stamp) -> Timeline {
+        let offset = AtomicI64::new(offset(time, moment.elapsed));
+        Timeline { clock, by_boot: moment.boot != 0, offset }
     }
 
     /// The present time of the store.
     pub fn now(&self) -> Stamp {
-        Stamp(micros_down(self.clock.monotonic()).saturating_add(self.offset.load(Ordering::Acquire)))
+        self.time_at(self.elapsed())
     }
 
     /// Takes note of a stamp that the store already holds, so that [`now`](Timeline::now) is not before it.
     pub fn observe(&self, stamp: Stamp) {
-        let elapsed = micros_down(self.clock.monotonic());
-        self.offset.fetch_max(stamp.0.saturating_sub(elapsed), Ordering::AcqRel);
+        self.align(self.elapsed(), stamp);
+    }
+
+    /// Sees to it that the time at the moment `elapsed` is not before `time`, and goes on from there.
+    pub(crate) fn align(&self, elapsed: u64, time: Stamp) {
+        self.offset.fetch_max(offset(time, elapsed), Ordering::AcqRel);
+    }
+
+    /// The store's time at the moment `elapsed`.
+    pub(crate) fn time_at(&self, elapsed: u64) -> Stamp {
+        Stamp(elapsed.saturating_add_signed(self.offset.load(Ordering::Acquire)))
+    }
+
+    /// The present moment of the clock, whose boot may be another by now than the one it was made in.
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    pub(crate) fn moment(&self) -> Moment {
+        Moment::of(&*self.clock)
     }
 
     /// The stamp of a write: the present time, forced greater than `last`, the greatest stamp that any
@@ -190,6 +279,17 @@ impl Timeline {
         self.observe(stamp);
         stamp
     }
+
+    fn elapsed(&self) -> u64 {
+        let boot = if self.by_boot { self.clock.boot() } else { None };
+        micros_down(boot.map_or_else(|| self.clock.monotonic(), |boot| boot.elapsed))
+    }
+}
+
+/// What is to be added to `elapsed` to give `time`.
+fn offset(time: Stamp, elapsed: u64) -> i64 {
+    let most = i64::MAX as u64;
+    time.0.min(most) as i64 - elapsed.min(most) as i64
 }
 
 /// Elapsed time, rounded down: a moment that has not come yet is not claimed.

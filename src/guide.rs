@@ -129,8 +129,31 @@
 //!
 //! # Time
 //!
-//! Only the store's time decides, and every write is stamped with it, strictly greater than what it replaces. Memory and
-//! SQLite follow the monotonic clock from where the wall clock (or the last stamp in the file, if that is later) stood when
-//! they were opened: a wall clock that is set back revives no lease, one that is set forward ends none while the
-//! process runs. Redis uses the server's clock; setting that one back lets a lease that nobody took yet run on, and setting
-//! it forward ends leases early. In every case fences keep increasing and a stale holder's word is refused.
+//! Only the store's time decides, and every write is stamped with it, strictly greater than what it replaces. In every case
+//! fences keep increasing and a stale holder's word is refused.
+//!
+//! * **Memory** follows the monotonic clock from where the wall clock stood when it was made.
+//! * **SQLite**: all processes of one boot derive one time from an anchor in the file, by the clock that counts from the boot and goes on
+//!   in a suspend. A wall clock that is set back revives no lease, and one that is set forward ends none, whichever process
+//!   was started before or after. The wall clock is read once a boot, when the file is first opened: time then starts
+//!   there, never below where it had got to in the file, and at most 30 days above it
+//!   (`max_clock_step`). A clock that is further ahead is not believed, since it would end every retention: the file's own
+//!   time goes on, the event `nevertwice.clock_step` warns of it, and `accept_clock` takes the clock as it is once somebody has
+//!   looked. That warning also comes for a file that was not used for so long. A machine that is set back to a snapshot goes on from
+//!   the greatest time in the file.
+//!
+//!   A file is for one machine at a time. While it is open, a process of another boot (another machine, or a container with a boot id or
+//!   a time namespace of its own) is refused; once it is closed, or after a crash and a restart, it opens at once, and the wall
+//!   clock is read. Where file locks do not reach the other machine, and for copies of one snapshot of a running machine, this cannot be
+//!   noticed in time: do not share the file there.
+//!
+//!   Only Linux tells a boot id (with `/proc` mounted). Elsewhere each process goes by the wall clock as it was when that process opened the
+//!   file, by the same bounds, and by what others wrote since; a warning says so. Two processes started before and after
+//!   the clock was set disagree there by that much: end all of them before it is set by more than the shortest lease.
+//! * **Redis** uses the server's clock; setting that one back lets a lease that nobody took yet run on, and setting
+//!   it forward ends leases early.
+//!
+//! A holder counts the rest of its lease by [`Clock::monotonic`](crate::Clock::monotonic), from before it asked. On Linux, with the feature
+//! `sqlite` or `redis`, that clock goes on in a suspend, so that a machine that wakes up does not believe in a lease that was
+//! granted to another meanwhile. On other systems it stands still: do not suspend a machine there that holds leases of a shared
+//! store.

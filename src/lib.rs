@@ -47,7 +47,7 @@ pub use backends::RedisStore;
 pub use backends::{SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
 pub use builder::EngineBuilder;
-pub use clock::{Clock, ManualClock, SystemClock, Timeline};
+pub use clock::{Boot, Clock, ManualClock, SystemClock, Timeline};
 pub use decide::{Current, Reason, Resolution, StateKind};
 pub use engine::Engine;
 pub use error::{Error, StoreError};

@@ -69,11 +69,21 @@
 //! | `nevertwice.ran` | DEBUG | `store`, `outcome` | a run ended |
 //! | `nevertwice.purged` | INFO | `store`, `records` | a step of a purge removed records |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
+//!
+//! # Events of the SQLite store's clock
+//!
+//! When a file is opened, of the same target and in no span of the crate's.
+//!
+//! | event | level | fields | meaning |
+//! |---|---|---|---|
+//! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | the wall clock is so many seconds ahead of the file's time, which is further than it is believed: see `SqliteStoreBuilder::max_clock_step` |
+//! | `nevertwice.clock_without_boot` | WARN | `store` | the system has no boot id, so the processes that open the file do not share one time |
 
 // The hooks are called in every build; what they are told is then not looked at.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(unused_variables, dead_code))]
 
 use std::future::Future;
+use std::time::Duration;
 
 #[cfg(feature = "tracing")]
 use tracing::Instrument;
@@ -147,7 +157,7 @@ impl Op {
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     #[cfg(feature = "metrics")]
-    time: std::time::Duration,
+    time: Duration,
 }
 
 impl Moment {
@@ -416,6 +426,31 @@ pub(crate) fn purged(engine: &Engine, records: usize) {
     if records > 0 {
         event!(INFO, "nevertwice.purged", engine, { records }, "purged");
     }
+}
+
+/// A store was opened whose wall clock is `ahead` of its time, further than is believed.
+pub(crate) fn clock_step(store: &'static str, ahead: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        name: "nevertwice.clock_step",
+        target: "nevertwice",
+        tracing::Level::WARN,
+        store,
+        ahead_s = ahead.as_secs(),
+        "the wall clock is too far ahead to be believed; time goes on from where it had got to"
+    );
+}
+
+/// A store was opened whose clock has no boot.
+pub(crate) fn clock_without_boot(store: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        name: "nevertwice.clock_without_boot",
+        target: "nevertwice",
+        tracing::Level::WARN,
+        store,
+        "no boot id: each process that opens the file goes by its own wall clock"
+    );
 }
 
 /// Somebody who waits, until it is dropped.

@@ -6,18 +6,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_executor::block_on;
+use nevertwice::clock::Sleep;
 use nevertwice::sqlite::{SqliteStore, SqliteStoreBuilder, Synchronous};
 use nevertwice::{
-    Begin, Durability, Engine, Error, Fingerprint, Lease, ManualClock, Record, RecordId, Recovery, Request,
-    Stamp, Store, StoreError,
+    Begin, Boot, Clock, Durability, Engine, Error, Fingerprint, Lease, LeaseToken, ManualClock, Record,
+    RecordId, Recovery, Request, Stamp, Store, StoreError,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;
 
 #[path = "sqlite/batches.rs"]
 mod batches;
+#[path = "sqlite/boots.rs"]
+mod boots;
 #[path = "sqlite/files.rs"]
 mod files;
+#[path = "sqlite/machines.rs"]
+mod machines;
 #[path = "sqlite/prefixes.rs"]
 mod prefixes;
 #[path = "sqlite/scanning.rs"]
@@ -28,8 +33,6 @@ mod sharing;
 mod time;
 #[path = "sqlite/transaction.rs"]
 mod transaction;
-#[path = "sqlite/upgrade.rs"]
-mod upgrade;
 #[path = "sqlite/waiting.rs"]
 mod waiting;
 
@@ -37,6 +40,33 @@ nevertwice::conformance!(sqlite, async {
     let dir = tempfile::tempdir().unwrap();
     (SqliteStore::open(dir.path().join("x.db")).unwrap(), dir)
 });
+
+/// The clock of another process on the machine of a [`ManualClock`], whose wall clock reads what this one's says.
+#[derive(Debug, Clone)]
+struct Other(ManualClock, ManualClock);
+
+impl Clock for Other {
+    fn wall(&self) -> Duration {
+        self.1.wall()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn sleep(&self, time: Duration) -> Sleep {
+        self.0.sleep(time)
+    }
+
+    fn boot(&self) -> Option<Boot> {
+        self.0.boot()
+    }
+}
+
+/// The clock of another process on the machine of `clock`, with a wall clock that reads `wall` for ever.
+fn same_boot(clock: &ManualClock, wall: Duration) -> Other {
+    Other(clock.clone(), ManualClock::starting_at(wall))
+}
 
 /// A file in a folder of its own, gone with it.
 struct File(TempDir);
@@ -58,7 +88,7 @@ impl File {
         engine(self.store())
     }
 
-    fn at(&self, clock: &ManualClock) -> SqliteStoreBuilder {
+    fn at(&self, clock: &(impl Clock + Clone)) -> SqliteStoreBuilder {
         SqliteStore::builder(self.path()).clock(clock.clone())
     }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::anchor::{self, Start};
+use super::claim::Claim;
 use super::readers::Readers;
 use super::rows::Table;
 use super::schema::Place;
@@ -12,7 +14,7 @@ use super::waiters::Waiters;
 use super::watcher::Watch;
 use super::writer::{Desk, Writer};
 use super::{Inner, SqliteStore};
-use crate::clock::{Clock, SystemClock, Timeline};
+use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::policy::Durability;
 
@@ -42,6 +44,7 @@ pub struct SqliteStoreBuilder {
     synchronous: Synchronous,
     busy_timeout: Duration,
     limits: Limits,
+    start: Start,
 }
 
 impl SqliteStoreBuilder {
@@ -53,6 +56,7 @@ impl SqliteStoreBuilder {
             synchronous: Synchronous::default(),
             busy_timeout: Duration::from_secs(1),
             limits: Limits { bytes: None },
+            start: Start { max_step: Duration::from_secs(30 * 86_400), accept: false },
         }
     }
 
@@ -63,9 +67,30 @@ impl SqliteStoreBuilder {
         self
     }
 
-    /// Takes time from `clock` instead of the operating system.
+    /// Takes time from `clock` instead of the operating system. All stores on a file must have a clock of the same
+    /// [`boot`](Clock::boot).
     pub fn clock(mut self, clock: impl Clock) -> SqliteStoreBuilder {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// How far the wall clock may be ahead of the last time that the file has seen, when it is first opened after a start of the machine.
+    /// **Default 30 days.** A clock that is further ahead is taken to be wrong: a warning is logged
+    /// ([`nevertwice.clock_step`](crate::observe)), and time goes on from where it had got to, until [`accept_clock`](Self::accept_clock).
+    /// *Longer*, a clock that once is wrong by so much makes every record older than its retention. *Shorter* than the machine is ever off, or the
+    /// file unused, and leases and retentions last longer by that time, each time. A new file takes any time.
+    pub fn max_clock_step(mut self, step: Duration) -> SqliteStoreBuilder {
+        self.start.max_step = step;
+        self
+    }
+
+    /// Takes the wall clock as it is now, however far it is ahead, in place of the time that the file has got to: once, when the store is
+    /// opened, and for every process that has it open. For an operator who has looked at the clock, after the warning
+    /// `nevertwice.clock_step`. Time does not go back: a clock that is behind changes nothing.
+    ///
+    /// **Not for a program to call at every start**: that is [`max_clock_step`](Self::max_clock_step) without a bound.
+    pub fn accept_clock(mut self) -> SqliteStoreBuilder {
+        self.start.accept = true;
         self
     }
 
@@ -94,13 +119,10 @@ impl SqliteStoreBuilder {
 
     /// Opens the file, and makes it and the tables if they are not there. Blocks for some milliseconds.
     ///
-    /// Tables of an older release are brought up to date in one transaction, which takes some ten seconds for a million records and, for
-    /// as long as it is open, as much room beside the file again. A process of the older release that still has the file open
-    /// can go on reading, but writes and purges nothing more.
-    ///
     /// # Errors
     /// [`StoreError::Unusable`] if the file is not a SQLite database, or cannot be written to, or its tables are not a
-    /// store's or of a newer release: nothing in it is changed then. [`StoreError::Unavailable`] if it stays locked.
+    /// store's or of another release: nothing in it is changed then. So too if a process of another boot has it open: another machine, or
+    /// a container with a boot id or a time namespace of its own. [`StoreError::Unavailable`] if it stays locked.
     pub fn open(self) -> Result<SqliteStore, StoreError> {
         if !is_identifier(&self.table) {
             return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
@@ -110,7 +132,9 @@ impl SqliteStoreBuilder {
         let path = place.path().to_owned();
         let known_as = db.path().map(str::to_owned);
         let table = Arc::new(Table::new(self.table));
-        let timeline = Arc::new(Timeline::new(self.clock, table.high_water(&db)?));
+        let identity = table.identity(&db)?;
+        let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
+        let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock, self.start)?);
         let first = place.open_reader()?;
         table.probe(&first)?;
         let limits = self.limits;
@@ -134,6 +158,8 @@ impl SqliteStoreBuilder {
             durability,
             path,
             known_as,
+            identity,
+            _claim: claim,
         })))
     }
 }

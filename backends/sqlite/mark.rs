@@ -9,16 +9,19 @@
 //!    commits and not in all; and whoever opens the file finds there, up to `LAG`, how far time had got. Every row that he reads
 //!    lifts his time further, and a store that is closed leaves the mark where its time is.
 //!
-//! So after a crash together with a clock set back, up to `LAG` may be counted a second time: a lease that nobody
+//! So after a restart of the machine together with a clock set back, up to `LAG` may be counted a second time: a lease that nobody
 //! took ends that much later. None is revived that was taken: the row that took it shows the time.
+//!
+//! How far time has got meanwhile is derived from the [`anchor`](super::anchor), which is seen to here as well.
 
 use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::anchor::{Anchor, Times, taken_over};
 use super::rows::Table;
 use super::trouble::Trouble;
-use crate::clock::Timeline;
+use crate::clock::{Moment, Timeline};
 use crate::record::Stamp;
 
 /// How far the stamps of a file's rows may be above its mark.
@@ -36,9 +39,22 @@ pub(super) struct Stamps<'a> {
 impl<'a> Stamps<'a> {
     /// For the transaction that `db` is in. It must have the write lock: what another process has removed is known by
     /// the mark alone.
+    ///
+    /// # Errors
+    /// If the anchor is another boot's: its processes go by another clock.
     pub(super) fn of(db: &Connection, table: &Table, timeline: &'a Timeline) -> Result<Stamps<'a>, Trouble> {
-        let mark = table.high_water(db)?;
-        timeline.observe(mark);
+        let Times { mark, anchor } = table.times(db)?;
+        let Moment { boot, elapsed } = timeline.moment();
+        match anchor {
+            Some(anchor) if anchor.boot != boot => return Err(taken_over()),
+            // Another process may have anchored anew.
+            Some(anchor) if boot != 0 => timeline.align(anchor.elapsed, anchor.time),
+            Some(_) | None => {}
+        }
+        timeline.align(elapsed, mark);
+        if anchor.is_none_or(|anchor| anchor.is_behind(mark, elapsed)) {
+            table.save_anchor(db, Anchor { boot, elapsed, time: timeline.time_at(elapsed) })?;
+        }
         Ok(Stamps { timeline, mark, last: mark })
     }
 

@@ -28,8 +28,10 @@ pub(super) struct Table {
     delete: String,
     due: String,
     postpone: String,
-    high_water: String,
-    set_high_water: String,
+    pub(super) times: String,
+    pub(super) set_high_water: String,
+    pub(super) set_anchor: String,
+    pub(super) store: String,
 }
 
 /// A row as it was found.
@@ -67,10 +69,12 @@ impl Table {
                  WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2"
             ),
             postpone: format!("UPDATE {rows} SET due = ?2 WHERE seq = ?1"),
-            high_water: format!("SELECT high_water FROM {meta} WHERE one = 1 AND mirror = ~high_water"),
+            times: format!("SELECT high_water, anchor FROM {meta} WHERE one = 1 AND mirror = ~high_water"),
             set_high_water: format!(
                 "UPDATE {meta} SET high_water = ?1, mirror = ~?1 WHERE one = 1 AND high_water < ?1"
             ),
+            set_anchor: format!("UPDATE {meta} SET anchor = ?1 WHERE one = 1"),
+            store: format!("SELECT store FROM {meta} WHERE one = 1"),
             name,
         }
     }
@@ -280,19 +284,6 @@ impl Table {
         }
         Ok(!found.is_empty())
     }
-
-    /// The high-water mark: see [`Stamps`].
-    pub(super) fn high_water(&self, db: &Connection) -> Result<Stamp, Trouble> {
-        let found: Option<i64> = prepare(db, &self.high_water)?.query_row([], |row| row.get(0)).optional()?;
-        let found = found.and_then(|number| u64::try_from(number).ok()).map(Stamp);
-        found.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
-    }
-
-    /// Raises the high-water mark. It never goes back.
-    pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
-        prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
-        Ok(())
-    }
 }
 
 pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>, Trouble> {
@@ -309,7 +300,7 @@ fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
 }
 
 /// A stamp as a column holds it.
-fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
+pub(super) fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
@@ -391,7 +382,10 @@ mod tests {
     #[test]
     fn a_row_is_found_by_how_its_id_starts() {
         let db = Connection::open_in_memory().unwrap();
-        let sql = include_str!("schema.sql").replace("{table}", "t").replace("{version}", "2");
+        let sql = include_str!("schema.sql")
+            .replace("{table}", "t")
+            .replace("{version}", "3")
+            .replace("{store}", "");
         db.execute_batch(&sql).unwrap();
         let table = Table::new("t".to_owned());
         for sql in [&table.find, &table.stamp] {

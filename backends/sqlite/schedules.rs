@@ -25,6 +25,7 @@ struct File {
     /// Keeps the file open, so that SQLite need not put it in order whenever a schedule ends.
     db: std::sync::Mutex<Connection>,
     path: PathBuf,
+    clock: ManualClock,
     _dir: TempDir,
 }
 
@@ -35,11 +36,11 @@ impl File {
         let db = schema::Place::new(&path, Duration::ZERO)
             .and_then(|place| place.open_writer("nevertwice", Synchronous::Normal))
             .unwrap();
-        Arc::new(File { db: db.into(), path, _dir: dir })
+        Arc::new(File { db: db.into(), path, clock: ManualClock::new(), _dir: dir })
     }
 
     fn open(&self) -> SqliteStore {
-        let builder = SqliteStore::builder(&self.path).clock(ManualClock::new()).busy_timeout(Duration::ZERO);
+        let builder = SqliteStore::builder(&self.path).clock(self.clock.clone()).busy_timeout(Duration::ZERO);
         builder.synchronous(Synchronous::Normal).open().unwrap()
     }
 

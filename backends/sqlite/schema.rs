@@ -1,4 +1,4 @@
-//! Opening a file: connections, and the tables, made once; those of an older release are brought up to this one's.
+//! Opening a file: connections, and the tables, made once.
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
@@ -6,27 +6,30 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rand::TryRng;
+use rand::rngs::SysRng;
 use rusqlite::{
     Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
 };
 
 use super::Synchronous;
+use super::anchor::sealed;
 use super::trouble::{Trouble, unusable};
 use crate::error::StoreError;
 
 /// The version of the tables that this release makes, and the only one that it uses.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
+/// The first version that was released. A later release brings tables from this one on up to its own, in [`make`], in the very
+/// transaction that finds them; those of before are refused.
+const FIRST_RELEASED: i64 = 3;
 /// The page cache of a connection: 8 MiB, as SQLite is told so. A larger one is slower.
 const CACHE: i64 = -8 * 1024;
 const SCHEMA: &str = include_str!("schema.sql");
-/// What brings tables of version 1 up to version 2.
-const FROM_VERSION_1: &str = include_str!("schema-1-to-2.sql");
 
 /// The tables, as they are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tables {
     Missing,
-    Version1,
     Current,
 }
 
@@ -54,8 +57,7 @@ impl Place {
         &self.path
     }
 
-    /// The connection that writes, to a file that holds the tables: they are made if there are none, and brought up to
-    /// this release's if they are older.
+    /// The connection that writes, to a file that holds the tables: they are made if there are none.
     pub(super) fn open_writer(
         &self,
         table: &str,
@@ -71,7 +73,7 @@ impl Place {
         self.use_wal(&db)?;
         set_up_writer(&db, synchronous).map_err(|error| self.refused(error))?;
         if found != Tables::Current {
-            bring_up(&db, table)?;
+            make(&db, table)?;
         }
         Ok(db)
     }
@@ -189,9 +191,12 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
     let version: Option<i64> = db.query_row(&sql, [], |row| row.get(0)).optional().map_err(Trouble::from)?;
     match version {
         Some(VERSION) => Ok(Tables::Current),
-        Some(1) => Ok(Tables::Version1),
         Some(newer) if newer > VERSION => Err(unusable(format!(
             "its tables are of version {newer}, this release knows {VERSION}; they are left as they are"
+        ))),
+        Some(older) if (1..FIRST_RELEASED).contains(&older) => Err(unusable(format!(
+            "its tables are of version {older}, from before the first release, and cannot be read; they are left as they are: \
+             take another file or table"
         ))),
         Some(_) | None => Err(unusable(format!("table {meta} names no version that was ever written"))),
     }
@@ -209,17 +214,23 @@ fn nothing_lost(db: &Transaction<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes the tables or brings them up to this release's, in one transaction, unless another process was faster.
-fn bring_up(db: &Connection, table: &str) -> Result<(), StoreError> {
+/// Makes the tables, in one transaction, unless another process was faster.
+fn make(db: &Connection, table: &str) -> Result<(), StoreError> {
     let transaction =
         Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
-    let sql = match check(&transaction, table)? {
-        Tables::Missing => SCHEMA,
-        Tables::Version1 => FROM_VERSION_1,
-        Tables::Current => return Ok(()),
-    };
-    let sql = sql.replace("{table}", table).replace("{version}", &VERSION.to_string());
-    transaction.execute_batch(&sql).map_err(Trouble::from)?;
+    match check(&transaction, table)? {
+        Tables::Missing => {
+            // From the operating system: a machine that was copied while it ran would draw the same twice.
+            let mut store = vec![0; 16];
+            SysRng
+                .try_fill_bytes(&mut store)
+                .map_err(|error| unusable(format!("no random bytes: {error}")))?;
+            let sql = SCHEMA.replace("{table}", table).replace("{version}", &VERSION.to_string());
+            let sql = sql.replace("{store}", &hex::encode(sealed(store)));
+            transaction.execute_batch(&sql).map_err(Trouble::from)?;
+        }
+        Tables::Current => {}
+    }
     transaction.commit().map_err(Trouble::from)?;
     Ok(())
 }

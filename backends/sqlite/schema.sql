@@ -17,14 +17,20 @@ CREATE INDEX main."{table}_id" ON "{table}" (substr(id, 1, 6));
 
 CREATE INDEX main."{table}_due" ON "{table}" (due);
 
--- The version is here and not in `user_version`, which belongs to whoever owns the database. `high_water` is not
--- less than the stamp of any row that was removed, and at most 100 ms below that of any row there is: no fence is given
--- twice, whatever the clock says. `mirror` is the same with every bit turned over: a damaged mark must not move time.
+-- The version is here and not in `user_version`, which belongs to whoever owns the database. `store` is a random
+-- id (16 bytes, and a CRC-32 of them), made with the table: its tokens carry it. `high_water` is not less than the stamp of any row that was removed, and at most 100 ms below
+-- that of any row there is: no fence is given twice, whatever the clock says. `mirror` is the same with every bit turned
+-- over: a damaged mark must not move time. `anchor` is what every process of one boot derives the time from: the id of
+-- the boot (16 bytes), microseconds since it began (8), the stamp at that moment (8), and a CRC-32 of these (4), all
+-- little-endian; it is empty until the table is first opened.
 CREATE TABLE main."{table}_meta" (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     version INTEGER NOT NULL,
+    store BLOB NOT NULL,
     high_water INTEGER NOT NULL,
-    mirror INTEGER NOT NULL
+    mirror INTEGER NOT NULL,
+    anchor BLOB NOT NULL
 ) STRICT;
 
-INSERT INTO main."{table}_meta" (one, version, high_water, mirror) VALUES (1, {version}, 0, ~0);
+INSERT INTO main."{table}_meta" (one, version, store, high_water, mirror, anchor)
+VALUES (1, {version}, x'{store}', 0, ~0, x'');

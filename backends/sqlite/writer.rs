@@ -117,7 +117,10 @@ impl Desk {
     /// Leaves the mark where time has got to. Should somebody else be writing, it is near enough as it is: nobody waits for that.
     fn leave_mark(&self) -> Result<(), Trouble> {
         self.db.busy_timeout(Duration::ZERO)?;
-        self.table.save_high_water(&self.db, self.timeline.now())
+        self.execute("BEGIN IMMEDIATE")?;
+        let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
+        stamps.raise(&self.db, &self.table, self.timeline.now())?;
+        self.execute("COMMIT")
     }
 
     /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand

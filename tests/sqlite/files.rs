@@ -53,10 +53,22 @@ fn names_that_are_no_identifiers_are_refused() {
 fn s14_tables_of_a_newer_version_are_refused_and_left_alone() {
     let file = File::new();
     drop(file.store());
-    file.raw().execute("UPDATE nevertwice_meta SET version = 3", []).unwrap();
+    file.raw().execute("UPDATE nevertwice_meta SET version = 4", []).unwrap();
     let before = fs::read(file.path()).unwrap();
-    assert_unusable(&file.path(), "version 3");
+    assert_unusable(&file.path(), "version 4");
     assert!(fs::read(file.path()).unwrap() == before);
+}
+
+#[test]
+fn s14_tables_of_before_the_first_release_are_refused_and_left_alone() {
+    for version in [1, 2] {
+        let file = File::new();
+        drop(file.store());
+        file.raw().execute("UPDATE nevertwice_meta SET version = ?1", [version]).unwrap();
+        let before = fs::read(file.path()).unwrap();
+        assert_unusable(&file.path(), "before the first release");
+        assert!(fs::read(file.path()).unwrap() == before);
+    }
 }
 
 #[test]

@@ -65,13 +65,11 @@ fn s13_a_clock_set_back_revives_no_lease() {
     clock.set_wall(Duration::ZERO); // a running store does not even notice
     let second = acquire(&engine_, "k");
     assert!(second.takeover());
+    let [first, second] = [first, second].map(|lease| lease.token());
     drop(engine_);
     let back = ManualClock::starting_at(Duration::ZERO);
     let engine = engine(file.at(&back).open().unwrap());
-    let complete = |lease: &Lease| {
-        let token = lease.token();
-        block_on(async { engine.resume(&token).await?.complete("x").await })
-    };
+    let complete = |token: &LeaseToken| block_on(async { engine.resume(token).await?.complete("x").await });
     assert!(matches!(complete(&first), Err(Error::LeaseLost { .. })));
     // Time goes on from the greatest stamp of the file, so the second lease ends when it was to end.
     back.advance(LEASE - Duration::from_micros(2));
@@ -86,7 +84,7 @@ fn s13_a_lease_that_was_over_is_over_after_a_restart_with_the_clock_set_back() {
     let file = File::new();
     let clock = ManualClock::new();
     let before = engine(file.at(&clock).open().unwrap());
-    let _crashed = acquire(&before, "k");
+    drop(acquire(&before, "k"));
     clock.advance(LEASE);
     let _ = acquire(&before, "another");
     drop(before);

@@ -1,0 +1,269 @@
+//! The anchor of the time in a file: what keeps the processes of one boot from disagreeing.
+//!
+//! The rule: **the time is the anchor's stamp plus what the boot clock has counted since**, the same number in every process,
+//! whatever their wall clocks say and whenever each opened the file. The wall clock is read only where there is no anchor of this
+//! boot: see [`open`]. An anchor is replaced by the write transaction that finds it damaged, or the time that it gives
+//! below the high-water mark (the machine was set back to a snapshot): time goes on from the mark, and does not freeze there.
+//!
+//! No two boots use a file at once, since each would go by its own clock. Every open store shares the lock of a [`Claim`], so
+//! whoever finds an anchor of another boot and gets that lock for itself knows that nobody is left of it. Where
+//! locks do not reach (a folder shared with a machine that has locks of its own), the store that was there first finds the
+//! other's anchor in its next write transaction, and writes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::claim::Claim;
+use super::mark::LAG;
+use super::rows::{Table, prepare, signed};
+use super::trouble::{Trouble, unavailable, unusable};
+use crate::clock::{Clock, Moment, Timeline};
+use crate::error::StoreError;
+use crate::observe;
+use crate::record::{Stamp, micros};
+use crate::store_id::StoreId;
+
+/// A stamp, and the moment of a boot at which it was the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Anchor {
+    /// The boot's id; 0 for clocks without one, which derive nothing from an anchor.
+    pub(super) boot: u128,
+    pub(super) elapsed: u64,
+    pub(super) time: Stamp,
+}
+
+/// What the file says of time.
+pub(super) struct Times {
+    pub(super) mark: Stamp,
+    /// `None` if there is none yet, or it is damaged.
+    pub(super) anchor: Option<Anchor>,
+}
+
+/// How an open store's time may start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    /// How far beyond the high-water mark the wall clock is believed.
+    pub(super) max_step: Duration,
+    /// Whether it is believed at any distance, and even though there is an anchor.
+    pub(super) accept: bool,
+}
+
+impl Anchor {
+    const BYTES: usize = 32;
+
+    pub(super) fn time_at(&self, elapsed: u64) -> Stamp {
+        let (time, before) = (i128::from(self.time.0), i128::from(self.elapsed));
+        let time = (time + i128::from(elapsed) - before).clamp(0, i128::from(u64::MAX));
+        Stamp(time as u64)
+    }
+
+    /// Whether the time that it gives is below what the file has seen, by more than a process may be ahead of it.
+    pub(super) fn is_behind(&self, mark: Stamp, elapsed: u64) -> bool {
+        self.boot != 0 && self.time_at(elapsed).after(LAG) < mark
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let parts = [&self.boot.to_le_bytes()[..], &self.elapsed.to_le_bytes(), &self.time.0.to_le_bytes()];
+        sealed(parts.concat())
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Anchor> {
+        let bytes: [u8; Anchor::BYTES] = opened(bytes)?;
+        let number = |from: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[from..from + 8]);
+            u64::from_le_bytes(number)
+        };
+        let boot = u128::from(number(8)) << 64 | u128::from(number(0));
+        Some(Anchor { boot, elapsed: number(16), time: Stamp(number(24)) })
+    }
+}
+
+/// `bytes`, and a checksum behind them.
+pub(super) fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let sum = crc32fast::hash(&bytes);
+    bytes.extend(sum.to_le_bytes());
+    bytes
+}
+
+/// What [`sealed`] was given, if nothing is damaged.
+fn opened<const BYTES: usize>(sealed: &[u8]) -> Option<[u8; BYTES]> {
+    let (bytes, sum) = sealed.split_last_chunk::<4>()?;
+    let sound = crc32fast::hash(bytes) == u32::from_le_bytes(*sum);
+    if sound { bytes.try_into().ok() } else { None }
+}
+
+impl Table {
+    /// The high-water mark and the anchor: see [`Stamps`](super::mark::Stamps).
+    pub(super) fn times(&self, db: &Connection) -> Result<Times, Trouble> {
+        let row = |row: &rusqlite::Row<'_>| -> rusqlite::Result<_> {
+            Ok((row.get(0)?, Anchor::decode(row.get_ref(1)?.as_blob()?)))
+        };
+        let found: Option<(i64, _)> = prepare(db, &self.times)?.query_row([], row).optional()?;
+        let times =
+            found.and_then(|(mark, anchor)| Some(Times { mark: Stamp(mark.try_into().ok()?), anchor }));
+        times.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
+    }
+
+    /// Raises the high-water mark. It never goes back.
+    pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
+        prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
+        Ok(())
+    }
+
+    pub(super) fn save_anchor(&self, db: &Connection, anchor: Anchor) -> Result<(), Trouble> {
+        prepare(db, &self.set_anchor)?.execute([anchor.encode()])?;
+        Ok(())
+    }
+
+    /// The identity of the store: an id that is kept with the table, and its name.
+    pub(super) fn identity(&self, db: &Connection) -> Result<StoreId, StoreError> {
+        let read = |row: &rusqlite::Row<'_>| Ok(opened::<16>(row.get_ref(0)?.as_blob()?));
+        let id = prepare(db, &self.store)?.query_row([], read).map_err(Trouble::from)?;
+        let id = id.ok_or_else(|| unusable(format!("the id in table {}_meta is damaged", self.name)))?;
+        // To SQLite it is the same table in either case.
+        Ok(StoreId::of("sqlite", &[&id, self.name.to_ascii_lowercase().as_bytes()]))
+    }
+
+    /// Whether the time of the boot that `moment` is of can be derived from the file as it is.
+    fn is_anchored(&self, db: &Connection, moment: Moment) -> Result<bool, Trouble> {
+        let Times { mark, anchor } = self.times(db)?;
+        let own = anchor.filter(|anchor| anchor.boot == moment.boot);
+        Ok(own.is_some_and(|anchor| !anchor.is_behind(mark, moment.elapsed)))
+    }
+}
+
+/// The time of the store, for a process that opens it: derived from the anchor if there is one of this boot. Otherwise the wall clock
+/// is read and the file anchored anew; refused if it is open in another boot. `claim` is shared from here on.
+pub(super) fn open(
+    db: &Connection,
+    table: &Table,
+    claim: &Claim,
+    clock: Arc<dyn Clock>,
+    start: Start,
+) -> Result<Timeline, StoreError> {
+    let now = Moment::of(&*clock);
+    if start.accept || !table.is_anchored(db, now)? {
+        anchor_anew(db, table, claim, &*clock, start)?;
+    }
+    claim.share()?;
+    // From here on nobody of another boot can anchor anew. Until here it could.
+    let Times { mark, anchor } = table.times(db)?;
+    let anchor = anchor.filter(|anchor| anchor.boot == now.boot).ok_or_else(in_use_elsewhere)?;
+    let timeline = if now.boot == 0 {
+        observe::clock_without_boot(super::NAME);
+        let time = start.by_wall(mark, &*clock);
+        Timeline::starting(clock, now, time)
+    } else {
+        Timeline::starting(clock, Moment { elapsed: anchor.elapsed, ..now }, anchor.time)
+    };
+    timeline.observe(mark);
+    Ok(timeline)
+}
+
+/// Writes an anchor of this boot, unless another process was faster.
+fn anchor_anew(
+    db: &Connection,
+    table: &Table,
+    claim: &Claim,
+    clock: &dyn Clock,
+    start: Start,
+) -> Result<(), StoreError> {
+    let transaction =
+        Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
+    let Times { mark, anchor } = table.times(&transaction)?;
+    let Moment { boot, elapsed } = Moment::of(clock);
+    let own = anchor.filter(|anchor| anchor.boot == boot);
+    if own.is_none() && !claim.take_alone()? {
+        return Err(if anchor.is_some() { in_use_elsewhere() } else { damaged() });
+    }
+    let derived = own.map_or(mark, |own| own.time_at(elapsed).max(mark));
+    let time = match own {
+        // Clocks without a boot derive nothing from it.
+        _ if boot == 0 => Stamp::ZERO,
+        Some(_) if !start.accept => derived,
+        Some(_) | None => start.by_wall(mark, clock).max(derived),
+    };
+    if own.is_none_or(|own| own.time_at(elapsed) < time) {
+        table.save_anchor(&transaction, Anchor { boot, elapsed, time })?;
+    }
+    // With the claim still taken alone: nobody shares it who has not seen the new anchor.
+    transaction.commit().map_err(Trouble::from)?;
+    Ok(())
+}
+
+impl Start {
+    /// The time by the wall clock: never below the mark, and not too far above it.
+    fn by_wall(self, mark: Stamp, clock: &dyn Clock) -> Stamp {
+        let wall = Stamp(micros(clock.wall()));
+        // A file without a mark holds nothing that could end early.
+        if mark == Stamp::ZERO || self.accept || wall <= mark.after(self.max_step) {
+            return wall.max(mark);
+        }
+        observe::clock_step(super::NAME, wall.since(mark));
+        mark
+    }
+}
+
+fn in_use_elsewhere() -> StoreError {
+    unusable(
+        "another machine has it open, or a container with a boot id or a time namespace of its own, or a store with a `Clock` of \
+         another boot, and its time is not the one here: close it there first, or open it there",
+    )
+}
+
+fn damaged() -> StoreError {
+    unavailable(
+        "the anchor of its time is damaged, and other processes have it open: the next write of theirs mends it, and so \
+         does the first open once all have closed it",
+    )
+}
+
+/// The anchor is another boot's, under a store that is open.
+pub(super) fn taken_over() -> Trouble {
+    Trouble::lasting(
+        "another machine, or a container with a boot id or a time namespace of its own, has opened it meanwhile, and its clock is \
+         not the one here; nothing was written. Close it on one of the two, and open it anew on the other"
+            .to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANCHOR: Anchor = Anchor { boot: 7 << 100 | 9, elapsed: 5_000_000, time: Stamp(9_000_000) };
+
+    #[test]
+    fn s13_an_anchor_gives_the_time_before_and_after_it() {
+        assert_eq!(ANCHOR.time_at(6_000_000), Stamp(10_000_000));
+        assert_eq!(ANCHOR.time_at(1_000_000), Stamp(5_000_000));
+        let early = Anchor { time: Stamp(1), ..ANCHOR };
+        assert_eq!([early.time_at(0), early.time_at(5_000_001)], [Stamp(0), Stamp(2)]);
+    }
+
+    #[test]
+    fn s13_an_anchor_reads_back_and_no_damage_to_it_is_believed() {
+        let bytes = ANCHOR.encode();
+        assert_eq!(Anchor::decode(&bytes), Some(ANCHOR));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Anchor::decode(&damaged), None);
+        }
+        for length in 0..bytes.len() {
+            assert_eq!(Anchor::decode(&bytes[..length]), None);
+        }
+        assert_eq!(Anchor::decode(&sealed(vec![0; 33])), None);
+    }
+
+    #[test]
+    fn s13_an_anchor_is_behind_only_by_more_than_rows_may_be_ahead() {
+        let lag = micros(LAG);
+        assert!(!ANCHOR.is_behind(Stamp(9_000_000 + lag), 5_000_000));
+        assert!(ANCHOR.is_behind(Stamp(9_000_001 + lag), 5_000_000));
+        assert!(!Anchor { boot: 0, ..ANCHOR }.is_behind(Stamp(u64::MAX), 5_000_000));
+    }
+}
