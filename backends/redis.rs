@@ -2,16 +2,17 @@
 
 mod batch;
 mod builder;
+mod connection;
 mod courier;
+mod diagnosis;
 mod grants;
+mod inspection;
 mod line;
-mod link;
 #[cfg(not(all(test, nevertwice_shuttle)))]
 mod listener;
 #[cfg(all(test, nevertwice_shuttle))]
 #[path = "redis/schedules.rs"]
 mod listener;
-mod preflight;
 mod records;
 mod refusal;
 mod runtime;
@@ -20,33 +21,34 @@ mod time;
 mod trip;
 #[cfg_attr(all(test, nevertwice_shuttle), allow(dead_code))] // what only the real listener asks for
 mod waiters;
+mod warning;
+mod watch;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use ::redis::{Client, ConnectionInfo, IntoConnectionInfo};
+use ::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
 use self::courier::{Carrier, Courier};
-use self::grants::Grants;
-pub use self::preflight::Warning;
 use self::records::Records;
-use self::refusal::{again, nonsense, unusable};
+use self::refusal::{BACKEND, again, nonsense, unusable};
 use self::script::{Answer, Expected, Item, Scripts};
-use self::time::ServerTime;
 use self::waiters::Waiters;
+pub use self::warning::Warning;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
 
 /// Records in a Redis (7.0 or later) or Valkey server, shared by every process that connects to it.
 ///
-/// Needs a tokio runtime. Clones share one multiplexed connection, which reconnects by itself.
+/// Needs a tokio runtime. Clones share one multiplexed connection, after whose loss the next call opens another.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -80,9 +82,8 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 ///
 /// # What the server must be
 ///
-/// * A primary with `maxmemory-policy noeviction`, on its own: clusters are not supported yet. Anything else is
-///   refused when connecting, as far as the user may ask. Over `maxmemory` begins are refused with
-///   [`StoreError::Full`]; duplicates are still answered, and what is under way can be finished.
+/// * A primary with `maxmemory-policy noeviction`, on its own: clusters are not supported yet. Over `maxmemory` begins are
+///   refused with [`StoreError::Full`]; duplicates are still answered, and what is under way can be finished.
 /// * As [durable](Store::durability) as the application needs: nothing survives without an append-only file
 ///   ([`Durability::Memory`]), [`Durability::Power`] is `appendfsync always`, the others are [`Durability::Process`]
 ///   (`everysec` only while the disk keeps up: [`Warning::SyncedEverySecond`]). A failover to a replica loses what was
@@ -90,10 +91,35 @@ use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 /// * Set to the right time, and kept there by slewing. A clock that is set back prolongs leases by as much, and up to
 ///   `clock_slack` repeats no fence. One that is set forward ends leases, and what is kept, early.
 ///
-/// All this is looked at once, when connecting. Whoever changes the server's settings later is not noticed.
+/// # A server that changes
 ///
-/// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`). With
-/// `+hello +config|get` on top nothing is left [unverified](Warning). What else is good to have:
+/// The server is inspected when the store connects, on every later connection before anything else is sent over it, and before
+/// a begin that finds the last inspection older than [`recheck_every`](RedisStoreBuilder::recheck_every) (30 s). Whatever was
+/// believed of the server behind one connection, its clock above all, ends with that connection.
+///
+/// A server that must not be used is refused when connecting. One that becomes so later is given **no more grants**:
+///
+/// | what it became | a begin is refused with | until |
+/// |---|---|---|
+/// | evicting: a `maxmemory-policy` and a `maxmemory` | [`StoreError::Unusable`] | it is `noeviction` again |
+/// | less durable than when the store connected | `Unusable` | it is as durable again |
+/// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process starts anew |
+/// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
+/// | a cluster's node, a sentinel | `Unusable` | another server answers |
+///
+/// Leases are still renewed, marked and finished, and duplicates are answered where their record is still there. A server in
+/// doubt is inspected again every second in which a begin comes, so no restart is needed once it is repaired. Records that
+/// were evicted do not come back by repairing it, which is why somebody has to look at those first.
+///
+/// What remains: a server that starts to evict under an open connection can, until the next inspection, drop records whose keys
+/// are then granted again. The growth of `evicted_keys` shows it afterwards. Who keeps the server at `noeviction`, or takes
+/// `CONFIG` away from everybody, has no such window. `FLUSHALL`, a file that was removed, and a replica that was promoted without
+/// all records look like a server without these records.
+///
+/// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`); in another database
+/// than 0 `+select`. With `+hello +config|get +info` on top nothing is left [unverified](Warning); what the user may not ask is
+/// not checked, and counts as the least it can be for the [durability](RedisStoreBuilder::assume_durability). What else is good to
+/// have:
 ///
 /// * `+client|tracking`, so that who waits for a record is told when it changes. Without, [waiters](Store::changed) look
 ///   again and again ([`Warning::ChangesUnannounced`]).
@@ -111,16 +137,13 @@ pub struct RedisStore(Arc<Inner>);
 struct Inner {
     records: Arc<Records>,
     waiters: Waiters,
+    identity: StoreId,
     clock_slack: Duration,
     scripts: Scripts,
-    time: ServerTime,
-    /// Whether the server knows `SET .. IFEQ`.
-    compares: AtomicBool,
-    grants: Grants,
     courier: Courier<Inner>,
     /// How long it takes at most until a trip is over.
     patience: Duration,
-    durability: Durability,
+    /// What no later inspection changes.
     warnings: Vec<Warning>,
 }
 
@@ -151,17 +174,26 @@ impl RedisStore {
         RedisStoreBuilder::new(Ok(client))
     }
 
-    /// What an operator should know about this server, as it was found when connecting.
-    pub fn warnings(&self) -> &[Warning] {
-        &self.0.warnings
+    /// What an operator should know about this server, as of its last inspection.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.0.records.connections.watch.warnings();
+        warnings.extend_from_slice(&self.0.warnings);
+        warnings
+    }
+
+    /// Lets begins be granted again after the server evicted keys: an operator has seen to it that nothing is done twice.
+    ///
+    /// While the server is still set up to evict, they stay refused. Stores of other processes are not told.
+    pub fn accept_evictions(&self) {
+        self.0.records.connections.watch.accept_evictions();
     }
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("durability", &self.0.durability)
-            .field("warnings", &self.0.warnings)
+            .field("durability", &self.durability())
+            .field("warnings", &self.warnings())
             .finish_non_exhaustive()
     }
 }
@@ -214,16 +246,22 @@ impl Store for RedisStore {
         let item = Item { expected: Expected::Anything, ..self.0.item(id, None, None) };
         match Courier::send(&self.0, item).await? {
             Answer::Done { existed, .. } => Ok(existed),
-            Answer::Conflict { .. } | Answer::Seen { .. } => Err(nonsense()),
+            Answer::Conflict { .. } | Answer::Seen { .. } | Answer::Refused(_) => Err(nonsense()),
         }
     }
 
+    /// As of the last inspection of the server.
     fn durability(&self) -> Durability {
-        self.0.durability
+        self.0.records.connections.watch.durability()
+    }
+
+    /// The one of [`store_id`]: it survives the server, whose loss tokens may outlive.
+    fn identity(&self) -> StoreId {
+        self.0.identity
     }
 
     fn name(&self) -> &'static str {
-        "redis"
+        BACKEND
     }
 }
 
@@ -253,6 +291,27 @@ impl Carrier for Inner {
     async fn deliver(&self, items: &mut [Item]) -> Vec<Result<Answer, StoreError>> {
         Inner::deliver(self, items).await
     }
+}
+
+/// The [identity](Store::identity) of a store in this database (0 where the URL names none) under this
+/// [`prefix`](RedisStoreBuilder::prefix), wherever its server is.
+///
+/// For tokens of a store that had another name: after records were moved to another database or prefix, or another one is
+/// used from now on.
+///
+/// ```
+/// use nevertwice::backends::redis::store_id;
+/// assert_ne!(store_id(0, "nevertwice:"), store_id(1, "nevertwice:"));
+/// ```
+pub fn store_id(database: i64, prefix: impl AsRef<str>) -> StoreId {
+    StoreId::of(BACKEND, &[database.to_string().as_bytes(), prefix.as_ref().as_bytes()])
+}
+
+/// Whether what is sent there can be read by others on the way.
+fn is_exposed(address: &ConnectionAddr) -> bool {
+    let ConnectionAddr::Tcp(host, _) = address else { return false };
+    let loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
+    !loopback
 }
 
 /// The `redis` crate panics outside of tokio.

@@ -122,7 +122,9 @@
 //! * **Exactly-once effects outside a transaction.** Between the effect and `complete` there is a gap that no library
 //!   closes; what is promised is that nobody runs through it twice unknowingly once the effect was marked.
 //! * **More than the store keeps.** A memory store forgets with its process. Redis without AOF forgets with its
-//!   server. A Redis failover loses what the new primary had not received.
+//!   server. A Redis failover loses what the new primary had not received. One that starts to evict is given no more
+//!   grants within 30 s (its `recheck_every`), nor is one that keeps less
+//!   than when the store connected; what is under way goes on.
 //! * **Protection from a deleted store.** Remove the file or the server's data, and all keys are new.
 //! * **Secrecy of responses.** They are stored as they are given. Keys are stored as digests unless the policy says otherwise.
 //! * **Truth of the caller's key.** Two requests with two keys are two operations.

@@ -4,6 +4,8 @@
 
 #[path = "redis/batches.rs"]
 mod batches;
+#[path = "redis/changes.rs"]
+mod changes;
 #[path = "redis/faults.rs"]
 mod faults;
 #[path = "redis/keeping.rs"]

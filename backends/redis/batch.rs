@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::Inner;
-use super::refusal::{again, full, nonsense};
+use super::refusal::{again, nonsense};
 use super::script::{Answer, snapshot};
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -46,10 +46,10 @@ impl Inner {
         swaps: &[(RecordId, Option<Stamp>)],
         answers: Vec<Result<Answer, StoreError>>,
     ) -> Vec<Result<Swap, StoreError>> {
-        let mut settled: Vec<_> =
+        let mut settled: Vec<Settled> =
             swaps.iter().zip(answers).map(|((id, _), answer)| settle_alone(id, answer)).collect();
         let look: Vec<usize> = (0..settled.len())
-            .filter(|&place| matches!(settled.get(place), Some(None | Some(Err(StoreError::Full { .. })))))
+            .filter(|&place| settled.get(place).is_some_and(|settled| !matches!(settled, Settled::Is(_))))
             .collect();
         let ids: Vec<_> = look.iter().filter_map(|&place| Some(swaps.get(place)?.0)).collect();
         let mut found = self.records.load_many(&ids).await.map(Vec::into_iter);
@@ -61,31 +61,41 @@ impl Inner {
             let (Some(answer), Some((_, expected))) = (settled.get_mut(place), swaps.get(place)) else {
                 continue;
             };
-            let is_full = answer.is_some();
-            *answer = Some(found.and_then(|found| {
-                // Refused for want of memory: a duplicate is still told what there is.
-                if is_full && found.record.as_ref().map(|record| record.stamp) == *expected {
-                    return Err(full());
+            *answer = Settled::Is(found.and_then(|found| match answer {
+                // A duplicate is told what there is, also where nothing new may be begun.
+                Settled::Refused(why) if found.record.as_ref().map(|record| record.stamp) == *expected => {
+                    Err(again(why))
                 }
-                Ok(Swap::Conflict(found))
+                _ => Ok(Swap::Conflict(found)),
             }));
         }
-        settled.into_iter().map(|answer| answer.unwrap_or_else(|| Err(nonsense()))).collect()
+        let settled = settled.into_iter();
+        settled
+            .map(|answer| if let Settled::Is(answer) = answer { answer } else { Err(nonsense()) })
+            .collect()
     }
 }
 
-/// `None`: it takes a look at the record and the server's clock.
-fn settle_alone(id: &RecordId, answer: Result<Answer, StoreError>) -> Option<Result<Swap, StoreError>> {
-    Some(match answer {
+/// How far the answer to a swap goes without another look at the record and the server's clock.
+enum Settled {
+    Is(Result<Swap, StoreError>),
+    Unclear,
+    /// It was not done, for this reason.
+    Refused(StoreError),
+}
+
+fn settle_alone(id: &RecordId, answer: Result<Answer, StoreError>) -> Settled {
+    Settled::Is(match answer {
         Ok(Answer::Done { stamp, .. }) => Ok(Swap::Done(stamp)),
         Ok(Answer::Conflict { now, value }) => snapshot(id, now, value).map(Swap::Conflict),
         Ok(Answer::Seen { by, value }) => match snapshot(id, by, Some(value)) {
             Ok(found) if found.record.as_ref().is_some_and(|record| is_unchanged(record, found.now)) => {
                 Ok(Swap::Conflict(found))
             }
-            Ok(_) => return None,
+            Ok(_) => return Settled::Unclear,
             Err(error) => Err(error),
         },
+        Ok(Answer::Refused(why)) => return Settled::Refused(why),
         Err(error) => Err(error),
     })
 }

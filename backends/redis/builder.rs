@@ -2,21 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ::redis::Client;
-use ::redis::aio::ConnectionManagerConfig;
 
+use super::connection::Connections;
 use super::courier::Courier;
-use super::grants::Grants;
-use super::link::Link;
+use super::line::Line;
 use super::records::Records;
-use super::refusal::meaning;
+use super::refusal::{is_forbidden, unusable};
 use super::script::Scripts;
-use super::time::ServerTime;
 use super::waiters::Waiters;
-use super::{Inner, RedisStore, in_tokio, preflight};
+use super::watch::Watch;
+use super::{Inner, RedisStore, Warning, in_tokio, is_exposed, store_id};
 use crate::error::StoreError;
 use crate::policy::Durability;
 
@@ -24,18 +22,19 @@ use crate::policy::Durability;
 #[must_use = "a builder does nothing until `connect` is called"]
 pub struct RedisStoreBuilder {
     client: Result<Client, StoreError>,
-    prefix: Vec<u8>,
+    prefix: String,
     response_timeout: Duration,
     connection_timeout: Duration,
     clock_slack: Duration,
     assumed: Option<Durability>,
+    recheck_every: Duration,
 }
 
 impl RedisStoreBuilder {
     /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
     /// other's records.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
-        self.prefix = prefix.as_ref().as_bytes().to_vec();
+        prefix.as_ref().clone_into(&mut self.prefix);
         self
     }
 
@@ -67,48 +66,65 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Connects, and looks at whether the server can be used, within the time-outs.
+    /// Bounds the age of the inspection of the server that a grant rests on. **Default 30 s.** The begin that finds it older
+    /// inspects the server first, which takes one round trip of three commands; nothing is asked while nothing is begun.
+    ///
+    /// Within this time after somebody makes the server evict, begins are still granted: the shorter, the fewer of them can
+    /// repeat what an evicted record stood for. `Duration::ZERO` inspects before every trip that begins something.
+    pub fn recheck_every(mut self, time: Duration) -> RedisStoreBuilder {
+        self.recheck_every = time;
+        self
+    }
+
+    /// Connects, and inspects whether the server can be used, within the time-outs.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if nobody answers, or not now; [`StoreError::Unusable`] if the URL is none, the
-    /// log-in is refused, or the server must not be used as it is set up.
+    /// [`StoreError::Unavailable`] if nobody answers, or not now; [`StoreError::Unusable`] if the URL is none or names a
+    /// database that the server does not have, the log-in is refused, or the server must not be used as it is set up.
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         in_tokio()?;
         let client = self.client?;
-        // The engine repeats what failed, within its deadline: no retries of our own in between.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(self.connection_timeout))
-            .set_response_timeout(Some(self.response_timeout));
-        let link = Link::new(client.clone(), config).map_err(|error| meaning(&error))?;
-        let scripts = Scripts::new();
-        let records = Arc::new(Records { link, prefix: self.prefix });
         let limits = [self.connection_timeout, self.response_timeout];
-        let found = preflight::inspect(&client, &records.link, limits, &scripts, self.assumed).await?;
+        let connections =
+            Connections::new(client.clone(), limits, Watch::new(self.assumed, self.recheck_every));
+        if let Some(doubt) = connections.get().await?.doubt() {
+            return Err(unusable(doubt.detail()));
+        }
+        let scripts = Scripts::new();
+        scripts.load(&connections).await?;
+        let info = client.get_connection_info();
+        let identity = store_id(info.redis_settings().db(), &self.prefix);
+        let mut warnings = Vec::new();
+        if is_exposed(info.addr()) {
+            warnings.push(Warning::PlainTcp);
+        }
+        // What else goes wrong with a connection of its own is no reason not to use the store.
+        if Line::open(&client, limits).await.is_err_and(|error| is_forbidden(&error)) {
+            warnings.push(Warning::ChangesUnannounced);
+        }
+        let records = Arc::new(Records { connections, prefix: self.prefix.into_bytes() });
         Ok(RedisStore(Arc::new(Inner {
             waiters: Waiters::new(Arc::clone(&records), client, limits),
             records,
+            identity,
             clock_slack: self.clock_slack,
             scripts,
-            time: ServerTime::default(),
-            compares: AtomicBool::new(found.compares),
-            grants: Grants::default(),
             courier: Courier::default(),
-            // A trip that goes three times, and a probe of the connection.
-            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(4),
-            durability: found.durability,
-            warnings: found.warnings,
+            // A connection that is opened, an inspection, and a trip that goes three times.
+            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
+            warnings,
         })))
     }
 
     pub(super) fn new(client: Result<Client, StoreError>) -> RedisStoreBuilder {
         RedisStoreBuilder {
             client,
-            prefix: b"nevertwice:".to_vec(),
+            prefix: "nevertwice:".to_owned(),
             response_timeout: Duration::from_secs(1),
             connection_timeout: Duration::from_secs(1),
             clock_slack: Duration::from_secs(600),
             assumed: None,
+            recheck_every: Duration::from_secs(30),
         }
     }
 }
@@ -121,6 +137,7 @@ impl fmt::Debug for RedisStoreBuilder {
             .field("connection_timeout", &self.connection_timeout)
             .field("clock_slack", &self.clock_slack)
             .field("assumed", &self.assumed)
+            .field("recheck_every", &self.recheck_every)
             .finish_non_exhaustive()
     }
 }

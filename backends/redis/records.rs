@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use ::redis::{Value, cmd, from_redis_value, pipe};
 
-use super::link::Link;
+use super::connection::Connections;
 use super::refusal::{corrupt, is_forbidden, is_wrong_type, meaning, nonsense, unusable};
 use super::script::{bytes, snapshot};
 use crate::error::StoreError;
@@ -21,7 +21,7 @@ const SCANS_A_PAGE: usize = 16;
 
 /// Where the records are, and what their names start with.
 pub(super) struct Records {
-    pub(super) link: Link,
+    pub(super) connections: Connections,
     pub(super) prefix: Vec<u8>,
 }
 
@@ -62,11 +62,7 @@ impl Records {
             commands.cmd("GET").arg(self.key(id));
         }
         let count = ids.len() + 1;
-        let replies = self.link.call_all(&commands, count).await.map_err(|error| meaning(&error))?;
-        if replies.len() != count {
-            return Err(nonsense());
-        }
-        let mut replies = replies.into_iter();
+        let mut replies = self.connections.call(&commands, count).await?.into_iter();
         let now = time(replies.next())?;
         Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, now, reply)).collect())
     }
@@ -104,7 +100,7 @@ impl Records {
         scan.arg(cursor).arg("MATCH").arg(pattern(&self.prefix)).arg("COUNT").arg(count);
         let mut commands = pipe();
         commands.cmd("TIME").add_command(scan);
-        let replies = self.link.call_all(&commands, 2).await.map_err(|error| meaning(&error))?;
+        let replies = self.connections.call(&commands, 2).await?;
         let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| nonsense())?;
         let names = names.extract_error().map_err(|error| {
             if is_forbidden(&error) {

@@ -7,7 +7,8 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::DecodeError;
 
-const BACKEND: &str = "redis";
+/// The kind of store, in errors and elsewhere.
+pub(super) const BACKEND: &str = "redis";
 
 pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
     StoreError::Unavailable { backend: BACKEND, detail: detail.into() }
@@ -80,19 +81,49 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) && error.detail().is_some_and(known)
 }
 
+/// Whether the server takes no more connections at present.
+pub(super) fn is_full_of_connections(error: &RedisError) -> bool {
+    says(error, "max number of clients")
+}
+
+/// Whether an `ERR` of the server has these words.
+fn says(error: &RedisError, words: &str) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
+        && error.detail().is_some_and(|detail| detail.contains(words))
+}
+
 /// What an error means for a call.
 pub(super) fn meaning(error: &RedisError) -> StoreError {
     if error.kind() == ErrorKind::AuthenticationFailed {
         return unusable("it refused the user name or the password of the URL");
     }
-    match error.code() {
+    if says(error, "DB index is out of range") {
+        return unusable(
+            "it has no database of the number at the end of the URL (ERR DB index is out of range): `databases` in its \
+             configuration says how many there are",
+        );
+    }
+    if says(error, "SELECT is not allowed in cluster mode") {
+        return unusable("it is a node of a cluster, which this release does not support");
+    }
+    if is_full_of_connections(error) {
+        return unavailable(
+            "it has no room for another connection (ERR max number of clients reached): see maxclients",
+        );
+    }
+    // The `redis` crate passes on what the server says to SELECT without its code.
+    match error.code().map(|code| if code == "ERR" { code_of_select(error) } else { code }) {
         Some("NOAUTH") => unusable("it wants a password, and the URL has none (NOAUTH)"),
         Some("WRONGPASS") => unusable("it refused the user name or the password of the URL (WRONGPASS)"),
         Some("NOPERM") => unusable(
             "the user lacks a permission (NOPERM): it needs +evalsha +script|load +get +set +time, and the keys under \
-             the prefix",
+             the prefix; for another database than 0, +select",
         ),
-        Some("MOVED" | "ASK" | "CROSSSLOT") => {
+        Some("DENIED") => unusable(
+            "it is in protected mode (DENIED) and takes connections of its own machine only: give it a password, or set \
+             protected-mode no",
+        ),
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => {
             unusable("it is a node of a cluster, which this release does not support")
         }
         Some(_) if is_unknown_command(error) => {
@@ -104,13 +135,28 @@ pub(super) fn meaning(error: &RedisError) -> StoreError {
     }
 }
 
+/// The code that stood before the words in which the server refused `SELECT`.
+fn code_of_select(error: &RedisError) -> &'static str {
+    if says(error, "Authentication required") {
+        "NOAUTH"
+    } else if says(error, "no permissions to run the 'select'") {
+        "NOPERM"
+    } else {
+        "ERR"
+    }
+}
+
 fn connection(error: &RedisError) -> &str {
     if error.is_timeout() {
         "no answer in time"
     } else if error.is_connection_refusal() {
-        "connection refused"
+        "connection refused: nothing listens at the address of the URL"
     } else if error.is_connection_dropped() {
         "the connection was dropped"
+    } else if error.kind() == ErrorKind::Parse {
+        "what answers does not speak Redis's protocol: look at the port, and for one for TLS write rediss://"
+    } else if error.is_io_error() && error.to_string().contains("failed to lookup address") {
+        "the name of the host in the URL cannot be resolved"
     } else {
         error.category()
     }

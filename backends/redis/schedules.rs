@@ -11,14 +11,14 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use ::redis::Client;
-use ::redis::aio::ConnectionManagerConfig;
 use shuttle::future::{block_on, yield_now};
 use shuttle::rand::Rng;
 use shuttle::thread;
 
-use super::link::Link;
+use super::connection::Connections;
 use super::records::Records;
 use super::waiters::{Post, Relieved, Waiters};
+use super::watch::Watch;
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::schedules::explore;
@@ -116,8 +116,9 @@ async fn live(post: &Post, server: &Server) -> Result<Infallible, Relieved> {
 /// What the stand-in has no use for: the way to a server that nobody asks.
 fn nowhere() -> (Client, Arc<Records>) {
     let client = Client::open("redis://localhost").unwrap();
-    let link = Link::new(client.clone(), ConnectionManagerConfig::new()).unwrap();
-    (client, Arc::new(Records { link, prefix: Vec::new() }))
+    let watch = Watch::new(None, Duration::MAX);
+    let connections = Connections::new(client.clone(), [Duration::MAX; 2], watch);
+    (client, Arc::new(Records { connections, prefix: Vec::new() }))
 }
 
 /// L4: whoever waits is told of the change, whenever it comes, and whoever leaves takes nobody along.

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::time::Duration;
 
-use ::redis::{Cmd, RedisWrite, Script, Value, cmd};
+use ::redis::{Cmd, Pipeline, RedisWrite, Script, Value, cmd};
 use bytes::Bytes;
 
-use super::refusal::{corrupt, nonsense};
+use super::connection::Connections;
+use super::refusal::{corrupt, meaning, nonsense, unusable};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{DecodeError, Record, Stamp};
@@ -18,6 +19,8 @@ pub(super) const STAMP_BYTES: usize = 8;
 pub(super) const STAMP_LIMIT: u64 = 1 << 53;
 /// What is to be kept longer, in milliseconds, is kept for ever: Redis refuses an end that is no 64-bit number.
 const FOREVER_MS: u128 = 1 << 52;
+
+const TOO_OLD: &str = "it does not know `#!lua` scripts: Redis 7.0 or Valkey is the oldest that does";
 
 /// The scripts of a store. Each has a header, which is what makes the server look at its memory first, and refuse before
 /// anything ran; without it the first write of a script is where it looks.
@@ -49,6 +52,21 @@ impl Scripts {
 
     pub(super) fn all(&self) -> [&OneScript; 3] {
         [&self.refusable, &self.always, &self.replace]
+    }
+
+    /// Leaves them in the server's cache, and finds out whether this user may run them.
+    pub(super) async fn load(&self, connections: &Connections) -> Result<(), StoreError> {
+        let mut commands = Pipeline::new();
+        for script in self.all() {
+            commands.add_command(script.load()).add_command(script.call(0, 0));
+        }
+        for reply in connections.call(&commands, commands.len()).await? {
+            if let Err(error) = reply.extract_error() {
+                let is_old = error.detail().is_some_and(|detail| detail.contains("compiling"));
+                return Err(if is_old { unusable(TOO_OLD) } else { meaning(&error) });
+            }
+        }
+        Ok(())
     }
 
     /// The swap in the variant that fits items which may be refused, or may not.
@@ -155,6 +173,8 @@ pub(super) enum Answer {
         by: Stamp,
         value: Vec<u8>,
     },
+    /// The server must not be given another grant, or has no room for one: nothing was written.
+    Refused(StoreError),
 }
 
 impl Answer {

@@ -14,17 +14,10 @@ const PRECISE: Duration = Duration::from_millis(20);
 /// By how much two clocks drift apart at most: one part in this many.
 const DRIFT: u32 = 2000;
 
-/// The server's clock, read now and then along with other commands, and followed in between by the machine's monotonic
-/// clock. It gives bounds, and whoever uses them takes the one that errs to the safe side.
+/// The clock of the server behind one connection, read now and then along with other commands, and followed in between by the
+/// machine's monotonic clock. It gives bounds, and whoever uses them takes the one that errs to the safe side.
 #[derive(Debug, Default)]
-pub(super) struct ServerTime(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    reading: Option<Reading>,
-    /// Grows whenever the connection was lost: there may be another server behind the next one.
-    generation: u64,
-}
+pub(super) struct ServerTime(Mutex<Option<Reading>>);
 
 /// The server showed `server` at some moment between `sent` and `received`.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +38,6 @@ pub(super) struct Bounds {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Departure {
     sent: Duration,
-    generation: u64,
     /// What is known of the server's time before the trip.
     pub(super) bounds: Option<Bounds>,
     /// Whether the server should be asked for its time on the way.
@@ -55,10 +47,9 @@ pub(super) struct Departure {
 impl ServerTime {
     /// A trip starts `sent`, on the monotonic clock.
     pub(super) fn depart(&self, sent: Duration) -> Departure {
-        let state = self.lock();
-        let reading = state.reading.filter(|reading| reading.age(sent) <= FRESH);
+        let reading = self.lock().filter(|reading| reading.age(sent) <= FRESH);
         let wants_time = reading.is_none_or(|reading| reading.age(sent) > RENEW);
-        Departure { sent, generation: state.generation, bounds: reading.map(|r| r.at(sent)), wants_time }
+        Departure { sent, bounds: reading.map(|r| r.at(sent)), wants_time }
     }
 
     /// The trip is over; `server` is what the server said, if it was asked. Gives the bounds of its present time.
@@ -68,24 +59,17 @@ impl ServerTime {
         server: Option<Stamp>,
         received: Duration,
     ) -> Option<Bounds> {
-        let mut state = self.lock();
+        let mut last = self.lock();
         if let Some(server) = server {
             let reading = Reading { server, sent: departure.sent, received };
-            if departure.generation == state.generation && reading.is_precise() {
-                state.reading = Some(reading);
+            if reading.is_precise() {
+                *last = Some(reading);
             }
         }
-        state.reading.filter(|reading| reading.age(received) <= FRESH).map(|reading| reading.at(received))
+        last.filter(|reading| reading.age(received) <= FRESH).map(|reading| reading.at(received))
     }
 
-    /// What was read is not known to hold for the server behind the next connection.
-    pub(super) fn forget(&self) {
-        let mut state = self.lock();
-        state.generation += 1;
-        state.reading = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Option<Reading>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -174,16 +158,5 @@ mod tests {
         // Nor does it spoil one that took less.
         assert!(read(&time, 60, 90).is_some());
         assert_eq!(known(&time, 551), (true, true));
-    }
-
-    #[test]
-    fn a_reading_of_a_lost_connection_is_not_used() {
-        let time = ServerTime::default();
-        assert!(read(&time, 0, 1).is_some());
-        let departure = time.depart(Duration::from_millis(2));
-        time.forget();
-        assert_eq!(known(&time, 3), (false, true));
-        assert_eq!(time.arrive(&departure, Some(Stamp(5_000_000)), Duration::from_millis(3)), None);
-        assert_eq!(known(&time, 3), (false, true));
     }
 }

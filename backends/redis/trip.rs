@@ -1,11 +1,13 @@
 //! One trip to the server: many swaps in one pipeline, each the cheapest way that is safe for it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::redis::{Cmd, Pipeline, Value};
 
 use super::Inner;
+use super::connection::Connection;
 use super::grants::Grant;
 use super::records::time;
 use super::refusal::{
@@ -24,6 +26,8 @@ const LEAST_SLACK: Duration = Duration::from_secs(60);
 
 /// How an item is sent.
 enum Way {
+    /// Not at all.
+    Refuse,
     /// `SET .. NX GET`, with this stamp.
     Set(Stamp),
     /// `SET .. IFEQ`, with this stamp and end, if these bytes are there behind the expected one.
@@ -45,31 +49,46 @@ enum End {
 
 type Outcome = Result<Answer, StoreError>;
 
+/// The trip's connection, and with it all that is believed of the server.
+struct Trip<'a> {
+    store: &'a Inner,
+    connection: Arc<Connection>,
+    /// Why the server must not be given another grant.
+    doubt: Option<StoreError>,
+}
+
 impl Inner {
     /// Sends the items at once. In which order they are done is not said; no two of them should have an id in common,
     /// unless nobody can tell. Takes a second trip for those that the first one certainly left undone.
     pub(super) async fn deliver(&self, items: &mut [Item]) -> Vec<Outcome> {
-        let mut departure = self.time.depart(SystemClock.monotonic());
-        departure.bounds = departure.bounds.filter(|_| self.clock_slack >= LEAST_SLACK);
+        let connections = &self.records.connections;
+        let connection = match connections.get().await {
+            Ok(connection) => connection,
+            Err(error) => return items.iter().map(|_| Err(again(&error))).collect(),
+        };
+        let grants = items.iter().any(|item| item.refusable);
+        let doubt = if grants { connections.doubt(&connection).await } else { None };
+        Trip { store: self, connection, doubt }.deliver(items).await
+    }
+}
+
+impl Trip<'_> {
+    async fn deliver(&self, items: &mut [Item]) -> Vec<Outcome> {
+        let mut departure = self.connection.time.depart(SystemClock.monotonic());
+        departure.bounds = departure.bounds.filter(|_| self.store.clock_slack >= LEAST_SLACK);
         let ways: Vec<Way> = items.iter().map(|item| self.way(item, departure.bounds)).collect();
         let mut commands = Pipeline::with_capacity(items.len() + 4);
         if departure.wants_time {
             commands.cmd("TIME");
         }
         let plan = self.plan(items, &ways, departure.bounds, &mut commands);
-        let count = commands.len();
-        let replies = match self.records.link.call_all(&commands, count).await {
-            Ok(replies) if replies.len() == count => replies,
-            Ok(_) => return items.iter().map(|_| Err(nonsense())).collect(),
-            Err(error) => {
-                self.time.forget();
-                let error = meaning(&error);
-                return items.iter().map(|_| Err(again(&error))).collect();
-            }
+        let mut replies = match self.send(&commands).await {
+            Ok(replies) => replies.into_iter(),
+            Err(error) => return items.iter().map(|_| Err(again(&error))).collect(),
         };
-        let mut replies = replies.into_iter();
         let shown = if departure.wants_time { time(replies.next()).ok() } else { None };
-        let by = self.time.arrive(&departure, shown, SystemClock.monotonic()).map(|bounds| bounds.upper);
+        let arrived = self.connection.time.arrive(&departure, shown, SystemClock.monotonic());
+        let by = arrived.map(|bounds| bounds.upper);
 
         let mut outcomes: Vec<Option<Outcome>> = items.iter().map(|_| None).collect();
         let mut is_lost = false;
@@ -77,6 +96,7 @@ impl Inner {
             let outcome = match way {
                 Way::Set(stamp) => self.was_set(items, place, *stamp, by, replies.next()),
                 Way::Compare(stamp, ..) => self.was_compared(items, place, *stamp, replies.next()),
+                Way::Refuse => self.doubt.as_ref().map(|doubt| Ok(Answer::Refused(again(doubt)))),
                 Way::Replace(..) | Way::Swap => continue,
             };
             put(&mut outcomes, place, outcome);
@@ -91,6 +111,10 @@ impl Inner {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(nonsense()))).collect()
     }
 
+    async fn send(&self, commands: &Pipeline) -> Result<Vec<Value>, StoreError> {
+        self.store.records.connections.send(&self.connection, commands, commands.len()).await
+    }
+
     /// Sends what has no outcome yet by the script that always says something. If the server lost that, it is loaded and
     /// sent again, once: nothing was done.
     async fn deliver_rest(&self, items: &mut [Item], outcomes: &mut [Option<Outcome>], mut is_lost: bool) {
@@ -102,18 +126,15 @@ impl Inner {
             }
             let mut commands = Pipeline::new();
             if is_lost {
-                for script in self.scripts.all() {
+                for script in self.store.scripts.all() {
                     commands.add_command(script.load());
                 }
             }
             let loads = commands.len();
             let swapped = self.plan_swaps(items, rest.iter().copied(), &mut commands);
-            let count = commands.len();
-            let replies = match self.records.link.call_all(&commands, count).await {
+            let replies = match self.send(&commands).await {
                 Ok(replies) => replies,
                 Err(error) => {
-                    self.time.forget();
-                    let error = meaning(&error);
                     rest.into_iter().for_each(|place| put(outcomes, place, Some(Err(again(&error)))));
                     return;
                 }
@@ -131,16 +152,19 @@ impl Inner {
     }
 
     fn way(&self, item: &Item, bounds: Option<Bounds>) -> Way {
+        if item.refusable && self.doubt.is_some() {
+            return Way::Refuse;
+        }
         let Some(Bounds { upper, .. }) = bounds else { return Way::Swap };
         match item.expected {
             Expected::Absent if item.refusable && upper.0 < STAMP_LIMIT => Way::Set(upper),
             Expected::Stamp(last) if !item.refusable && upper.max(last.next()).0 < STAMP_LIMIT => {
                 let stamp = upper.max(last.next());
-                let Some(grant) = self.grants.take(&item.id, last) else {
+                let Some(grant) = self.connection.grants.take(&item.id, last) else {
                     return Way::Replace(stamp, End::Own);
                 };
                 let end = if grant.lasts(stamp, item.keep) { End::Same } else { End::Own };
-                if self.compares.load(Ordering::Relaxed) && !grant.bytes.is_empty() {
+                if self.connection.compares.load(Ordering::Relaxed) && !grant.bytes.is_empty() {
                     return Way::Compare(stamp, end, grant.bytes);
                 }
                 Way::Replace(stamp, end)
@@ -174,6 +198,7 @@ impl Inner {
                 }
                 Way::Replace(..) => replaced.push(place),
                 Way::Swap => swapped.push(place),
+                Way::Refuse => {}
             }
         }
         if !replaced.is_empty() {
@@ -194,7 +219,8 @@ impl Inner {
         for (places, refusable) in [(&refusable, true), (&always, false)] {
             if !places.is_empty() {
                 let those: Vec<&Item> = places.iter().filter_map(|&place| items.get(place)).collect();
-                commands.add_command(self.scripts.swap(refusable).swap(&self.records.prefix, &those));
+                commands
+                    .add_command(self.store.scripts.swap(refusable).swap(&self.store.records.prefix, &those));
             }
         }
         [refusable, always]
@@ -204,7 +230,7 @@ impl Inner {
     fn set(&self, item: &Item, stamp: Stamp) -> Cmd {
         let mut command = Cmd::with_capacity(8, 128 + 2 * item.bytes.len());
         command.arg("SET");
-        joined(&mut command, [&self.records.prefix, item.id.as_bytes()]);
+        joined(&mut command, [&self.store.records.prefix, item.id.as_bytes()]);
         joined(&mut command, [&stamp.0.to_be_bytes(), &item.bytes]);
         command
     }
@@ -212,9 +238,9 @@ impl Inner {
     fn replace(&self, items: &[Item], ways: &[Way], places: &[usize], lower: Stamp) -> Cmd {
         let those = || places.iter().filter_map(|&place| Some((items.get(place)?, ways.get(place)?)));
         let bytes = those().map(|(item, _)| item.bytes.len()).sum();
-        let mut command = self.scripts.replace.call(places.len(), bytes);
+        let mut command = self.store.scripts.replace.call(places.len(), bytes);
         for (item, _) in those() {
-            joined(&mut command, [&self.records.prefix, item.id.as_bytes()]);
+            joined(&mut command, [&self.store.records.prefix, item.id.as_bytes()]);
         }
         for (item, way) in those() {
             let (Expected::Stamp(last), Way::Replace(stamp, end)) = (item.expected, way) else { continue };
@@ -241,7 +267,7 @@ impl Inner {
         let item = items.get_mut(place)?;
         let value = match reply.unwrap_or(Value::Okay).extract_error() {
             Ok(value) => bytes(value),
-            Err(error) if is_oom(&error) => Err(full()),
+            Err(error) if is_oom(&error) => return Some(Ok(Answer::Refused(full()))),
             Err(error) if is_wrong_type(&error) => {
                 Err(corrupt(&item.id, DecodeError::Damaged { what: "not a string" }))
             }
@@ -276,7 +302,7 @@ impl Inner {
             // Finishing is allowed over `maxmemory`: by the script.
             Err(error) if is_oom(&error) || is_wrong_type(&error) => None,
             Err(error) if is_unknown_option(&error) => {
-                self.compares.store(false, Ordering::Relaxed);
+                self.connection.compares.store(false, Ordering::Relaxed);
                 None
             }
             Err(error) => Some(Err(meaning(&error))),
@@ -327,7 +353,9 @@ impl Inner {
         let refusable = places.first().and_then(|&place| items.get(place)).is_some_and(|item| item.refusable);
         let answers = match reply.unwrap_or(Value::Nil).extract_error() {
             Err(error) if is_no_script(&error) => return true,
-            Err(error) if is_oom(&error) && refusable => Err(full()),
+            Err(error) if is_oom(&error) && refusable => {
+                Ok(places.iter().map(|_| Answer::Refused(full())).collect())
+            }
             Err(error) => Err(meaning(&error)),
             Ok(reply) => Answer::parse(reply, places.len()),
         };
@@ -348,9 +376,9 @@ impl Inner {
     /// The item is written.
     fn remember(&self, item: &mut Item, stamp: Stamp) {
         if item.grants {
-            let compares = self.compares.load(Ordering::Relaxed);
+            let compares = self.connection.compares.load(Ordering::Relaxed);
             let bytes = if compares { std::mem::take(&mut item.bytes) } else { Vec::new() };
-            self.grants.remember(item.id, Grant { stamp, keep: item.keep, bytes });
+            self.connection.grants.remember(item.id, Grant { stamp, keep: item.keep, bytes });
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
-use nevertwice::backends::redis::Warning;
+use nevertwice::backends::redis::{Warning, store_id};
 use nevertwice::{Clock, Durability, Engine, PolicyError, RedisStore, Store, StoreError, SystemClock};
 
-use crate::server::Server;
+use crate::server::{Server, impostor};
 use crate::{acquire, block_on_tokio, request, response};
 
 fn try_connect(url: &str) -> Result<RedisStore, StoreError> {
@@ -31,7 +31,7 @@ fn durability_is_what_the_server_is_set_to() {
     for (options, durability, warnings) in cases {
         let server = Server::start(options);
         let store = try_connect(&server.url()).unwrap();
-        assert_eq!((store.durability(), store.warnings()), (durability, warnings), "{options:?}");
+        assert_eq!((store.durability(), &*store.warnings()), (durability, warnings), "{options:?}");
     }
 }
 
@@ -102,7 +102,7 @@ fn the_permissions_in_the_documentation_are_enough() {
     ] {
         block_on_tokio(async {
             let store = RedisStore::connect(&server.url_as(user, "s3cret")).await.unwrap();
-            assert_eq!(store.warnings(), warnings);
+            assert_eq!(store.warnings(), *warnings);
             let engine = Engine::builder(store).build().unwrap();
             acquire(&engine, &request("k")).await.complete("done").await.unwrap();
             assert_eq!(response(&engine, &request("k")).await, b"done");
@@ -216,4 +216,94 @@ fn outside_of_tokio_it_is_an_error_and_no_panic() {
     assert!(error.to_string().contains("tokio"), "{error}");
     let error = nevertwice::testing::block_on(RedisStore::connect(&server.url())).unwrap_err();
     assert!(error.to_string().contains("tokio"), "{error}");
+}
+
+#[test]
+fn a_database_that_the_server_does_not_have_is_said_in_its_words() {
+    let server = Server::start(&[]);
+    let detail = refusal(&format!("{}/99", server.url()));
+    assert!(detail.contains("ERR DB index is out of range") && detail.contains("databases"), "{detail}");
+    assert!(!refusal(&format!("{}/99?protocol=resp3", server.url())).contains("it answered"));
+}
+
+#[test]
+fn what_a_database_takes_is_said() {
+    let server = Server::start(&["--requirepass", "s3cret"]);
+    let detail = refusal(&format!("{}/1", server.url()));
+    assert!(detail.contains("NOAUTH"), "{detail}");
+    let needed = "~nevertwice:* -@all +evalsha +script|load +get +set +time";
+    server_as_default(&server, &format!("ACL SETUSER dora on >s3cret {needed}"));
+    let detail = refusal(&format!("{}/1", server.url_as("dora", "s3cret")));
+    assert!(detail.contains("NOPERM") && detail.contains("+select"), "{detail}");
+    let cluster = Server::start(&["--cluster-enabled", "yes"]);
+    let detail = refusal(&format!("{}/1", cluster.url()));
+    // Valkey's have databases too: one, unless they are set up for more.
+    assert!(detail.contains("cluster") || detail.contains("databases"), "{detail}");
+}
+
+fn server_as_default(server: &Server, command: &str) {
+    let client = redis::Client::open(server.url_as("default", "s3cret")).unwrap();
+    let mut words = command.split(' ');
+    let mut cmd = redis::cmd(words.next().unwrap());
+    words.for_each(|word| {
+        cmd.arg(word);
+    });
+    cmd.exec(&mut client.get_connection().unwrap()).unwrap();
+}
+
+#[test]
+fn a_server_without_room_for_a_connection_is_not_taken_for_a_refused_password() {
+    let server = Server::start(&["--maxclients", "1"]);
+    let _taken = server.raw();
+    for url in [server.url(), server.url_as("default", "s3cret"), format!("{}/1", server.url())] {
+        let error = try_connect(&url).unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("maxclients"), "{error}");
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_redis_is_said() {
+    let protected = b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n";
+    // An alert of a server that expected TLS.
+    let tls = b"\x15\x03\x03\x00\x02\x02\x46";
+    let cases: [(&'static [u8], bool, &str); 4] = [
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", true, "does not speak Redis's protocol"),
+        (tls, true, "rediss://"),
+        (b"", true, "rediss://"),
+        (protected, false, "protected-mode no"),
+    ];
+    for (says, is_transient, text) in cases {
+        for url in ["redis://", "redis://:s3cret@"] {
+            let error = try_connect(&format!("{url}127.0.0.1:{}", impostor(says))).unwrap_err();
+            assert_eq!(error.is_transient(), is_transient, "{says:?}: {error}");
+            assert!(error.to_string().contains(text), "{says:?}, {url}: {error}");
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_host_that_nobody_knows_is_said() {
+    let error = try_connect("redis://:s3cret@no-such-host.invalid:6379").unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("cannot be resolved"), "{error}");
+    assert!(!error.to_string().contains("s3cret"), "{error}");
+}
+
+#[test]
+fn a_store_is_known_by_its_database_and_prefix_on_every_server() {
+    let (server, other) = (Server::start(&[]), Server::start(&[]));
+    block_on_tokio(async {
+        let first = RedisStore::connect(&server.url()).await.unwrap();
+        assert_eq!(first.identity(), store_id(0, "nevertwice:"));
+        let elsewhere = RedisStore::connect(&other.url()).await.unwrap();
+        assert_eq!(elsewhere.identity(), first.identity());
+        let database = RedisStore::connect(&format!("{}/3", server.url())).await.unwrap();
+        assert_eq!(database.identity(), store_id(3, "nevertwice:"));
+        let prefix = RedisStore::builder(&server.url()).prefix("api:").connect().await.unwrap();
+        assert_eq!(prefix.identity(), store_id(0, "api:"));
+        assert_ne!(prefix.identity(), first.identity());
+        // Nothing of it is kept on the server: a token outlives that.
+        assert_eq!(server.ask::<u64>("DBSIZE"), 0);
+    });
 }

@@ -92,7 +92,13 @@ impl Server {
         self.child = starting.until_it_answers(self.port).expect("it starts on its old port");
     }
 
-    /// The same, without waiting until it has loaded what it kept.
+    /// The same with other options.
+    pub(crate) fn restart_with(&mut self, options: &[&str]) {
+        self.setup.options = options.iter().map(|&option| option.to_owned()).collect();
+        self.restart();
+    }
+
+    /// Starts it again, without waiting until it has loaded what it kept.
     pub(crate) fn restart_and_load(&mut self) {
         self.child = spawn(self.port, &self.dir, &self.setup).0;
     }
@@ -170,6 +176,20 @@ fn answers(port: u16) -> bool {
         Ok(reply.to_vec())
     };
     ping().is_ok_and(|reply| reply == b"+PONG" || reply == b"-NOAU")
+}
+
+/// Something else than Redis: says the same to every connection, and closes it. Its port.
+pub(crate) fn impostor(says: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // Once it was spoken to: what is closed unread resets the connection, and nothing is heard.
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(says);
+        }
+    });
+    port
 }
 
 /// What a [`Proxy`] does to the bytes that pass it.

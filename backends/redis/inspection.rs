@@ -1,0 +1,118 @@
+//! What a server tells about itself: [`Inspection`].
+
+use std::collections::HashMap;
+
+use ::redis::{FromRedisValue, Pipeline, Value, from_redis_value, pipe};
+
+use super::refusal::{is_forbidden, meaning, nonsense};
+use crate::error::StoreError;
+
+/// How many commands an inspection takes.
+pub(super) const COUNT: usize = 3;
+
+/// One round trip. What this user may not ask is answered by an error, which is no reason not to use the server.
+pub(super) fn commands() -> Pipeline {
+    let mut commands = pipe();
+    // It tells the role and the mode, and is not among the `@dangerous` commands as `ROLE` and `INFO` are.
+    commands.cmd("HELLO");
+    commands.cmd("CONFIG").arg("GET");
+    commands.arg("maxmemory").arg("maxmemory-policy").arg("appendonly").arg("appendfsync");
+    commands.cmd("INFO").arg("server").arg("memory").arg("persistence").arg("stats");
+    commands
+}
+
+/// What a server could be brought to tell; `None` stands for what this user may not ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Inspection {
+    pub(super) role: Option<Role>,
+    /// Whether the server can compare and set by itself: `SET .. IFEQ`.
+    pub(super) compares: bool,
+    /// `maxmemory` and `maxmemory-policy`.
+    pub(super) memory: Option<(u64, String)>,
+    pub(super) append_only: Option<bool>,
+    pub(super) sync: Option<String>,
+    /// Another one after each start.
+    pub(super) run_id: Option<String>,
+    /// Keys that were evicted since the server started, or since somebody reset its statistics.
+    pub(super) evicted: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Primary,
+    Replica,
+    /// A node of a cluster.
+    Cluster,
+    Sentinel,
+}
+
+impl Inspection {
+    pub(super) fn parse(replies: Vec<Value>) -> Result<Inspection, StoreError> {
+        let [hello, config, info] = <[Value; COUNT]>::try_from(replies).map_err(|_| nonsense())?;
+        let mut inspection = Inspection::default();
+        if let Some(hello) = told::<HashMap<String, Value>>(hello)? {
+            inspection.role = Some(role(&hello));
+            inspection.compares = compares(text(&hello, "server"), text(&hello, "version"));
+        }
+        let info = told::<String>(info)?.unwrap_or_default();
+        let lines = info.lines().filter_map(|line| line.split_once(':'));
+        let info: HashMap<_, _> =
+            lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+        inspection.run_id = info.get("run_id").cloned();
+        inspection.evicted = number(&info, "evicted_keys");
+        match told::<HashMap<String, String>>(config)? {
+            Some(config) => {
+                inspection.settings(&config, ["maxmemory-policy", "appendonly"], "yes");
+                inspection.sync = config.get("appendfsync").cloned();
+            }
+            None => inspection.settings(&info, ["maxmemory_policy", "aof_enabled"], "1"),
+        }
+        Ok(inspection)
+    }
+
+    fn settings(&mut self, found: &HashMap<String, String>, [policy, append_only]: [&str; 2], yes: &str) {
+        self.memory = number(found, "maxmemory").zip(found.get(policy).cloned());
+        self.append_only = found.get(append_only).map(|found| found == yes);
+    }
+}
+
+/// The server's answer, or `None` if this user may not ask.
+fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
+    match reply.extract_error() {
+        Ok(reply) => from_redis_value(reply).map(Some).map_err(|_| nonsense()),
+        Err(error) if is_forbidden(&error) => Ok(None),
+        Err(error) => Err(meaning(&error)),
+    }
+}
+
+fn number(found: &HashMap<String, String>, name: &str) -> Option<u64> {
+    found.get(name)?.parse().ok()
+}
+
+fn text<'a>(hello: &'a HashMap<String, Value>, field: &str) -> &'a str {
+    match hello.get(field) {
+        Some(Value::BulkString(bytes)) => std::str::from_utf8(bytes).unwrap_or_default(),
+        Some(Value::SimpleString(text)) => text,
+        _ => "",
+    }
+}
+
+fn role(hello: &HashMap<String, Value>) -> Role {
+    match (text(hello, "mode"), text(hello, "role")) {
+        ("cluster", _) => Role::Cluster,
+        ("sentinel", _) => Role::Sentinel,
+        (_, "master") => Role::Primary,
+        _ => Role::Replica,
+    }
+}
+
+/// Whether a server of this kind and version knows `SET .. IFEQ`.
+fn compares(server: &str, version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match server {
+        "valkey" => version >= (8, 1),
+        "redis" => version >= (8, 4),
+        _ => false,
+    }
+}

@@ -1,0 +1,58 @@
+//! What an operator should know about a server: [`Warning`].
+
+use std::fmt;
+
+/// Something about a server that an operator should know. The [`RedisStore`](super::RedisStore) works all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Warning {
+    /// There is no append-only file: a restart of the server loses records, and what they recorded is done again.
+    NoAppendOnlyFile,
+    /// `appendfsync everysec`: a power cut loses the last seconds. While the disk is so slow that a sync takes over a
+    /// second, the server puts off writing to its file too, and `kill -9` can lose as much.
+    SyncedEverySecond,
+    /// `maxmemory-policy` evicts, although nothing is evicted while `maxmemory` is 0. Set it to `noeviction`: once
+    /// somebody sets a limit, the server drops records, and what they recorded is done again.
+    EvictionPolicy,
+    /// `CONFIG` and `INFO` are forbidden: whether the server evicts records is not known. It must not.
+    EvictionUnverified,
+    /// `INFO` is forbidden: that the server has evicted keys between two inspections would not be noticed.
+    EvictionsUnseen,
+    /// The server has evicted keys since it was started (`evicted_keys` of `INFO`). If records were among them, what they
+    /// recorded is done again.
+    KeysEvicted,
+    /// `CONFIG`, or `INFO` too, is forbidden: what a restart loses is not known, and the least was assumed unless
+    /// [`assume_durability`](super::RedisStoreBuilder::assume_durability) says more.
+    DurabilityUnverified,
+    /// `HELLO` is forbidden: whether this is a primary is not known.
+    RoleUnverified,
+    /// `CLIENT TRACKING` is forbidden: whoever waits for a record looks at it again and again.
+    ChangesUnannounced,
+    /// The password and every response cross a network in the clear.
+    PlainTcp,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Warning::NoAppendOnlyFile => "no append-only file: a restart of the server loses records",
+            Warning::SyncedEverySecond => "appendfsync everysec: a power cut loses the last seconds",
+            Warning::EvictionPolicy => {
+                "maxmemory-policy is not noeviction: with a limit, records would be evicted"
+            }
+            Warning::EvictionUnverified => {
+                "CONFIG and INFO are forbidden: whether records are evicted is not known"
+            }
+            Warning::EvictionsUnseen => "INFO is forbidden: keys that the server evicts are not noticed",
+            Warning::KeysEvicted => "keys were evicted since the server started: records may be among them",
+            Warning::DurabilityUnverified => "CONFIG is forbidden: what a restart loses is not known",
+            Warning::RoleUnverified => "HELLO is forbidden: whether this is a primary is not known",
+            Warning::ChangesUnannounced => {
+                "CLIENT TRACKING is forbidden: whoever waits has to look again and again"
+            }
+            Warning::PlainTcp => {
+                "plain TCP to another machine: passwords and responses can be read on the way"
+            }
+        })
+    }
+}

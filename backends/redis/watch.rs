@@ -1,0 +1,275 @@
+//! Whether a server still keeps its word: [`Watch`].
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Warning;
+use super::inspection::{Inspection, Role};
+use super::refusal::{unavailable, unusable};
+use crate::error::StoreError;
+use crate::policy::Durability;
+
+/// Judges what servers tell, one inspection after the other, by what the first one promised.
+#[derive(Debug)]
+pub(super) struct Watch {
+    assumed: Option<Durability>,
+    every: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The level of the first inspection, below which nothing is begun.
+    promised: Option<Durability>,
+    durability: Durability,
+    warnings: Vec<Warning>,
+    /// For each start of a server, how many keys it had evicted when it was last inspected.
+    evicted: HashMap<String, u64>,
+    /// Whether keys were evicted and nobody has accepted it.
+    has_evicted: bool,
+}
+
+/// Why a server must not be given another grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Doubt {
+    Replica,
+    Cluster,
+    Sentinel,
+    Evicts { limit: u64, policy: String },
+    HasEvicted,
+    LessDurable { promised: Durability, durability: Durability, is_verified: bool },
+}
+
+impl Watch {
+    /// Grants are given on an inspection that is no older than `every`.
+    pub(super) fn new(assumed: Option<Durability>, every: Duration) -> Watch {
+        let state = State {
+            promised: None,
+            durability: assumed.unwrap_or(Durability::Memory),
+            warnings: Vec::new(),
+            evicted: HashMap::new(),
+            has_evicted: false,
+        };
+        Watch { assumed, every, state: Mutex::new(state) }
+    }
+
+    pub(super) fn every(&self) -> Duration {
+        self.every
+    }
+
+    /// Takes note of what a server tells, and says what is wrong with it, but for what [`doubt`](Watch::doubt) says.
+    pub(super) fn judge(&self, inspection: &Inspection) -> Option<Doubt> {
+        let mut warnings = Vec::new();
+        let role = role(inspection, &mut warnings);
+        let eviction = eviction(inspection, &mut warnings);
+        let durability = durability(inspection, self.assumed, &mut warnings);
+        let mut state = self.lock();
+        // The server that grants go to counts: what a replica evicts is lost when it is promoted.
+        if role.is_none() {
+            state.count_evicted(inspection, &mut warnings);
+        }
+        let promised = *state.promised.get_or_insert(durability);
+        (state.durability, state.warnings) = (durability, warnings);
+        let is_verified = !state.warnings.contains(&Warning::DurabilityUnverified);
+        let less = || Doubt::LessDurable { promised, durability, is_verified };
+        role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less))
+    }
+
+    /// What no later inspection takes back: keys were evicted.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        self.lock().has_evicted.then_some(Doubt::HasEvicted)
+    }
+
+    pub(super) fn accept_evictions(&self) {
+        self.lock().has_evicted = false;
+    }
+
+    /// As of the last inspection.
+    pub(super) fn durability(&self) -> Durability {
+        self.lock().durability
+    }
+
+    /// As of the last inspection.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
+        self.lock().warnings.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What was evicted before the first inspection is only warned of: nobody says when, and what.
+    fn count_evicted(&mut self, inspection: &Inspection, warnings: &mut Vec<Warning>) {
+        let (Some(run_id), Some(count)) = (&inspection.run_id, inspection.evicted) else {
+            // Without it the policy is not known either, or only that.
+            if inspection.memory.is_some() {
+                warnings.push(Warning::EvictionsUnseen);
+            }
+            return;
+        };
+        if count > 0 {
+            warnings.push(Warning::KeysEvicted);
+        }
+        let before = match self.evicted.insert(run_id.clone(), count) {
+            Some(before) if before <= count => before,
+            None if self.promised.is_none() => count,
+            // It started since then, or its statistics did.
+            Some(_) | None => 0,
+        };
+        self.has_evicted |= count > before;
+    }
+}
+
+impl Doubt {
+    /// What a caller is told that wants to begin.
+    pub(super) fn error(&self) -> StoreError {
+        match self {
+            // There is a primary, or soon will be: the next connection may lead there.
+            Doubt::Replica => unavailable(self.detail()),
+            _ => unusable(self.detail()),
+        }
+    }
+
+    /// What is wrong, and what to do.
+    pub(super) fn detail(&self) -> String {
+        let records = "it would drop records and let what they recorded be done again";
+        match self {
+            Doubt::Replica => "it is a replica: connect to the primary".to_owned(),
+            Doubt::Cluster => "it is a node of a cluster, which this release does not support".to_owned(),
+            Doubt::Sentinel => "it is a sentinel: connect to the primary that it watches".to_owned(),
+            Doubt::Evicts { limit, policy } => {
+                format!("maxmemory-policy {policy} with maxmemory {limit}: {records}: set noeviction")
+            }
+            Doubt::HasEvicted => {
+                "it has evicted keys, and what records among them recorded would be done again: set \
+                 maxmemory-policy noeviction, find out what is lost, then call accept_evictions or start anew"
+                    .to_owned()
+            }
+            Doubt::LessDurable { promised, is_verified: false, .. } => format!(
+                "its writes survived as {promised:?} says, and CONFIG or INFO, which would tell, are forbidden now: \
+                 allow +config|get, or start anew with assume_durability"
+            ),
+            Doubt::LessDurable { promised, durability, is_verified: true } => format!(
+                "its writes survived as {promised:?} says, and now only as {durability:?} says: set appendonly and \
+                 appendfsync as they were, or start anew to accept it"
+            ),
+        }
+    }
+}
+
+fn role(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+    match inspection.role {
+        Some(Role::Primary) => None,
+        Some(Role::Replica) => Some(Doubt::Replica),
+        Some(Role::Cluster) => Some(Doubt::Cluster),
+        Some(Role::Sentinel) => Some(Doubt::Sentinel),
+        None => {
+            warnings.push(Warning::RoleUnverified);
+            None
+        }
+    }
+}
+
+fn eviction(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+    match &inspection.memory {
+        None => warnings.push(Warning::EvictionUnverified),
+        Some((_, policy)) if policy == "noeviction" => {}
+        Some((0, _)) => warnings.push(Warning::EvictionPolicy),
+        Some((limit, policy)) => return Some(Doubt::Evicts { limit: *limit, policy: policy.clone() }),
+    }
+    None
+}
+
+fn durability(
+    inspection: &Inspection,
+    assumed: Option<Durability>,
+    warnings: &mut Vec<Warning>,
+) -> Durability {
+    match (inspection.append_only, inspection.sync.as_deref()) {
+        (Some(false), _) => {
+            warnings.push(Warning::NoAppendOnlyFile);
+            Durability::Memory
+        }
+        (Some(true), Some("always")) => Durability::Power,
+        (Some(true), Some(sync)) => {
+            if sync == "everysec" {
+                warnings.push(Warning::SyncedEverySecond);
+            }
+            Durability::Process
+        }
+        (append_only, _) => {
+            warnings.push(Warning::DurabilityUnverified);
+            let seen = if append_only.is_some() { Durability::Process } else { Durability::Memory };
+            assumed.unwrap_or(seen)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inspection(run_id: &str, evicted: u64) -> Inspection {
+        Inspection {
+            role: Some(Role::Primary),
+            memory: Some((0, "noeviction".to_owned())),
+            append_only: Some(true),
+            sync: Some("always".to_owned()),
+            run_id: Some(run_id.to_owned()),
+            evicted: Some(evicted),
+            ..Inspection::default()
+        }
+    }
+
+    fn watch(first: &Inspection) -> Watch {
+        let watch = Watch::new(None, Duration::ZERO);
+        assert_eq!((watch.judge(first), watch.doubt()), (None, None));
+        watch
+    }
+
+    /// Whether a watch that saw the first ones notices something in the last one.
+    fn is_noticed(seen: &[(&str, u64)], last: (&str, u64)) -> bool {
+        let mut seen = seen.iter().map(|&(run_id, evicted)| inspection(run_id, evicted));
+        let watch = watch(&seen.next().unwrap());
+        for inspection in seen {
+            watch.judge(&inspection);
+        }
+        watch.accept_evictions();
+        watch.judge(&inspection(last.0, last.1));
+        watch.doubt().is_some()
+    }
+
+    #[test]
+    fn s2_keys_that_were_evicted_since_the_last_inspection_are_noticed() {
+        assert!(is_noticed(&[("a", 0)], ("a", 1)) && is_noticed(&[("a", 5)], ("a", 6)));
+        assert!(!is_noticed(&[("a", 0)], ("a", 0)) && !is_noticed(&[("a", 5)], ("a", 5)));
+        // Another server, or the same after a restart.
+        assert!(is_noticed(&[("a", 5)], ("b", 1)) && !is_noticed(&[("a", 5)], ("b", 0)));
+        assert!(!is_noticed(&[("a", 5), ("b", 0)], ("a", 5)), "back on the first");
+        // Its statistics were reset meanwhile.
+        assert!(is_noticed(&[("a", 5)], ("a", 3)) && !is_noticed(&[("a", 5)], ("a", 0)));
+    }
+
+    #[test]
+    fn s2_what_a_replica_evicts_is_noticed_when_it_is_promoted() {
+        let watch = watch(&inspection("a", 0));
+        let replica = Inspection { role: Some(Role::Replica), ..inspection("b", 2) };
+        assert_eq!((watch.judge(&replica), watch.doubt()), (Some(Doubt::Replica), None));
+        assert_eq!((watch.judge(&inspection("b", 2)), watch.doubt()), (None, Some(Doubt::HasEvicted)));
+    }
+
+    #[test]
+    fn s9_the_promise_is_that_of_the_first_inspection() {
+        let weak = |sync: &str| Inspection { sync: Some(sync.to_owned()), ..inspection("a", 0) };
+        let strict = watch(&inspection("a", 0));
+        assert!(matches!(strict.judge(&weak("everysec")), Some(Doubt::LessDurable { .. })));
+        assert_eq!(strict.durability(), Durability::Process);
+        let lax = watch(&weak("everysec"));
+        assert_eq!(lax.judge(&weak("always")), None);
+        assert_eq!(lax.durability(), Durability::Power);
+        assert_eq!(lax.judge(&weak("no")), None, "as at first");
+    }
+}
