@@ -375,8 +375,8 @@ impl Engine {
             let mut purged = 0;
             while purged < limit {
                 let step = STEP.min(limit - purged);
-                let removed = self.bounded(self.0.store.purge(step)).await?;
-                let removed = usize::try_from(removed).unwrap_or(usize::MAX);
+                let purge = self.bounded(self.0.store.purge(step)).await?;
+                let removed = usize::try_from(purge.removed).unwrap_or(usize::MAX);
                 observe::purged(self, removed);
                 purged = purged.saturating_add(removed);
                 if removed < step {

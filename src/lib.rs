@@ -62,6 +62,6 @@ pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
 pub use run::{Failure, Outcome, RunError};
-pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+pub use store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 pub use store_id::{StoreId, StoreIdError};
 pub use token::LeaseToken;
