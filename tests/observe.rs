@@ -178,8 +178,10 @@ fn story() -> Told {
     let held: Vec<&Lease> = leases.iter().collect();
     let unknown: Vec<_> =
         leases.iter().map(|lease| (lease, secret("error").into(), Retry::Unresolved)).collect();
-    let calls = [engine.renew_many(&held), engine.mark_effect_many(&held)].map(block_on);
-    assert!(calls.into_iter().flatten().chain(block_on(engine.fail_many(&unknown))).all(|done| done.is_ok()));
+    let renewed = block_on(engine.renew_many(&held)).into_iter();
+    let marked = block_on(engine.mark_effect_many(&held)).into_iter();
+    let failed = block_on(engine.fail_many(&unknown)).into_iter();
+    assert!(renewed.chain(marked).chain(failed).all(|done| done.is_ok()));
     assert_eq!(block_on(engine.unresolved_count()).unwrap(), 3);
     let settling = Filter::new().need(Need::Settling);
     let page = block_on(engine.resolve_many(&settling, &done(), Bulk::Apply, None, 1)).unwrap();
