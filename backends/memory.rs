@@ -30,7 +30,7 @@ use crate::key::RecordId;
 use crate::label::Label;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
@@ -76,6 +76,9 @@ struct Inner {
 struct Total {
     records: AtomicUsize,
     bytes: AtomicUsize,
+    evidence: AtomicUsize,
+    /// How many records of evidence expired since the last purge told of them.
+    expired_evidence: AtomicUsize,
 }
 
 impl Inner {
@@ -89,7 +92,11 @@ impl Inner {
             total: Total::default(),
             scopes: Mutex::default(),
             limits,
-            slack: Size { records: part(limits.records).min(64), bytes: part(limits.bytes).min(1 << 16) },
+            slack: Size {
+                records: part(limits.records).min(64),
+                bytes: part(limits.bytes).min(1 << 16),
+                evidence: 0,
+            },
         }
     }
 }
@@ -117,6 +124,27 @@ impl MemoryStore {
 
     fn shard(&self, id: &RecordId) -> &Mutex<Shard> {
         &self.0.shards[shard_of(id)]
+    }
+
+    /// A page of what `list` gives of each shard.
+    fn page(&self, after: Option<&Cursor>, limit: usize, list: Listing) -> Result<Page, StoreError> {
+        let after = after.map(Place::read).transpose()?;
+        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
+        for number in after.map_or(0, |place| place.shard)..SHARDS {
+            let passed = after.filter(|place| place.shard == number).map(|place| place.id);
+            let room = limit.max(1) - page.records.len();
+            // One more, to know whether it is the end.
+            let mut records = list(&self.0.shards[number].lock(), passed, room.saturating_add(1));
+            let more = records.len() > room;
+            records.truncate(room);
+            page.records.append(&mut records);
+            if more || page.records.len() >= limit.max(1) && number + 1 < SHARDS {
+                page.next = page.records.last().map(|(id, _)| Place { shard: number, id: *id }.write());
+                break;
+            }
+        }
+        page.now = self.0.timeline.now();
+        Ok(page)
     }
 
     fn swap_now(
@@ -192,7 +220,7 @@ impl MemoryStore {
         }
         if shard.is_due(now) {
             *expired = shard.expire(now, INSERT_STEP);
-            self.count_scopes(None, expired);
+            self.count_expired(expired);
         }
         Ok(())
     }
@@ -201,21 +229,34 @@ impl MemoryStore {
     fn expire(&self, shard: &mut Shard, now: Stamp, limit: usize) -> Removed {
         let removed = shard.expire(now, limit);
         self.tell(shard, Size::default());
-        self.count_scopes(None, &removed);
+        self.count_expired(&removed);
         removed
+    }
+
+    fn count_expired(&self, removed: &Removed) {
+        self.count_scopes(None, removed);
+        if removed.evidence > 0 {
+            self.0.total.expired_evidence.fetch_add(removed.evidence, Ordering::Relaxed);
+        }
     }
 
     /// Which limit is reached, if one is.
     fn full(&self, scope: &Label) -> Option<String> {
         let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
-        let Total { records, bytes } = &self.0.total;
+        let Total { records, bytes, evidence, .. } = &self.0.total;
         let (records, bytes) = (records.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
+        let unresolved = || {
+            let evidence = evidence.load(Ordering::Relaxed);
+            format!("{evidence} with an effect marked or unresolved, which nobody has settled yet")
+        };
         if records >= most || bytes >= most_bytes {
-            return Some(format!("{records} records of {most}, {bytes} bytes of {most_bytes}"));
+            let used = format!("{records} records of {most}, {bytes} bytes of {most_bytes}");
+            return Some(format!("{used}; {}", unresolved()));
         }
         let quota = quota?;
         let used = self.0.scopes.lock().get(scope).copied().unwrap_or_default();
-        (used >= quota).then(|| format!("{used} records of {quota} for one scope"))
+        (used >= quota)
+            .then(|| format!("{used} records of {quota} for one scope; in the whole store {}", unresolved()))
     }
 
     /// Adds to the totals what has changed in a shard, if it is more than `slack`.
@@ -223,11 +264,15 @@ impl MemoryStore {
         let (size, told) = (shard.size(), shard.told);
         if size.records.abs_diff(told.records) > slack.records
             || size.bytes.abs_diff(told.bytes) > slack.bytes
+            || size.evidence.abs_diff(told.evidence) > slack.evidence
         {
             // Additions wrap, so that less is added too.
-            let Total { records, bytes } = &self.0.total;
+            let Total { records, bytes, evidence, .. } = &self.0.total;
             records.fetch_add(size.records.wrapping_sub(told.records), Ordering::Relaxed);
             bytes.fetch_add(size.bytes.wrapping_sub(told.bytes), Ordering::Relaxed);
+            if size.evidence != told.evidence {
+                evidence.fetch_add(size.evidence.wrapping_sub(told.evidence), Ordering::Relaxed);
+            }
             shard.told = size;
         }
     }
@@ -251,6 +296,9 @@ impl MemoryStore {
         }
     }
 }
+
+/// Records of a shard and their ids, in the order of the ids: up to so many behind an id.
+type Listing = fn(&Shard, Option<RecordId>, usize) -> Vec<(RecordId, Record)>;
 
 /// In which shard a record is. The first shards get up to twice as many as the last: their tables double one after the
 /// other as the store grows, and so there are never many of them half empty.
@@ -313,26 +361,18 @@ impl Store for MemoryStore {
     }
 
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        let after = after.map(Place::read).transpose()?;
-        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
-        for number in after.map_or(0, |place| place.shard)..SHARDS {
-            let passed = after.filter(|place| place.shard == number).map(|place| place.id);
-            let room = limit.max(1) - page.records.len();
-            // One more, to know whether it is the end.
-            let mut records = self.0.shards[number].lock().list(passed, room.saturating_add(1));
-            let more = records.len() > room;
-            records.truncate(room);
-            page.records.append(&mut records);
-            if more || page.records.len() >= limit.max(1) && number + 1 < SHARDS {
-                page.next = page.records.last().map(|(id, _)| Place { shard: number, id: *id }.write());
-                break;
-            }
-        }
-        page.now = self.0.timeline.now();
-        Ok(page)
+        self.page(after, limit, Shard::list)
     }
 
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        self.page(after, limit, Shard::list_evidence)
+    }
+
+    fn finds_unsettled(&self) -> bool {
+        true
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         let mut purged = 0;
         for shard in &self.0.shards {
             let now = self.0.timeline.now();
@@ -344,7 +384,8 @@ impl Store for MemoryStore {
                 purged += removed.records;
             }
         }
-        Ok(purged as u64)
+        let unsettled = self.0.total.expired_evidence.swap(0, Ordering::Relaxed);
+        Ok(Purge { removed: purged as u64, unsettled: unsettled as u64 })
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {

@@ -33,7 +33,7 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{self, Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::runtime::oneshot;
@@ -187,7 +187,7 @@ impl Store for SqliteStore {
         readers.read(|db| table.page(db, timeline, after, limit))
     }
 
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
         let mut purged = 0;
         while purged < limit {
             let step = PURGE_STEP.min(limit - purged);
@@ -197,7 +197,7 @@ impl Store for SqliteStore {
                 break;
             }
         }
-        Ok(purged as u64)
+        Ok(store::Purge { removed: purged as u64, unsettled: 0 })
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {

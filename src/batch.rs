@@ -1,5 +1,6 @@
-//! Many operations at once: [`Engine::begin_many`] and [`Engine::complete_many`].
+//! Many operations at once: [`Engine::begin_many`], [`Engine::complete_many`] and the like.
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +15,10 @@ use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op, Trouble};
 use crate::owner::Owner;
+use crate::policy::Retry;
 use crate::record::Stamp;
 use crate::request::Request;
-use crate::store::{Swap, SwapRequest};
+use crate::store::{Snapshot, Swap, SwapRequest};
 
 impl Engine {
     /// [`begin`](Engine::begin) for every one of `requests`, at about the cost of one where the store can: a commit on SQLite,
@@ -41,26 +43,102 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn begin_many(&self, requests: &[Request]) -> Vec<Result<Begin, Error>> {
+        self.try_begin_many(requests.iter().map(Ok::<_, Error>)).await
+    }
+
+    /// [`begin_many`](Engine::begin_many) for requests of which some could not be made, say because a message has no
+    /// usable key: each of those is answered with its error, in its place.
+    ///
+    /// ```
+    /// use nevertwice::{Engine, Error, MemoryStore, Request};
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let messages = ["a", "", "b"];
+    /// let begins = engine.try_begin_many(messages.map(|id| Request::new("orders", id))).await;
+    /// assert!(matches!(begins[..], [Ok(_), Err(Error::Key(_)), Ok(_)]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn try_begin_many<I, R, E>(&self, requests: I) -> impl Future<Output = Vec<Result<Begin, Error>>>
+    where
+        I: IntoIterator<Item = Result<R, E>>,
+        R: Borrow<Request>,
+        E: Into<Error>,
+    {
         let seen = observe::call(self, Op::BeginMany, &|| None);
-        let wanted: Vec<Result<Wanted, Error>> =
-            requests.iter().map(|request| Wanted::of(request, self)).collect();
-        let tasks = wanted.iter().flatten();
-        let tasks = tasks.map(|Wanted { id, command, .. }| Task { id: *id, command, held: None });
-        let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
-        let begin = |wanted: Result<Wanted, Error>| {
-            let Wanted { id, owner, .. } = wanted?;
-            self.begun(id, owner, answers.next().unwrap_or_else(unanswered)?)
-        };
-        wanted.into_iter().map(begin).inspect(|begin| seen.begun(begin)).collect()
+        let wanted = requests.into_iter().map(|request| Wanted::of(request.map_err(E::into)?.borrow(), self));
+        let wanted: Vec<Result<Wanted, Error>> = wanted.collect();
+        async move {
+            let tasks = wanted.iter().flatten();
+            let tasks =
+                tasks.map(|Wanted { id, command, .. }| Task { id: *id, command, view: Believed::Absent });
+            let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
+            let begin = |wanted: Result<Wanted, Error>| {
+                let Wanted { id, owner, .. } = wanted?;
+                self.begun(id, owner, answers.next().unwrap_or_else(unanswered)?)
+            };
+            wanted.into_iter().map(begin).inspect(|begin| seen.begun(begin)).collect()
+        }
     }
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
+    ///
+    /// What is completed together is also lost together: a crash before this call leaves every operation of the batch
+    /// whose effect has happened, and with the effect marked each of them is left to an operator. In a trial, a consumer that was
+    /// killed once left 65 of 600 messages so, and 1 where each was completed at once. Complete in small batches, or each on its own
+    /// where the effect cannot be repeated.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
-        let seen = observe::call(self, Op::CompleteMany, &|| None);
-        let commands: Vec<(&Lease, Result<Command, Error>)> =
-            outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone()))).collect();
+        let commands = outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone())));
+        self.command_many(Op::CompleteMany, commands.collect()).await
+    }
+
+    /// [`fail`](Lease::fail) for every one of `outcomes`, likewise.
+    ///
+    /// ```
+    /// # use nevertwice::{Begin, Engine, MemoryStore, Request, Retry};
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let requests = ["a", "b"].map(|id| Request::new("orders", id).unwrap());
+    /// # let begins = engine.begin_many(&requests).await.into_iter();
+    /// # let granted = |begin| if let Ok(Begin::Acquired(lease)) = begin { Some(lease) } else { None };
+    /// # let leases: Vec<_> = begins.filter_map(granted).collect();
+    /// let still_held: Vec<_> = leases.iter().collect();
+    /// engine.renew_many(&still_held).await;
+    /// let down: Vec<_> = leases.iter().map(|lease| (lease, "down".into(), Retry::Now)).collect();
+    /// assert!(engine.fail_many(&down).await.into_iter().all(|result| result.is_ok()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn fail_many(&self, outcomes: &[(&Lease, Bytes, Retry)]) -> Vec<Result<(), Error>> {
+        let commands =
+            outcomes.iter().map(|(lease, error, retry)| (*lease, lease.failure(error.clone(), *retry)));
+        self.command_many(Op::FailMany, commands.collect()).await
+    }
+
+    /// [`renew`](Lease::renew) for every one of `leases`, likewise.
+    pub async fn renew_many(&self, leases: &[&Lease]) -> Vec<Result<(), Error>> {
+        let commands = leases.iter().map(|lease| (*lease, lease.ready(Command::Renew)));
+        self.command_many(Op::RenewMany, commands.collect()).await
+    }
+
+    /// [`mark_effect`](Lease::mark_effect) for every one of `leases`, likewise. Do not cause the effects of those
+    /// that are answered with an error.
+    pub async fn mark_effect_many(&self, leases: &[&Lease]) -> Vec<Result<(), Error>> {
+        let commands = leases.iter().map(|lease| (*lease, lease.ready(Command::MarkEffect)));
+        self.command_many(Op::MarkEffectMany, commands.collect()).await
+    }
+
+    /// Carries out a command of each of these leases, unless it was refused before.
+    async fn command_many(
+        &self,
+        op: Op,
+        commands: Vec<(&Lease, Result<Command, Error>)>,
+    ) -> Vec<Result<(), Error>> {
+        let seen = observe::call(self, op, &|| None);
+        let here = |(lease, command): (_, Result<Command, Error>)| {
+            (lease, command.and_then(|command| self.check_origin(&command).map(|()| command)))
+        };
+        let commands: Vec<(&Lease, Result<Command, Error>)> = commands.into_iter().map(here).collect();
         let tasks = commands.iter().filter_map(|(lease, command)| {
-            Some(Task { id: lease.id(), command: command.as_ref().ok()?, held: Some(lease) })
+            Some(Task { id: lease.id(), command: command.as_ref().ok()?, view: Believed::Held(lease) })
         });
         let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
         let learn = |(lease, command): (&Lease, Result<Command, Error>)| {
@@ -74,7 +152,7 @@ impl Engine {
     }
 
     /// Tries every command at once by what is believed; whatever is not settled by that goes its own way.
-    async fn execute_many(&self, tasks: Vec<Task<'_>>) -> Vec<Result<Answer, Error>> {
+    pub(crate) async fn execute_many(&self, tasks: Vec<Task<'_>>) -> Vec<Result<Answer, Error>> {
         let sent = self.clock().monotonic();
         let mut swaps = Vec::with_capacity(tasks.len());
         let mut replies = Vec::with_capacity(tasks.len());
@@ -161,11 +239,20 @@ impl Wanted {
 }
 
 /// One command of a batch.
-struct Task<'a> {
-    id: RecordId,
-    command: &'a Command,
-    /// Whose it is. A begin is nobody's yet.
-    held: Option<&'a Lease>,
+pub(crate) struct Task<'a> {
+    pub(crate) id: RecordId,
+    pub(crate) command: &'a Command,
+    pub(crate) view: Believed<'a>,
+}
+
+/// The record that a command most likely meets.
+pub(crate) enum Believed<'a> {
+    /// None: it is a begin of a fresh key.
+    Absent,
+    /// The one that this lease's holder saw last.
+    Held(&'a Lease),
+    /// The one that a listing found.
+    Found(&'a Snapshot),
 }
 
 /// What became of a command's first try.
@@ -177,16 +264,21 @@ struct First {
 }
 
 impl<'a> Task<'a> {
-    /// What is believed before it is tried.
+    /// The start of a try of its own.
     fn view(&self) -> View<'a> {
-        self.held.map_or(View::Absent, View::Held)
+        match self.view {
+            Believed::Absent => View::Absent,
+            Believed::Held(lease) => View::Held(lease),
+            Believed::Found(_) => View::Unknown,
+        }
     }
 
-    /// What it comes to if what is believed is true. `None`: it wants to look first.
+    /// The step that it comes to if what is believed is true. `None`: the record is looked at first.
     fn first_step(&self, now: Duration) -> Option<Step> {
-        match self.held {
-            Some(lease) => lease.step(now, self.command),
-            None => Step::guess(Stamp::ZERO, None, self.command),
+        match self.view {
+            Believed::Absent => Step::guess(Stamp::ZERO, None, self.command),
+            Believed::Held(lease) => lease.step(now, self.command),
+            Believed::Found(found) => Step::guess(found.now, found.record.as_deref(), self.command),
         }
     }
 }

@@ -178,6 +178,7 @@ pub enum Verdict {
     /// It was done: acknowledge.
     Ack,
     /// Somebody else is at it, or it failed and may be tried again: have it delivered again, not before this time is over.
+    /// Whole seconds, at least one, since brokers count in seconds or milliseconds.
     Requeue(Duration),
     /// It failed for good, may have had its effect, used up its attempts, or has the key of another message: put it where
     /// somebody looks.
@@ -202,8 +203,11 @@ impl<L> Begin<L> {
             Begin::Acquired(_) => Verdict::Process,
             Begin::Completed(_) => Verdict::Ack,
             Begin::InProgress(busy) => Verdict::Requeue(busy.retry_after),
-            Begin::Failed(Failed { retry_after: Some(wait), .. }) => Verdict::Requeue(*wait),
-            Begin::Failed(_) | Begin::Unresolved(_) | Begin::Mismatch(_) => Verdict::DeadLetter,
+            Begin::Failed(failed) => match failed.retry_after_secs() {
+                Some(wait) => Verdict::Requeue(Duration::from_secs(wait.max(1))),
+                None => Verdict::DeadLetter,
+            },
+            Begin::Unresolved(_) | Begin::Mismatch(_) => Verdict::DeadLetter,
         }
     }
 

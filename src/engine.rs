@@ -7,10 +7,9 @@ use crate::begin::Begin;
 use crate::builder::EngineBuilder;
 use crate::call::{Call, Pause};
 use crate::clock::Clock;
-use crate::decide::{Ask, Command, Decision, Reply, Resolution, decide, decide_last};
+use crate::decide::{Ask, Command, Decision, Reply, decide, decide_last};
 use crate::error::{Error, StoreError};
-use crate::inspect::{Content, Inspection};
-use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
@@ -235,159 +234,6 @@ impl Engine {
         lease
     }
 
-    /// What is recorded under a key, without its content; `None` if nothing is.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// let seen = engine.inspect("exports", "2026-11").await?.unwrap();
-    /// assert_eq!((seen.state, seen.attempt, seen.effect_marked), (StateKind::InProgress, 1, false));
-    /// assert_eq!(engine.inspect("exports", "2026-12").await?, None);
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`begin`](Engine::begin).
-    pub async fn inspect<S, K>(&self, scope: S, key: K) -> Result<Option<Inspection>, Error>
-    where
-        S: TryInto<Scope>,
-        K: TryInto<Key>,
-        KeyError: From<S::Error> + From<K::Error>,
-    {
-        Ok(Inspection::of(&self.look(&Request::new(scope, key)?.id()).await?))
-    }
-
-    /// What is recorded under a key, with its content: for an operator who has to know. `None` if nothing is.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// lease.complete("done").await?;
-    /// assert_eq!(engine.content("exports", "2026-11").await?.unwrap().response.unwrap(), "done");
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`begin`](Engine::begin).
-    pub async fn content<S, K>(&self, scope: S, key: K) -> Result<Option<Content>, Error>
-    where
-        S: TryInto<Scope>,
-        K: TryInto<Key>,
-        KeyError: From<S::Error> + From<K::Error>,
-    {
-        Ok(Content::of(&self.look(&Request::new(scope, key)?.id()).await?))
-    }
-
-    async fn look(&self, id: &RecordId) -> Result<Snapshot, Error> {
-        Call::new(self, id).load().await
-    }
-
-    /// Settles an unresolved operation: one that crashed and may not be rerun, failed without certainty, or used
-    /// up its attempts. `fence` is what [`Unresolved::fence`](crate::Unresolved::fence) or
-    /// [`Inspection::fence`] said; repeating the same word is fine.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// lease.fail("the provider timed out", Retry::Unresolved).await?;
-    /// let Begin::Unresolved(unknown) = engine.begin(&request).await? else { panic!() };
-    /// // ... the provider says that it was done ...
-    /// let done = Resolution::Completed(Body::kept("receipt 7".into()));
-    /// engine.resolve("exports", "2026-11", unknown.fence(), done).await?;
-    /// assert!(matches!(engine.begin(&request).await?, Begin::Completed(_)));
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody executed since.
-    pub async fn resolve<S, K>(
-        &self,
-        scope: S,
-        key: K,
-        fence: Stamp,
-        resolution: Resolution,
-    ) -> Result<(), Error>
-    where
-        S: TryInto<Scope>,
-        K: TryInto<Key>,
-        KeyError: From<S::Error> + From<K::Error>,
-    {
-        self.resolve_id(&Request::new(scope, key)?.id(), fence, resolution).await
-    }
-
-    /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says whether there was
-    /// anything. **The next begin executes.** A holder at work may still record its outcome.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// assert!(engine.forget("exports", "2026-11").await?);
-    /// assert!(!engine.forget("exports", "2026-11").await?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`begin`](Engine::begin). A record of a newer release is left alone.
-    pub async fn forget<S, K>(&self, scope: S, key: K) -> Result<bool, Error>
-    where
-        S: TryInto<Scope>,
-        K: TryInto<Key>,
-        KeyError: From<S::Error> + From<K::Error>,
-    {
-        self.forget_id(&Request::new(scope, key)?.id()).await
-    }
-
-    pub(crate) async fn discard(&self, id: &RecordId) -> Result<bool, Error> {
-        Call::new(self, id).discard().await
-    }
-
-    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
-    /// many. Run it now and then; a store whose server does it by itself answers 0.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// let removed = engine.purge(10_000).await?;
-    /// println!("{removed} records were over their time");
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than the policy's
-    /// `call_timeout`. What was removed before stays removed.
-    pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
-        const STEP: usize = 1000;
-        let seen = observe::call(self, Op::Purge, &|| None);
-        let purge = observe::in_span(&seen, async {
-            let mut purged = 0;
-            while purged < limit {
-                let step = STEP.min(limit - purged);
-                let removed = self.bounded(self.0.store.purge(step)).await?;
-                let removed = usize::try_from(removed).unwrap_or(usize::MAX);
-                observe::purged(self, removed);
-                purged = purged.saturating_add(removed);
-                if removed < step {
-                    break;
-                }
-            }
-            Ok(purged as u64)
-        });
-        purge.await
-    }
-
     /// The identity of this engine's store, which its lease tokens carry.
     pub fn store_id(&self) -> StoreId {
         self.0.identity
@@ -423,6 +269,12 @@ impl Engine {
             View::Held(lease) => lease.step(call.started, command),
             View::Unknown | View::Found(_) => None,
         };
+        // Whether a begin takes the place of evidence that nobody settled in time.
+        let lapses = |found: &Snapshot| {
+            let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
+            matches!(command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
+        };
+        let mut lapsed = false;
         let mut step = match guess {
             Some(step) => step,
             None => {
@@ -433,6 +285,7 @@ impl Engine {
                     }
                     View::Unknown | View::Absent | View::Held(_) => call.load().await?,
                 };
+                lapsed = lapses(&found);
                 match Step::on(&mut found, command) {
                     Ok(step) => step,
                     Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
@@ -442,7 +295,10 @@ impl Engine {
         let mut pause = Pause::after(8);
         loop {
             let mut found = match call.swap(step.expected, step.next.as_deref()).await? {
-                Swap::Done(stamp) => return Ok(Answer::written(call.sent, step, stamp)),
+                Swap::Done(stamp) => {
+                    observe::expired_unsettled(self, u64::from(lapsed));
+                    return Ok(Answer::written(call.sent, step, stamp));
+                }
                 // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
                 // writes that were done unnoticed are recognised by the rules, from what the record shows.
                 Swap::Conflict(found) if step.next.is_none() && found.record.is_none() => {
@@ -451,6 +307,7 @@ impl Engine {
                 Swap::Conflict(found) => found,
             };
             call.rest(&mut pause).await;
+            lapsed = lapses(&found);
             step = match Step::on(&mut found, command) {
                 Ok(step) => step,
                 Err(reply) => return Ok(Answer::found(call.sent, reply, found)),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::decide::StateKind;
-use crate::policy::Retry;
+use crate::decide::{Reason, StateKind, unresolved_reason};
+use crate::policy::{Policy, Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
 use crate::store::Snapshot;
 
@@ -17,14 +17,16 @@ use crate::store::Snapshot;
 pub struct Inspection {
     /// Where the operation stands.
     pub state: StateKind,
-    /// The first 48 bytes of its scope.
+    /// Its scope as it is typed ([`Scope`](crate::Scope)), cut to at most 48 bytes; then it ends in `…`.
     pub scope: String,
-    /// Its key, if the policy says that stores may see it.
+    /// Its key as it is typed ([`Key`](crate::Key)), if the policy says that stores may see it.
     pub key: Option<String>,
     /// Which execution was the last, from 1; 0 after a resolution to rerun.
     pub attempt: u32,
     /// The fence of the latest grant: what [`Engine::resolve`](crate::Engine::resolve) asks for.
     pub fence: Stamp,
+    /// The stamp of the record: what [`Engine::amend`](crate::Engine::amend) asks for.
+    pub stamp: Stamp,
     /// How long ago the record was last written, in the store's time.
     pub age: Duration,
     /// How long ago the latest execution was granted.
@@ -33,44 +35,70 @@ pub struct Inspection {
     pub holder: Option<String>,
     /// How long a lease still runs: zero if it is over, `None` if the operation is finished.
     pub lease_remaining: Option<Duration>,
-    /// How long the record is still kept.
+    /// How long the record is still kept, if nothing changes.
     pub kept_for: Duration,
     /// Whether an attempt in progress has marked its effect.
     pub effect_marked: bool,
+    /// The recovery that the grant of an attempt in progress was asked for with.
+    pub recovery: Option<Recovery>,
+    /// Whether the effect may have happened and nobody knows: no lease runs, and the record is
+    /// kept until it is settled, at most for [`kept_for`](Inspection::kept_for).
+    pub unresolved: bool,
+    /// Whether an operator settled it, so that it can be [amended](crate::Engine::amend).
+    pub resolved: bool,
     /// What a failure said about retrying.
     pub retry: Option<Retry>,
     /// How long the checkpoint is, in bytes.
     pub checkpoint_bytes: Option<usize>,
     /// How long the response or error is, in bytes, kept or not.
     pub body_bytes: Option<u64>,
+    /// How long its head is, in bytes.
+    pub head_bytes: Option<usize>,
+    reason: Option<Reason>,
 }
 
 impl Inspection {
-    pub(crate) fn of(snapshot: &Snapshot) -> Option<Inspection> {
+    /// The reason why a begin would be told that the operation is unresolved; `None` if it would not.
+    /// An attempt that ran out of its lease is judged by the recovery that its grant was asked for with, and attempts are
+    /// counted against the policy of the engine that inspects.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    pub(crate) fn of(snapshot: &Snapshot, policy: &Policy) -> Option<Inspection> {
         let now = snapshot.now;
         let record = snapshot.record.as_ref().filter(|record| record.is_kept(now))?;
-        let (state, lease, effect_marked, retry, body) = match &record.state {
-            State::InProgress { lease, effect, .. } => {
-                (StateKind::InProgress, Some(*lease), *effect, None, None)
-            }
-            State::Completed(body) => (StateKind::Completed, None, false, None, Some(body)),
-            State::Failed(body, retry) => (StateKind::Failed, None, false, Some(*retry), Some(body)),
+        let (state, retry, body) = match &record.state {
+            State::InProgress { .. } => (StateKind::InProgress, None, None),
+            State::Completed(body) => (StateKind::Completed, None, Some(body)),
+            State::Failed(body, retry) => (StateKind::Failed, Some(*retry), Some(body)),
         };
+        let recovery = match &record.state {
+            State::InProgress { recovery, .. } => Some(*recovery),
+            State::Completed(_) | State::Failed(..) => None,
+        };
+        let reason = unresolved_reason(now, record, recovery.unwrap_or(policy.recovery), policy.max_attempts);
         Some(Inspection {
             state,
             scope: record.scope.to_string(),
             key: record.key.as_ref().map(ToString::to_string),
             attempt: record.attempt,
             fence: record.fence,
+            stamp: record.stamp,
             age: now.since(record.stamp),
             granted_ago: now.since(record.fence),
             holder: holder(&record.state),
-            lease_remaining: lease.map(|lease| record.stamp.after(lease).since(now)),
+            lease_remaining: record.lease().map(|lease| record.stamp.after(lease).since(now)),
             kept_for: Record::deadline(record).since(now),
-            effect_marked,
+            effect_marked: record.is_effect_marked(),
+            recovery,
+            unresolved: record.is_unsettled(now),
+            resolved: record.resolved,
             retry,
             checkpoint_bytes: record.checkpoint.as_ref().map(|bytes| bytes.len()),
             body_bytes: body.map(Body::length),
+            head_bytes: body.map(|body| body.head().len()),
+            reason,
         })
     }
 }
@@ -124,15 +152,21 @@ impl fmt::Debug for Inspection {
             .field("scope", &self.scope)
             .field("attempt", &self.attempt)
             .field("fence", &self.fence.0)
+            .field("stamp", &self.stamp.0)
             .field("age", &self.age)
             .field("granted_ago", &self.granted_ago)
             .field("holder", &self.holder)
             .field("lease_remaining", &self.lease_remaining)
             .field("kept_for", &self.kept_for)
             .field("effect_marked", &self.effect_marked)
+            .field("recovery", &self.recovery)
+            .field("unresolved", &self.unresolved)
+            .field("reason", &self.reason)
+            .field("resolved", &self.resolved)
             .field("retry", &self.retry)
             .field("checkpoint_bytes", &self.checkpoint_bytes)
             .field("body_bytes", &self.body_bytes)
+            .field("head_bytes", &self.head_bytes)
             .finish_non_exhaustive()
     }
 }

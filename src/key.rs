@@ -1,7 +1,9 @@
 //! Where an operation is filed: [`Scope`] and [`Key`], parsed once, and the [`RecordId`] they map to.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -14,6 +16,8 @@ const DOMAIN: &[u8; blake3::KEY_LEN] = b"nevertwice record id v2\0\0\0\0\0\0\0\0
 
 /// The longest key, and the longest part of a scope, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
+/// The longest typed form of a key, in bytes: two digits for each byte, and two in front.
+pub(crate) const MAX_TYPED_KEY_BYTES: usize = 2 + 2 * MAX_KEY_BYTES;
 /// The most parts of a scope.
 pub const MAX_SCOPE_PARTS: usize = 16;
 
@@ -43,6 +47,20 @@ pub enum KeyError {
         /// Where it stands, in bytes from the start.
         at: usize,
     },
+    /// The typed form has a backslash that escapes nothing, or bytes that are not hexadecimal.
+    #[error("{what} has a wrong escape at byte {at}: a backslash itself is written \\\\")]
+    Escape {
+        /// `key` or `scope`.
+        what: &'static str,
+        /// Where it stands, in bytes from the start.
+        at: usize,
+    },
+    /// The typed form of the scope was cut where it was shown: what it ended in is not known.
+    #[error("scope was cut at the mark of omission at its end: write it out (\\… is the character itself)")]
+    Cut,
+    /// The text is no record id, which has 64 hexadecimal digits.
+    #[error("a record id has 64 hexadecimal digits")]
+    Id,
     /// The scope has too many parts, or none.
     #[error("scope has {parts} parts, 1 to {MAX_SCOPE_PARTS} are allowed")]
     Parts {
@@ -77,13 +95,23 @@ fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
 ///
 /// Parts are hashed with their lengths, so that `["a", "bc"]` is another scope than `["ab", "c"]`, and neither is
 /// the one-part scope `"a/bc"`. Nothing recorded under one scope can be read under another. The scope is the
-/// service's own word and is kept readable for operators (its first 48 bytes); do not put secrets into it.
+/// service's own word and is kept readable for operators; do not put secrets into it.
+///
+/// # Typed form
+///
+/// `Display` shows a scope as its parts joined by commas, and `parse` reads that back. A comma, a backslash and
+/// the character `…` within a part have a backslash in front. Listings, spans and [`Inspection::scope`](crate::Inspection::scope)
+/// show the same, cut to at most 48 bytes: what was cut ends in a `…` without a backslash, and is refused by
+/// `parse`. [`TryFrom`] is for programs: it takes a text as one part, as it is.
 ///
 /// ```
 /// use nevertwice::Scope;
 /// let one = Scope::try_from("acct_42/charges")?;
 /// let two = Scope::try_from(["acct_42", "charges"])?;
 /// assert_ne!(one, two);
+/// assert_eq!((one.to_string(), two.to_string()), ("acct_42/charges".into(), "acct_42,charges".into()));
+/// assert_eq!("acct_42,charges".parse(), Ok(two));
+/// assert_eq!(r"one\,part".parse(), Scope::try_from("one,part"));
 /// # Ok::<(), nevertwice::KeyError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -98,7 +126,7 @@ impl Scope {
     pub fn new<P: AsRef<str>>(parts: impl IntoIterator<Item = P>) -> Result<Scope, KeyError> {
         let mut framed = Vec::with_capacity(Label::MAX_BYTES);
         framed.push(0);
-        let (mut label, mut fits, mut count, mut bad) = (Label::EMPTY, true, 0_usize, None);
+        let (mut label, mut count, mut bad) = (Typed::default(), 0_usize, None);
         for part in parts {
             let part = part.as_ref();
             count += 1;
@@ -106,7 +134,7 @@ impl Scope {
             if count > MAX_SCOPE_PARTS || bad.is_some() {
                 continue; // refused: only the number of parts is still asked for
             }
-            fits = fits && (count == 1 || label.push("/")) && label.push(part);
+            label.add(part, count > 1);
             framed.push(part.len() as u8); // at most MAX_KEY_BYTES
             framed.extend_from_slice(part.as_bytes());
         }
@@ -114,12 +142,126 @@ impl Scope {
             return Err(KeyError::Parts { parts: count });
         }
         framed[0] = count as u8; // at most MAX_SCOPE_PARTS
-        bad.map_or(Ok(Scope { framed, label }), Err)
+        bad.map_or(Ok(Scope { framed, label: label.done() }), Err)
     }
 
-    /// What operators see: the parts joined by `/`, cut to at most 48 bytes.
+    /// The typed form, cut to at most 48 bytes.
     pub(crate) fn label(&self) -> Label {
         self.label
+    }
+
+    /// Whether the label is not the whole typed form.
+    pub(crate) fn is_cut(&self) -> bool {
+        let kept = self.label.strip_suffix(Scope::CUT);
+        kept.is_some_and(|kept| kept.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0)
+    }
+
+    /// The parts.
+    fn parts(&self) -> impl Iterator<Item = &str> {
+        let mut rest = &self.framed[1..];
+        std::iter::from_fn(move || {
+            let (length, behind) = rest.split_first()?;
+            let (part, behind) = behind.split_at_checked(usize::from(*length))?;
+            rest = behind;
+            std::str::from_utf8(part).ok() // as it was put in
+        })
+    }
+}
+
+/// A scope's label in the making: its typed form, as far as there is room.
+#[derive(Default)]
+struct Typed {
+    label: Label,
+    is_cut: bool,
+}
+
+impl Typed {
+    /// Adds a part, behind a comma unless it is the first.
+    fn add(&mut self, part: &str, behind_another: bool) {
+        if behind_another {
+            self.push(",");
+        }
+        if is_plain(part) {
+            self.push(part);
+        } else {
+            escaped(part).for_each(|piece| self.push(piece));
+        }
+    }
+
+    fn push(&mut self, text: &str) {
+        self.is_cut = self.is_cut || !self.label.push(text);
+    }
+
+    fn done(mut self) -> Label {
+        if self.is_cut {
+            self.label.cut(Scope::CUT);
+        }
+        self.label
+    }
+}
+
+impl Scope {
+    /// The mark behind a typed form that was cut.
+    const CUT: &str = "…";
+
+    fn is_special(c: char) -> bool {
+        matches!(c, ',' | '\\' | '…')
+    }
+}
+
+/// Whether a part is its own typed form, as nearly all are.
+fn is_plain(part: &str) -> bool {
+    // Without an early end, so that many bytes are compared at once.
+    let special = |byte: u8| byte == b',' || byte == b'\\' || byte == "…".as_bytes()[0];
+    !part.bytes().fold(false, |found, byte| found | special(byte))
+}
+
+/// The typed form of a part, in pieces.
+fn escaped(part: &str) -> impl Iterator<Item = &str> {
+    part.split_inclusive(Scope::is_special).flat_map(|piece| {
+        let plain = piece.trim_end_matches(Scope::is_special);
+        let escape = if plain.len() < piece.len() { "\\" } else { "" };
+        [plain, escape, &piece[plain.len()..]]
+    })
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, part) in self.parts().enumerate() {
+            if number > 0 {
+                f.write_str(",")?;
+            }
+            escaped(part).try_for_each(|piece| f.write_str(piece))?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Scope {
+    type Err = KeyError;
+
+    /// Reads the typed form. [`TryFrom`] takes a text as one part, as it is.
+    fn from_str(typed: &str) -> Result<Scope, KeyError> {
+        let mut parts = vec![String::new()];
+        let mut characters = typed.char_indices();
+        while let Some((at, character)) = characters.next() {
+            let part = match (character, parts.last_mut()) {
+                (',', _) | (_, None) => {
+                    parts.push(String::new());
+                    continue;
+                }
+                (_, Some(part)) => part,
+            };
+            match character {
+                '\\' => match characters.next() {
+                    Some((_, escaped)) if Scope::is_special(escaped) => part.push(escaped),
+                    _ => return Err(KeyError::Escape { what: "scope", at }),
+                },
+                '…' if at + Scope::CUT.len() == typed.len() => return Err(KeyError::Cut),
+                plain => part.push(plain),
+            }
+        }
+        Scope::new(parts)
     }
 }
 
@@ -179,13 +321,79 @@ impl<P: AsRef<str>> TryFrom<Vec<P>> for Scope {
 
 /// An idempotency key: 1 to 255 bytes of UTF-8 without control characters, taken as it is (no trimming, no
 /// case folding). Colons, slashes, ARNs and URLs are fine. `Debug` does not show it.
+///
+/// Other bytes, such as a broker's binary message id, become a key by [`from_bytes`](Key::from_bytes) only.
+///
+/// # Typed form
+///
+/// [`to_typed`](Key::to_typed) and `parse` are for operators: a text is itself, with its first character doubled if
+/// that is a backslash, and other bytes are `\x` and two hexadecimal digits for each. [`TryFrom`] is for programs:
+/// it takes a text as it is.
+///
+/// ```
+/// use nevertwice::Key;
+/// let id = Key::from_bytes(&[0x00, 0xff, 0x10])?;
+/// assert_eq!(id.to_typed(), r"\x00ff10");
+/// assert_eq!(r"\x00ff10".parse(), Ok(id.clone()));
+/// assert_ne!(Key::try_from(r"\x00ff10")?, id); // ten characters
+/// assert_eq!(Key::from_bytes(b"8d7f-11"), Key::try_from("8d7f-11"));
+/// # Ok::<(), nevertwice::KeyError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Key(Box<str>);
+pub struct Key(Box<[u8]>);
 
 impl Key {
-    /// The key's text.
-    pub fn as_str(&self) -> &str {
+    /// The key that is these 1 to 255 bytes, whatever they are: the same as the text's where they are one that
+    /// is a key, and another than every text's where they are not.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Key, KeyError> {
+        match bytes.len() {
+            0 => Err(KeyError::Empty { what: "key" }),
+            1..=MAX_KEY_BYTES => Ok(Key(bytes.into())),
+            bytes => Err(KeyError::TooLong { what: "key", bytes }),
+        }
+    }
+
+    /// The key's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The key's text, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok().filter(|text| !text.chars().any(char::is_control))
+    }
+
+    /// The typed form, which `parse` reads back: the text itself, unless it starts with a backslash.
+    pub fn to_typed(&self) -> Cow<'_, str> {
+        match self.as_str() {
+            Some(text) if text.starts_with('\\') => format!("\\{text}").into(),
+            Some(text) => text.into(),
+            None => format!("\\x{}", hex::encode(&self.0)).into(),
+        }
+    }
+
+    fn of(text: &str) -> Result<Key, KeyError> {
+        check("key", text)?;
+        Ok(Key(text.as_bytes().into()))
+    }
+}
+
+impl FromStr for Key {
+    type Err = KeyError;
+
+    /// Reads the typed form. [`TryFrom`] takes a text as it is.
+    fn from_str(typed: &str) -> Result<Key, KeyError> {
+        let wrong = KeyError::Escape { what: "key", at: 0 };
+        match typed.strip_prefix('\\') {
+            None => Key::of(typed),
+            Some(text) if text.starts_with('\\') => Key::of(text),
+            Some(other) => {
+                let digits = other.strip_prefix('x').ok_or(wrong)?;
+                let key = Key::from_bytes(&hex::decode(digits).map_err(|_| wrong)?)?;
+                // A text has one typed form only.
+                if key.as_str().is_some() { Err(wrong) } else { Ok(key) }
+            }
+        }
     }
 }
 
@@ -198,8 +406,7 @@ impl fmt::Debug for Key {
 impl TryFrom<&str> for Key {
     type Error = KeyError;
     fn try_from(key: &str) -> Result<Key, KeyError> {
-        check("key", key)?;
-        Ok(Key(key.into()))
+        Key::of(key)
     }
 }
 
@@ -214,7 +421,7 @@ impl TryFrom<String> for Key {
     type Error = KeyError;
     fn try_from(key: String) -> Result<Key, KeyError> {
         check("key", &key)?;
-        Ok(Key(key.into()))
+        Ok(Key(key.into_bytes().into()))
     }
 }
 
@@ -233,7 +440,7 @@ impl RecordId {
     /// The id of `key` in `scope`.
     pub fn new(scope: &Scope, key: &Key) -> RecordId {
         let length = [key.0.len() as u8]; // at most MAX_KEY_BYTES
-        let pieces: [&[u8]; 3] = [&scope.framed, &length, key.0.as_bytes()];
+        let pieces: [&[u8]; 3] = [&scope.framed, &length, &key.0];
         // Nearly all are short enough to be hashed in one piece, which is the fastest.
         let mut whole = [0_u8; 192];
         let mut used = 0;
@@ -260,6 +467,18 @@ impl RecordId {
     }
 }
 
+impl FromStr for RecordId {
+    type Err = KeyError;
+
+    /// Reads what `Display` shows, or `Debug`.
+    fn from_str(shown: &str) -> Result<RecordId, KeyError> {
+        let inner = shown.strip_prefix("RecordId(").and_then(|inner| inner.strip_suffix(')'));
+        let (digits, mut id) = (inner.unwrap_or(shown), [0; 32]);
+        hex::decode_to_slice(digits, &mut id).map_err(|_| KeyError::Id)?;
+        Ok(RecordId(id))
+    }
+}
+
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
@@ -268,7 +487,7 @@ impl fmt::Display for RecordId {
 
 impl fmt::Debug for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RecordId({}..)", hex::encode(&self.0[..8]))
+        write!(f, "RecordId({self})")
     }
 }
 

@@ -39,6 +39,19 @@ impl Label {
         fits == text.len()
     }
 
+    /// Makes room for `mark` at the end and puts it there. What is cut away is whole: neither a character nor a
+    /// backslash and what it escapes are parted.
+    pub(crate) fn cut(&mut self, mark: &str) {
+        let mut kept = self.as_str();
+        while kept.len() + mark.len() > Label::MAX_BYTES {
+            kept = kept.char_indices().next_back().map_or("", |(at, _)| &kept[..at]);
+        }
+        let backslashes = kept.bytes().rev().take_while(|byte| *byte == b'\\').count();
+        let mut cut = Label::new(&kept[..kept.len() - backslashes % 2]);
+        cut.push(mark);
+        *self = cut;
+    }
+
     /// The label whose text these bytes are; `None` if none has them.
     pub(crate) fn from_bytes(text: &[u8]) -> Option<Label> {
         let fits = text.len() <= Label::MAX_BYTES;

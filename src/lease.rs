@@ -441,7 +441,18 @@ impl Lease {
     }
 
     pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
-        let command = Command::Complete(self.0.token.clone(), self.body("response", response)?);
+        let body = self.body("response", response)?;
+        self.ready(|token| Command::Complete(token, body))
+    }
+
+    pub(crate) fn failure(&self, error: Bytes, retry: Retry) -> Result<Command, Error> {
+        let body = self.body("error", error)?;
+        self.ready(|token| Command::Fail(token, body, retry))
+    }
+
+    /// The command that `command` makes of the token, unless a release was sent.
+    pub(crate) fn ready(&self, command: impl FnOnce(LeaseToken) -> Command) -> Result<Command, Error> {
+        let command = command(self.0.token.clone());
         self.open_for(&command).map(|()| command)
     }
 

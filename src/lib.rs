@@ -56,12 +56,14 @@ pub use inspect::{Content, Inspection};
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
 pub use label::Label;
 pub use lease::Lease;
-pub use operate::{PurgePlan, Purged, Unfinished, UnfinishedPage};
+pub use operate::{
+    Amendment, Bulk, BulkPage, Filter, Need, PurgePlan, Purged, Refused, Unfinished, UnfinishedPage,
+};
 pub use owner::Owner;
 pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;
 pub use run::{Failure, Outcome, RunError};
-pub use store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+pub use store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 pub use store_id::{StoreId, StoreIdError};
 pub use token::LeaseToken;

@@ -22,7 +22,9 @@
 //! | `nevertwice_wait_seconds` | histogram | `store`, `end` | seconds | how long they were; none for `limit` |
 //! | `nevertwice_runs_total` | counter | `store`, `outcome` | runs | `executed`, `failed`, `replayed`, `replayed_failure`, `in_progress`, `unresolved`, `mismatch`, `lease_lost`, `unreadable`, `unwritable`, `error` |
 //! | `nevertwice_purged_total` | counter | `store` | records | removed by purges |
-//! | `nevertwice_operator_actions_total` | counter | `store`, `action`, `outcome` | actions | `resolve` and `forget`, by `ok`, `nothing` (to forget), `not_resolvable`, `error` |
+//! | `nevertwice_unsettled_expired_total` | counter | `store` | records | of those, the ones whose effect may have happened and nobody settled in time, where the store can tell (memory, SQLite) |
+//! | `nevertwice_unresolved` | gauge | `store` | operations | whose effect may have happened and nobody knows, as last counted: by [`purge_regularly`](crate::Engine::purge_regularly) (on Redis if [asked for](crate::PurgePlan::count_unresolved)) or [`unresolved_count`](crate::Engine::unresolved_count) |
+//! | `nevertwice_operator_actions_total` | counter | `store`, `action`, `outcome` | actions | `resolve`, `amend` and `forget`, those of bulk calls too, by `ok`, `nothing` (to forget), `not_resolvable`, `not_amendable`, `error` |
 //!
 //! Times are the engine's [`Clock`](crate::Clock)'s. The operation by which [`Engine::purge_regularly`](crate::Engine::purge_regularly)
 //! takes turns is counted like any other: a begin per interval and process, and one `fail` per turn. What to alert on: `nevertwice_restored_total` at all, begins answered `unresolved`, and
@@ -46,9 +48,15 @@
 //! | `nevertwice.complete` | [`Lease::complete`](crate::Lease::complete) |
 //! | `nevertwice.complete_many` | [`Engine::complete_many`](crate::Engine::complete_many); its outcomes are in its events |
 //! | `nevertwice.fail` | [`Lease::fail`](crate::Lease::fail) |
+//! | `nevertwice.fail_many` | [`Engine::fail_many`](crate::Engine::fail_many), likewise |
+//! | `nevertwice.renew_many` | [`Engine::renew_many`](crate::Engine::renew_many), likewise |
+//! | `nevertwice.mark_effect_many` | [`Engine::mark_effect_many`](crate::Engine::mark_effect_many), likewise |
 //! | `nevertwice.release` | [`Lease::release`](crate::Lease::release) |
 //! | `nevertwice.resolve` | [`Engine::resolve`](crate::Engine::resolve) |
+//! | `nevertwice.amend` | [`Engine::amend`](crate::Engine::amend) |
 //! | `nevertwice.forget` | [`Engine::forget`](crate::Engine::forget) |
+//! | `nevertwice.resolve_many` | [`Engine::resolve_many`](crate::Engine::resolve_many), likewise |
+//! | `nevertwice.forget_many` | [`Engine::forget_many`](crate::Engine::forget_many), likewise |
 //! | `nevertwice.purge` | [`Engine::purge`](crate::Engine::purge) |
 //!
 //! # Events
@@ -68,6 +76,7 @@
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
 //! | `nevertwice.ran` | DEBUG | `store`, `outcome` | a run ended |
 //! | `nevertwice.purged` | INFO | `store`, `records` | a step of a purge removed records |
+//! | `nevertwice.unsettled_expired` | WARN | `store`, `records` | a purge removed evidence of effects that nobody settled in time |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
 //!
 //! # Events of the SQLite store's clock
@@ -109,9 +118,15 @@ pub(crate) enum Op {
     Complete,
     CompleteMany,
     Fail,
+    FailMany,
+    RenewMany,
+    MarkEffectMany,
     Release,
     Resolve,
+    ResolveMany,
+    Amend,
     Forget,
+    ForgetMany,
     Purge,
 }
 
@@ -122,14 +137,15 @@ impl Op {
             Op::Begin | Op::BeginOrWait | Op::BeginMany => "begin",
             Op::Run => "run",
             Op::Resume => "resume",
-            Op::Renew => "renew",
+            Op::Renew | Op::RenewMany => "renew",
             Op::SaveCheckpoint => "save_checkpoint",
-            Op::MarkEffect => "mark_effect",
+            Op::MarkEffect | Op::MarkEffectMany => "mark_effect",
             Op::Complete | Op::CompleteMany => "complete",
-            Op::Fail => "fail",
+            Op::Fail | Op::FailMany => "fail",
             Op::Release => "release",
-            Op::Resolve => "resolve",
-            Op::Forget => "forget",
+            Op::Resolve | Op::ResolveMany => "resolve",
+            Op::Amend => "amend",
+            Op::Forget | Op::ForgetMany => "forget",
             Op::Purge => "purge",
         }
     }
@@ -137,9 +153,11 @@ impl Op {
     /// Where a key stands once this command of a lease is carried out, where that is certain.
     fn leaves(self) -> Option<&'static str> {
         match self {
-            Op::Renew | Op::SaveCheckpoint | Op::MarkEffect => Some(state(StateKind::InProgress)),
+            Op::Renew | Op::RenewMany | Op::SaveCheckpoint | Op::MarkEffect | Op::MarkEffectMany => {
+                Some(state(StateKind::InProgress))
+            }
             Op::Complete | Op::CompleteMany => Some(state(StateKind::Completed)),
-            Op::Fail => Some(state(StateKind::Failed)),
+            Op::Fail | Op::FailMany => Some(state(StateKind::Failed)),
             Op::Release => Some(state(StateKind::Absent)),
             Op::Begin
             | Op::BeginOrWait
@@ -147,8 +165,38 @@ impl Op {
             | Op::Run
             | Op::Resume
             | Op::Resolve
+            | Op::ResolveMany
+            | Op::Amend
             | Op::Forget
+            | Op::ForgetMany
             | Op::Purge => None,
+        }
+    }
+
+    /// Whether it has many outcomes, which are in its events.
+    fn is_batch(self) -> bool {
+        match self {
+            Op::BeginMany
+            | Op::CompleteMany
+            | Op::FailMany
+            | Op::RenewMany
+            | Op::MarkEffectMany
+            | Op::ResolveMany
+            | Op::ForgetMany => true,
+            Op::Begin
+            | Op::BeginOrWait
+            | Op::Run
+            | Op::Resume
+            | Op::Renew
+            | Op::SaveCheckpoint
+            | Op::MarkEffect
+            | Op::Complete
+            | Op::Fail
+            | Op::Release
+            | Op::Resolve
+            | Op::Amend
+            | Op::Forget
+            | Op::Purge => false,
         }
     }
 }
@@ -231,9 +279,15 @@ fn span(engine: &Engine, op: Op, scope: &dyn Fn() -> Option<Label>) -> tracing::
         Complete "nevertwice.complete",
         CompleteMany "nevertwice.complete_many",
         Fail "nevertwice.fail",
+        FailMany "nevertwice.fail_many",
+        RenewMany "nevertwice.renew_many",
+        MarkEffectMany "nevertwice.mark_effect_many",
         Release "nevertwice.release",
         Resolve "nevertwice.resolve",
+        ResolveMany "nevertwice.resolve_many",
+        Amend "nevertwice.amend",
         Forget "nevertwice.forget",
+        ForgetMany "nevertwice.forget_many",
         Purge "nevertwice.purge"
     )
 }
@@ -312,7 +366,7 @@ impl Seen<'_> {
             Err(_) => ("error", None),
         };
         count!("nevertwice_commands_total", engine, 1, "command" => command, "outcome" => outcome);
-        if let Op::Complete | Op::CompleteMany | Op::Fail = self.op {
+        if let Op::Complete | Op::CompleteMany | Op::Fail | Op::FailMany = self.op {
             latency!("nevertwice_finish_seconds", engine, self.since, "command" => command);
         }
         self.inside(|| {
@@ -330,6 +384,7 @@ impl Seen<'_> {
             Ok(true) => "ok",
             Ok(false) => "nothing",
             Err(Error::NotResolvable { .. }) => "not_resolvable",
+            Err(Error::NotAmendable { .. }) => "not_amendable",
             Err(_) => "error",
         };
         count!("nevertwice_operator_actions_total", engine, 1, "action" => action, "outcome" => outcome);
@@ -364,8 +419,7 @@ impl Seen<'_> {
 
     fn record(&self, outcome: &'static str, state: Option<&'static str>, attempt: Option<u32>) {
         #[cfg(feature = "tracing")]
-        // In a batch there are many.
-        if !matches!(self.op, Op::BeginMany | Op::CompleteMany) {
+        if !self.op.is_batch() {
             self.span.record("outcome", outcome);
             if let Some(state) = state {
                 self.span.record("state", state);
@@ -453,6 +507,20 @@ pub(crate) fn clock_without_boot(store: &'static str) {
     );
 }
 
+/// A purge removed evidence of effects that nobody settled in time.
+pub(crate) fn expired_unsettled(engine: &Engine, records: u64) {
+    if records > 0 {
+        count!("nevertwice_unsettled_expired_total", engine, records);
+        event!(WARN, "nevertwice.unsettled_expired", engine, { records }, "evidence expired unsettled");
+    }
+}
+
+/// So many operations are unresolved.
+pub(crate) fn unresolved(engine: &Engine, operations: u64) {
+    #[cfg(feature = "metrics")]
+    metrics::gauge!("nevertwice_unresolved", "store" => engine.store().name()).set(operations as f64);
+}
+
 /// Somebody who waits, until it is dropped.
 pub(crate) struct Waiter<'a> {
     engine: &'a Engine,
@@ -535,6 +603,12 @@ pub(crate) fn describe() {
         describe_histogram!("nevertwice_wait_seconds", Unit::Seconds, "How long waits were");
         describe_counter!("nevertwice_runs_total", Unit::Count, "Runs by how they ended");
         describe_counter!("nevertwice_purged_total", Unit::Count, "Records removed by purges");
+        describe_counter!(
+            "nevertwice_unsettled_expired_total",
+            Unit::Count,
+            "Evidence that expired unsettled"
+        );
+        describe_gauge!("nevertwice_unresolved", Unit::Count, "Operations whose effect may have happened");
         describe_counter!(
             "nevertwice_operator_actions_total",
             Unit::Count,

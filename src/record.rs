@@ -69,7 +69,7 @@ pub struct Record {
     /// How long the record is kept while it is [evidence](Record::is_evidence) of an effect that may
     /// have happened, if that is longer than its retention.
     pub unresolved_retention: Option<Duration>,
-    /// The first 48 bytes of the scope, for operators.
+    /// The typed form of the [`Scope`](crate::Scope), cut to at most 48 bytes, for operators.
     pub scope: Label,
     /// The key, if the policy says that stores may see it.
     pub key: Option<Box<str>>,

@@ -141,7 +141,7 @@ impl Request {
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),
-            key: policy.keep_keys.then(|| self.key.as_str().into()),
+            key: policy.keep_keys.then(|| self.key.to_typed().into()),
         };
         check_windows(ask.lease, ask.retention, ask.max_attempts)?;
         if !self.internal {

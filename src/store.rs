@@ -59,6 +59,17 @@ pub struct Page {
     pub now: Stamp,
 }
 
+/// The count of a [`purge`](Store::purge).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Purge {
+    /// How many records were removed.
+    pub removed: u64,
+    /// How many records, removed by this call or by the store itself since the last one, were
+    /// [evidence](Record::is_evidence) of an effect that nobody settled in time; 0 where the store
+    /// cannot tell.
+    pub unsettled: u64,
+}
+
 /// Where records are kept: anything that can replace a value if it has not changed.
 ///
 /// # Contract
@@ -132,11 +143,25 @@ pub trait Store: Debug + Send + Sync + 'static {
         Err(StoreError::Unusable { backend: "this store", detail })
     }
 
-    /// Removes up to `limit` records whose deadline is over and says how many, in steps that do not hold up other
+    /// A page of the records that may be [evidence](Record::is_evidence), as [`scan`](Store::scan) gives
+    /// pages: every record that is evidence comes, others may come too, and a page may be empty and not
+    /// the last. `limit` bounds the records that are looked at. **Provided**: a scan, filtered.
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let mut page = self.scan(after, limit).await?;
+        page.records.retain(|(_, record)| record.is_evidence());
+        Ok(page)
+    }
+
+    /// Whether [`unsettled`](Store::unsettled) costs no walk over all records. **Provided**: no.
+    fn finds_unsettled(&self) -> bool {
+        false
+    }
+
+    /// Removes up to `limit` records whose deadline is over and counts them, in steps that do not hold up other
     /// calls. A store whose server removes them by itself has nothing to do.
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         let _ = limit;
-        Ok(0)
+        Ok(Purge::default())
     }
 
     /// Removes what is stored under `id`, readable or not, and says whether there was anything: the way out for a
@@ -200,7 +225,15 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         (**self).scan(after, limit).await
     }
 
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        (**self).unsettled(after, limit).await
+    }
+
+    fn finds_unsettled(&self) -> bool {
+        (**self).finds_unsettled()
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         (**self).purge(limit).await
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Fingerprint;
-use crate::key::{MAX_KEY_BYTES, RecordId};
+use crate::key::{MAX_TYPED_KEY_BYTES, RecordId};
 use crate::label::Label;
 use crate::owner::Owner;
 use crate::record::{Record, Stamp};
@@ -156,7 +156,7 @@ impl TryFrom<Wire> for LeaseToken {
         // No engine writes anything else, and what a token says may be recorded.
         let Wire { fence, attempt, ref scope, ref key, .. } = wire;
         let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= Label::MAX_BYTES;
-        if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_KEY_BYTES) {
+        if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_TYPED_KEY_BYTES) {
             return Err("lease token with values that none has".to_owned());
         }
         Ok(LeaseToken {

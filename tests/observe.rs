@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Begin, Body, Engine, Error, Failure, Fingerprint, Lease, LeaseToken, ManualClock, MemoryStore, Request,
-    Resolution, Retry, RunError, Store,
+    Begin, Body, Bulk, Engine, Error, Failure, Filter, Fingerprint, Lease, LeaseToken, ManualClock,
+    MemoryStore, Need, Request, Resolution, Retry, RunError, Store,
 };
 use serde::{Deserialize, Serialize};
 
@@ -171,9 +171,30 @@ fn story() -> Told {
     let leases: Vec<Lease> = batch.into_iter().map(lease).collect();
     let outcomes: Vec<_> = leases.iter().map(|lease| (lease, secret("response").into())).collect();
     assert!(block_on(engine.complete_many(&outcomes)).into_iter().all(|done| done.is_ok()));
-    clock.advance(engine.policy().retention + engine.policy().lease);
-    told.purged = block_on(engine.purge(1000)).unwrap();
-    assert!(told.purged > 0);
+
+    // Many at once that nobody knows of: one is resolved, and that is amended, one is forgotten, one expires.
+    let batch = block_on(engine.begin_many(&["three", "four", "five"].map(request)));
+    let leases: Vec<Lease> = batch.into_iter().map(lease).collect();
+    let held: Vec<&Lease> = leases.iter().collect();
+    let unknown: Vec<_> =
+        leases.iter().map(|lease| (lease, secret("error").into(), Retry::Unresolved)).collect();
+    let renewed = block_on(engine.renew_many(&held)).into_iter();
+    let marked = block_on(engine.mark_effect_many(&held)).into_iter();
+    let failed = block_on(engine.fail_many(&unknown)).into_iter();
+    assert!(renewed.chain(marked).chain(failed).all(|done| done.is_ok()));
+    assert_eq!(block_on(engine.unresolved_count()).unwrap(), 3);
+    let settling = Filter::new().need(Need::Settling);
+    let page = block_on(engine.resolve_many(&settling, &done(), Bulk::Apply, None, 1)).unwrap();
+    let id = page.done[0].id;
+    let stamp = block_on(engine.inspect_id(&id)).unwrap().unwrap().stamp;
+    block_on(engine.amend_id(&id, stamp, Resolution::Failed(Body::kept("no".into())))).unwrap();
+    assert_eq!(block_on(engine.forget_many(&settling, Bulk::Apply, None, 1)).unwrap().done.len(), 1);
+    for time in [engine.policy().retention + engine.policy().lease, engine.policy().unresolved_retention] {
+        clock.advance(time);
+        let purged = block_on(engine.purge(1000)).unwrap();
+        assert!(purged > 0);
+        told.purged += purged;
+    }
     told
 }
 
@@ -234,7 +255,7 @@ mod measured {
             })
             .collect();
         let expected = BTreeMap::from([
-            ("nevertwice_begins_total outcome=acquired store=memory", 11),
+            ("nevertwice_begins_total outcome=acquired store=memory", 14),
             ("nevertwice_begins_total outcome=completed store=memory", 3),
             ("nevertwice_begins_total outcome=in_progress store=memory", 3),
             ("nevertwice_begins_total outcome=failed store=memory", 1),
@@ -245,10 +266,10 @@ mod measured {
             ("nevertwice_commands_total command=complete outcome=ok store=memory", 7),
             ("nevertwice_commands_total command=complete outcome=lease_lost store=memory", 1),
             ("nevertwice_commands_total command=complete outcome=already_finished store=memory", 1),
-            ("nevertwice_commands_total command=fail outcome=ok store=memory", 1),
-            ("nevertwice_commands_total command=mark_effect outcome=ok store=memory", 2),
+            ("nevertwice_commands_total command=fail outcome=ok store=memory", 4),
+            ("nevertwice_commands_total command=mark_effect outcome=ok store=memory", 5),
             ("nevertwice_commands_total command=release outcome=ok store=memory", 1),
-            ("nevertwice_commands_total command=renew outcome=ok store=memory", 1),
+            ("nevertwice_commands_total command=renew outcome=ok store=memory", 4),
             ("nevertwice_commands_total command=renew outcome=lease_lost store=memory", 1),
             ("nevertwice_commands_total command=resume outcome=ok store=memory", 1),
             ("nevertwice_commands_total command=resume outcome=lease_lost store=memory", 1),
@@ -265,9 +286,11 @@ mod measured {
             ("nevertwice_runs_total outcome=replayed store=memory", 1),
             ("nevertwice_runs_total outcome=failed store=memory", 1),
             ("nevertwice_purged_total store=memory", told.purged),
-            ("nevertwice_operator_actions_total action=resolve outcome=ok store=memory", 1),
+            ("nevertwice_unsettled_expired_total store=memory", 1),
+            ("nevertwice_operator_actions_total action=amend outcome=ok store=memory", 1),
+            ("nevertwice_operator_actions_total action=resolve outcome=ok store=memory", 2),
             ("nevertwice_operator_actions_total action=resolve outcome=not_resolvable store=memory", 1),
-            ("nevertwice_operator_actions_total action=forget outcome=ok store=memory", 1),
+            ("nevertwice_operator_actions_total action=forget outcome=ok store=memory", 2),
             ("nevertwice_operator_actions_total action=forget outcome=nothing store=memory", 1),
         ]);
         assert_eq!(counted, expected);
@@ -280,7 +303,7 @@ mod measured {
             DebugValue::Histogram(times) => times.iter().map(|time| time.0).collect::<Vec<f64>>(),
             other => panic!("{name}: {other:?}"),
         };
-        assert_eq!(times("nevertwice_begin_seconds outcome=acquired store=memory"), [0.0; 11]);
+        assert_eq!(times("nevertwice_begin_seconds outcome=acquired store=memory"), [0.0; 14]);
         assert_eq!(times("nevertwice_begin_seconds outcome=error store=memory"), [5.0]);
         // The time waited is not the begin's.
         assert_eq!(times("nevertwice_begin_seconds outcome=completed store=memory"), [0.0; 3]);
@@ -288,7 +311,7 @@ mod measured {
         assert_eq!(times("nevertwice_wait_seconds end=timeout store=memory"), [5.0]);
         let finished = times("nevertwice_finish_seconds command=complete store=memory");
         assert_eq!((finished.len(), finished.iter().sum::<f64>()), (9, 2.5)); // one got no answer at first
-        assert_eq!(times("nevertwice_finish_seconds command=fail store=memory"), [0.0]);
+        assert_eq!(times("nevertwice_finish_seconds command=fail store=memory"), [0.0; 4]);
     }
 
     #[test]
@@ -471,6 +494,11 @@ mod traced {
         sent(&engine.begin(&request));
         sent(&engine.begin_or_wait(&request, SECOND));
         sent(&engine.begin_many(&[]));
+        sent(&engine.try_begin_many([Request::new("scope", "")]));
+        sent(&engine.fail_many(&[]));
+        sent(&engine.resolve_many(&Filter::new(), &Resolution::Rerun, Bulk::DryRun, None, 1));
+        sent(&engine.forget_many(&Filter::new(), Bulk::DryRun, None, 1));
+        sent(&engine.unresolved_count());
         sent(&engine.run(&request, |_| async { Ok::<_, Declined>(()) }));
         sent(&engine.purge(1));
         sent(&lease.complete("response"));

@@ -41,7 +41,7 @@ impl MemoryStoreBuilder {
     }
 
     /// How many records there may be of one scope, so that one tenant cannot use up the room of all. **Default: no limit.** Scopes
-    /// whose first 48 bytes are the same count as one. Counting takes a lock that all begins share.
+    /// that are shown alike (their first 45 bytes are the same) count as one. Counting takes a lock that all begins share.
     pub fn max_records_per_scope(mut self, records: usize) -> MemoryStoreBuilder {
         self.limits.scope = Some(records);
         self

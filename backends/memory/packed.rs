@@ -326,10 +326,14 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn deadline(&self) -> Stamp {
-        let unresolved = self.more & bits::STATE == bits::FAILED_UNRESOLVED;
-        let evidence = self.unresolved_retention.filter(|_| unresolved).unwrap_or(0);
+        let evidence = self.unresolved_retention.filter(|_| self.is_evidence()).unwrap_or(0);
         let keep = self.base.retention.max(evidence).saturating_add(self.wait);
         Stamp(self.stamp.0.saturating_add(keep))
+    }
+
+    /// As [`Record::is_evidence`].
+    pub(super) fn is_evidence(&self) -> bool {
+        self.more & bits::STATE == bits::FAILED_UNRESOLVED
     }
 
     pub(super) fn scope(&self) -> Label {

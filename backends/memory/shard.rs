@@ -3,6 +3,9 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
 use super::index::{Index, hash_of};
 use super::list::{Linked, Links, List};
 use super::packed::{self, Base};
@@ -27,6 +30,8 @@ pub(super) struct Shard {
     spare: Vec<Vec<u8>>,
     /// In the order of their numbers.
     classes: Vec<Class>,
+    /// The ids of the records that are evidence of an effect that may have happened.
+    evidence: BTreeSet<RecordId>,
     /// Nothing is over its time before this.
     due: Stamp,
     /// The greatest stamp that was given here, to removed records too.
@@ -44,12 +49,16 @@ pub(super) struct Shard {
 pub(super) struct Size {
     pub(super) records: usize,
     pub(super) bytes: usize,
+    /// How many of the records are evidence of an effect that may have happened.
+    pub(super) evidence: usize,
 }
 
 /// What was taken out of a shard.
 #[derive(Default)]
 pub(super) struct Removed {
     pub(super) records: usize,
+    /// How many of them were evidence of an effect that may have happened.
+    pub(super) evidence: usize,
     /// The scope of each, if they are counted.
     pub(super) scopes: Vec<Label>,
     /// What takes time to free, and is to be dropped without the lock: an allocator may give much back at once.
@@ -118,6 +127,7 @@ impl Shard {
             free: Vec::new(),
             spare: Vec::new(),
             classes: Vec::new(),
+            evidence: BTreeSet::new(),
             due: Stamp(u64::MAX),
             last: Stamp::ZERO,
             waiters: Waiters::default(),
@@ -128,7 +138,7 @@ impl Shard {
     }
 
     pub(super) fn size(&self) -> Size {
-        Size { records: self.index.len(), bytes: self.bytes }
+        Size { records: self.index.len(), bytes: self.bytes, evidence: self.evidence.len() }
     }
 
     /// Whether another record can be told from the others by its place.
@@ -185,6 +195,13 @@ impl Shard {
         slots.into_iter().take(limit).map(place).collect()
     }
 
+    /// The same of those that are evidence of an effect that may have happened.
+    pub(super) fn list_evidence(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids = self.evidence.range((start, Bound::Unbounded)).take(limit);
+        ids.filter_map(|id| Some((*id, self.read(self.find(id)?)))).collect()
+    }
+
     /// Puts a record in the place of `old`, or in a new one.
     pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
         let deadline = stamp.after(record.keep());
@@ -201,6 +218,9 @@ impl Shard {
         let mut removed = Removed::default();
         if let Some(old) = old {
             self.vacate(old, &mut removed);
+        }
+        if record.is_evidence() {
+            self.evidence.insert(*id);
         }
         removed
     }
@@ -334,6 +354,9 @@ impl Shard {
         let class = self.class_at(self.loose[at].class);
         self.classes[class].loose.take(&mut self.loose, at as u32);
         let (record, last) = (&self.loose[at].record, self.loose.len() - 1);
+        if record.is_evidence() {
+            removed.evidence += usize::from(self.evidence.remove(&self.loose[at].id));
+        }
         let weight = loose_weight(record);
         self.bytes -= weight;
         if self.counts_scopes {
@@ -362,6 +385,9 @@ impl Shard {
         let segment = &mut self.segments[number as usize];
         let view = segment.view(at);
         self.bytes -= view.weight();
+        if view.is_evidence() {
+            removed.evidence += usize::from(self.evidence.remove(&view.id()));
+        }
         if self.counts_scopes {
             removed.scopes.push(view.scope());
         }

@@ -8,6 +8,7 @@ mod faults;
 mod rules;
 mod storage;
 
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;

@@ -62,6 +62,7 @@ macro_rules! conformance {
             late_work_is_recorded
             a_failure_is_retried_as_it_says
             an_operator_settles_what_is_unresolved
+            what_is_unresolved_is_found_and_counted
             a_released_or_forgotten_key_is_absent
             a_lease_is_handed_over_by_its_token
             an_oversized_response_leaves_a_marker

@@ -13,7 +13,7 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 
 /// What happens to one call of a [`FaultyStore`].
@@ -188,7 +188,15 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(|| self.inner.scan(after, limit)).await
     }
 
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        self.call(|| self.inner.unsettled(after, limit)).await
+    }
+
+    fn finds_unsettled(&self) -> bool {
+        self.inner.finds_unsettled()
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         self.call(|| self.inner.purge(limit)).await
     }
 

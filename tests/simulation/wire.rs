@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use nevertwice::{
-    Cursor, DecodeError, Durability, MemoryStore, Page, Record, RecordId, Snapshot, Stamp, Store, StoreError,
-    Swap, SwapRequest,
+    Cursor, DecodeError, Durability, MemoryStore, Page, Purge, Record, RecordId, Snapshot, Stamp, Store,
+    StoreError, Swap, SwapRequest,
 };
 
 use super::executor::lock;
@@ -57,6 +57,7 @@ enum Op {
     Load(RecordId),
     Swap(Vec<SwapRequest>),
     Scan(Option<Cursor>, usize),
+    Unsettled(Option<Cursor>, usize),
     Purge(usize),
     Discard(RecordId),
 }
@@ -65,7 +66,7 @@ enum Found {
     Snapshot(Snapshot),
     Swaps(Vec<Result<Swap, StoreError>>),
     Page(Page),
-    Purged(u64),
+    Purged(Purge),
     Discarded(bool),
 }
 
@@ -173,6 +174,10 @@ impl World {
             }
             Op::Scan(after, limit) => {
                 let page = self.store.scan(after.as_ref(), limit).now_or_never().expect(answered)?;
+                Ok(Found::Page(page))
+            }
+            Op::Unsettled(after, limit) => {
+                let page = self.store.unsettled(after.as_ref(), limit).now_or_never().expect(answered)?;
                 Ok(Found::Page(page))
             }
             Op::Purge(limit) => Ok(Found::Purged(self.store.purge(limit).now_or_never().expect(answered)?)),
@@ -294,10 +299,21 @@ impl Store for Connection {
         }
     }
 
-    async fn purge(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        match self.call(Op::Unsettled(after.cloned(), limit)).await? {
+            Found::Page(page) => Ok(page),
+            _ => unreachable!("a listing is answered by a page"),
+        }
+    }
+
+    fn finds_unsettled(&self) -> bool {
+        self.world.store.finds_unsettled()
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         match self.call(Op::Purge(limit)).await? {
-            Found::Purged(records) => Ok(records),
-            _ => unreachable!("a purge is answered by a number"),
+            Found::Purged(purge) => Ok(purge),
+            _ => unreachable!("a purge is answered by a count"),
         }
     }
 

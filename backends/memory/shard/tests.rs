@@ -76,10 +76,10 @@ fn states() -> impl Strategy<Value = State> {
         durations().prop_map(Retry::After),
     ];
     let failed = (bodies.clone(), retries).prop_map(|(body, retry)| State::Failed(body, retry));
-    let running = durations().prop_map(|lease| State::InProgress {
+    let running = (durations(), any::<bool>()).prop_map(|(lease, effect)| State::InProgress {
         owner: Owner::from_bytes([3; Owner::BYTES]),
         lease,
-        effect: true,
+        effect,
         takeover: false,
         recovery: Recovery::Never,
         holder: Label::new("host-7"),
@@ -131,6 +131,7 @@ impl Shard {
     fn check(&mut self) {
         assert!(self.classes.is_sorted_by(|one, other| one.number < other.number));
         let (mut loose, mut used, mut packed, mut bytes) = (0, 0, 0, 0);
+        let mut evidence = BTreeSet::new();
         for class in self.classes.clone() {
             let listed = class.loose.nodes(&mut self.loose);
             let segments = class.segments.nodes(&mut self.segments);
@@ -141,6 +142,7 @@ impl Shard {
                 assert_eq!(*number, class.number);
                 assert_eq!(self.find(id), Some(Place::Loose(*at as usize).bits()));
                 bytes += loose_weight(record);
+                evidence.extend(record.is_evidence().then_some(*id));
             }
             for number in &segments {
                 let segment = &self.segments[*number as usize];
@@ -150,6 +152,8 @@ impl Shard {
                     let view = segment.view(*at);
                     assert_eq!(self.find(&view.id()), Some(Place::Packed(*number, *at).bits()));
                     bytes += view.weight();
+                    assert_eq!(view.is_evidence(), view.record().is_evidence());
+                    evidence.extend(view.is_evidence().then(|| view.id()));
                 }
                 packed += live.len();
             }
@@ -158,6 +162,7 @@ impl Shard {
         }
         assert_eq!((loose, used), (self.loose.len(), self.segments.len() - self.free.len()));
         assert_eq!((loose + packed, bytes), (self.index.len(), self.bytes));
+        assert_eq!(evidence, self.evidence);
     }
 
     /// How many bytes of memory the records take.

@@ -171,6 +171,44 @@ pub async fn an_operator_settles_what_is_unresolved(store: Shared) {
     assert!(matches!(early, Err(Error::NotResolvable { .. })), "its lease runs");
 }
 
+/// Store: of the records that are evidence every one is listed, page by page, and no other counts as one.
+pub async fn what_is_unresolved_is_found_and_counted(store: Shared) {
+    let engine = engine(&store);
+    let mut expected = BTreeSet::new();
+    for at in 0..5 {
+        let requests =
+            ["marked", "unresolved", "settled", "plain"].map(|kind| request(&format!("{kind} {at}")));
+        for request in &requests[..3] {
+            acquire(&engine, &request.clone().lease(SHORT)).await.mark_effect().await.unwrap();
+            until_over(&store, &request.id(), SHORT).await;
+        }
+        let lease = acquire(&engine, &requests[3]).await;
+        lease.complete("done").await.unwrap();
+        let reported = acquire(&engine, &request(&format!("reported {at}"))).await;
+        reported.fail("?", Retry::Unresolved).await.unwrap();
+        let (_, fence) = reason(&engine, &requests[2]).await;
+        engine.resolve_id(&requests[2].id(), fence, Resolution::Completed(body("done"))).await.unwrap();
+        expected.extend([requests[0].id(), requests[1].id(), request(&format!("reported {at}")).id()]);
+    }
+    let (mut found, mut after) = (BTreeSet::new(), None);
+    loop {
+        let page = match store.unsettled(after.as_ref(), 2).await {
+            Ok(page) => page,
+            Err(StoreError::Unusable { .. }) if after.is_none() && !store.finds_unsettled() => return,
+            other => panic!("{other:?}"),
+        };
+        let unsettled = page.records.iter().filter(|(_, record)| record.is_unsettled(page.now));
+        found.extend(unsettled.map(|(id, _)| *id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, expected);
+    // A store may list one more than once, where its server does.
+    assert!(engine.unresolved_count().await.unwrap() >= expected.len() as u64);
+}
+
 /// A lease handed over by its token is renewed and finished elsewhere, and the first holder's finish is a repetition.
 pub async fn a_lease_is_handed_over_by_its_token(store: Shared) {
     let here = engine(&store);

@@ -165,7 +165,7 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
     done(store.swap(&rewritten, Some(first), Some(&record)).await.unwrap());
     until_over(&store, &id("gone 0"), SHORT).await;
     loop {
-        match store.purge(7).await.unwrap() {
+        match store.purge(7).await.unwrap().removed {
             0 => break,
             purged => assert!(purged <= 7, "{purged} of at most 7"),
         }

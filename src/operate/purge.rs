@@ -1,43 +1,18 @@
-//! What operators call: listing what is unfinished, and a purger that runs by itself.
+//! Removing what is over its time: [`Engine::purge`], and a purger that runs by itself.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::begin::Begin;
-use crate::call::within;
-use crate::decide::{Command, Reply, Resolution, is_unfinished};
+use crate::decide::{Command, Reply};
 use crate::engine::{Engine, View};
 use crate::error::{Error, StoreError};
-use crate::inspect::Inspection;
-use crate::key::{KeyError, RecordId};
+use crate::key::KeyError;
 use crate::lease::Lease;
 use crate::observe::{self, Op};
 use crate::policy::{Recovery, Retry};
-use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::{Cursor, Snapshot};
-
-/// An operation that nobody is at work on and that is not settled either: made by [`Engine::unfinished`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Unfinished {
-    /// What it is filed under: what [`Engine::resolve_id`] and [`Engine::forget_id`] ask for.
-    pub id: RecordId,
-    /// Where it stands.
-    pub inspection: Inspection,
-}
-
-/// A part of what is unfinished.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct UnfinishedPage {
-    /// The operations, the longest unchanged first within the page.
-    pub operations: Vec<Unfinished>,
-    /// Ids whose record could not be read: [`Engine::forget_id`] is the way out.
-    pub unreadable: Vec<RecordId>,
-    /// Where the next page starts; `None`: this was the last.
-    pub next: Option<Cursor>,
-}
 
 /// How a background purger goes about it: see [`Engine::purge_regularly`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +25,9 @@ pub struct PurgePlan {
     pub rest: Duration,
     /// The most records removed in one purge. **Default 1 000 000.**
     pub limit: u64,
+    /// Whether each purge counts what is unresolved, for the gauge `nevertwice_unresolved`, on a store that is read as a
+    /// whole for it (Redis) too. **Default no**: then only where the store [finds](crate::Store::finds_unsettled) it.
+    pub count_unresolved: bool,
 }
 
 impl Default for PurgePlan {
@@ -59,6 +37,7 @@ impl Default for PurgePlan {
             step: 500,
             rest: Duration::from_millis(20),
             limit: 1_000_000,
+            count_unresolved: false,
         }
     }
 }
@@ -76,106 +55,43 @@ pub enum Purged {
 }
 
 impl Engine {
-    /// Up to about `limit` records are looked at, from where `after` says (`None`: from the start), and those are returned whose
-    /// attempt ran out of its lease, failed without certainty, or could be executed again and was not. Go on with
-    /// [`next`](UnfinishedPage::next) until there is none; a page may be empty and not the last.
-    ///
-    /// It reads the whole store, page by page, in the store's order: for an operator's tool or an hourly alert, not for a
-    /// request's path.
+    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
+    /// many. Run it now and then; a store whose server does it by itself answers 0.
     ///
     /// ```
     /// # use nevertwice::*;
     /// # futures_executor::block_on(async {
     /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// lease.fail("?", Retry::Unresolved).await?;
-    /// let mut after = None;
-    /// loop {
-    ///     let page = engine.unfinished(after.as_ref(), 500).await?;
-    ///     for operation in page.operations {
-    ///         println!("{} since {:?}", operation.id, operation.inspection.age);
-    ///     }
-    ///     after = page.next;
-    ///     if after.is_none() {
-    ///         break;
-    ///     }
-    /// }
+    /// let removed = engine.purge(10_000).await?;
+    /// println!("{removed} records were over their time");
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// # Errors
-    /// [`Error::Store`], also where the store cannot list; [`Error::TimedOut`].
-    pub async fn unfinished(&self, after: Option<&Cursor>, limit: usize) -> Result<UnfinishedPage, Error> {
-        let page = self.bounded(self.store().scan(after, limit.max(1))).await?;
-        let now = page.now;
-        let turn = purge_turn()?.id(); // between two turns nobody is at work on it, and nobody need be
-        let mut operations: Vec<Unfinished> = page
-            .records
-            .into_iter()
-            .filter(|(id, record)| *id != turn && is_unfinished(now, record))
-            .filter_map(|(id, record)| {
-                let inspection = Inspection::of(&Snapshot { record: Some(Box::new(record)), now })?;
-                Some(Unfinished { id, inspection })
-            })
-            .collect();
-        operations.sort_by_key(|operation| std::cmp::Reverse(operation.inspection.age));
-        Ok(UnfinishedPage { operations, unreadable: page.unreadable, next: page.next })
-    }
-
-    /// [`resolve`](Engine::resolve) for what a listing found, whose key nobody may know.
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// lease.fail("?", Retry::Unresolved).await?;
-    /// for operation in engine.unfinished(None, 500).await?.operations {
-    ///     engine.resolve_id(&operation.id, operation.inspection.fence, Resolution::Rerun).await?;
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
+    /// Evidence of an effect that nobody settled in its time ([`Policy::unresolved_retention`](crate::Policy::unresolved_retention))
+    /// goes too, with a WARN event and `nevertwice_unsettled_expired_total` where the store can tell.
     ///
     /// # Errors
-    /// As for [`resolve`](Engine::resolve).
-    pub async fn resolve_id(&self, id: &RecordId, fence: Stamp, resolution: Resolution) -> Result<(), Error> {
-        let seen = observe::call(self, Op::Resolve, &|| None);
-        let result = observe::in_span(&seen, async {
-            let answer = self.execute(id, &Command::Resolve(fence, resolution), View::Unknown).await?;
-            answer.reply.into_done()
-        });
-        let result = result.await;
-        seen.operated(result.as_ref().map(|()| true));
-        result
-    }
-
-    /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next begin executes.**
-    ///
-    /// ```
-    /// # use nevertwice::*;
-    /// # futures_executor::block_on(async {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// # let request = Request::new("exports", "2026-11")?;
-    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
-    /// assert!(engine.forget_id(&request.id()).await?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`forget`](Engine::forget).
-    pub async fn forget_id(&self, id: &RecordId) -> Result<bool, Error> {
-        let seen = observe::call(self, Op::Forget, &|| None);
-        let result = observe::in_span(&seen, async {
-            match self.execute(id, &Command::Forget, View::Unknown).await {
-                Err(error) if error.is_damaged_record() => self.discard(id).await,
-                answer => Ok(answer?.reply == Reply::Done { existed: true }),
+    /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than the policy's
+    /// `call_timeout`. What was removed before stays removed.
+    pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
+        const STEP: usize = 1000;
+        let seen = observe::call(self, Op::Purge, &|| None);
+        let purge = observe::in_span(&seen, async {
+            let mut purged = 0;
+            while purged < limit {
+                let step = STEP.min(limit - purged);
+                let purge = self.bounded(self.store().purge(step)).await?;
+                let removed = usize::try_from(purge.removed).unwrap_or(usize::MAX);
+                observe::purged(self, removed);
+                observe::expired_unsettled(self, purge.unsettled);
+                purged = purged.saturating_add(removed);
+                if removed < step {
+                    break;
+                }
             }
+            Ok(purged as u64)
         });
-        let result = result.await;
-        seen.operated(result.as_ref().map(|existed| *existed));
-        result
+        purge.await
     }
 
     /// Removes what is over its time, again and again, until it is dropped: spawn it once in every process. Of all
@@ -243,6 +159,9 @@ impl Engine {
         if result.is_ok() && self.policy().response_retention.is_some() {
             result = self.drop_responses_in_steps(plan, &lease).await;
         }
+        if result.is_ok() && (plan.count_unresolved || self.store().finds_unsettled()) {
+            result = self.count_in_steps(plan, &lease).await;
+        }
         // The next one is due after the interval, whoever's turn it is.
         match (result, lease.fail("", Retry::After(pause)).await) {
             (Ok(()), Ok(())) => Purged::Removed(removed),
@@ -269,6 +188,22 @@ impl Engine {
                 (_, None) => return Ok(()),
                 (_, next) => next,
             };
+            self.clock().sleep(plan.rest).await;
+            turn.renew().await?;
+        }
+    }
+
+    /// Refreshes the gauge of what is unresolved.
+    async fn count_in_steps(&self, plan: &PurgePlan, turn: &Lease) -> Result<(), Error> {
+        let (mut count, mut after) = (0, None);
+        loop {
+            let (found, next) = self.count_unsettled(after.as_ref(), plan.step.max(1)).await?;
+            count += found;
+            after = next;
+            if after.is_none() {
+                observe::unresolved(self, count);
+                return Ok(());
+            }
             self.clock().sleep(plan.rest).await;
             turn.renew().await?;
         }
@@ -304,25 +239,10 @@ impl Engine {
         }
         Ok((dropped, page.next))
     }
-
-    /// What the store answers, if it does before the policy's `call_timeout`.
-    pub(crate) async fn bounded<T>(
-        &self,
-        call: impl Future<Output = Result<T, StoreError>> + Unpin,
-    ) -> Result<T, Error> {
-        let limit = self.policy().call_timeout;
-        match within(self.clock(), limit, call).await {
-            Some(answer) => Ok(answer?),
-            None => {
-                observe::timed_out(self, 1);
-                Err(Error::TimedOut { limit, tries: 1, last: None })
-            }
-        }
-    }
 }
 
 /// The operation by which purgers take turns.
-fn purge_turn() -> Result<Request, KeyError> {
+pub(super) fn purge_turn() -> Result<Request, KeyError> {
     Request::new(["nevertwice", "background"], "purge").map(Request::internal)
 }
 

@@ -1,0 +1,173 @@
+//! An operator's word on many keys, page by page: [`Engine::resolve_many`] and [`Engine::forget_many`].
+
+use std::iter::zip;
+
+use futures_util::future::join_all;
+
+use super::filter::Filter;
+use super::list::{Chosen, Unfinished};
+use crate::batch::{Believed, Task};
+use crate::call::Call;
+use crate::decide::{Command, Current, Resolution};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::key::RecordId;
+use crate::observe::{self, Op};
+use crate::record::Stamp;
+use crate::store::{Cursor, Snapshot, Swap};
+
+/// Whether a bulk call writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bulk {
+    /// Nothing is written: [`BulkPage::done`] is what would be done.
+    DryRun,
+    /// It is done.
+    Apply,
+}
+
+/// A page of a bulk call.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BulkPage {
+    /// The operations that were settled, or would be, each as it was before.
+    pub done: Vec<Unfinished>,
+    /// The operations that were not.
+    pub refused: Vec<Refused>,
+    /// Ids whose record could not be read. They are left alone: [`Engine::forget_id`] is the way out.
+    pub unreadable: Vec<RecordId>,
+    /// The start of the next page; `None`: this was the last.
+    pub next: Option<Cursor>,
+}
+
+/// An operation of a [`BulkPage`] that was left as it is.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Refused {
+    /// The operation, as it was found.
+    pub operation: Unfinished,
+    /// The reason: [`Error::NotResolvable`] if it changed since it was found.
+    pub error: Error,
+}
+
+impl Engine {
+    /// Settles the unfinished operations that `filter` chooses as [`resolve`](Engine::resolve) does one, and reports
+    /// each: up to about `limit` records are looked at, from where `after` says, and what was chosen is written at
+    /// once where the store can. Go on with [`next`](BulkPage::next) until there is none.
+    ///
+    /// A filter without a [`need`](Filter::need) chooses what needs an operator ([`Need::Operator`](crate::Need::Operator))
+    /// here, and not what may simply be retried. What changed between the look and the write is refused.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("?", Retry::Unresolved).await?;
+    /// // The provider lost all exports that were under way: none had an effect.
+    /// let exports = Filter::new().scope("exports")?.reason(Reason::Reported);
+    /// for bulk in [Bulk::DryRun, Bulk::Apply] {
+    ///     let mut after = None;
+    ///     loop {
+    ///         let page = engine.resolve_many(&exports, &Resolution::Rerun, bulk, after.as_ref(), 500).await?;
+    ///         println!("{} done, {} refused", page.done.len(), page.refused.len());
+    ///         after = page.next;
+    ///         if after.is_none() {
+    ///             break;
+    ///         }
+    ///     }
+    /// }
+    /// assert!(matches!(engine.begin(&request).await?, Begin::Acquired(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`unfinished`](Engine::unfinished), with nothing done; [`Error::TooLarge`] as for
+    /// [`resolve`](Engine::resolve). Errors of single operations are in [`refused`](BulkPage::refused).
+    pub async fn resolve_many(
+        &self,
+        filter: &Filter,
+        resolution: &Resolution,
+        bulk: Bulk,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<BulkPage, Error> {
+        resolution.check(self.policy().max_response)?;
+        let chosen = self.choose(&filter.for_settling(), after, limit).await?;
+        if bulk == Bulk::DryRun {
+            return Ok(BulkPage::dry(chosen));
+        }
+        let commands: Vec<Command> = chosen
+            .operations
+            .iter()
+            .map(|(found, _)| Command::Resolve(found.inspection.fence, resolution.clone()))
+            .collect();
+        let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| Task {
+            id: found.id,
+            command,
+            view: Believed::Found(snapshot),
+        });
+        let seen = observe::call(self, Op::ResolveMany, &|| None);
+        let answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await;
+        let results = answers.into_iter().map(|answer| answer?.reply.into_done());
+        let results = results.inspect(|result| seen.operated(result.as_ref().map(|()| true)));
+        Ok(BulkPage::of(chosen, results.collect()))
+    }
+
+    /// Removes the records of the unfinished operations that `filter` chooses, as
+    /// [`resolve_many`](Engine::resolve_many) settles them. **The next begin of each executes.** A record that
+    /// changed between the look and the removal is refused.
+    ///
+    /// # Errors
+    /// As for [`resolve_many`](Engine::resolve_many).
+    pub async fn forget_many(
+        &self,
+        filter: &Filter,
+        bulk: Bulk,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<BulkPage, Error> {
+        let chosen = self.choose(&filter.for_settling(), after, limit).await?;
+        if bulk == Bulk::DryRun {
+            return Ok(BulkPage::dry(chosen));
+        }
+        let seen = observe::call(self, Op::ForgetMany, &|| None);
+        let removals =
+            chosen.operations.iter().map(|(found, _)| self.remove(found.id, found.inspection.stamp));
+        let results = observe::in_span(&seen, join_all(removals)).await;
+        results.iter().for_each(|result| seen.operated(result.as_ref().map(|()| true)));
+        Ok(BulkPage::of(chosen, results))
+    }
+
+    /// Removes the record with this stamp.
+    async fn remove(&self, id: RecordId, stamp: Stamp) -> Result<(), Error> {
+        match Call::new(self, &id).swap(Some(stamp), None).await? {
+            Swap::Done(_) => Ok(()),
+            // It is gone: an earlier try did it, most likely.
+            Swap::Conflict(Snapshot { record: None, .. }) => Ok(()),
+            Swap::Conflict(Snapshot { record, .. }) => {
+                Err(Error::NotResolvable { current: Current::of(record.as_deref()) })
+            }
+        }
+    }
+}
+
+impl BulkPage {
+    fn dry(chosen: Chosen) -> BulkPage {
+        let results = chosen.operations.iter().map(|_| Ok(())).collect();
+        BulkPage::of(chosen, results)
+    }
+
+    /// The page of what was `chosen`, by what came of each.
+    fn of(chosen: Chosen, results: Vec<Result<(), Error>>) -> BulkPage {
+        let Chosen { operations, unreadable, next } = chosen;
+        let mut page = BulkPage { done: Vec::new(), refused: Vec::new(), unreadable, next };
+        for ((operation, _), result) in zip(operations, results) {
+            match result {
+                Ok(()) => page.done.push(operation),
+                Err(error) => page.refused.push(Refused { operation, error }),
+            }
+        }
+        page
+    }
+}

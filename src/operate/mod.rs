@@ -1,0 +1,147 @@
+//! The operators' calls of an [`Engine`]: looking, listing, settling and purging.
+
+mod bulk;
+mod filter;
+mod list;
+mod purge;
+mod settle;
+
+pub use self::bulk::{Bulk, BulkPage, Refused};
+pub use self::filter::{Filter, Need};
+pub use self::list::{Unfinished, UnfinishedPage};
+pub use self::purge::{PurgePlan, Purged};
+pub use self::settle::Amendment;
+
+use crate::call::{Call, within};
+use crate::engine::Engine;
+use crate::error::{Error, StoreError};
+use crate::inspect::{Content, Inspection};
+use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::observe;
+use crate::request::Request;
+use crate::store::Snapshot;
+use crate::token;
+
+impl Engine {
+    /// The record of a key, without its content; `None` if there is none.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// let seen = engine.inspect("exports", "2026-11").await?.unwrap();
+    /// assert_eq!((seen.state, seen.attempt, seen.effect_marked), (StateKind::InProgress, 1, false));
+    /// assert_eq!(engine.inspect("exports", "2026-12").await?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn inspect<S, K>(&self, scope: S, key: K) -> Result<Option<Inspection>, Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        self.inspect_id(&id_of(scope, key)?).await
+    }
+
+    /// [`inspect`](Engine::inspect) by the id that a listing or an error names, which is read back by `parse`.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// let shown = request.id().to_string();
+    /// let id: RecordId = shown.parse()?;
+    /// assert_eq!(engine.inspect_id(&id).await?.unwrap().scope, "exports");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn inspect_id(&self, id: &RecordId) -> Result<Option<Inspection>, Error> {
+        Ok(Inspection::of(&self.look(id).await?, self.policy()))
+    }
+
+    /// The content of a key's record: for an operator who has to know. `None` if there is no record.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.complete("done").await?;
+    /// assert_eq!(engine.content("exports", "2026-11").await?.unwrap().response.unwrap(), "done");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn content<S, K>(&self, scope: S, key: K) -> Result<Option<Content>, Error>
+    where
+        S: TryInto<Scope>,
+        K: TryInto<Key>,
+        KeyError: From<S::Error> + From<K::Error>,
+    {
+        self.content_id(&id_of(scope, key)?).await
+    }
+
+    /// [`content`](Engine::content) by the id that a listing or an error names.
+    ///
+    /// # Errors
+    /// As for [`begin`](Engine::begin).
+    pub async fn content_id(&self, id: &RecordId) -> Result<Option<Content>, Error> {
+        Ok(Content::of(&self.look(id).await?))
+    }
+
+    /// The downstream key that every attempt of the operation under `id` derived for `label`
+    /// ([`Lease::derive_key`](crate::Lease::derive_key)): what to ask a provider for when an operation is
+    /// unresolved.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// assert_eq!(engine.derive_key(&request.id(), "psp"), lease.derive_key("psp"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn derive_key(&self, id: &RecordId, label: &str) -> String {
+        token::derive_key(id, label)
+    }
+
+    async fn look(&self, id: &RecordId) -> Result<Snapshot, Error> {
+        Call::new(self, id).load().await
+    }
+
+    /// What the store answers, if it does before the policy's `call_timeout`.
+    pub(crate) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>> + Unpin,
+    ) -> Result<T, Error> {
+        let limit = self.policy().call_timeout;
+        match within(self.clock(), limit, call).await {
+            Some(answer) => Ok(answer?),
+            None => {
+                observe::timed_out(self, 1);
+                Err(Error::TimedOut { limit, tries: 1, last: None })
+            }
+        }
+    }
+}
+
+fn id_of<S, K>(scope: S, key: K) -> Result<RecordId, KeyError>
+where
+    S: TryInto<Scope>,
+    K: TryInto<Key>,
+    KeyError: From<S::Error> + From<K::Error>,
+{
+    Ok(Request::new(scope, key)?.id())
+}
