@@ -245,18 +245,19 @@ impl MemoryStore {
         let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
         let Total { records, bytes, evidence, .. } = &self.0.total;
         let (records, bytes) = (records.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
-        let unresolved = || {
-            let evidence = evidence.load(Ordering::Relaxed);
-            format!("{evidence} with an effect marked or unresolved, which nobody has settled yet")
+        let unresolved = || match evidence.load(Ordering::Relaxed) {
+            0 => String::new(),
+            count => {
+                format!("; {count} in the store have an effect marked or are unresolved: see `unfinished`")
+            }
         };
         if records >= most || bytes >= most_bytes {
-            let used = format!("{records} records of {most}, {bytes} bytes of {most_bytes}");
-            return Some(format!("{used}; {}", unresolved()));
+            let unresolved = unresolved();
+            return Some(format!("{records} records of {most}, {bytes} bytes of {most_bytes}{unresolved}"));
         }
         let quota = quota?;
         let used = self.0.scopes.lock().get(scope).copied().unwrap_or_default();
-        (used >= quota)
-            .then(|| format!("{used} records of {quota} for one scope; in the whole store {}", unresolved()))
+        (used >= quota).then(|| format!("{used} records of {quota} for one scope{}", unresolved()))
     }
 
     /// Adds to the totals what has changed in a shard, if it is more than `slack`.

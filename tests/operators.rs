@@ -507,29 +507,30 @@ fn a_full_store_says_how_many_are_unresolved() {
     let clock = ManualClock::new();
     let store = MemoryStore::builder().max_records(5).max_records_per_scope(3).clock(clock.clone()).build();
     let engine = Engine::builder(store).clock(clock).build().unwrap();
-    for key in ["a", "b"] {
-        reported(&engine, &request("s", key));
-    }
+    reported(&engine, &request("s", "a"));
+    let marked = acquire(&engine, &request("s", "b"));
+    block_on(marked.mark_effect()).unwrap();
     drop(acquire(&engine, &request("s", "c")));
     let full = |request| match block_on(engine.begin(&request)) {
         Err(Error::Store(full @ StoreError::Full { .. })) => full.to_string(),
         other => panic!("{other:?}"),
     };
     let quota = full(request("s", "d"));
-    assert!(quota.contains("3 records of 3 for one scope; in the whole store 2 with"), "{quota}");
+    assert!(quota.contains("3 records of 3 for one scope; 2 in the store have"), "{quota}");
     for key in ["a", "b"] {
         drop(acquire(&engine, &request("t", key)));
     }
     let all = full(request("t", "c"));
     assert!(
-        all.contains("5 records of 5") && all.contains("; 2 with an effect marked or unresolved"),
+        all.contains("5 records of 5") && all.contains("; 2 in the store have an effect marked"),
         "{all}"
     );
     // Once they are settled, none is left.
     let settling = Filter::new().need(Need::Settling);
     let done = Resolution::Completed(body(""));
     block_on(engine.resolve_many(&settling, &done, Bulk::Apply, None, 9)).unwrap();
-    assert!(full(request("t", "c")).contains("; 0 with"));
+    block_on(marked.complete("")).unwrap();
+    assert!(!full(request("t", "c")).contains("in the store"));
 }
 
 // Batches
