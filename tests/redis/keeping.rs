@@ -147,7 +147,12 @@ fn l6_the_shortest_and_the_longest_times_work() {
                 Duration::from_secs(1 << 52),
                 Duration::MAX,
             ] {
-                let engine = Engine::builder(store.clone()).lease(time).retention(time).build().unwrap();
+                let engine = Engine::builder(store.clone())
+                    .lease(time)
+                    .retention(time)
+                    .unresolved_retention(DAY.max(time))
+                    .build()
+                    .unwrap();
                 let request = request(&format!("{time:?}"));
                 let lease = acquire(&engine, &request).await;
                 lease.complete("done").await.unwrap();
@@ -165,7 +170,11 @@ fn l6_the_shortest_and_the_longest_times_work() {
 fn what_is_kept_for_ever_has_no_end() {
     let server = Server::start(&[]);
     block_on_tokio(async {
-        let engine = Engine::builder(connect(&server).await).retention(Duration::MAX).build().unwrap();
+        let engine = Engine::builder(connect(&server).await)
+            .retention(Duration::MAX)
+            .unresolved_retention(Duration::MAX)
+            .build()
+            .unwrap();
         let lease = acquire(&engine, &request("k")).await;
         lease.complete("done").await.unwrap();
         assert_eq!(ttl(&server, &name(&request("k"))), None);
