@@ -46,8 +46,8 @@ impl Engine {
         self.try_begin_many(requests.iter().map(Ok::<_, Error>)).await
     }
 
-    /// [`begin_many`](Engine::begin_many) for requests of which some could not be made, say because a message has no
-    /// usable key: each of those is answered with its error, in its place.
+    /// [`begin_many`](Engine::begin_many) for requests of which some could not be made, say because
+    /// a message has no usable key: each of those is answered with its error, in its place.
     ///
     /// ```
     /// use nevertwice::{Engine, Error, MemoryStore, Request};
@@ -82,10 +82,11 @@ impl Engine {
 
     /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
     ///
-    /// What is completed together is also lost together: a crash before this call leaves every operation of the batch
-    /// whose effect has happened, and with the effect marked each of them is left to an operator. In a trial, a consumer that was
-    /// killed once left 65 of 600 messages so, and 1 where each was completed at once. Complete in small batches, or each on its own
-    /// where the effect cannot be repeated.
+    /// What is completed together is also lost together: a crash before this call leaves every
+    /// operation of the batch whose effect has happened, and with the effect marked each of them is
+    /// left to an operator. In a trial, a consumer that was killed once left 65 of 600 messages so,
+    /// and 1 where each was completed at once. Complete in small batches, or each on its own where
+    /// the effect cannot be repeated.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
         let commands = outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone())));
         self.command_many(Op::CompleteMany, commands.collect()).await
@@ -119,8 +120,8 @@ impl Engine {
         self.command_many(Op::RenewMany, commands.collect()).await
     }
 
-    /// [`mark_effect`](Lease::mark_effect) for every one of `leases`, likewise. Do not cause the effects of those
-    /// that are answered with an error.
+    /// [`mark_effect`](Lease::mark_effect) for every one of `leases`, likewise. Do not cause the
+    /// effects of those that are answered with an error.
     pub async fn mark_effect_many(&self, leases: &[&Lease]) -> Vec<Result<(), Error>> {
         let commands = leases.iter().map(|lease| (*lease, lease.ready(Command::MarkEffect)));
         self.command_many(Op::MarkEffectMany, commands.collect()).await
@@ -273,7 +274,8 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// The step that it comes to if what is believed is true. `None`: the record is looked at first.
+    /// The step that it comes to if what is believed is true. `None`: the record is looked at
+    /// first.
     fn first_step(&self, now: Duration) -> Option<Step> {
         match self.view {
             Believed::Absent => Step::guess(Stamp::ZERO, None, self.command),

@@ -42,14 +42,16 @@ pub enum Error {
         /// What the key shows.
         current: Current,
     },
-    /// There is no operator's word to amend under this stamp: none settled the key, or it changed since.
+    /// There is no operator's word to amend under this stamp: none settled the key, or it changed
+    /// since.
     #[error("nothing to amend under this stamp: the key is {:?}, fence {}", current.state, current.fence.0)]
     NotAmendable {
         /// What the key shows.
         current: Current,
     },
-    /// An operator's word was to be amended to a rerun without saying so: duplicates may have been told the
-    /// outcome that stood until now. [`Amendment::rerun`](crate::Amendment::rerun) says it.
+    /// An operator's word was to be amended to a rerun without saying so: duplicates may have been
+    /// told the outcome that stood until now. [`Amendment::rerun`](crate::Amendment::rerun) says
+    /// it.
     #[error("a rerun in place of an outcome must be asked for as one (Amendment::rerun)")]
     RerunNotMeant,
     /// The lease was granted by another store: nothing was written, since nobody would look for it here.

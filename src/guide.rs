@@ -55,22 +55,30 @@
 //!
 //! # For operators
 //!
-//! Alert on `nevertwice_unresolved`, a gauge that [`purge_regularly`](crate::Engine::purge_regularly) refreshes: memory and
-//! SQLite keep an index of what may be unresolved, Redis is read as a whole for it and only where
-//! [`count_unresolved`](crate::PurgePlan::count_unresolved) says so. What nobody settled in time is counted in
-//! `nevertwice_unsettled_expired_total`, and a full store says how many of its records are unresolved where it can tell.
+//! Alert on `nevertwice_unresolved`, a gauge that
+//! [`purge_regularly`](crate::Engine::purge_regularly) refreshes: memory and SQLite keep an index
+//! of what may be unresolved, Redis is read as a whole for it and only where
+//! [`count_unresolved`](crate::PurgePlan::count_unresolved) says so. What nobody settled in time is
+//! counted in `nevertwice_unsettled_expired_total`, and a full store says how many of its records
+//! are unresolved where it can tell.
 //!
-//! * **Look.** [`unfinished_by`](crate::Engine::unfinished_by) lists by a [`Filter`](crate::Filter): by need, scope, reason and age.
-//!   [`Need::Settling`](crate::Need::Settling) is what the gauge counts; [`Need::Operator`](crate::Need::Operator) also has crashed
-//!   attempts that may not be rerun and attempts that are used up; [`Need::Retry`](crate::Need::Retry) waits for nothing but its
-//!   next begin. [`Inspection::reason`](crate::Inspection::reason) says why. Scopes, keys and ids are shown in a form that
-//!   `parse` reads back ([`Scope`](crate::Scope), [`Key`](crate::Key), [`RecordId`](crate::RecordId)).
-//! * **Ask.** [`derive_key`](crate::Engine::derive_key) gives the downstream key to ask the provider for, by the id alone.
+//! * **Look.** [`unfinished_by`](crate::Engine::unfinished_by) lists by a
+//!   [`Filter`](crate::Filter): by need, scope, reason and age.
+//!   [`Need::Settling`](crate::Need::Settling) is what the gauge counts;
+//!   [`Need::Operator`](crate::Need::Operator) also has crashed attempts that may not be rerun and
+//!   attempts that are used up; [`Need::Retry`](crate::Need::Retry) waits for nothing but its next
+//!   begin. [`Inspection::reason`](crate::Inspection::reason) says why. Scopes, keys and ids are
+//!   shown in a form that `parse` reads back ([`Scope`](crate::Scope), [`Key`](crate::Key),
+//!   [`RecordId`](crate::RecordId)).
+//! * **Ask.** [`derive_key`](crate::Engine::derive_key) gives the downstream key to ask the
+//!   provider for, by the id alone.
 //! * **Settle.** [`resolve`](crate::Engine::resolve) by the fence that was shown, with
-//!   [`Resolution::completed`](crate::Resolution::completed) for what [`run`](crate::Engine::run) reads;
-//!   [`resolve_many`](crate::Engine::resolve_many) for all that a filter chooses, after a [`Bulk::DryRun`](crate::Bulk::DryRun).
-//! * **Correct.** [`amend`](crate::Engine::amend) an operator's word, by the stamp shown. Duplicates may have been told the
-//!   earlier one, so a rerun must be [asked for](crate::Amendment::rerun).
+//!   [`Resolution::completed`](crate::Resolution::completed) for what [`run`](crate::Engine::run)
+//!   reads; [`resolve_many`](crate::Engine::resolve_many) for all that a filter chooses, after a
+//!   [`Bulk::DryRun`](crate::Bulk::DryRun).
+//! * **Correct.** [`amend`](crate::Engine::amend) an operator's word, by the stamp shown.
+//!   Duplicates may have been told the earlier one, so a rerun must be [asked
+//!   for](crate::Amendment::rerun).
 //!
 //! # Tokens, releases and rollbacks
 //!

@@ -17,7 +17,8 @@ use crate::store::Snapshot;
 pub struct Inspection {
     /// Where the operation stands.
     pub state: StateKind,
-    /// Its scope as it is typed ([`Scope`](crate::Scope)), cut to at most 48 bytes; then it ends in `…`.
+    /// Its scope as it is typed ([`Scope`](crate::Scope)), cut to at most 48 bytes; then it ends in
+    /// `…`.
     pub scope: String,
     /// Its key as it is typed ([`Key`](crate::Key)), if the policy says that stores may see it.
     pub key: Option<String>,
@@ -58,9 +59,9 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// The reason why a begin would be told that the operation is unresolved; `None` if it would not.
-    /// An attempt that ran out of its lease is judged by the recovery that its grant was asked for with, and attempts are
-    /// counted against the policy of the engine that inspects.
+    /// The reason why a begin would be told that the operation is unresolved; `None` if it would
+    /// not. An attempt that ran out of its lease is judged by the recovery that its grant was asked
+    /// for with, and attempts are counted against the policy of the engine that inspects.
     pub fn reason(&self) -> Option<Reason> {
         self.reason
     }

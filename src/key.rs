@@ -99,10 +99,11 @@ fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
 ///
 /// # Typed form
 ///
-/// `Display` shows a scope as its parts joined by commas, and `parse` reads that back. A comma, a backslash and
-/// the character `…` within a part have a backslash in front. Listings, spans and [`Inspection::scope`](crate::Inspection::scope)
-/// show the same, cut to at most 48 bytes: what was cut ends in a `…` without a backslash, and is refused by
-/// `parse`. [`TryFrom`] is for programs: it takes a text as one part, as it is.
+/// `Display` shows a scope as its parts joined by commas, and `parse` reads that back. A comma, a
+/// backslash and the character `…` within a part have a backslash in front. Listings, spans and
+/// [`Inspection::scope`](crate::Inspection::scope) show the same, cut to at most 48 bytes: what was
+/// cut ends in a `…` without a backslash, and is refused by `parse`. [`TryFrom`] is for programs:
+/// it takes a text as one part, as it is.
 ///
 /// ```
 /// use nevertwice::Scope;
@@ -322,13 +323,14 @@ impl<P: AsRef<str>> TryFrom<Vec<P>> for Scope {
 /// An idempotency key: 1 to 255 bytes of UTF-8 without control characters, taken as it is (no trimming, no
 /// case folding). Colons, slashes, ARNs and URLs are fine. `Debug` does not show it.
 ///
-/// Other bytes, such as a broker's binary message id, become a key by [`from_bytes`](Key::from_bytes) only.
+/// Other bytes, such as a broker's binary message id, become a key by
+/// [`from_bytes`](Key::from_bytes) only.
 ///
 /// # Typed form
 ///
-/// [`to_typed`](Key::to_typed) and `parse` are for operators: a text is itself, with its first character doubled if
-/// that is a backslash, and other bytes are `\x` and two hexadecimal digits for each. [`TryFrom`] is for programs:
-/// it takes a text as it is.
+/// [`to_typed`](Key::to_typed) and `parse` are for operators: a text is itself, with its first
+/// character doubled if that is a backslash, and other bytes are `\x` and two hexadecimal digits
+/// for each. [`TryFrom`] is for programs: it takes a text as it is.
 ///
 /// ```
 /// use nevertwice::Key;
@@ -343,8 +345,8 @@ impl<P: AsRef<str>> TryFrom<Vec<P>> for Scope {
 pub struct Key(Box<[u8]>);
 
 impl Key {
-    /// The key that is these 1 to 255 bytes, whatever they are: the same as the text's where they are one that
-    /// is a key, and another than every text's where they are not.
+    /// The key that is these 1 to 255 bytes, whatever they are: the same as the text's where they
+    /// are one that is a key, and another than every text's where they are not.
     pub fn from_bytes(bytes: &[u8]) -> Result<Key, KeyError> {
         match bytes.len() {
             0 => Err(KeyError::Empty { what: "key" }),
@@ -363,7 +365,8 @@ impl Key {
         std::str::from_utf8(&self.0).ok().filter(|text| !text.chars().any(char::is_control))
     }
 
-    /// The typed form, which `parse` reads back: the text itself, unless it starts with a backslash.
+    /// The typed form, which `parse` reads back: the text itself, unless it starts with a
+    /// backslash.
     pub fn to_typed(&self) -> Cow<'_, str> {
         match self.as_str() {
             Some(text) if text.starts_with('\\') => format!("\\{text}").into(),

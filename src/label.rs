@@ -39,8 +39,8 @@ impl Label {
         fits == text.len()
     }
 
-    /// Makes room for `mark` at the end and puts it there. What is cut away is whole: neither a character nor a
-    /// backslash and what it escapes are parted.
+    /// Makes room for `mark` at the end and puts it there. What is cut away is whole: neither a
+    /// character nor a backslash and what it escapes are parted.
     pub(crate) fn cut(&mut self, mark: &str) {
         let mut kept = self.as_str();
         while kept.len() + mark.len() > Label::MAX_BYTES {

@@ -1,4 +1,5 @@
-//! An operator's word on many keys, page by page: [`Engine::resolve_many`] and [`Engine::forget_many`].
+//! An operator's word on many keys, page by page: [`Engine::resolve_many`] and
+//! [`Engine::forget_many`].
 
 use std::iter::zip;
 
@@ -33,7 +34,8 @@ pub struct BulkPage {
     pub done: Vec<Unfinished>,
     /// The operations that were not.
     pub refused: Vec<Refused>,
-    /// Ids whose record could not be read. They are left alone: [`Engine::forget_id`] is the way out.
+    /// Ids whose record could not be read. They are left alone: [`Engine::forget_id`] is the way
+    /// out.
     pub unreadable: Vec<RecordId>,
     /// The start of the next page; `None`: this was the last.
     pub next: Option<Cursor>,
@@ -50,12 +52,14 @@ pub struct Refused {
 }
 
 impl Engine {
-    /// Settles the unfinished operations that `filter` chooses as [`resolve`](Engine::resolve) does one, and reports
-    /// each: up to about `limit` records are looked at, from where `after` says, and what was chosen is written at
-    /// once where the store can. Go on with [`next`](BulkPage::next) until there is none.
+    /// Settles the unfinished operations that `filter` chooses as [`resolve`](Engine::resolve) does
+    /// one, and reports each: up to about `limit` records are looked at, from where `after` says,
+    /// and what was chosen is written at once where the store can. Go on with
+    /// [`next`](BulkPage::next) until there is none.
     ///
-    /// A filter without a [`need`](Filter::need) chooses what needs an operator ([`Need::Operator`](crate::Need::Operator))
-    /// here, and not what may simply be retried. What changed between the look and the write is refused.
+    /// A filter without a [`need`](Filter::need) chooses what needs an operator
+    /// ([`Need::Operator`](crate::Need::Operator)) here, and not what may simply be retried. What
+    /// changed between the look and the write is refused.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -83,7 +87,8 @@ impl Engine {
     ///
     /// # Errors
     /// As for [`unfinished`](Engine::unfinished), with nothing done; [`Error::TooLarge`] as for
-    /// [`resolve`](Engine::resolve). Errors of single operations are in [`refused`](BulkPage::refused).
+    /// [`resolve`](Engine::resolve). Errors of single operations are in
+    /// [`refused`](BulkPage::refused).
     pub async fn resolve_many(
         &self,
         filter: &Filter,
@@ -115,8 +120,8 @@ impl Engine {
     }
 
     /// Removes the records of the unfinished operations that `filter` chooses, as
-    /// [`resolve_many`](Engine::resolve_many) settles them. **The next begin of each executes.** A record that
-    /// changed between the look and the removal is refused.
+    /// [`resolve_many`](Engine::resolve_many) settles them. **The next begin of each executes.** A
+    /// record that changed between the look and the removal is refused.
     ///
     /// # Errors
     /// As for [`resolve_many`](Engine::resolve_many).

@@ -14,8 +14,8 @@ pub enum Need {
     /// ([`Inspection::unresolved`]). Such records are kept until they are settled, and a store that
     /// [finds](crate::Store::finds_unsettled) them lists them without a walk over the others.
     Settling,
-    /// An operator's word for whatever [`Reason`]: as `Settling`, and crashed attempts that may not be
-    /// rerun, and operations whose attempts are used up.
+    /// An operator's word for whatever [`Reason`]: as `Settling`, and crashed attempts that may not
+    /// be rerun, and operations whose attempts are used up.
     Operator,
     /// Nothing but the next begin, which executes.
     Retry,
@@ -55,12 +55,12 @@ impl Filter {
         self
     }
 
-    /// Only operations of this scope, and of those whose first parts it has: `["acct_42"]` stands for
-    /// `["acct_42", "charges"]` too, and not for `["acct_421"]`.
+    /// Only operations of this scope, and of those whose first parts it has: `["acct_42"]` stands
+    /// for `["acct_42", "charges"]` too, and not for `["acct_421"]`.
     ///
     /// # Errors
-    /// [`KeyError`], if it is no scope; [`KeyError::Cut`], if its typed form is over 48 bytes, since
-    /// records show no more of their scope.
+    /// [`KeyError`], if it is no scope; [`KeyError::Cut`], if its typed form is over 48 bytes,
+    /// since records show no more of their scope.
     pub fn scope<S>(mut self, scope: S) -> Result<Filter, KeyError>
     where
         S: TryInto<Scope>,
@@ -74,7 +74,8 @@ impl Filter {
         Ok(self)
     }
 
-    /// Only operations whose scope is shown with these characters in front, whether or not a part ends there.
+    /// Only operations whose scope is shown with these characters in front, whether or not a part
+    /// ends there.
     pub fn scope_starts_with(mut self, typed: impl Into<String>) -> Filter {
         self.prefix = Some(typed.into());
         self

@@ -12,11 +12,13 @@ use crate::key::RecordId;
 use crate::observe;
 use crate::store::{Cursor, Snapshot};
 
-/// An operation that nobody is at work on and that is not settled either: made by [`Engine::unfinished`].
+/// An operation that nobody is at work on and that is not settled either: made by
+/// [`Engine::unfinished`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unfinished {
-    /// The id that it is filed under: what [`Engine::resolve_id`] and [`Engine::forget_id`] ask for.
+    /// The id that it is filed under: what [`Engine::resolve_id`] and [`Engine::forget_id`] ask
+    /// for.
     pub id: RecordId,
     /// Its present state.
     pub inspection: Inspection,
@@ -42,12 +44,14 @@ pub(super) struct Chosen {
 }
 
 impl Engine {
-    /// Up to about `limit` records are looked at, from where `after` says (`None`: from the start), and those are returned whose
-    /// attempt ran out of its lease, failed without certainty, or could be executed again and was not. Go on with
-    /// [`next`](UnfinishedPage::next) until there is none; a page may be empty and not the last.
+    /// Up to about `limit` records are looked at, from where `after` says (`None`: from the start),
+    /// and those are returned whose attempt ran out of its lease, failed without certainty, or
+    /// could be executed again and was not. Go on with [`next`](UnfinishedPage::next) until there
+    /// is none; a page may be empty and not the last.
     ///
-    /// It reads the whole store, page by page, in the store's order: for an operator's tool or an hourly alert, not for a
-    /// request's path. [`unfinished_by`](Engine::unfinished_by) can do with less.
+    /// It reads the whole store, page by page, in the store's order: for an operator's tool or an
+    /// hourly alert, not for a request's path. [`unfinished_by`](Engine::unfinished_by) can do with
+    /// less.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -76,8 +80,9 @@ impl Engine {
         self.unfinished_by(&Filter::new(), after, limit).await
     }
 
-    /// [`unfinished`](Engine::unfinished), as far as `filter` chooses it. Every page is asked for with the same
-    /// filter. With [`Need::Settling`](crate::Need::Settling), or by a reason that stands for it, a memory or SQLite store looks at nothing else.
+    /// [`unfinished`](Engine::unfinished), as far as `filter` chooses it. Every page is asked for
+    /// with the same filter. With [`Need::Settling`](crate::Need::Settling), or by a reason that
+    /// stands for it, a memory or SQLite store looks at nothing else.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -130,8 +135,8 @@ impl Engine {
     }
 
     /// The number of operations whose effect may have happened and nobody knows
-    /// ([`Need::Settling`](crate::Need::Settling)), which the gauge `nevertwice_unresolved` is set to as well. Memory and SQLite look at
-    /// nothing else; other stores are read as a whole.
+    /// ([`Need::Settling`](crate::Need::Settling)), which the gauge `nevertwice_unresolved` is set
+    /// to as well. Memory and SQLite look at nothing else; other stores are read as a whole.
     ///
     /// ```
     /// # use nevertwice::*;

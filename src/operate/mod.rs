@@ -48,7 +48,8 @@ impl Engine {
         self.inspect_id(&id_of(scope, key)?).await
     }
 
-    /// [`inspect`](Engine::inspect) by the id that a listing or an error names, which is read back by `parse`.
+    /// [`inspect`](Engine::inspect) by the id that a listing or an error names, which is read back
+    /// by `parse`.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -68,7 +69,8 @@ impl Engine {
         Ok(Inspection::of(&self.look(id).await?, self.policy()))
     }
 
-    /// The content of a key's record: for an operator who has to know. `None` if there is no record.
+    /// The content of a key's record: for an operator who has to know. `None` if there is no
+    /// record.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -101,8 +103,8 @@ impl Engine {
     }
 
     /// The downstream key that every attempt of the operation under `id` derived for `label`
-    /// ([`Lease::derive_key`](crate::Lease::derive_key)): what to ask a provider for when an operation is
-    /// unresolved.
+    /// ([`Lease::derive_key`](crate::Lease::derive_key)): what to ask a provider for when an
+    /// operation is unresolved.
     ///
     /// ```
     /// # use nevertwice::*;

@@ -25,8 +25,9 @@ pub struct PurgePlan {
     pub rest: Duration,
     /// The most records removed in one purge. **Default 1 000 000.**
     pub limit: u64,
-    /// Whether each purge counts what is unresolved, for the gauge `nevertwice_unresolved`, on a store that is read as a
-    /// whole for it (Redis) too. **Default no**: then only where the store [finds](crate::Store::finds_unsettled) it.
+    /// Whether each purge counts what is unresolved, for the gauge `nevertwice_unresolved`, on a
+    /// store that is read as a whole for it (Redis) too. **Default no**: then only where the store
+    /// [finds](crate::Store::finds_unsettled) it.
     pub count_unresolved: bool,
 }
 
@@ -55,8 +56,9 @@ pub enum Purged {
 }
 
 impl Engine {
-    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other calls, and says how
-    /// many. Run it now and then; a store whose server does it by itself answers 0.
+    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other
+    /// calls, and says how many. Run it now and then; a store whose server does it by itself
+    /// answers 0.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -67,12 +69,13 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// Evidence of an effect that nobody settled in its time ([`Policy::unresolved_retention`](crate::Policy::unresolved_retention))
-    /// goes too, with a WARN event and `nevertwice_unsettled_expired_total` where the store can tell.
+    /// Evidence of an effect that nobody settled in its time
+    /// ([`Policy::unresolved_retention`](crate::Policy::unresolved_retention)) goes too, with a
+    /// WARN event and `nevertwice_unsettled_expired_total` where the store can tell.
     ///
     /// # Errors
-    /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than the policy's
-    /// `call_timeout`. What was removed before stays removed.
+    /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than
+    /// the policy's `call_timeout`. What was removed before stays removed.
     pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
         const STEP: usize = 1000;
         let seen = observe::call(self, Op::Purge, &|| None);

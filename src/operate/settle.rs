@@ -43,7 +43,8 @@ impl Resolution {
         Ok(Resolution::Failed(Body::kept(serde_json::to_vec(error)?.into())))
     }
 
-    /// Refuses what is longer than an outcome may be. An operator can say it shorter, so it is never left out.
+    /// Refuses what is longer than an outcome may be. An operator can say it shorter, so it is
+    /// never left out.
     pub(super) fn check(&self, limit: usize) -> Result<(), Error> {
         let (what, body) = match self {
             Resolution::Completed(body) => ("response", body),
@@ -61,8 +62,8 @@ impl Resolution {
     }
 }
 
-/// A correction of an operator's earlier word: see [`Engine::amend`]. Made from a [`Resolution`]; to order a
-/// rerun takes [`Amendment::rerun`].
+/// A correction of an operator's earlier word: see [`Engine::amend`]. Made from a [`Resolution`];
+/// to order a rerun takes [`Amendment::rerun`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Amendment {
     resolution: Resolution,
@@ -70,8 +71,8 @@ pub struct Amendment {
 }
 
 impl Amendment {
-    /// It had no effect after all: the next begin executes. **Duplicates may have been told the outcome that
-    /// stood until now**, and acted on it.
+    /// It had no effect after all: the next begin executes. **Duplicates may have been told the
+    /// outcome that stood until now**, and acted on it.
     pub fn rerun() -> Amendment {
         Amendment { resolution: Resolution::Rerun, may_rerun: true }
     }
@@ -84,8 +85,9 @@ impl From<Resolution> for Amendment {
 }
 
 impl Engine {
-    /// Settles an unresolved operation: one that crashed and may not be rerun, failed without certainty, or used
-    /// up its attempts. `fence` is what [`Unresolved::fence`](crate::Unresolved::fence) or
+    /// Settles an unresolved operation: one that crashed and may not be rerun, failed without
+    /// certainty, or used up its attempts. `fence` is what
+    /// [`Unresolved::fence`](crate::Unresolved::fence) or
     /// [`Inspection::fence`](crate::Inspection::fence) said; repeating the same word is fine.
     ///
     /// ```
@@ -104,8 +106,9 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody executed since;
-    /// [`Error::TooLarge`] for a response or error over the policy's `max_response`.
+    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody
+    /// executed since; [`Error::TooLarge`] for a response or error over the policy's
+    /// `max_response`.
     pub async fn resolve<S, K>(
         &self,
         scope: S,
@@ -143,11 +146,13 @@ impl Engine {
         self.operate(Op::Resolve, id, Command::Resolve(fence, resolution)).await
     }
 
-    /// Corrects what an operator said of a key, whose record then was [`resolved`](crate::Inspection::resolved).
-    /// `stamp` is the [`Inspection::stamp`](crate::Inspection::stamp) that was shown; repeating the same word is
+    /// Corrects what an operator said of a key, whose record then was
+    /// [`resolved`](crate::Inspection::resolved). `stamp` is the
+    /// [`Inspection::stamp`](crate::Inspection::stamp) that was shown; repeating the same word is
     /// fine. An outcome that an application recorded cannot be amended.
     ///
-    /// Duplicates may have been answered with the earlier word: to order a rerun takes [`Amendment::rerun`].
+    /// Duplicates may have been answered with the earlier word: to order a rerun takes
+    /// [`Amendment::rerun`].
     ///
     /// ```
     /// # use nevertwice::*;
@@ -168,8 +173,9 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotAmendable`] if no operator settled the key, or it changed since; [`Error::RerunNotMeant`] for
-    /// [`Resolution::Rerun`] as it is; [`Error::TooLarge`] as for [`resolve`](Engine::resolve).
+    /// [`Error::NotAmendable`] if no operator settled the key, or it changed since;
+    /// [`Error::RerunNotMeant`] for [`Resolution::Rerun`] as it is; [`Error::TooLarge`] as for
+    /// [`resolve`](Engine::resolve).
     pub async fn amend<S, K>(
         &self,
         scope: S,
@@ -218,8 +224,9 @@ impl Engine {
         result
     }
 
-    /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says whether there was
-    /// anything. **The next begin executes.** A holder at work may still record its outcome.
+    /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says
+    /// whether there was anything. **The next begin executes.** A holder at work may still record
+    /// its outcome.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -243,7 +250,8 @@ impl Engine {
         self.forget_id(&id_of(scope, key)?).await
     }
 
-    /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next begin executes.**
+    /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next
+    /// begin executes.**
     ///
     /// ```
     /// # use nevertwice::*;
