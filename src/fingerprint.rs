@@ -1,23 +1,28 @@
 //! What was asked for under a key: the [`Fingerprint`] of a request.
 
+mod json;
+
 use std::fmt::{self, Display};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Number, Value};
 
-/// A short digest of a request's content. A key that comes back with another fingerprint is another request
-/// under a used key, and gets [`Begin::Mismatch`](crate::Begin::Mismatch) (the Idempotency-Key draft's 422).
+pub use json::FingerprintError;
+
+/// A short digest of a request's content. A key that comes back with another fingerprint is another
+/// request under a used key, and gets [`Begin::Mismatch`](crate::Begin::Mismatch) (the
+/// Idempotency-Key draft's 422).
 ///
-/// It is the first 128 bits of a BLAKE3 hash with a scheme number before it. What a scheme computes never changes; fingerprints
-/// of different schemes (bytes, JSON, fields, none) are never equal.
+/// It is the first 128 bits of a BLAKE3 hash with a scheme number before it. What a scheme computes
+/// never changes; fingerprints of different schemes (bytes, JSON, fields, none) are never equal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fingerprint(#[serde(with = "hex::serde")] [u8; Fingerprint::BYTES]);
 
 #[derive(Clone, Copy)]
 enum Scheme {
     Bytes = 1,
-    Json = 2,
-    Fields = 3,
+    // 2 and 3 were JSON and fields before the first release: not to be used again.
+    Json = 4,
+    Fields = 5,
 }
 
 impl Fingerprint {
@@ -37,22 +42,41 @@ impl Fingerprint {
         Fingerprint::finish(Scheme::Bytes, blake3::hash(bytes.as_ref()))
     }
 
-    /// The fingerprint of a JSON value: the order of keys, white space and how a number was written (`1`, `1.0`,
-    /// `1e0`) do not matter; everything else does. Integers up to 64 bits are compared exactly, not as floats.
+    /// The fingerprint of a JSON text: white space, the order of members, escapes (`"\u00e9"` is
+    /// `"é"`) and the spelling of a number (`1`, `1.0`, `10e-1`; `-0` is `0`) do not matter;
+    /// everything else does. Numbers are compared as exact decimals of any length, never as floats;
+    /// strings character by character, without Unicode normalisation; `null` is not a member left
+    /// out.
+    ///
+    /// It is computed from the text as it was received, so that it is the same in every build and
+    /// for ever. A value that a program has read from a text lost some of that: `serde_json::Value`
+    /// keeps the last of two members with one name, and numbers as a float unless one of its
+    /// features says otherwise. Where there is only a value, write it to a string first
+    /// (`serde_json::to_string`); its fingerprint is then as stable as the value's numbers are. NaN
+    /// and infinity become `null`.
+    ///
+    /// Time and memory are linear in the text (names are sorted), and it does not recurse.
+    ///
+    /// # Errors
+    ///
+    /// [`FingerprintError`] for a text that is not JSON (RFC 8259) in UTF-8, repeats a name in an
+    /// object, nests deeper than 128, or has a number from 10^1000000000 on or below 10^-999999999.
+    /// An empty body is not JSON: use [`Fingerprint::of`] where bodies may be anything.
     ///
     /// ```
     /// use nevertwice::Fingerprint;
-    /// use serde_json::json;
-    /// assert_eq!(Fingerprint::of_json(&json!({"a": 1, "b": 2})), Fingerprint::of_json(&json!({"b": 2, "a": 1.0})));
-    /// assert_ne!(Fingerprint::of_json(&json!({"a": 1})), Fingerprint::of_json(&json!({"a": "1"})));
+    /// let one = Fingerprint::of_json(r#"{"amount": 100, "to": "acct_7"}"#)?;
+    /// assert_eq!(one, Fingerprint::of_json(r#"{"to":"acct_7","amount":1e2}"#)?);
+    /// assert_ne!(one, Fingerprint::of_json(r#"{"to":"acct_7","amount":"100"}"#)?);
+    /// assert!(Fingerprint::of_json(r#"{"amount": 100, "amount": 9999}"#).is_err());
+    /// # Ok::<(), nevertwice::FingerprintError>(())
     /// ```
-    pub fn of_json(value: &Value) -> Fingerprint {
-        let mut hasher = blake3::Hasher::new();
-        hash_json(&mut hasher, value);
-        Fingerprint::finish(Scheme::Json, hasher.finalize())
+    pub fn of_json(text: impl AsRef<[u8]>) -> Result<Fingerprint, FingerprintError> {
+        Ok(Fingerprint::finish(Scheme::Json, blake3::hash(&json::canonical(text.as_ref())?)))
     }
 
-    /// A fingerprint of chosen fields, for requests that carry what may differ in a retry (a time, a trace id).
+    /// A fingerprint of chosen fields, for requests that carry what may differ in a retry (a time,
+    /// a trace id).
     ///
     /// ```
     /// use nevertwice::Fingerprint;
@@ -87,34 +111,85 @@ impl fmt::Debug for Fingerprint {
 }
 
 /// Collects the fields of a [`Fingerprint`]; made by [`Fingerprint::builder`].
+///
+/// Fields of different names may be added in any order. Fields of one name count in the order of
+/// the calls, as the elements of a list.
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct FingerprintBuilder {
-    fields: Vec<(String, Vec<u8>)>,
+    fields: Vec<Field>,
+}
+
+#[derive(Clone)]
+struct Field {
+    name: String,
+    kind: FieldKind,
+    value: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum FieldKind {
+    Bytes = 0,
+    Json = 1,
 }
 
 impl FingerprintBuilder {
-    /// Adds a field by its text. The order of the calls does not matter.
+    /// Adds a field by its text, which is as stable as the type's `Display`. `4200` and `"4200"` are
+    /// one text, and so are `10` and `10.0_f64`.
+    ///
+    /// A negative zero (`-0.0_f64`, or a text such as `-0.00`) counts as zero, that is without its
+    /// sign. Use [`bytes`](Self::bytes) for strings of which `-0` and `0` are two.
+    ///
+    /// ```
+    /// use nevertwice::Fingerprint;
+    /// let fee = |fee: f64| Fingerprint::builder().field("fee", fee).build();
+    /// assert_eq!(fee(0.0), fee(-0.0));
+    /// ```
     pub fn field(self, name: &str, value: impl Display) -> FingerprintBuilder {
         let text = value.to_string();
-        self.bytes(name, text)
+        let unsigned = text.strip_prefix('-').filter(|rest| is_zero(rest));
+        self.bytes(name, unsigned.unwrap_or(&text))
     }
 
     /// Adds a field by its bytes.
-    pub fn bytes(mut self, name: &str, value: impl AsRef<[u8]>) -> FingerprintBuilder {
-        self.fields.push((name.to_owned(), value.as_ref().to_vec()));
-        self
+    pub fn bytes(self, name: &str, value: impl AsRef<[u8]>) -> FingerprintBuilder {
+        self.with(name, FieldKind::Bytes, value.as_ref())
+    }
+
+    /// Adds a field by its JSON, compared as [`Fingerprint::of_json`] does.
+    ///
+    /// ```
+    /// use nevertwice::Fingerprint;
+    /// let charge = |path: &str, body: &str| Ok(Fingerprint::builder().field("path", path).json("body", body)?.build());
+    /// assert_eq!(charge("/charges", r#"{"amount": 100}"#)?, charge("/charges", r#"{"amount":1e2}"#)?);
+    /// assert_ne!(charge("/charges", r#"{"amount": 100}"#)?, charge("/refunds", r#"{"amount": 100}"#)?);
+    /// # Ok::<(), nevertwice::FingerprintError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Fingerprint::of_json`].
+    pub fn json(self, name: &str, text: impl AsRef<[u8]>) -> Result<FingerprintBuilder, FingerprintError> {
+        let canonical = json::canonical(text.as_ref())?;
+        Ok(self.with(name, FieldKind::Json, &canonical))
     }
 
     /// The fingerprint of the fields given so far.
     pub fn build(mut self) -> Fingerprint {
-        self.fields.sort();
+        // Stable: fields of one name stay in the order of the calls.
+        self.fields.sort_by(|one, other| one.name.cmp(&other.name));
         let mut hasher = blake3::Hasher::new();
-        for (name, value) in &self.fields {
+        for Field { name, kind, value } in &self.fields {
             hash_bytes(&mut hasher, name.as_bytes());
+            hasher.update(&[*kind as u8]);
             hash_bytes(&mut hasher, value);
         }
         Fingerprint::finish(Scheme::Fields, hasher.finalize())
+    }
+
+    fn with(mut self, name: &str, kind: FieldKind, value: &[u8]) -> FingerprintBuilder {
+        self.fields.push(Field { name: name.to_owned(), kind, value: value.to_vec() });
+        self
     }
 }
 
@@ -129,93 +204,19 @@ fn hash_bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// Every value is a tag, a length where it has one, and its content, so that different values never share bytes.
-fn hash_json(hasher: &mut blake3::Hasher, value: &Value) {
-    match value {
-        Value::Null => {
-            hasher.update(b"0");
-        }
-        Value::Bool(truth) => {
-            hasher.update(if *truth { b"t" } else { b"f" });
-        }
-        Value::Number(number) => {
-            hasher.update(b"n");
-            hash_bytes(hasher, canonical_number(number).as_bytes());
-        }
-        Value::String(text) => {
-            hasher.update(b"s");
-            hash_bytes(hasher, text.as_bytes());
-        }
-        Value::Array(items) => {
-            hasher.update(b"a");
-            hasher.update(&(items.len() as u64).to_le_bytes());
-            items.iter().for_each(|item| hash_json(hasher, item));
-        }
-        Value::Object(members) => {
-            hasher.update(b"o");
-            hasher.update(&(members.len() as u64).to_le_bytes());
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_by_key(|(name, _)| *name);
-            for (name, member) in members {
-                hash_bytes(hasher, name.as_bytes());
-                hash_json(hasher, member);
-            }
-        }
-    }
-}
-
-/// `1`, `1.0` and `1e0` are one number; an integer that a float cannot hold stays exact.
-fn canonical_number(number: &Number) -> String {
-    // All integers that a 64-bit number of either kind can hold; the floats among them are exact.
-    const RANGE: std::ops::Range<f64> = -9_223_372_036_854_775_808.0..18_446_744_073_709_551_616.0;
-    if number.is_i64() || number.is_u64() {
-        return number.to_string();
-    }
-    match number.as_f64() {
-        Some(float) if float.fract() == 0.0 && RANGE.contains(&float) => (float as i128).to_string(),
-        Some(_) | None => number.to_string(),
-    }
+/// Tells a decimal zero without a sign: `0`, or `0.` and zeros.
+fn is_zero(text: &str) -> bool {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    whole == "0" && !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{from_str, json};
-
-    #[test]
-    fn canonical_json_ignores_order_space_and_spelling_only() {
-        let parse = |text: &str| Fingerprint::of_json(&from_str(text).unwrap());
-        let base = parse(r#"{"amount":100,"to":{"iban":"X","name":"é"}}"#);
-        assert_eq!(base, parse(r#" { "to" : {"name":"\u00e9","iban":"X"}, "amount": 1e2 } "#));
-        for other in [
-            r#"{"amount":101,"to":{"iban":"X","name":"é"}}"#,
-            r#"{"amount":"100","to":{"iban":"X","name":"é"}}"#,
-            r#"{"amount":100,"to":{"iban":"X"},"name":"é"}"#,
-            r#"{"amount":100,"to":{"iban":"X","name":"é"},"x":null}"#,
-        ] {
-            assert_ne!(base, parse(other));
-        }
-    }
-
-    #[test]
-    fn big_integers_and_nested_arrays_stay_apart() {
-        assert_ne!(
-            Fingerprint::of_json(&json!(9_007_199_254_740_993_u64)),
-            Fingerprint::of_json(&json!(9_007_199_254_740_992_u64))
-        );
-        assert_ne!(Fingerprint::of_json(&json!([[1], 2])), Fingerprint::of_json(&json!([[1, 2]])));
-        assert_ne!(Fingerprint::of_json(&json!(["ab", "c"])), Fingerprint::of_json(&json!(["a", "bc"])));
-        assert_eq!(Fingerprint::of_json(&json!(-0.0)), Fingerprint::of_json(&json!(0)));
-        assert_eq!(
-            Fingerprint::of_json(&json!(1e16)),
-            Fingerprint::of_json(&json!(10_000_000_000_000_000_u64))
-        );
-        assert_ne!(Fingerprint::of_json(&json!(1e300)), Fingerprint::of_json(&json!(1e301)));
-    }
 
     #[test]
     fn schemes_are_apart_and_stable() {
-        assert_ne!(Fingerprint::of("1"), Fingerprint::of_json(&json!(1)));
+        assert_ne!(Fingerprint::of("1"), Fingerprint::of_json("1").unwrap());
         assert_ne!(Fingerprint::of(""), Fingerprint::NONE);
         assert_ne!(Fingerprint::builder().build(), Fingerprint::of(""));
         // Stored records hold these: what a scheme computes must never change.
@@ -227,5 +228,32 @@ mod tests {
         let one = Fingerprint::builder().field("a", "bc").build();
         assert_ne!(one, Fingerprint::builder().field("ab", "c").build());
         assert_ne!(one, Fingerprint::builder().field("a", "bc").field("a", "bc").build());
+        let canonical = json::canonical(b"1").unwrap();
+        let json = Fingerprint::builder().json("a", "1").unwrap().build();
+        assert_ne!(json, Fingerprint::builder().bytes("a", canonical).build());
+    }
+
+    #[test]
+    fn fields_of_one_name_count_in_the_order_of_the_calls() {
+        let transfer =
+            |one: &str, two: &str| Fingerprint::builder().field("account", one).field("account", two);
+        assert_ne!(transfer("A", "B").build(), transfer("B", "A").build());
+        let before = Fingerprint::builder().field("amount", 1).field("account", "A").field("account", "B");
+        assert_eq!(transfer("A", "B").field("amount", 1).build(), before.build());
+    }
+
+    #[test]
+    fn a_negative_zero_is_zero() {
+        let field = |value: &dyn Display| Fingerprint::builder().field("fee", value).build();
+        for zero in [&-0.0_f64 as &dyn Display, &-0.0_f32, &0, &"-0", &"0"] {
+            assert_eq!(field(&0.0), field(zero));
+        }
+        assert_eq!(field(&"0.00"), field(&format_args!("{:.2}", -0.001)));
+        for text in ["-", "-0.", "-.0", "-00", "-0.0.0", "-0.01", "--0", "-0 ", "0-", "-0x"] {
+            let kept = Fingerprint::builder().bytes("fee", text).build();
+            assert_eq!(field(&text), kept, "{text}");
+        }
+        let bytes = |text: &str| Fingerprint::builder().bytes("fee", text).build();
+        assert_ne!(bytes("-0"), bytes("0"));
     }
 }

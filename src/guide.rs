@@ -5,9 +5,13 @@
 //! The **scope** is yours: tenant and operation (`["acct_42", "charges"]`). Two tenants who send the same key
 //! must not meet, so the scope is mandatory. The **key** is the caller's: the `Idempotency-Key` header, an event id, a
 //! message id. The **fingerprint** is what the request asks for: [`Fingerprint::of`](crate::Fingerprint::of) the body,
-//! [`of_json`](crate::Fingerprint::of_json) where proxies rewrite it, or chosen
+//! [`of_json`](crate::Fingerprint::of_json) its JSON text where a retry may be written anew, or chosen
 //! [fields](crate::Fingerprint::builder) where a retry carries a new time stamp. A key that comes back with another
 //! fingerprint is refused in every state (the [IETF draft][draft] and Stripe answer 422 and 400).
+//!
+//! Take the JSON fingerprint of the bytes that arrived, not of a parsed value: the text has every digit, and names that
+//! are there twice. A text that is not JSON, or that means different things to different readers, has no fingerprint:
+//! answer it as the malformed request that it is (400), before any begin.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 //!

@@ -51,7 +51,7 @@ pub use clock::{Boot, Clock, ManualClock, SystemClock, Timeline};
 pub use decide::{Current, Reason, Resolution, StateKind};
 pub use engine::Engine;
 pub use error::{Error, StoreError};
-pub use fingerprint::{Fingerprint, FingerprintBuilder};
+pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError};
 pub use inspect::{Content, Inspection};
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
 pub use label::Label;

@@ -107,7 +107,8 @@ fn parse(text: &[u8], pointer: &str) -> Result<(Key, Fingerprint), String> {
         None => return Err(format!("there is no {pointer:?} in it")),
     };
     let key = Key::try_from(key).map_err(|error| error.to_string())?;
-    Ok((key, Fingerprint::of_json(&value)))
+    let fingerprint = Fingerprint::of_json(text).map_err(|error| error.to_string())?;
+    Ok((key, fingerprint))
 }
 
 /// From 2^53 on, different integers can be one float, so that two keys could become one.
