@@ -5,8 +5,22 @@ mod anchor;
 mod batch;
 mod builder;
 mod claim;
+mod file;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
+mod held;
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+)))]
+#[path = "sqlite/held_elsewhere.rs"]
+mod held;
 mod jobs;
+mod log;
 mod mark;
+mod path;
 mod readers;
 mod rows;
 mod scan;
@@ -16,6 +30,7 @@ mod schema;
 mod transaction;
 mod trouble;
 mod waiters;
+mod warning;
 mod watcher;
 mod writer;
 
@@ -40,6 +55,7 @@ use crate::sync::runtime::oneshot;
 
 use builder::Limits;
 use claim::Claim;
+use file::OpenFile;
 use jobs::{Discard, Exchange, Purge};
 use readers::Readers;
 use rows::Table;
@@ -47,14 +63,17 @@ use watcher::Watch;
 use writer::Writer;
 
 pub use builder::{SqliteStoreBuilder, Synchronous};
+/// The very `rusqlite` that the store is built with: [`begin_in`] and its companions take its transactions.
+pub use rusqlite;
 pub use transaction::{TxLease, begin_in, complete_in, fail_in, resume_in};
+pub use warning::Warning;
 
 const BACKEND: &str = "SQLite store";
 /// What logs call it.
 const NAME: &str = "sqlite";
-/// How many rows one step of a purge removes, so that begins come in between, of other processes too: a third of a millisecond, and
-/// so few pages that their sync does not take long on a busy disk either.
-const PURGE_STEP: usize = 25;
+/// How many rows a purge removes in a commit, so that begins come in between, of other processes too: a millisecond. Where more
+/// are written in the same commit, so many.
+const PURGE_STEP: usize = 100;
 
 /// Records in a SQLite file, for one machine: one process or several that share the file.
 ///
@@ -68,6 +87,30 @@ const PURGE_STEP: usize = 25;
 /// local disk: SQLite's locks cannot be trusted on network file systems. Its two tables can live in a
 /// database of the application's own, under a [name](SqliteStoreBuilder::table) of their own: then
 /// [`begin_in`] commits effect and record together. The database is switched to WAL then.
+///
+/// # The file while it is open
+///
+/// SQLite knows its files by their names. When one of them leads elsewhere meanwhile, two users of "the" file see two, and
+/// what one acknowledged the other does not know. So the store looks whether the path, the `-wal` and the `-shm` still lead to the
+/// files that it opened (device, inode, and one name only): in every commit before anything is acknowledged, in reads at
+/// least every 50 ms, and around every connection that it opens. Once they do not (moved, replaced, removed, hard-linked, a
+/// link or folder on the way moved, a log that somebody "cleaned up"), every call is [`StoreError::Unusable`] and says what
+/// happened, until the file is in its place and the store is opened anew; it does not touch the files any more. What was
+/// acknowledged just before is in the file that was moved, or in the log that was removed.
+///
+/// Not everything can be noticed, so:
+///
+/// * **Copy it by `VACUUM INTO` or SQLite's backup API**, never by `cp` or `std::fs::copy`, which take the file and its log at two
+///   moments. To restore a backup, close every store on the file first.
+/// * **Do not open the file in this process by anything but SQLite**, and by no second copy of SQLite
+///   either: as POSIX has it, closing it drops the locks of the whole process. On Linux (64 bits) the store has locks that
+///   survive that; elsewhere it says so in its [`warnings`](SqliteStore::warnings).
+/// * A process in a container needs the *folder* mounted, not the file alone: the log is beside it.
+/// * Bytes that somebody writes into the file, or a file that is cut, are found by its checksums only where they hit a record.
+/// * A transaction of the application's own ([`begin_in`]) is looked at in each call, but not in its `commit`.
+/// * Where the system has no inode numbers (not Unix), names are compared; an open file cannot be replaced there.
+///
+/// A store takes eight file descriptors, and up to ten more while many threads read or wait.
 ///
 /// Time is the machine's, and one for all processes: they derive it from an anchor in the file by the clock that counts from the
 /// [`boot`](crate::Clock::boot) of the machine, suspends included. The wall clock is read once, when the file is first opened after the
@@ -104,17 +147,17 @@ const PURGE_STEP: usize = 25;
 #[derive(Clone)]
 pub struct SqliteStore(Arc<Inner>);
 
+/// In this order they are dropped: the last connection to be closed is the writer's, which moves the log into the file.
 struct Inner {
+    watch: Watch,
     readers: Readers,
     writer: Writer,
-    watch: Watch,
+    file: Arc<OpenFile>,
     table: Arc<Table>,
     timeline: Arc<Timeline>,
     limits: Limits,
     durability: Durability,
     path: PathBuf,
-    /// The path as SQLite has it, to recognise the file by.
-    known_as: Option<String>,
     identity: StoreId,
     /// Given up last, when nobody writes any more.
     _claim: Claim,
@@ -132,6 +175,24 @@ impl SqliteStore {
     /// Starts to set up a store in the file at `path`.
     pub fn builder(path: impl AsRef<Path>) -> SqliteStoreBuilder {
         SqliteStoreBuilder::new(path.as_ref())
+    }
+
+    /// What an operator should know at present. Each is also an event of level `WARN`, `nevertwice.store_warning`, when it is found.
+    ///
+    /// ```
+    /// # use nevertwice::SqliteStore;
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = SqliteStore::open(dir.path().join("keys.db"))?;
+    /// for warning in store.warnings() {
+    ///     eprintln!("sqlite: {warning}");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn warnings(&self) -> Vec<Warning> {
+        let bytes = self.0.file.log_bytes();
+        let long = (bytes >= log::WARNED).then_some(Warning::LongLog { bytes });
+        let lost = (cfg!(unix) && !self.0.file.is_locked()).then_some(Warning::LocksCanBeLost);
+        [Warning::of_library(rusqlite::version_number()), lost, long].into_iter().flatten().collect()
     }
 
     fn read(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
@@ -188,16 +249,8 @@ impl Store for SqliteStore {
     }
 
     async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
-        let mut purged = 0;
-        while purged < limit {
-            let step = PURGE_STEP.min(limit - purged);
-            let removed = self.0.writer.run(Purge(step)).await?;
-            purged += removed;
-            if removed < step {
-                break;
-            }
-        }
-        Ok(store::Purge { removed: purged as u64, unsettled: 0 })
+        let steps = self.0.writer.run(Purge::new(limit)).await?;
+        Ok(store::Purge { removed: steps.removed as u64, unsettled: 0 })
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {

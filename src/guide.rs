@@ -160,6 +160,14 @@
 //! * **Secrecy of responses.** They are stored as they are given. Keys are stored as digests unless the policy says otherwise.
 //! * **Truth of the caller's key.** Two requests with two keys are two operations.
 //!
+//! # A file as a store
+//!
+//! An SQLite file that is moved, replaced, restored or hard-linked under an open store, or whose `-wal` is removed, would be two
+//! files to its users. The store notices, by the second commit at the latest and within 50 ms where it only reads, and refuses every
+//! call from then on: close it, put the file in its place, open it anew. Copy the file with `VACUUM INTO` or SQLite's
+//! backup API; mount its folder, not the file. `max_bytes` counts the log too: one transaction that reads for minutes, in any
+//! process, makes it grow by all that is written meanwhile, which the store [warns of](crate::observe) from 64 MiB on.
+//!
 //! # Time
 //!
 //! Only the store's time decides, and every write is stamped with it, strictly greater than what it replaces. In every case

@@ -71,6 +71,7 @@
 //! | `nevertwice.answered` | DEBUG | `store`, `command`, `outcome`, `state`, `attempt` | a lease's command was answered |
 //! | `nevertwice.lease_lost` | WARN | `store`, `state`, `attempt` | a holder was told, for the first time, that the key is no longer its own |
 //! | `nevertwice.restored` | WARN | `store`, `attempt` | an outcome was written although the record was gone |
+//! | `nevertwice.store_warning` | WARN | `store`, `warning` | a store found something that an operator should know, or no longer trusts its file |
 //! | `nevertwice.store_retry` | WARN | `store`, `reason`, `tries` | a store call is repeated, after so many |
 //! | `nevertwice.timed_out` | WARN | `store`, `tries` | a call was given up |
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
@@ -449,6 +450,19 @@ pub(crate) fn lease_lost(engine: &Engine, attempt: u32, current: Current) {
 pub(crate) fn restored(engine: &Engine, attempt: u32) {
     count!("nevertwice_restored_total", engine, 1);
     event!(WARN, "nevertwice.restored", engine, { attempt }, "the record was gone");
+}
+
+/// A store found something that an operator should know.
+pub(crate) fn store_warning(store: &'static str, warning: &dyn std::fmt::Display) {
+    #[cfg(feature = "tracing")]
+    tracing::event!(
+        name: "nevertwice.store_warning",
+        target: "nevertwice",
+        tracing::Level::WARN,
+        store,
+        warning = %warning,
+        "the store warns"
+    );
 }
 
 /// Why a store call is repeated.

@@ -12,8 +12,8 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Begin, Engine, Error, Failure, Fingerprint, Lease, ManualClock, MemoryStore, Outcome, PurgePlan, Purged,
-    Reason, Request, Resolution, Retry, RunError, StateKind,
+    Begin, Clock, Engine, Error, Failure, Fingerprint, Lease, ManualClock, MemoryStore, Outcome, PurgePlan,
+    Purged, Reason, Request, Resolution, Retry, RunError, StateKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -214,7 +214,7 @@ fn l3_a_short_lease_survives_renewals_without_an_answer() {
     let engine = Engine::builder(store.clone()).clock(clock.clone()).lease(lease).build().unwrap();
     let (request, work) = (request("k"), clock.clone());
     let mut run = Box::pin(engine.run(&request, |lease: Arc<Lease>| async move {
-        nevertwice::Clock::sleep(&work, SECOND).await;
+        Clock::sleep(&work, SECOND).await;
         assert!(!lease.is_lost());
         Ok::<_, Trouble>("short".to_owned())
     }));
@@ -367,7 +367,7 @@ fn l3_run_renews_and_survives_two_lost_renewals_in_a_row() {
         let request = request("k");
         let work = clock.clone();
         let mut run = Box::pin(engine.run(&request, |lease: Arc<Lease>| async move {
-            nevertwice::Clock::sleep(&work, 300 * SECOND).await;
+            Clock::sleep(&work, 300 * SECOND).await;
             assert!(!lease.is_lost());
             Ok::<_, Trouble>("long".to_owned())
         }));
@@ -647,6 +647,55 @@ fn l5_one_of_several_purgers_purges_once_an_interval() {
         clock.advance(Duration::from_millis(100));
     }
     assert!(removed.load(Ordering::SeqCst) > before);
+}
+
+/// Polls a purger for a time of the clock, in steps of 10 ms, and gives what it reported: `(seconds, what)`.
+fn reports_of(plan: PurgePlan, records: usize, seconds: u64) -> Vec<(u64, String)> {
+    let (clock, _store, engine) = setup();
+    for key in 0..records {
+        block_on(acquire(&engine, &key.to_string()).complete("done")).unwrap();
+    }
+    clock.advance(3 * 86_400 * SECOND);
+    let start = Clock::monotonic(&clock);
+    let reports = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (told, time) = (reports.clone(), clock.clone());
+    let mut purger = Box::pin(engine.purge_regularly(plan, move |purged| {
+        told.lock().unwrap().push(((Clock::monotonic(&time) - start).as_secs(), purged.to_string()));
+    }));
+    for _ in 0..seconds * 100 {
+        assert!(poll(&mut purger).is_none());
+        clock.advance(Duration::from_millis(10));
+    }
+    let reports = reports.lock().unwrap();
+    reports.clone()
+}
+
+fn number(words: &str) -> u64 {
+    words.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn l5_a_purge_that_takes_long_says_how_it_gets_on_and_then_rests_no_more() {
+    // Ten a second: 300 records in 30 s, a quarter of the interval, and the other 700 without a rest.
+    let plan =
+        PurgePlan { every: 120 * SECOND, step: 1, rest: Duration::from_millis(100), ..PurgePlan::default() };
+    let reports = reports_of(plan, 1000, 40);
+    assert!(reports.len() >= 4, "{reports:?}");
+    for (at, (second, words)) in reports[..2].iter().enumerate() {
+        assert!((10 * (at as u64 + 1)..12 * (at as u64 + 1)).contains(second), "{reports:?}");
+        assert!(words.ends_with("so far"), "{reports:?}");
+    }
+    // The last ones may be where the store still writes.
+    let (second, words) = reports.iter().find(|(_, words)| words.ends_with("removed")).unwrap();
+    assert!(*second <= 33 && number(words) >= 990, "{reports:?}");
+}
+
+#[test]
+fn l5_a_purge_that_reached_its_limit_is_followed_by_the_next_at_once() {
+    let plan = PurgePlan { limit: 100, ..PurgePlan::default() };
+    let reports = reports_of(plan, 450, 10);
+    let removed = reports.iter().filter(|(_, words)| words == "100 records removed").count();
+    assert!(removed == 4 && number(&reports.last().unwrap().1) >= 40, "{reports:?}");
 }
 
 /// Two stages: the response goes first, and the key stays refused as done until its retention ends.

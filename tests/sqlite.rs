@@ -21,8 +21,15 @@ mod batches;
 mod boots;
 #[path = "sqlite/files.rs"]
 mod files;
+#[path = "sqlite/growth.rs"]
+mod growth;
+#[cfg(unix)]
+#[path = "sqlite/identity.rs"]
+mod identity;
 #[path = "sqlite/machines.rs"]
 mod machines;
+#[path = "sqlite/paths.rs"]
+mod paths;
 #[path = "sqlite/prefixes.rs"]
 mod prefixes;
 #[path = "sqlite/scanning.rs"]

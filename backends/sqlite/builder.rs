@@ -1,11 +1,15 @@
 //! Setting a store up: [`SqliteStoreBuilder`].
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::anchor::{self, Start};
 use super::claim::Claim;
+use super::file::OpenFile;
+use super::log::Log;
 use super::readers::Readers;
 use super::rows::Table;
 use super::schema::Place;
@@ -16,6 +20,7 @@ use super::writer::{Desk, Writer};
 use super::{Inner, SqliteStore};
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
+use crate::observe;
 use crate::policy::Durability;
 
 /// When the disk is told to keep what was committed.
@@ -29,9 +34,11 @@ pub enum Synchronous {
     Normal,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) bytes: Option<u64>,
+    /// The bytes of the log, which count too.
+    pub(super) log: Arc<AtomicU64>,
 }
 
 /// Sets up a [`SqliteStore`]; made by [`SqliteStore::builder`].
@@ -43,7 +50,7 @@ pub struct SqliteStoreBuilder {
     clock: Arc<dyn Clock>,
     synchronous: Synchronous,
     busy_timeout: Duration,
-    limits: Limits,
+    max_bytes: Option<u64>,
     start: Start,
 }
 
@@ -55,7 +62,7 @@ impl SqliteStoreBuilder {
             clock: Arc::new(SystemClock),
             synchronous: Synchronous::default(),
             busy_timeout: Duration::from_secs(1),
-            limits: Limits { bytes: None },
+            max_bytes: None,
             start: Start { max_step: Duration::from_secs(30 * 86_400), accept: false },
         }
     }
@@ -109,11 +116,11 @@ impl SqliteStoreBuilder {
         self
     }
 
-    /// From how many bytes in use in the file on, other tables' included, begins of new keys are refused with
+    /// From how many bytes in use in the file on, other tables' included, and in its log what goes beyond 8 MiB, begins of new keys are refused with
     /// [`StoreError::Full`]. **Default: no limit.** Set it well below the size of the disk: what is under way must still be
     /// finished, which is never refused here. Records over their time make way first.
     pub fn max_bytes(mut self, bytes: u64) -> SqliteStoreBuilder {
-        self.limits.bytes = Some(bytes);
+        self.max_bytes = Some(bytes);
         self
     }
 
@@ -128,39 +135,48 @@ impl SqliteStoreBuilder {
             return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
         }
         let place = Place::new(&self.path, self.busy_timeout)?;
-        let db = place.open_writer(&self.table, self.synchronous)?;
+        let (db, held) = place.open_writer(&self.table, self.synchronous)?;
         let path = place.path().to_owned();
-        let known_as = db.path().map(str::to_owned);
         let table = Arc::new(Table::new(self.table));
         let identity = table.identity(&db)?;
         let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
-        let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock, self.start)?);
+        let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock.clone(), self.start)?);
         let first = place.open_reader()?;
         table.probe(&first)?;
-        let limits = self.limits;
+        let file = Arc::new(OpenFile::new(&path, held, self.clock.clone())?);
+        let limits = Limits { bytes: self.max_bytes, log: file.log_counter() };
         let waiters = Arc::new(Waiters::default());
-        let desk =
-            Desk { db, table: table.clone(), timeline: timeline.clone(), limits, waiters: waiters.clone() };
-        let writer = Writer::start(desk)?;
+        let writer = Writer::start(Desk {
+            db,
+            table: table.clone(),
+            timeline: timeline.clone(),
+            limits: limits.clone(),
+            waiters: waiters.clone(),
+            file: file.clone(),
+            log: Log::new(place.clone(), self.clock),
+            rows: Cell::new(0),
+        })?;
         let durability = match self.synchronous {
             Synchronous::Full => Durability::Power,
             Synchronous::Normal => Durability::Process,
         };
-        let watch = Watch::new(waiters, place.clone(), table.clone());
-        let readers = Readers::new(place, first);
-        Ok(SqliteStore(Arc::new(Inner {
+        let watch = Watch::new(waiters, place.clone(), file.clone(), table.clone());
+        let readers = Readers::new(place, file.clone(), first);
+        let store = SqliteStore(Arc::new(Inner {
+            watch,
             readers,
             writer,
-            watch,
+            file,
             table,
             timeline,
             limits,
             durability,
             path,
-            known_as,
             identity,
             _claim: claim,
-        })))
+        }));
+        store.warnings().iter().for_each(|warning| observe::store_warning("sqlite", warning));
+        Ok(store)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use super::path;
 use super::trouble::{unavailable, unusable};
 use crate::error::StoreError;
 
@@ -19,13 +20,15 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// The claim on `table` in the database at `path`, which is there. It is not taken yet. Others take theirs for a moment only, so
+    /// The claim on `table` in the database at `database`, which is there. It is not taken yet. Others take theirs for a moment only, so
     /// `patience` is for those that a machine is slow to run.
-    pub(super) fn new(path: &Path, table: &str, patience: Duration) -> Result<Claim, StoreError> {
-        let refused =
-            |error: io::Error| unusable(format!("the lock file beside it cannot be opened: {error}"));
+    pub(super) fn new(database: &Path, table: &str, patience: Duration) -> Result<Claim, StoreError> {
+        let refused = |error: io::Error| match path::explain(&error) {
+            Some(why) => unavailable(format!("the lock file beside it cannot be opened: {why}")),
+            None => unusable(format!("the lock file beside it cannot be opened: {error}")),
+        };
         // By whichever name the database is opened, it has one lock; and the table's name in either case is the same table.
-        let mut lock = fs::canonicalize(path).map_err(refused)?.into_os_string();
+        let mut lock = fs::canonicalize(database).map_err(refused)?.into_os_string();
         lock.push(format!("-{}-lock", table.to_ascii_lowercase()));
         let lock = PathBuf::from(lock);
         let file = loop {
@@ -33,7 +36,7 @@ impl Claim {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 opened => break opened.map_err(refused)?,
             }
-            match create_like(&lock, path) {
+            match create_like(&lock, database) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 created => break created.map_err(refused)?,
             }

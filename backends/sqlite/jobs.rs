@@ -1,5 +1,7 @@
 //! What the writer is asked to do.
 
+use std::cell::Cell;
+
 use super::mark::Stamps;
 use super::oneshot;
 use super::trouble::Trouble;
@@ -26,6 +28,12 @@ pub(super) trait Work: Send + 'static {
         let _ = (output, name);
     }
 
+    /// Whether there is more to do in the next commit, now that what gave `output` is committed.
+    fn goes_on(&self, output: &Self::Output) -> bool {
+        let _ = output;
+        false
+    }
+
     /// About how many bytes it writes.
     fn weight(&self) -> usize {
         0
@@ -43,6 +51,8 @@ pub(super) trait Job: Send {
     fn run(&mut self, desk: &Desk, stamps: &mut Stamps<'_>);
     /// Hands out the result: only once it is committed.
     fn answer(self: Box<Self>);
+    /// Whether it takes part in the next commit too, before it has a result to hand out: asked once this one is done.
+    fn goes_on(&self) -> bool;
     /// Hands out what went wrong with the transaction instead.
     fn fail(self: Box<Self>, trouble: Trouble);
     /// Whether nobody waits for it any more.
@@ -80,6 +90,10 @@ impl<W: Work> Job for Pending<W> {
         }
     }
 
+    fn goes_on(&self) -> bool {
+        matches!(&self.result, Some(Ok(output)) if self.work.goes_on(output)) && !self.is_abandoned()
+    }
+
     fn fail(self: Box<Self>, trouble: Trouble) {
         let _ = self.answer.send(self.work.failed(trouble));
     }
@@ -115,7 +129,7 @@ impl Work for Exchange {
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Swap, StoreError> {
         let change = (&self.id, self.expected, self.next.as_deref());
-        desk.table.swap(&desk.db, change, stamps, desk.limits)
+        desk.table.swap(&desk.db, change, stamps, &desk.limits)
     }
 
     fn failed(&self, trouble: Trouble) -> Result<Swap, StoreError> {
@@ -173,18 +187,54 @@ impl Work for Exchanges {
     }
 }
 
-/// A step of a purge: the most rows to remove.
-pub(super) struct Purge(pub(super) usize);
+/// A purge of at most `limit` rows, over as many commits as it takes.
+pub(super) struct Purge {
+    limit: usize,
+    /// How many it has looked at, and removed, in the commits before.
+    before: Cell<Steps>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Steps {
+    looked: usize,
+    pub(super) removed: usize,
+    /// Whether there may be more to remove.
+    more: bool,
+}
+
+impl Purge {
+    pub(super) fn new(limit: usize) -> Purge {
+        Purge { limit, before: Cell::default() }
+    }
+}
 
 impl Work for Purge {
-    type Output = usize;
+    type Output = Steps;
 
-    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<usize, StoreError> {
-        Ok(desk.table.purge(&desk.db, stamps, self.0)?)
+    fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Steps, StoreError> {
+        let before = self.before.get();
+        let step = desk.purge_step().min(self.limit - before.looked);
+        let (looked, removed) = desk.table.purge(&desk.db, stamps, step)?;
+        let (all, removed) = (before.looked + looked, before.removed + removed);
+        Ok(Steps { looked: all, removed, more: looked == step && all < self.limit })
     }
 
+    /// What the commits before this one removed stays removed.
+    fn failed(&self, trouble: Trouble) -> Result<Steps, StoreError> {
+        match self.before.get() {
+            Steps { removed: 0, .. } => Err(trouble.into()),
+            before => Ok(before),
+        }
+    }
+
+    fn goes_on(&self, steps: &Steps) -> bool {
+        self.before.set(*steps);
+        steps.more
+    }
+
+    /// It takes its measure from the others.
     fn rows(&self) -> usize {
-        self.0
+        0
     }
 }
 

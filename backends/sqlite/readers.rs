@@ -1,10 +1,14 @@
 //! Connections that read beside the writer, and never wait for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::schema::Place;
+use super::file::OpenFile;
+use super::schema::{Place, is_busy};
+use super::trouble::Trouble;
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -12,6 +16,7 @@ use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 #[derive(Debug)]
 pub(super) struct Readers {
     place: Place,
+    file: Arc<OpenFile>,
     slots: [Slot; READERS],
 }
 
@@ -31,9 +36,9 @@ thread_local! {
 }
 
 impl Readers {
-    pub(super) fn new(place: Place, first: Connection) -> Readers {
+    pub(super) fn new(place: Place, file: Arc<OpenFile>, first: Connection) -> Readers {
         let mut first = Some(first);
-        Readers { place, slots: std::array::from_fn(|_| Slot(Mutex::new(first.take()))) }
+        Readers { place, file, slots: std::array::from_fn(|_| Slot(Mutex::new(first.take()))) }
     }
 
     /// What `read` makes of a connection that nobody else reads on meanwhile.
@@ -41,12 +46,33 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.file.glance()?;
         let mut slot = self.slot();
         let db = match slot.take() {
             Some(db) => db,
-            None => self.place.open_reader()?,
+            None => self.file.opening(|| self.place.open_reader())?,
         };
         read(slot.insert(db))
+    }
+
+    /// Whether a transaction somewhere has the file's write lock.
+    pub(super) fn is_locked(&self) -> Result<bool, StoreError> {
+        self.read(|db| {
+            let taken = db
+                .busy_timeout(Duration::ZERO)
+                .and_then(|()| db.pragma_update(None, "query_only", false))
+                .and_then(|()| db.execute_batch("BEGIN IMMEDIATE"));
+            if taken.is_ok() {
+                db.execute_batch("ROLLBACK").map_err(Trouble::from)?;
+            }
+            db.pragma_update(None, "query_only", true).map_err(Trouble::from)?;
+            db.busy_timeout(self.place.busy_timeout()).map_err(Trouble::from)?;
+            match taken {
+                Ok(()) => Ok(false),
+                Err(error) if is_busy(&error) => Ok(true),
+                Err(error) => Err(Trouble::from(error).into()),
+            }
+        })
     }
 
     /// The thread's own slot, or else one that is free; if none is, its own: reads are short.

@@ -1,6 +1,7 @@
 //! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
 //! the caller's, except what reads one row, which may stand alone.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::mark::Stamps;
 use super::trouble::Trouble;
-use super::{BACKEND, Limits};
+use super::{BACKEND, Limits, log};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -143,7 +144,7 @@ impl Table {
         db: &Connection,
         (id, expected, next): (&RecordId, Option<Stamp>, Option<&Record>),
         stamps: &mut Stamps<'_>,
-        limits: Limits,
+        limits: &Limits,
     ) -> Result<Swap, StoreError> {
         let found = self.find(db, id)?;
         let present = found.as_ref().map(|found| found.record.stamp);
@@ -211,29 +212,35 @@ impl Table {
     }
 
     /// Refuses if the file is over its soft limit. What is over its time is removed first: it is in nobody's way.
-    fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: Limits) -> Result<(), StoreError> {
+    fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: &Limits) -> Result<(), StoreError> {
         let Some(most) = limits.bytes else { return Ok(()) };
-        if used_bytes(db)? < most {
+        let log = limits.log.load(Ordering::Relaxed).saturating_sub(log::USUAL);
+        if used_bytes(db)?.saturating_add(log) < most {
             return Ok(());
         }
         self.purge(db, stamps, super::PURGE_STEP)?;
         match used_bytes(db)? {
-            used if used < most => Ok(()),
+            used if used.saturating_add(log) < most => Ok(()),
             used => {
-                let detail = format!("{used} bytes in use of {most}");
+                let mut detail = format!("{used} bytes in use of {most}");
+                if log > 0 {
+                    detail =
+                        format!("{detail}, and {log} more in its log, which a reader keeps from being cut");
+                }
                 Err(StoreError::Full { backend: BACKEND, detail })
             }
         }
     }
 
-    /// Removes up to `limit` rows whose deadline is over, the oldest first. The column that they are found by carries no
+    /// Looks at up to `limit` rows whose deadline is over, the oldest first, and removes them; says how many it looked at, and
+    /// how many it removed. The column that they are found by carries no
     /// checksum: where the record says that it is not over, it is put right. What cannot be read is believed to be over.
     pub(super) fn purge(
         &self,
         db: &Connection,
         stamps: &mut Stamps<'_>,
         limit: usize,
-    ) -> Result<usize, Trouble> {
+    ) -> Result<(usize, usize), Trouble> {
         let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
         let row = |row: &Row<'_>| -> rusqlite::Result<(i64, Option<Stamp>)> {
             let id = row.get_ref(1)?.as_blob().ok().and_then(|id| <[u8; 32]>::try_from(id).ok());
@@ -243,7 +250,7 @@ impl Table {
         };
         let found: Vec<_> =
             prepare(db, &self.due)?.query_map([over(now), limit], row)?.collect::<Result<_, _>>()?;
-        let mut removed = 0;
+        let (looked, mut removed) = (found.len(), 0);
         for (seq, deadline) in found {
             match deadline.map(due).filter(|due| *due > over(now)) {
                 Some(due) => prepare(db, &self.postpone)?.execute([seq, due])?,
@@ -257,7 +264,7 @@ impl Table {
             // A deadline is not before its row's stamp.
             stamps.raise(db, self, now)?;
         }
-        Ok(removed)
+        Ok((looked, removed))
     }
 
     /// Removes whatever is under `id`, readable or not.

@@ -35,7 +35,8 @@ impl File {
         let path = dir.path().join("schedules.db");
         let db = schema::Place::new(&path, Duration::ZERO)
             .and_then(|place| place.open_writer("nevertwice", Synchronous::Normal))
-            .unwrap();
+            .unwrap()
+            .0;
         Arc::new(File { db: db.into(), path, clock: ManualClock::new(), _dir: dir })
     }
 

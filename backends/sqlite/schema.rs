@@ -1,20 +1,22 @@
 //! Opening a file: connections, and the tables, made once.
 
-use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
+use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
 };
 
-use super::Synchronous;
 use super::anchor::sealed;
-use super::trouble::{Trouble, unusable};
+use super::file::beside;
+use super::held::{self, HeldFile};
+use super::trouble::{Trouble, unavailable, unusable};
+use super::{Synchronous, path};
 use crate::error::StoreError;
 
 /// The version of the tables that this release makes, and the only one that it uses.
@@ -43,11 +45,7 @@ pub(super) struct Place {
 impl Place {
     /// The place at `path`, made absolute: readers are opened later, wherever the process has gone since.
     pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Place, StoreError> {
-        if path.as_os_str() == ":memory:" {
-            return Err(unusable(
-                "it shares a file among connections, and `:memory:` is none; use `MemoryStore`",
-            ));
-        }
+        path::check(path)?;
         let path = std::path::absolute(path).map_err(|error| unusable(format!("bad path: {error}")))?;
         // SQLite counts milliseconds in 31 bits.
         Ok(Place { path, busy_timeout: busy_timeout.min(Duration::from_millis(i32::MAX as u64)) })
@@ -57,13 +55,17 @@ impl Place {
         &self.path
     }
 
-    /// The connection that writes, to a file that holds the tables: they are made if there are none.
+    pub(super) fn busy_timeout(&self) -> Duration {
+        self.busy_timeout
+    }
+
+    /// The connection that writes, to a file that holds the tables: they are made if there are none. With it, the file that was at the path just before it was opened.
     pub(super) fn open_writer(
         &self,
         table: &str,
         synchronous: Synchronous,
-    ) -> Result<Connection, StoreError> {
-        create_private(&self.path)?;
+    ) -> Result<(Connection, HeldFile), StoreError> {
+        let file = create_private(&self.path)?;
         let db = self.connect()?;
         // Nothing is written to a file before it is known to be one that may be written to.
         let found = look(&db, table)?;
@@ -75,7 +77,7 @@ impl Place {
         if found != Tables::Current {
             make(&db, table)?;
         }
-        Ok(db)
+        Ok((db, file))
     }
 
     /// A connection that reads beside the writer.
@@ -90,6 +92,9 @@ impl Place {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(&self.path, flags).map_err(|error| self.refused(error))?;
         db.busy_timeout(self.busy_timeout).map_err(|error| self.refused(error))?;
+        // The log is moved into the file when the store is closed, by the writer, if they still belong together.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(|error| self.refused(error))?;
         // The first read tells whether it is a database at all.
         db.query_row("SELECT count(*) FROM main.sqlite_schema", [], |_| Ok(()))
             .map_err(|error| self.refused(error))?;
@@ -120,13 +125,27 @@ impl Place {
             Some(ErrorCode::NotADatabase) => {
                 unusable(format!("{} is not a SQLite database; it is left as it is", self.path.display()))
             }
-            Some(ErrorCode::CannotOpen) => unusable(format!("{} cannot be opened", self.path.display())),
+            Some(ErrorCode::CannotOpen) => self.cannot_open(),
             Some(_) | None => Trouble::from(error).into(),
         }
     }
 }
 
-fn is_busy(error: &rusqlite::Error) -> bool {
+impl Place {
+    fn cannot_open(&self) -> StoreError {
+        let path = self.path.display();
+        match path::out_of_descriptors() {
+            // It passes when others are closed.
+            Some(why) => unavailable(format!("{path} cannot be opened: {why}")),
+            None => unusable(format!(
+                "{path} cannot be opened: it must be a file that can be written to, in a folder that can be, where its \
+                 log is kept"
+            )),
+        }
+    }
+}
+
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
@@ -135,22 +154,15 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 ///
 /// A log without its file is what is left of a store, and SQLite would remove it. A file that is being made has its
 /// first page before it has a log, so the log is looked for first.
-fn create_private(path: &Path) -> Result<(), StoreError> {
+fn create_private(path: &Path) -> Result<HeldFile, StoreError> {
     let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    if length(Path::new(&log)) > 0 && length(path) == 0 {
+    if length(&beside(path, "-wal")) > 0 && length(path) == 0 {
         return Err(unusable(format!("{} is gone or empty, but its log is not", path.display())));
     }
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(unusable(format!("{} cannot be created: {error}", path.display()))),
-    }
+    HeldFile::make(path, held::DATABASE).map_err(|error| match path::explain(&error) {
+        Some(why) => unavailable(format!("{} cannot be opened: {why}", path.display())),
+        None => unusable(format!("{} cannot be created or opened: {error}", path.display())),
+    })
 }
 
 fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<()> {
@@ -164,6 +176,7 @@ fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<
     db.pragma_update(None, "fullfsync", synchronous == Synchronous::Full)?;
     db.pragma_update(None, "checkpoint_fullfsync", synchronous == Synchronous::Full)?;
     db.pragma_update(None, "cache_size", CACHE)?;
+    db.pragma_update_and_check(None, "journal_size_limit", super::log::USUAL as i64, |_| Ok(()))?;
     // The writer checkpoints after it has answered.
     db.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
 }

@@ -1,12 +1,15 @@
 //! Record and effect in one transaction: [`begin_in`], [`complete_in`] and their companions.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::Transaction;
 
 use super::mark::Stamps;
-use super::trouble::unusable;
+use super::rows::prepare;
+use super::trouble::{Trouble, unusable};
 use super::{Inner, SqliteStore};
 use crate::begin::Begin;
 use crate::decide::{Command, Decision, Reply, decide};
@@ -235,7 +238,12 @@ fn execute(
         Decision::Write { next, reply } => (next, reply),
     };
     let expected = snapshot.record.map(|record| record.stamp);
-    match table.swap(transaction, (id, expected, next.as_deref()), &mut stamps, *limits)? {
+    let swap = table.swap(transaction, (id, expected, next.as_deref()), &mut stamps, limits)?;
+    // A connection that was opened before the file was replaced has the same name, and writes to another file.
+    if !store.0.readers.is_locked()? {
+        return Err(unusable("the transaction writes to another file than the store: it was replaced").into());
+    }
+    match swap {
         Swap::Done(stamp) => Ok((reply, next.map(|next| Box::new(next.stamped(stamp))))),
         Swap::Conflict(_) => Err(unusable("a record changed inside a transaction").into()),
     }
@@ -243,11 +251,36 @@ fn execute(
 
 /// Whether `transaction` is one that effect and record can share.
 fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), StoreError> {
-    if transaction.path() != store.0.known_as.as_deref() {
+    store.0.file.check()?;
+    if !is_on(transaction, store)? {
         return Err(unusable("the transaction is on another database than the store"));
     }
     if transaction.is_autocommit() {
         return Err(unusable("the transaction has been rolled back"));
     }
     Ok(())
+}
+
+/// Whether the file that `transaction` names is the store's. Its name need not be text.
+fn is_on(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<bool, StoreError> {
+    let mut names = prepare(transaction, "PRAGMA database_list")?;
+    let mut names = names.query([]).map_err(Trouble::from)?;
+    while let Some(row) = names.next().map_err(Trouble::from)? {
+        let column = |at| row.get_ref(at).map_err(Trouble::from);
+        if column(1)?.as_bytes().is_ok_and(|name| name == b"main") {
+            let file = column(2)?.as_bytes().unwrap_or_default();
+            return Ok(!file.is_empty() && path_of(file).is_some_and(|path| store.0.file.is_at(path)));
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(unix)]
+fn path_of(bytes: &[u8]) -> Option<&Path> {
+    Some(Path::new(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes)))
+}
+
+#[cfg(not(unix))]
+fn path_of(bytes: &[u8]) -> Option<&Path> {
+    std::str::from_utf8(bytes).ok().map(Path::new)
 }

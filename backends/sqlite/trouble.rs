@@ -2,7 +2,7 @@
 
 use rusqlite::{Error, ErrorCode};
 
-use super::BACKEND;
+use super::{BACKEND, path};
 use crate::error::StoreError;
 
 /// A failure of SQLite, to be told to every call that it hit.
@@ -34,6 +34,11 @@ impl Trouble {
         Trouble { kind: Kind::Lasting, detail }
     }
 
+    /// It may pass.
+    pub(super) fn passing(detail: String) -> Trouble {
+        Trouble { kind: Kind::Passing, detail }
+    }
+
     /// The error for a call that may be refused for want of room, or may not.
     pub(super) fn into_error(self, may_be_refused: bool) -> StoreError {
         let Trouble { kind, detail } = self;
@@ -52,7 +57,12 @@ impl From<Error> for Trouble {
             Some(code) if passes(code) => Kind::Passing,
             Some(_) | None => Kind::Lasting,
         };
-        Trouble { kind, detail: error.to_string() }
+        let why = if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) {
+            path::out_of_descriptors()
+        } else {
+            None
+        };
+        Trouble { kind, detail: why.map_or_else(|| error.to_string(), |why| format!("{error}: {why}")) }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::file::OpenFile;
 use super::rows::Table;
 use super::schema::Place;
 use super::trouble::{Trouble, unavailable};
@@ -30,13 +31,14 @@ const PAUSE_PER_LOOK: Duration = Duration::from_micros(20);
 pub(super) struct Watch {
     waiters: Arc<Waiters>,
     place: Place,
+    file: Arc<OpenFile>,
     table: Arc<Table>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Watch {
-    pub(super) fn new(waiters: Arc<Waiters>, place: Place, table: Arc<Table>) -> Watch {
-        Watch { waiters, place, table, thread: Mutex::new(None) }
+    pub(super) fn new(waiters: Arc<Waiters>, place: Place, file: Arc<OpenFile>, table: Arc<Table>) -> Watch {
+        Watch { waiters, place, file, table, thread: Mutex::new(None) }
     }
 
     /// How many wait.
@@ -69,8 +71,12 @@ impl Watch {
     /// Has the thread watch, for one who is registered.
     fn rouse(&self) -> Result<(), StoreError> {
         let Some(last_word) = self.waiters.rouse() else { return Ok(()) };
-        let watcher =
-            Watcher { waiters: self.waiters.clone(), place: self.place.clone(), table: self.table.clone() };
+        let watcher = Watcher {
+            waiters: self.waiters.clone(),
+            place: self.place.clone(),
+            file: self.file.clone(),
+            table: self.table.clone(),
+        };
         let started = thread::Builder::new()
             .name("nevertwice-watch".to_owned())
             .spawn(move || watcher.work(last_word))
@@ -94,6 +100,7 @@ impl Drop for Watch {
 struct Watcher {
     waiters: Arc<Waiters>,
     place: Place,
+    file: Arc<OpenFile>,
     table: Arc<Table>,
 }
 
@@ -119,9 +126,13 @@ impl Watcher {
 
     /// Wakes whoever's record has changed, if the file has; says how many records it had to look at.
     fn look(&self, sight: &mut Option<Sight>) -> Result<u32, StoreError> {
+        self.file.glance()?;
         let sight = match sight {
             Some(sight) => sight,
-            None => sight.insert(Sight { db: self.place.open_reader()?, version: None }),
+            None => {
+                let db = self.file.opening(|| self.place.open_reader())?;
+                sight.insert(Sight { db, version: None })
+            }
         };
         // The version first, then the waiters, then the records: a change after any of these steps gives another version.
         let version = Some(data_version(&sight.db)?);

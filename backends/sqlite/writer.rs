@@ -3,18 +3,22 @@
 //! A commit costs one sync of the disk, whatever it holds, so many callers share one. Nothing waits for company:
 //! a single call is committed at once.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
-use super::Limits;
+use super::file::OpenFile;
 use super::jobs::{Job, Pending, Work};
+use super::log::Log;
 use super::mark::Stamps;
 use super::oneshot;
 use super::rows::Table;
 use super::trouble::{Trouble, unavailable, unusable};
 use super::waiters::{Waiters, Woken};
+use super::{Limits, PURGE_STEP};
 use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -25,10 +29,6 @@ const QUEUE: usize = 16 * 1024;
 /// About how many rows, and bytes of records, may share a commit.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
-/// How many pages may wait in the write-ahead log before they are moved into the file: 4 MiB.
-const CHECKPOINT_PAGES: i64 = 1000;
-/// After how many pages written, as it is estimated, the log is asked how many wait. The question costs some microseconds.
-const LOOK_PAGES: usize = 100;
 /// About how many pages a row costs besides what its record fills, in it and in the indexes.
 const PAGES_PER_ROW: usize = 2;
 const PAGE_BYTES: usize = 4096;
@@ -47,6 +47,10 @@ pub(super) struct Desk {
     pub(super) timeline: Arc<Timeline>,
     pub(super) limits: Limits,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) file: Arc<OpenFile>,
+    pub(super) log: Log,
+    /// How many rows the jobs of the present commit write.
+    pub(super) rows: Cell<usize>,
 }
 
 impl Writer {
@@ -87,31 +91,42 @@ impl Drop for Writer {
 
 impl Desk {
     fn work(self, jobs: &Receiver<Box<dyn Job>>) {
-        let (mut wrote, mut pages) = (false, 0);
-        while let Ok(first) = jobs.recv() {
-            let (mut rows, mut bytes) = (first.rows(), first.weight());
-            let mut batch = vec![first];
-            while rows < BATCH && bytes < BATCH_BYTES {
-                let Ok(job) = jobs.try_recv() else { break };
-                rows += job.rows();
-                bytes += job.weight();
-                batch.push(job);
-            }
+        let (mut wrote, mut going_on) = (false, Vec::new());
+        while let Some(mut batch) = next(jobs, going_on) {
             // Whoever gave up waiting is spared the write: to him it may stand or not.
             batch.retain(|job| !job.is_abandoned());
-            if !batch.is_empty() {
-                self.serve(batch);
-                wrote = true;
-                pages += PAGES_PER_ROW * rows + bytes / PAGE_BYTES;
-                if pages >= LOOK_PAGES {
-                    self.checkpoint();
-                    pages = 0;
-                }
+            going_on = Vec::new();
+            if batch.is_empty() {
+                continue;
             }
+            let (rows, bytes) = size(&batch);
+            self.rows.set(rows);
+            let purges = batch.iter().filter(|job| job.rows() == 0).count();
+            going_on = self.serve(batch);
+            wrote = true;
+            self.log.wrote(PAGES_PER_ROW * (rows + purges * self.purge_step()) + bytes / PAGE_BYTES);
+            self.log.tend(&self.db, &self.file);
+        }
+        self.close(wrote);
+    }
+
+    /// How many rows a purge may remove in the present commit: as many as it writes, so that they go at least as fast as they
+    /// come, and no commit takes much longer for it.
+    pub(super) fn purge_step(&self) -> usize {
+        self.rows.get().max(PURGE_STEP)
+    }
+
+    /// Closes the file. The log is moved into it then, and removed, unless they no longer belong together.
+    fn close(self, wrote: bool) {
+        self.log.wait();
+        if self.file.check().is_err() {
+            return;
         }
         if wrote {
             let _ = self.leave_mark();
         }
+        self.file.unlock();
+        let _ = self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
     }
 
     /// Leaves the mark where time has got to. Should somebody else be writing, it is near enough as it is: nobody waits for that.
@@ -124,19 +139,22 @@ impl Desk {
     }
 
     /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand
-    /// or not.
-    fn serve(&self, mut batch: Vec<Box<dyn Job>>) {
+    /// or not. Returns the jobs that go on in the next one.
+    fn serve(&self, mut batch: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
         match self.commit(&mut batch) {
             Ok(()) => {
                 let woken = self.woken(&batch);
-                batch.into_iter().for_each(|job| job.answer());
+                let (going_on, done): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| job.goes_on());
+                done.into_iter().for_each(|job| job.answer());
                 woken.wake();
+                going_on
             }
             Err(trouble) => {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
                 }
                 batch.into_iter().for_each(|job| job.fail(trouble.clone()));
+                Vec::new()
             }
         }
     }
@@ -152,6 +170,7 @@ impl Desk {
     }
 
     fn commit(&self, batch: &mut [Box<dyn Job>]) -> Result<(), Trouble> {
+        self.file.glance()?;
         self.execute("BEGIN IMMEDIATE")?;
         let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
         for job in batch {
@@ -160,24 +179,35 @@ impl Desk {
                 return Err(Trouble::rolled_back());
             }
         }
-        self.execute("COMMIT")
-    }
-
-    /// Moves the write-ahead log into the file if it has grown. Callers have their answers already, but those
-    /// that come meanwhile wait. Should it fail, the next one does it.
-    fn checkpoint(&self) {
-        let pages = |mode: &str| -> rusqlite::Result<i64> {
-            self.db
-                .prepare_cached(&format!("PRAGMA main.wal_checkpoint({mode})"))?
-                .query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
-        };
-        if pages("NOOP").is_ok_and(|waiting| waiting >= CHECKPOINT_PAGES) {
-            let _ = pages("PASSIVE");
-        }
+        // Nothing is written where nobody looks, and nothing acknowledged if the file went while it was written.
+        self.file.check()?;
+        self.execute("COMMIT")?;
+        self.file.check()
     }
 
     fn execute(&self, sql: &str) -> Result<(), Trouble> {
         self.db.prepare_cached(sql)?.execute([])?;
         Ok(())
     }
+}
+
+/// What is to be done in the next commit: what goes on from the one before, and what is queued. `None` once that is all.
+fn next(jobs: &Receiver<Box<dyn Job>>, going_on: Vec<Box<dyn Job>>) -> Option<Vec<Box<dyn Job>>> {
+    let mut batch = going_on;
+    if batch.is_empty() {
+        batch.push(jobs.recv().ok()?);
+    }
+    let (mut rows, mut bytes) = size(&batch);
+    while rows < BATCH && bytes < BATCH_BYTES {
+        let Ok(job) = jobs.try_recv() else { break };
+        rows += job.rows();
+        bytes += job.weight();
+        batch.push(job);
+    }
+    Some(batch)
+}
+
+/// About how many rows, and bytes of records, the jobs write.
+fn size(batch: &[Box<dyn Job>]) -> (usize, usize) {
+    batch.iter().fold((0, 0), |(rows, bytes), job| (rows + job.rows(), bytes + job.weight()))
 }

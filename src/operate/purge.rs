@@ -19,11 +19,13 @@ use crate::store::{Cursor, Snapshot};
 pub struct PurgePlan {
     /// How long from one purge to the next, over all processes together. **Default 1 min.**
     pub every: Duration,
-    /// How many records are removed at a time. **Default 500.**
+    /// How many records are removed at a time. **Default 500**; eight times as many once the purge is behind.
     pub step: usize,
-    /// How long to rest between two steps. **Default 20 ms.**
+    /// How long to rest between two steps. **Default 20 ms.** A purge that has taken a quarter of [`every`](PurgePlan::every)
+    /// is behind, and rests for 1 ms at most from then on: records go at least as fast as they come.
     pub rest: Duration,
-    /// The most records removed in one purge. **Default 1 000 000.**
+    /// The most records removed in one purge. **Default 1 000 000.** Where there may be more, the next one, on this process or
+    /// another, does not wait for [`every`](PurgePlan::every).
     pub limit: u64,
     /// Whether each purge counts what is unresolved, for the gauge `nevertwice_unresolved`, on a
     /// store that is read as a whole for it (Redis) too. **Default no**: then only where the store
@@ -47,8 +49,11 @@ impl Default for PurgePlan {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Purged {
-    /// It removed this many records.
+    /// It ended, and removed this many records.
     Removed(u64),
+    /// It goes on, and has removed this many records so far: told every ten seconds, or every
+    /// [`every`](PurgePlan::every) if that is shorter.
+    Progress(u64),
     /// Another process sees to it at present, or just did.
     Elsewhere,
     /// It ended early: this many records were removed, then the store said no. The next one goes on.
@@ -122,64 +127,93 @@ impl Engine {
         let engine = self.clone();
         async move {
             loop {
-                report(engine.purge_in_turn(&plan).await);
-                engine.clock().sleep(plan.every.max(Duration::from_millis(100))).await;
+                let (purged, more) = engine.purge_in_turn(&plan, &mut report).await;
+                report(purged);
+                let pause = if more { plan.rest } else { plan.every.max(Duration::from_millis(100)) };
+                engine.clock().sleep(pause.max(LEAST_REST)).await;
             }
         }
     }
 
-    /// One purge, if no other process is at it or just was.
-    async fn purge_in_turn(&self, plan: &PurgePlan) -> Purged {
-        /// A purger that died is replaced after this time.
-        const LEASE: Duration = Duration::from_secs(60);
+    /// One purge, if no other process is at it or just was; and whether there may be more to remove. `report` is told how it
+    /// gets on.
+    async fn purge_in_turn(
+        &self,
+        plan: &PurgePlan,
+        report: &mut (impl FnMut(Purged) + Send),
+    ) -> (Purged, bool) {
         // A little less than the interval, so that the next turn does not find this one's end.
         let pause = plan.every / 10 * 9;
         let turn = match purge_turn() {
             Ok(turn) => turn
-                .lease(LEASE)
-                .retention(pause.saturating_add(LEASE))
+                .lease(PURGE_LEASE)
+                .retention(pause.saturating_add(PURGE_LEASE))
                 .recovery(Recovery::Rerun)
                 .max_attempts(u32::MAX),
-            Err(error) => return Purged::Failed(0, error.into()),
+            Err(error) => return (Purged::Failed(0, error.into()), false),
         };
-        let mut removed = 0;
         let lease = match self.begin(&turn).await {
             Ok(Begin::Acquired(lease)) => lease,
-            Ok(Begin::InProgress(_) | Begin::Failed(_) | Begin::Completed(_)) => return Purged::Elsewhere,
+            Ok(Begin::InProgress(_) | Begin::Failed(_) | Begin::Completed(_)) => {
+                return (Purged::Elsewhere, false);
+            }
             Ok(Begin::Unresolved(_) | Begin::Mismatch(_)) => {
                 let detail = "the purger's own operation was tampered with: forget it".to_owned();
-                return Purged::Failed(0, StoreError::Unusable { backend: "engine", detail }.into());
+                return (Purged::Failed(0, StoreError::Unusable { backend: "engine", detail }.into()), false);
             }
             // There is no room even for this turn: make some, without agreeing with anybody.
             Err(full @ Error::Store(StoreError::Full { .. })) => {
                 let step = self.purge(plan.step.max(1)).await;
                 let dropped = self.drop_responses(None, plan.step.max(1)).await;
-                return Purged::Failed(step.unwrap_or(0), dropped.err().unwrap_or(full));
+                return (Purged::Failed(step.unwrap_or(0), dropped.err().unwrap_or(full)), false);
             }
-            Err(error) => return Purged::Failed(0, error),
+            Err(error) => return (Purged::Failed(0, error), false),
         };
-        let mut result = self.purge_in_steps(plan, &lease, &mut removed).await;
-        if result.is_ok() && self.policy().response_retention.is_some() {
+        let mut removed = 0;
+        let mut result = self.purge_in_steps(plan, &lease, &mut removed, report).await;
+        let more = result.is_ok() && removed >= plan.limit;
+        if result.is_ok() && !more && self.policy().response_retention.is_some() {
             result = self.drop_responses_in_steps(plan, &lease).await;
         }
         if result.is_ok() && (plan.count_unresolved || self.store().finds_unsettled()) {
             result = self.count_in_steps(plan, &lease).await;
         }
         // The next one is due after the interval, whoever's turn it is.
-        match (result, lease.fail("", Retry::After(pause)).await) {
-            (Ok(()), Ok(())) => Purged::Removed(removed),
-            (Err(error), _) | (Ok(()), Err(error)) => Purged::Failed(removed, error),
+        let next = if more { Retry::Now } else { Retry::After(pause) };
+        match (result, lease.fail("", next).await) {
+            (Ok(()), Ok(())) => (Purged::Removed(removed), more),
+            (Err(error), _) | (Ok(()), Err(error)) => (Purged::Failed(removed, error), false),
         }
     }
 
-    async fn purge_in_steps(&self, plan: &PurgePlan, turn: &Lease, removed: &mut u64) -> Result<(), Error> {
+    async fn purge_in_steps(
+        &self,
+        plan: &PurgePlan,
+        turn: &Lease,
+        removed: &mut u64,
+        report: &mut (impl FnMut(Purged) + Send),
+    ) -> Result<(), Error> {
+        let start = self.clock().monotonic();
+        let progress = plan.every.min(PROGRESS);
+        let (mut renewed, mut reported) = (start, start);
         while *removed < plan.limit {
-            match self.purge(plan.step.max(1)).await? {
+            let is_behind = self.clock().monotonic().saturating_sub(start) >= plan.every / 4;
+            let step = if is_behind { plan.step.saturating_mul(8) } else { plan.step };
+            let step = usize::try_from(plan.limit - *removed).map_or(step, |left| step.min(left));
+            match self.purge(step.max(1)).await? {
                 0 => break,
                 step => *removed += step,
             }
-            self.clock().sleep(plan.rest).await;
-            turn.renew().await?;
+            self.clock().sleep(if is_behind { plan.rest.min(LEAST_REST) } else { plan.rest }).await;
+            let now = self.clock().monotonic();
+            if now.saturating_sub(renewed) >= PURGE_LEASE / 6 {
+                turn.renew().await?;
+                renewed = now;
+            }
+            if now.saturating_sub(reported) >= progress {
+                report(Purged::Progress(*removed));
+                reported = now;
+            }
         }
         Ok(())
     }
@@ -244,6 +278,13 @@ impl Engine {
     }
 }
 
+/// A purger that died is replaced after this time.
+const PURGE_LEASE: Duration = Duration::from_secs(60);
+/// How often a purge that goes on for long says so.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// The rest of a purge that is behind: others on the same store come in between.
+const LEAST_REST: Duration = Duration::from_millis(1);
+
 /// The operation by which purgers take turns.
 pub(super) fn purge_turn() -> Result<Request, KeyError> {
     Request::new(["nevertwice", "background"], "purge").map(Request::internal)
@@ -253,6 +294,7 @@ impl fmt::Display for Purged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Purged::Removed(records) => write!(f, "{records} records removed"),
+            Purged::Progress(records) => write!(f, "{records} records removed so far"),
             Purged::Elsewhere => f.write_str("another process sees to it"),
             Purged::Failed(records, error) => write!(f, "{records} records removed, then: {error}"),
         }

@@ -18,7 +18,7 @@ fn what_is_not_a_database_is_left_as_it_is() {
 fn a_missing_folder_and_a_folder_are_refused() {
     let file = File::new();
     assert_unusable(&file.0.path().join("missing").join("keys.db"), "cannot be created");
-    assert_unusable(file.0.path(), "cannot be opened");
+    assert_unusable(file.0.path(), "is a folder");
     assert_unusable(Path::new(":memory:"), "MemoryStore");
 }
 

@@ -1,0 +1,71 @@
+//! What an operator should know about a store: [`Warning`].
+
+use std::fmt;
+
+/// The first release of SQLite without the race that could damage a database in WAL mode.
+const SOUND: i32 = 3_051_003;
+
+/// What a [`SqliteStore`](super::SqliteStore) found that an operator should know. It works all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The SQLite at run time is older than 3.51.3: when two connections write and move the log at the same moment, a race
+    /// (rare, since 3.7.0) can damage the database. Use the feature `bundled`, or a newer library.
+    OldLibrary {
+        /// The library's version, as SQLite numbers it: 3.51.3 is 3051003.
+        version: i32,
+    },
+    /// The write-ahead log is long: a transaction somewhere reads for so long that it cannot start anew. It is cut once that
+    /// transaction ends.
+    LongLog {
+        /// How long, in bytes.
+        bytes: u64,
+    },
+    /// Here SQLite's locks are lost when the process itself opens and closes the database file by other means than SQLite, to copy
+    /// it for instance; another process may then remove the log. Use `VACUUM INTO` or the backup API. On Linux (64 bits) the store
+    /// holds locks that are not lost.
+    LocksCanBeLost,
+}
+
+impl Warning {
+    /// What there is to be said of the SQLite of this version number.
+    pub(super) fn of_library(version: i32) -> Option<Warning> {
+        (version < SOUND).then_some(Warning::OldLibrary { version })
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::OldLibrary { version } => {
+                let (major, minor, patch) = (version / 1_000_000, version / 1000 % 1000, version % 1000);
+                write!(
+                    f,
+                    "SQLite {major}.{minor}.{patch} has a race that can damage a database in WAL mode; use 3.51.3 or later"
+                )
+            }
+            Warning::LongLog { bytes } => {
+                write!(f, "the write-ahead log has {bytes} bytes: a transaction reads for a long time")
+            }
+            Warning::LocksCanBeLost => {
+                f.write_str("opening and closing the file in this process, but by SQLite, drops its locks")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_with_the_race_is_warned_of_and_the_one_at_hand_is_none() {
+        for version in [3_007_000, 3_050_004, 3_051_002] {
+            assert_eq!(Warning::of_library(version), Some(Warning::OldLibrary { version }));
+        }
+        assert_eq!(Warning::of_library(3_051_003), None);
+        assert!(Warning::OldLibrary { version: 3_046_001 }.to_string().contains("3.46.1"));
+        #[cfg(feature = "bundled")]
+        assert_eq!(Warning::of_library(rusqlite::version_number()), None);
+    }
+}
