@@ -220,7 +220,13 @@ impl Engine {
     async fn go_on(&self, task: Task<'_>, view: View<'_>, sent: Duration) -> Result<Answer, Error> {
         // What is left of the time for the whole batch, but enough for a try.
         let limit = self.policy().call_timeout;
-        let left = limit.saturating_sub(self.clock().monotonic().saturating_sub(sent)).max(limit / 8);
+        let passed = self.clock().monotonic().saturating_sub(sent);
+        let finishes = matches!(task.command, Command::Complete(..) | Command::Fail(..));
+        let left = match task.view {
+            Believed::Held(lease) if finishes => lease.finish_limit(passed),
+            Believed::Held(_) | Believed::Absent | Believed::Found(_) => limit.saturating_sub(passed),
+        };
+        let left = left.max(limit / 8);
         self.execute_within(left, &task.id, task.command, view).await
     }
 }

@@ -90,6 +90,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets [`Policy::finish_timeout`]. Default: when the lease ends, but not before the `call_timeout`.
+    pub fn finish_timeout(mut self, limit: Duration) -> EngineBuilder {
+        self.policy.finish_timeout = Some(limit);
+        self
+    }
+
     /// Sets [`Policy::run_wait`]. Default 30 s.
     pub fn run_wait(mut self, limit: Duration) -> EngineBuilder {
         self.policy.run_wait = limit;

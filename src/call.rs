@@ -1,6 +1,7 @@
 //! One command's way through the store: tries, pauses and the deadline.
 
 use std::future::{Future, poll_fn};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::observe::{self, Trouble};
 use crate::record::{Record, Stamp};
 use crate::store::{Snapshot, Swap};
 
-/// One command's way through the store: repeats what failed for now, until the policy's `call_timeout`.
+/// One command's way through the store: repeats what failed for now, until its time limit.
 pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
@@ -64,6 +65,8 @@ impl<'a> Call<'a> {
         F: Future<Output = Result<T, StoreError>> + Unpin,
     {
         let limit = self.limit;
+        // The longest wait for one answer does not grow with the patience for the whole call.
+        let usual = limit.min(self.engine.policy().call_timeout);
         let mut pause = Pause::after(2);
         let mut trouble = None;
         loop {
@@ -79,8 +82,8 @@ impl<'a> Call<'a> {
             }
             self.tries += 1;
             let clock = self.engine.clock();
-            // A store that gets no answer is given half of the time that is left, and then tried again.
-            let patience = (left / 2).max(limit / 8).min(left);
+            // A store that gives no answer is given half of the time that is left, and then tried again.
+            let patience = (left / 2).min(usual / 2).max(usual / 8).min(left);
             trouble = match within(clock, patience, send()).await {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(error)) if error.is_transient() => {
@@ -97,32 +100,36 @@ impl<'a> Call<'a> {
     /// Pauses, but not past the deadline.
     pub(crate) async fn rest(&self, pause: &mut Pause) {
         let clock = self.engine.clock();
-        if let Some(time) = pause.next() {
+        if let Some(time) = pause.next((self.id, self.started)) {
             clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
         }
     }
 }
 
-/// How long to wait before the next try: not at all at first, then 1 ms, doubling up to 128 ms.
+/// How long to wait before the next try: not at all at first, then up to 1 ms, doubling up to 128 ms,
+/// and each time at least half of that. Where in between is drawn from what the call is about and when
+/// it began: callers that a store failed together do not come back together, and a simulation repeats.
 pub(crate) struct Pause {
     free: u32,
-    doublings: u32,
+    pauses: u32,
 }
 
 impl Pause {
     /// Pauses that start after as many tries as `free`.
     pub(crate) fn after(free: u32) -> Pause {
-        Pause { free, doublings: 0 }
+        Pause { free, pauses: 0 }
     }
 
-    fn next(&mut self) -> Option<Duration> {
+    fn next(&mut self, of: (&RecordId, Duration)) -> Option<Duration> {
         if self.free > 0 {
             self.free -= 1;
             return None;
         }
-        let pause = Duration::from_millis(1 << self.doublings);
-        self.doublings = (self.doublings + 1).min(7);
-        Some(pause)
+        let mut hasher = DefaultHasher::new();
+        (of, self.pauses).hash(&mut hasher);
+        let least = 500_u64 << self.pauses.min(7);
+        self.pauses = self.pauses.saturating_add(1);
+        Some(Duration::from_micros(least + hasher.finish() % (least + 1)))
     }
 }
 
@@ -140,4 +147,32 @@ pub(crate) fn within<T>(
         let timer = timer.get_or_insert_with(|| clock.sleep(limit));
         timer.as_mut().poll(context).map(|()| None)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Request;
+
+    fn pauses(key: &str, began: Duration) -> Vec<Duration> {
+        let id = Request::new("pauses", key).unwrap().id();
+        let mut pause = Pause::after(2);
+        (0..20).filter_map(|_| pause.next((&id, began))).collect()
+    }
+
+    /// Calls on different keys, and on one key at different times, do not repeat in step; one call's
+    /// pauses are the same whenever a simulation repeats it.
+    #[test]
+    fn pauses_have_jitter_that_can_be_repeated() {
+        let (one, another) = (pauses("one", Duration::ZERO), pauses("another", Duration::ZERO));
+        assert_eq!(one, pauses("one", Duration::ZERO));
+        let later = pauses("one", Duration::from_nanos(1));
+        let differ = |other: &[Duration]| one.iter().zip(other).filter(|(one, other)| one != other).count();
+        assert!(differ(&another) >= 16 && differ(&later) >= 16, "{one:?} {another:?} {later:?}");
+        assert_eq!(one.len(), 18);
+        for (at, pause) in one.iter().enumerate() {
+            let most = Duration::from_millis(1 << at.min(7));
+            assert!((most / 2..=most).contains(pause), "pause {at}: {pause:?}");
+        }
+    }
 }

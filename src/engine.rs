@@ -11,7 +11,7 @@ use crate::decide::{Ask, Command, Decision, Reply, decide, decide_last};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
-use crate::observe::{self, Op};
+use crate::observe::{self, Op, Seen};
 use crate::owner::Owner;
 use crate::policy::{Policy, PolicyError};
 use crate::record::{Record, Stamp};
@@ -170,7 +170,23 @@ impl Engine {
     /// its lease runs out, or [`Request::owner`] finds it again.
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
         let seen = observe::call(self, Op::Begin, &|| Some(request.label()));
-        let begin = observe::in_span(&seen, async {
+        self.begin_seen(request, &seen).await
+    }
+
+    /// Begins an operation of this crate's own, which operators are told nothing of.
+    pub(crate) async fn begin_quietly(&self, request: &Request) -> Result<Begin, Error> {
+        match self.begin_seen(request, &observe::quiet_call(self, Op::Begin)).await? {
+            Begin::Acquired(lease) => Ok(Begin::Acquired(lease.quietly())),
+            answer @ (Begin::Completed(_)
+            | Begin::InProgress(_)
+            | Begin::Failed(_)
+            | Begin::Unresolved(_)
+            | Begin::Mismatch(_)) => Ok(answer),
+        }
+    }
+
+    async fn begin_seen(&self, request: &Request, seen: &Seen<'_>) -> Result<Begin, Error> {
+        let begin = observe::in_span(seen, async {
             let ask = self.ask(request)?;
             let owner = ask.owner;
             let command = Command::Begin(ask);

@@ -74,11 +74,11 @@ pub enum Error {
         /// How long it may be.
         limit: usize,
     },
-    /// The store did not say what became of the call before the policy's `call_timeout`. It may or may not have been
-    /// carried out; repeating it is safe.
+    /// The store did not say what became of the call before its time limit: the policy's `call_timeout`, for a finish its
+    /// `finish_timeout`. It may or may not have been carried out; repeating it is safe.
     #[error("no answer from the store within {limit:?} ({tries} tries)")]
     TimedOut {
-        /// The policy's `call_timeout`.
+        /// The time limit.
         limit: Duration,
         /// How often the store was called.
         tries: u32,

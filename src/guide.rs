@@ -109,6 +109,35 @@
 //! out, and repeating it is safe: a finish gives the same answer, and a begin either finds the grant that was lost
 //! (if you gave it an [`owner`](crate::Request::owner)) or waits for its lease to run out.
 //!
+//! Most calls are given up after the policy's [`call_timeout`](crate::Policy::call_timeout), 5 s. A
+//! finish is not: what was done would be executed again, or left to somebody who looks, because the
+//! store was away for some seconds. It is tried until the lease ends, or for the
+//! [`finish_timeout`](crate::Policy::finish_timeout). While it is tried the lease is not renewed
+//! (the store that could do it is the one that is away); whichever attempt gets through first, even
+//! past the lease, counts, as long as nobody took the key. An error of [`run`](crate::Engine::run)
+//! then carries what the handler returned
+//! ([`RunError::into_outcome`](crate::RunError::into_outcome)). If long leases must not hold up a
+//! shutdown, set the `finish_timeout`.
+//!
+//! # Values of `run`
+//!
+//! [`run`](crate::Engine::run) records JSON, and everybody gets the value that the recorded bytes
+//! read back as, the first caller included. What JSON or serde's attributes do not keep is lost to
+//! all: skipped fields, the difference of `None` and `Some(None)`. Floating-point numbers are kept
+//! to the bit. NaN and infinities, maps whose keys are no strings or numbers, and nesting deeper
+//! than 128 levels do not read back: the operation is then recorded as done without a value, and
+//! the error carries it. An error type without serde goes through
+//! [`run_classified`](crate::Engine::run_classified).
+//!
+//! # Long work
+//!
+//! `run` renews its lease as long as its future is polled. Where you call
+//! [`begin`](crate::Engine::begin) yourself, race the work with
+//! [`keep_alive`](crate::Engine::keep_alive), which renews any number of leases, or
+//! [`renew`](crate::Lease::renew) between two steps; and look at [`lost`](crate::Lease::lost). A
+//! lease that is dropped unfinished, and a renewal that comes late, are told to operators
+//! ([`observe`](crate::observe)).
+//!
 //! # Synchronous code
 //!
 //! Nothing here needs an async runtime but the Redis store. On the memory and SQLite stores, wrap a call into the
@@ -131,8 +160,13 @@
 //! that it was made on): `let runtime = tokio::runtime::Runtime::new()?; runtime.block_on(engine.begin(&request))`. Never
 //! call `block_on` from within an async task: it holds up the thread that others run on, SQLite's callers included.
 //!
-//! A blocking handler under [`run`](crate::Engine::run) holds up the renewal of its lease. Give it a lease that is long
-//! enough, or renew from another thread: [`Lease`](crate::Lease) is `Sync`.
+//! A handler that blocks its thread under [`run`](crate::Engine::run) (a computation, a synchronous
+//! client) holds up the renewal of its lease: it outlives it, and is overtaken while it acts.
+//! [`run_blocking`](crate::Engine::run_blocking) gives it a thread of its own and renews from the
+//! caller's future. In the handler, call the lease through `block_on`; on Redis, through the
+//! `block_on` of the runtime's `Handle`, taken before. If the future is dropped, the thread cannot
+//! be stopped: look at [`is_lost`](crate::Lease::is_lost) before each step that matters. Without
+//! `run`, renew from another thread: [`Lease`](crate::Lease) is `Sync`.
 //!
 //! # Limits
 //!

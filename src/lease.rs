@@ -20,7 +20,8 @@ use crate::token::LeaseToken;
 /// The right to act on a key, until it is finished or its time runs out.
 ///
 /// Dropping it unfinished writes nothing: a panic, a cancelled future or a client that hung up is a crash, and a
-/// crash is never taken for "nothing happened". The lease runs out and the next begin finds the evidence.
+/// crash is never taken for "nothing happened". The lease runs out and the next begin finds the evidence. Operators are
+/// told of it ([`observe`](crate::observe): `nevertwice.lease_abandoned`), unless its [`token`](Lease::token) was taken.
 ///
 /// Its methods borrow, so that a call that failed can be repeated; every one is safe to repeat after a lost answer.
 #[derive(Debug)]
@@ -33,7 +34,18 @@ struct Inner {
     token: LeaseToken,
     takeover: bool,
     checkpoint: Option<Bytes>,
+    /// Whether it is of this crate's own, so that operators are told nothing of it.
+    quiet: bool,
     held: Mutex<Held>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if held.is_working() && !held.released && !held.handed_over && !self.quiet {
+            observe::lease_abandoned(&self.engine, self.token.attempt);
+        }
+    }
 }
 
 /// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
@@ -46,6 +58,8 @@ struct Held {
     closed: bool,
     /// Whether a release was sent, whatever came back: then nothing may be recorded any more.
     released: bool,
+    /// Whether the token was taken, so that another holder may go on.
+    handed_over: bool,
     /// Whether the effect was marked, as far as this holder knows.
     effect: bool,
     /// Who waits to be told that the lease is lost.
@@ -91,6 +105,7 @@ impl Lease {
             token,
             takeover: record.as_ref().is_some_and(|record| record.is_takeover()),
             checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
+            quiet: false,
             held: Mutex::new(Held {
                 effect: record.as_ref().is_some_and(|record| record.is_effect_marked()),
                 record,
@@ -98,9 +113,16 @@ impl Lease {
                 lost: false,
                 closed: false,
                 released: false,
+                handed_over: false,
                 watchers: Vec::new(),
             }),
         }))
+    }
+
+    /// The same, but operators are told nothing of it: it is no operation of the application's.
+    pub(crate) fn quietly(mut self) -> Lease {
+        self.0.quiet = true;
+        self
     }
 
     /// Which execution of the operation this is, from 1.
@@ -195,8 +217,10 @@ impl Lease {
         }
     }
 
-    /// What another process needs to go on with this lease: see [`Engine::resume`].
+    /// What another process needs to go on with this lease: see [`Engine::resume`]. Once it was
+    /// taken, a drop of this lease is not reported as abandoned: another holder may finish it.
     pub fn token(&self) -> LeaseToken {
+        self.held().handed_over = true;
         self.0.token.clone()
     }
 
@@ -290,7 +314,8 @@ impl Lease {
     /// the lease too, as long as nobody took the key, and if the record is gone, it is written anew.
     ///
     /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one
-    /// ([`Oversized::Marker`](crate::Oversized::Marker)).
+    /// ([`Oversized::Marker`](crate::Oversized::Marker)). A store that is away is tried until the lease ends, at least for the
+    /// policy's `call_timeout`, or for its [`finish_timeout`](crate::Policy::finish_timeout): what was done must not be forgotten.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -318,8 +343,7 @@ impl Lease {
     /// # Errors
     /// As for [`complete`](Lease::complete); [`Error::TooLarge`] for the head too.
     pub async fn complete_with_head(&self, head: &[u8], response: impl Into<Bytes>) -> Result<(), Error> {
-        let body = self.body("response", response.into())?.with_head(checked(head)?);
-        self.command(Op::Complete, |token| Command::Complete(token, body)).await
+        self.finish(self.body("response", response.into())?.with_head(checked(head)?), None).await
     }
 
     /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -352,8 +376,7 @@ impl Lease {
         error: impl Into<Bytes>,
         retry: Retry,
     ) -> Result<(), Error> {
-        let body = self.body("error", error.into())?.with_head(checked(head)?);
-        self.command(Op::Fail, |token| Command::Fail(token, body, retry)).await
+        self.finish(self.body("error", error.into())?.with_head(checked(head)?), Some(retry)).await
     }
 
     /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
@@ -376,6 +399,18 @@ impl Lease {
     /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
         self.command(Op::Release, Command::Release).await
+    }
+
+    /// Whether this holder is at work, as far as it knows: neither finished, released, nor told that the lease is lost.
+    pub(crate) fn is_working(&self) -> bool {
+        let held = self.held();
+        held.is_working() && !held.released
+    }
+
+    /// When, on the engine's monotonic clock, the lease is due for renewal: a third of it after it was last renewed.
+    pub(crate) fn due(&self) -> Duration {
+        let length = self.length();
+        self.held().until.saturating_sub(length - length / 3)
     }
 
     /// Whether a release was sent.
@@ -406,18 +441,26 @@ impl Lease {
         self.command_within(limit, Op::Renew, Command::Renew).await
     }
 
-    /// Records what a handler returned, whatever it says of long responses: it cannot return a shorter one any more.
-    pub(crate) async fn finish(&self, outcome: Result<Bytes, (Bytes, Retry)>) -> Result<(), Error> {
-        let limit = self.0.engine.policy().max_response;
-        match outcome {
-            Ok(response) => {
-                let body = Body::new(response, limit);
-                self.command(Op::Complete, |token| Command::Complete(token, body)).await
+    /// Records an outcome: a response, or an error and what may be done about it. It is tried for
+    /// as long the [`finish_limit`](Lease::finish_limit) allows.
+    pub(crate) async fn finish(&self, body: Body, failed: Option<Retry>) -> Result<(), Error> {
+        let limit = self.finish_limit(Duration::ZERO);
+        match failed {
+            None => self.command_within(limit, Op::Complete, |token| Command::Complete(token, body)).await,
+            Some(retry) => {
+                self.command_within(limit, Op::Fail, |token| Command::Fail(token, body, retry)).await
             }
-            Err((error, retry)) => {
-                let body = Body::new(error, limit);
-                self.command(Op::Fail, |token| Command::Fail(token, body, retry)).await
-            }
+        }
+    }
+
+    /// How much longer a finish is tried that began `ago`. A lease whose store is away cannot be
+    /// renewed, so it is given up with the lease, although the store accepts it afterwards too, as
+    /// long as nobody took the key.
+    pub(crate) fn finish_limit(&self, ago: Duration) -> Duration {
+        let policy = self.0.engine.policy();
+        match policy.finish_timeout {
+            Some(limit) => limit.saturating_sub(ago),
+            None => self.remaining().max(policy.call_timeout.saturating_sub(ago)),
         }
     }
 
@@ -429,7 +472,10 @@ impl Lease {
         command: impl FnOnce(LeaseToken) -> Command,
     ) -> Result<(), Error> {
         let Inner { engine, token, .. } = &*self.0;
-        let seen = observe::call(engine, op, &|| Some(token.scope));
+        let seen = match self.0.quiet {
+            false => observe::call(engine, op, &|| Some(token.scope)),
+            true => observe::quiet_call(engine, op),
+        };
         let result = observe::in_span(&seen, async {
             let command = command(token.clone());
             self.open_for(&command)?;
@@ -488,10 +534,10 @@ impl Lease {
         }
         let watchers = std::mem::take(&mut held.watchers);
         drop(held); // a waker may run anything
-        if restored {
+        if restored && !self.0.quiet {
             observe::restored(self.engine(), self.attempt());
         }
-        if let (Reply::LeaseLost(current), true) = (&reply, first) {
+        if let (Reply::LeaseLost(current), true) = (&reply, first && !self.0.quiet) {
             observe::lease_lost(self.engine(), self.attempt(), *current);
         }
         watchers.into_iter().for_each(Waker::wake);
@@ -508,6 +554,16 @@ impl Lease {
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl observe::Granted for Lease {
+    fn attempt(&self) -> u32 {
+        Lease::attempt(self)
+    }
+
+    fn takeover(&self) -> bool {
+        Lease::takeover(self)
     }
 }
 

@@ -83,6 +83,12 @@ pub struct Policy {
     /// When a call gives up repeating itself, and on a store that does not answer. **Default 5 s.** What
     /// it was about to write may or may not stand then.
     pub call_timeout: Duration,
+    /// When a finish ([`complete`](crate::Lease::complete), [`fail`](crate::Lease::fail), and what
+    /// [`run`](crate::Engine::run) records) gives up: what was done must not be forgotten because the
+    /// store was away for some seconds. **Default: when the lease ends, but not before the
+    /// `call_timeout`.** *Shorter*: what was done is executed again, or left to somebody who looks.
+    /// *Long leases* on a store that is down hold up their finishes for as long.
+    pub finish_timeout: Option<Duration>,
     /// How long [`Engine::run`](crate::Engine::run) waits for a duplicate in flight. **Default 30 s.**
     pub run_wait: Duration,
     /// How many callers may wait at a time. **Default 10 000.** One more is told `InProgress` at once. A waiter costs some
@@ -118,6 +124,7 @@ impl Default for Policy {
             response_retention: None,
             max_checkpoint: 1 << 16,
             call_timeout: Duration::from_secs(5),
+            finish_timeout: None,
             run_wait: Duration::from_secs(30),
             max_waiters: 10_000,
             holder: String::new(),
@@ -137,6 +144,9 @@ impl Policy {
         covers("unresolved_retention", self.unresolved_retention, "retention", self.retention)?;
         if self.call_timeout.is_zero() {
             return Err(PolicyError::Zero { what: "call_timeout" });
+        }
+        if self.finish_timeout.is_some_and(|limit| limit.is_zero()) {
+            return Err(PolicyError::Zero { what: "finish_timeout" });
         }
         if self.response_retention.is_some_and(|kept| kept.is_zero()) {
             return Err(PolicyError::Zero { what: "response_retention" });

@@ -1,139 +1,51 @@
 //! [`Engine::run`]: begin, wait, renew, finish and replay around a handler.
 
-use std::fmt;
-use std::future::{Future, poll_fn};
+mod blocking;
+mod failure;
+mod outcome;
+mod record;
+
+use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use futures_util::future::{Either, select};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use thiserror::Error as ThisError;
 
-use crate::begin::{Begin, Unresolved};
+pub use self::failure::{Classified, Failure, Reported};
+pub use self::outcome::{Outcome, RunError};
+use self::record::{read, record, whole_seconds};
+use crate::begin::Begin;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::observe::{self, Op};
-use crate::policy::Retry;
 use crate::request::Request;
 
-/// An error of a handler that says what the next begin may do: what [`Engine::run`] records it by.
-///
-/// ```
-/// use nevertwice::{Failure, Retry};
-/// use serde::{Deserialize, Serialize};
-///
-/// #[derive(Debug, Serialize, Deserialize)]
-/// enum ChargeError {
-///     Declined,
-///     ProviderDown,
-///     TimedOut,
-/// }
-///
-/// impl Failure for ChargeError {
-///     fn retry(&self) -> Retry {
-///         match self {
-///             ChargeError::Declined => Retry::Never,
-///             ChargeError::ProviderDown => Retry::Now,      // certainly nothing happened
-///             ChargeError::TimedOut => Retry::Unresolved,   // it may have
-///         }
-///     }
-/// }
-/// ```
-pub trait Failure: Serialize + DeserializeOwned {
-    /// What the next begin may do.
-    fn retry(&self) -> Retry;
-}
-
-/// What [`Engine::run`] returns when the operation is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome<T> {
-    value: T,
-    replayed: bool,
-}
-
-impl<T> Outcome<T> {
-    /// What the handler returned, now or when it was executed.
-    pub fn value(&self) -> &T {
-        &self.value
-    }
-
-    /// The same, by value.
-    pub fn into_value(self) -> T {
-        self.value
-    }
-
-    /// Whether it was executed before, and this is the recorded value.
-    pub fn is_replayed(&self) -> bool {
-        self.replayed
-    }
-}
-
-/// Why [`Engine::run`] has no value to return. `E` is the handler's own error.
-#[derive(Debug, ThisError)]
-#[non_exhaustive]
-pub enum RunError<E> {
-    /// The handler failed, now or when it was executed.
-    #[error("the operation failed{}", if *.replayed { " before" } else { "" })]
-    Failed {
-        /// Its error.
-        error: E,
-        /// Whether it is the recorded one.
-        replayed: bool,
-        /// When it may be executed again; `None`: never, or nobody knows.
-        retry_after: Option<Duration>,
-    },
-    /// Somebody else is still at it after the policy's `run_wait`.
-    #[error("the operation is in progress elsewhere, for up to {retry_after:?}")]
-    InProgress {
-        /// How long their lease still runs.
-        retry_after: Duration,
-    },
-    /// Nobody may execute it until somebody has looked.
-    #[error("the operation is unresolved: {:?}", .0.reason())]
-    Unresolved(Unresolved),
-    /// The key was used for another request.
-    #[error("the key was used for another request")]
-    Mismatch,
-    /// The lease was lost while the handler ran: somebody else may have executed too, and what this handler returned is
-    /// not recorded.
-    #[error("the lease was lost while the operation ran")]
-    LeaseLost,
-    /// The operation was done or failed, and what is recorded cannot be had as a value. Nothing is executed again.
-    #[error("the recorded {what} is no {type_name}: {detail}")]
-    Unreadable {
-        /// `response` or `error`.
-        what: &'static str,
-        /// The type that was expected.
-        type_name: &'static str,
-        /// Where it went wrong, or that it is not kept.
-        detail: String,
-    },
-    /// The handler's value cannot be serialised. The operation is recorded as unresolved: it was executed.
-    #[error("a {type_name} cannot be serialised: {detail}")]
-    Unwritable {
-        /// The value's type.
-        type_name: &'static str,
-        /// Why.
-        detail: String,
-    },
-    /// The store or the request: see [`Error`]. If the handler ran already, its outcome is not recorded.
-    #[error(transparent)]
-    Engine(#[from] Error),
-}
-
 impl Engine {
-    /// Runs `handler` under a lease on `request`, once: a duplicate waits for the one in flight (up to the policy's
-    /// [`run_wait`](crate::Policy::run_wait)) and gets its value.
+    /// Runs `handler` under a lease on `request`, once: a duplicate waits for the one in flight (up
+    /// to the policy's [`run_wait`](crate::Policy::run_wait)) and gets its value.
     ///
-    /// The lease is renewed at a third of its length while the handler runs, from within this future: nothing is spawned, and
-    /// dropping it is a crash. `Ok` is recorded as completed, `Err` by its [`Failure::retry`], both as JSON. If the lease is
-    /// lost, the handler is told by [`Lease::lost`], and the result is [`RunError::LeaseLost`], whatever it returns. A panic leaves the
-    /// lease to run out. A value over `max_response` is recorded as done without it, whatever the policy's
-    /// [`oversized`](crate::Policy::oversized) says: the handler has returned, and must not run again.
+    /// The lease is renewed at a third of its length while the handler runs, from within this
+    /// future: nothing is spawned, and dropping it is a crash. A handler that blocks its thread
+    /// holds up the renewal too: see [`run_blocking`](Engine::run_blocking). If the lease is lost,
+    /// the handler is told by [`Lease::lost`], and the result is [`RunError::LeaseLost`], whatever
+    /// it returns. A panic leaves the lease to run out.
+    ///
+    /// `Ok` is recorded as completed, `Err` by its [`Failure::retry`], both as JSON. **Everybody
+    /// gets the value that the recorded bytes read back as, this caller included**: fields that
+    /// serde skips are lost to all, and `Some(None)` is `None` to all. A value that cannot be
+    /// written as JSON or does not read back (a NaN) is [`RunError::Unwritable`]: the operation is
+    /// recorded as done without it. A value over `max_response` is recorded as done without it too,
+    /// whatever the policy's [`oversized`](crate::Policy::oversized) says: the handler has
+    /// returned, and must not run again.
+    ///
+    /// A store that is away when the handler returns is tried until the lease ends (the policy's
+    /// [`finish_timeout`](crate::Policy::finish_timeout)); then the error carries what the handler
+    /// returned. A handler that [released](Lease::release) its lease said that nothing happened:
+    /// nothing is recorded, and what it returned goes to this caller as it is.
     ///
     /// ```
     /// use nevertwice::{Engine, Failure, MemoryStore, Request, Retry};
@@ -156,7 +68,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`RunError`]. None of them lets the caller act on its own.
-    pub async fn run<T, E, F, Fut>(&self, request: &Request, handler: F) -> Result<Outcome<T>, RunError<E>>
+    pub async fn run<T, E, F, Fut>(&self, request: &Request, handler: F) -> Result<Outcome<T>, RunError<T, E>>
     where
         T: Serialize + DeserializeOwned,
         E: Failure,
@@ -164,136 +76,160 @@ impl Engine {
         Fut: Future<Output = Result<T, E>>,
     {
         let seen = observe::call(self, Op::Run, &|| Some(request.label()));
-        let result = observe::in_span(&seen, self.run_once(request, handler)).await;
+        let result = observe::in_span(&seen, async {
+            match self.lease_or_replay(request).await {
+                Ok(lease) => {
+                    let result = alive(&lease, handler(Arc::clone(&lease))).await;
+                    record(&lease, result).await
+                }
+                Err(answer) => answer,
+            }
+        });
+        let result = result.await;
         seen.ran(&result);
         result
     }
 
-    async fn run_once<T, E, F, Fut>(&self, request: &Request, handler: F) -> Result<Outcome<T>, RunError<E>>
+    /// [`run`](Engine::run) for an error that serde cannot write: `classify` says what is recorded
+    /// of it. The first caller gets the error itself beside that, duplicates get what was recorded.
+    ///
+    /// ```
+    /// use nevertwice::{Classified, Engine, MemoryStore, Request, Retry, RunError};
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let request = Request::new("imports", "2026-11.csv")?;
+    /// for replayed in [false, true] {
+    ///     let result = engine
+    ///         .run_classified(
+    ///             &request,
+    ///             |_| async { "12,5".parse::<u64>() },
+    ///             |error| Classified { retry: Retry::Never, message: error.to_string() },
+    ///         )
+    ///         .await;
+    ///     let Err(RunError::Failed { error, .. }) = result else { panic!() };
+    ///     assert_eq!(error.message(), "invalid digit found in string");
+    ///     assert_eq!(error.original().is_none(), replayed);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError`], as for [`run`](Engine::run).
+    pub async fn run_classified<T, E, F, Fut, C>(
+        &self,
+        request: &Request,
+        handler: F,
+        classify: C,
+    ) -> Result<Outcome<T>, RunError<T, Reported<E>>>
     where
         T: Serialize + DeserializeOwned,
-        E: Failure,
         F: FnOnce(Arc<Lease>) -> Fut,
         Fut: Future<Output = Result<T, E>>,
+        C: FnOnce(&E) -> Classified,
     {
-        match self.begin_or_wait(request, self.policy().run_wait).await? {
-            Begin::Acquired(lease) => {
-                let lease = Arc::new(lease);
-                let result = alive(&lease, handler(Arc::clone(&lease))).await;
-                record(&lease, result).await
+        let mut original = None;
+        let slot = &mut original;
+        let result = self.run(request, |lease| {
+            let work = handler(lease);
+            async move {
+                work.await.map_err(|error| {
+                    let classified = classify(&error);
+                    *slot = Some(error);
+                    classified
+                })
             }
-            Begin::Completed(done) => {
-                Ok(Outcome { value: read("response", done.response())?, replayed: true })
-            }
-            Begin::Failed(failed) => Err(RunError::Failed {
-                error: read("error", failed.error())?,
-                replayed: true,
-                retry_after: failed.retry_after(),
+        });
+        let result = result.await;
+        result.map_err(|error| error.map(|classified| Reported::new(classified, original)))
+    }
+
+    /// The lease to execute under, or the answer without one.
+    async fn lease_or_replay<T, E>(
+        &self,
+        request: &Request,
+    ) -> Result<Arc<Lease>, Result<Outcome<T>, RunError<T, E>>>
+    where
+        T: DeserializeOwned,
+        E: DeserializeOwned,
+    {
+        let begin = self.begin_or_wait(request, self.policy().run_wait).await;
+        Err(match begin.map_err(|error| Err(RunError::Engine(error)))? {
+            Begin::Acquired(lease) => return Ok(Arc::new(lease)),
+            Begin::Completed(done) => read("response", done.response()).map(Outcome::replayed),
+            Begin::Failed(failed) => Err(match read("error", failed.error()) {
+                Ok(error) => {
+                    let retry_after = failed.retry_after().map(whole_seconds);
+                    RunError::Failed { error, replayed: true, retry_after }
+                }
+                Err(unreadable) => unreadable,
             }),
             Begin::InProgress(busy) => Err(RunError::InProgress { retry_after: busy.retry_after() }),
             Begin::Unresolved(unknown) => Err(RunError::Unresolved(unknown)),
             Begin::Mismatch(_) => Err(RunError::Mismatch),
-        }
+        })
     }
 }
 
-/// What `work` gives, with the lease renewed while it goes on.
+/// What `work` gives, with the lease renewed while it goes on: at a third of it, and each renewal
+/// may take a sixth. After one that failed comes the next at a twelfth: two in a row may fail, and
+/// there is still time for a third.
 async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
-    let mut renewal = pin!(renew(lease));
-    poll_fn(|context| match work.as_mut().poll(context) {
-        Poll::Ready(value) => Poll::Ready(value),
-        // It never completes: when the lease is lost, the work is told, and what it returns does not count.
-        Poll::Pending => renewal.as_mut().poll(context).map(|never| match never {}),
-    })
-    .await
-}
-
-/// Renews at a third of the lease. A renewal may take a sixth of it, and after one that failed comes the next at a twelfth: two
-/// in a row may fail, and there is still time for a third.
-async fn renew(lease: &Lease) -> std::convert::Infallible {
     let length = lease.length();
     let mut pause = length / 3;
     loop {
-        lease.engine().clock().sleep(pause).await;
-        pause = match lease.renew_within(length / 6).await {
-            Ok(()) => length / 3,
-            Err(Error::LeaseLost { .. }) => std::future::pending().await,
-            Err(_) => length / 12,
-        };
-    }
-}
-
-async fn record<T: Serialize, E: Failure>(
-    lease: &Lease,
-    result: Result<T, E>,
-) -> Result<Outcome<T>, RunError<E>> {
-    let known_lost = |error: Error| {
-        if let Error::LeaseLost { .. } = error { RunError::LeaseLost } else { RunError::Engine(error) }
-    };
-    // The handler said that nothing happened: nothing is recorded over that.
-    if lease.is_released() {
-        let retry_after = Some(Duration::from_secs(1));
-        return match result {
-            Ok(value) => Ok(Outcome { value, replayed: false }),
-            Err(error) => Err(RunError::Failed { error, replayed: false, retry_after }),
-        };
-    }
-    match result {
-        Ok(value) => {
-            let response = match serde_json::to_vec(&value) {
-                Ok(response) => response,
-                Err(error) => return Err(unwritable::<T, E>(lease, &error).await),
-            };
-            lease.finish(Ok(response.into())).await.map_err(known_lost)?;
-            Ok(Outcome { value, replayed: false })
+        let step = Step::begin(lease, pause);
+        match select(work.as_mut(), lease.engine().clock().sleep(pause)).await {
+            Either::Left((result, _)) => {
+                step.end();
+                return result;
+            }
+            Either::Right(_) => step.end(),
         }
-        Err(failure) => {
-            let retry = failure.retry();
-            let error = match serde_json::to_vec(&failure) {
-                Ok(error) => error,
-                Err(error) => return Err(unwritable::<E, E>(lease, &error).await),
-            };
-            lease.finish(Err((error.into(), retry))).await.map_err(known_lost)?;
-            let retry_after = match retry {
-                Retry::Now => Some(Duration::ZERO),
-                Retry::After(wait) => Some(wait),
-                Retry::Never | Retry::Unresolved => None,
-            };
-            Err(RunError::Failed { error: failure, replayed: false, retry_after })
-        }
-    }
-}
-
-/// The handler ran, and what it returned cannot be recorded: somebody has to look.
-async fn unwritable<V, E>(lease: &Lease, error: &serde_json::Error) -> RunError<E> {
-    let unwritable =
-        RunError::Unwritable { type_name: std::any::type_name::<V>(), detail: Place(error).to_string() };
-    match lease.finish(Err((Bytes::from_static(b"null"), Retry::Unresolved))).await {
-        Ok(()) => unwritable,
-        Err(Error::LeaseLost { .. }) => RunError::LeaseLost,
-        Err(error) => RunError::Engine(error),
-    }
-}
-
-fn read<V: DeserializeOwned, E>(what: &'static str, body: Option<&Bytes>) -> Result<V, RunError<E>> {
-    let unreadable = |detail| RunError::Unreadable { what, type_name: std::any::type_name::<V>(), detail };
-    let bytes =
-        body.ok_or_else(|| unreadable("it is not kept (max_response, response_retention)".to_owned()))?;
-    serde_json::from_slice(bytes).map_err(|error| unreadable(Place(&error).to_string()))
-}
-
-/// Where JSON went wrong, without the content that `serde_json` would quote.
-struct Place<'a>(&'a serde_json::Error);
-
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.0.classify() {
-            serde_json::error::Category::Io => "I/O error",
-            serde_json::error::Category::Syntax => "not JSON",
-            serde_json::error::Category::Data => "another type",
-            serde_json::error::Category::Eof => "cut short",
+        let step = Step::begin(lease, length / 6);
+        pause = match select(work.as_mut(), pin!(lease.renew_within(length / 6))).await {
+            Either::Left((result, _)) => {
+                step.end();
+                return result;
+            }
+            Either::Right((renewed, _)) => {
+                step.end();
+                match renewed {
+                    Ok(()) => length / 3,
+                    // The work is told, and what it returns does not count.
+                    Err(Error::LeaseLost { .. }) => return work.await,
+                    Err(_) => retry_pause(length),
+                }
+            }
         };
-        write!(f, "{kind} at line {} column {}", self.0.line(), self.0.column())
+    }
+}
+
+/// How long to wait after a renewal that failed.
+pub(crate) fn retry_pause(length: Duration) -> Duration {
+    (length / 12).max(Duration::from_millis(1))
+}
+
+/// A part of a renewal: the pause before it, or the renewal itself. If it lasts far longer than it
+/// should, whoever polls it was held up.
+pub(crate) struct Step<'a> {
+    lease: &'a Lease,
+    /// When it should be over.
+    due: Duration,
+}
+
+impl<'a> Step<'a> {
+    /// A part that lasts `time` at most.
+    pub(crate) fn begin(lease: &'a Lease, time: Duration) -> Step<'a> {
+        Step { lease, due: lease.engine().clock().monotonic().saturating_add(time) }
+    }
+
+    /// Tells operators if it ends at least a sixth of the lease late.
+    pub(crate) fn end(self) {
+        let engine = self.lease.engine();
+        let late = engine.clock().monotonic().saturating_sub(self.due);
+        if late >= (self.lease.length() / 6).max(Duration::from_micros(1)) {
+            observe::renewal_overdue(engine, self.lease.attempt(), late);
+        }
     }
 }

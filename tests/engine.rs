@@ -169,8 +169,6 @@ fn l1_every_call_ends_by_its_deadline_on_a_store_that_hangs() {
     check(driven(&clock, step, lease.renew()));
     check(driven(&clock, step, lease.save_checkpoint("c")));
     check(driven(&clock, step, lease.mark_effect()));
-    check(driven(&clock, step, lease.complete("c")));
-    check(driven(&clock, step, lease.fail("c", Retry::Now)));
     check(driven(&clock, step, lease.release()));
     check(driven(&clock, step, engine.resume(&token)).map(drop));
     check(driven(&clock, step, engine.inspect("tests", "held")).map(drop));
@@ -178,6 +176,53 @@ fn l1_every_call_ends_by_its_deadline_on_a_store_that_hangs() {
     check(driven(&clock, step, engine.resolve("tests", "held", Stamp(1), nevertwice::Resolution::Rerun)));
     store.heal();
     block_on(lease.complete("in the end")).unwrap();
+}
+
+/// A finish ends with the lease, or by the policy's `finish_timeout`; once the lease is over, or is about to be, by the
+/// `call_timeout` as any call.
+#[test]
+fn l1_a_finish_ends_by_its_deadline_on_a_store_that_hangs() {
+    let step = Duration::from_millis(100);
+    for (set, passed, expected) in
+        [(None, 10, 20), (None, 28, 5), (None, 40, 5), (Some(7), 10, 7), (Some(3), 40, 3)]
+    {
+        let (clock, store, _) = setup();
+        let builder = Engine::builder(store.clone()).clock(clock.clone());
+        let builder = match set {
+            Some(seconds) => builder.finish_timeout(seconds * SECOND),
+            None => builder,
+        };
+        let engine = builder.build().unwrap();
+        let leases = ["complete", "fail", "batch"].map(|key| acquire(&engine, key));
+        store.from_call(1, Fault::RequestLost);
+        clock.advance(passed * SECOND);
+        let begun = clock.monotonic();
+        let [complete, fail, batch] = &leases;
+        let outcomes = [(batch, "c".into())];
+        let all = async {
+            let one = futures_util::future::join(complete.complete("c"), fail.fail("f", Retry::Never));
+            futures_util::future::join(one, engine.complete_many(&outcomes)).await
+        };
+        let ((completed, failed), mut batched) = driven(&clock, step, all);
+        let took = clock.monotonic() - begun;
+        assert!(took >= expected * SECOND && took <= expected * SECOND + 5 * step, "{took:?}, {expected} s");
+        for result in [completed, failed, batched.remove(0)] {
+            assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
+        }
+    }
+    let zero = Engine::builder(MemoryStore::new()).finish_timeout(Duration::ZERO).build();
+    assert!(matches!(zero, Err(PolicyError::Zero { what: "finish_timeout" })));
+}
+
+/// A finish that got no answer is asked again as soon as any other call, however long it may be tried.
+#[test]
+fn a_finish_without_an_answer_does_not_wait_for_half_a_lease() {
+    let (clock, store, engine) = setup();
+    let lease = acquire(&engine, "k");
+    store.on_call(2, Fault::RequestLost);
+    let begun = clock.monotonic();
+    driven(&clock, Duration::from_millis(100), lease.complete("done")).unwrap();
+    assert!(clock.monotonic() - begun <= 3 * SECOND);
 }
 
 #[test]

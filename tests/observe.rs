@@ -141,6 +141,14 @@ fn story() -> Told {
     assert!(matches!(wait, Ok(Begin::InProgress(_))));
     block_on(slow.release()).unwrap();
 
+    // A run that holds up its own renewal.
+    let (hold_up, delayed) = (clock.clone(), request("overdue"));
+    let run = engine.run(&delayed, |_| async move {
+        hold_up.advance(20 * SECOND);
+        Ok::<_, Declined>(secret("value"))
+    });
+    block_on(run).unwrap();
+
     // Runs: executed, replayed, failed.
     let (good, bad) = (request("run"), request("declined"));
     for _ in 0..2 {
@@ -165,6 +173,18 @@ fn story() -> Told {
     for existed in [true, false] {
         assert_eq!(block_on(engine.forget("orders", secret("unclear"))).unwrap(), existed);
     }
+
+    // What keeps the store small.
+    let brief = builder().response_retention(SECOND).build().unwrap();
+    block_on(lease(block_on(brief.begin(&request("brief")))).complete(secret("response"))).unwrap();
+    clock.advance(2 * SECOND);
+    assert_eq!(block_on(brief.drop_responses(None, 1000)).unwrap().0, 1);
+    store.on_call(next_call(), Fault::FailBefore);
+    assert!(block_on(engine.purge(1000)).is_err());
+    store.on_call(next_call(), Fault::FailBefore);
+    assert!(block_on(engine.drop_responses(None, 1000)).is_err());
+    #[cfg(feature = "sqlite")]
+    in_transactions();
 
     // A batch, and the end of it all.
     let batch = block_on(engine.begin_many(&["one", "two"].map(request)));
@@ -196,6 +216,116 @@ fn story() -> Told {
         told.purged += purged;
     }
     told
+}
+
+/// A purger with a store in trouble now and then, and dropped in the middle of a turn. Returns how many turns it took.
+fn purger() -> u64 {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let clock = ManualClock::new();
+    let store = FaultyStore::with_clock(MemoryStore::builder().clock(clock.clone()).build(), clock.clone());
+    let builder = Engine::builder(store.clone()).clock(clock.clone());
+    let engine = builder.response_retention(SECOND).build().unwrap();
+    let plan = nevertwice::PurgePlan { every: 10 * SECOND, ..nevertwice::PurgePlan::default() };
+    let turns = Arc::new(AtomicU64::new(0));
+    let count = turns.clone();
+    let mut purger = Box::pin(engine.purge_regularly(plan, move |purged| {
+        if !matches!(purged, nevertwice::Purged::Elsewhere) {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    }));
+    for second in 0..60 {
+        assert!(poll(&mut purger).is_none());
+        if second == 30 {
+            store.on_call(store.calls() + 3, Fault::FailBefore); // a begin's two, and the purge
+        }
+        clock.advance(SECOND);
+    }
+    let taken = turns.load(Ordering::SeqCst);
+    let hangs = store.calls() + 3;
+    store.on_call(hangs, Fault::RequestLost);
+    for _ in 0..60 {
+        assert!(poll(&mut purger).is_none());
+        if store.calls() == hangs {
+            break; // it has the turn
+        }
+        clock.advance(SECOND);
+    }
+    assert_eq!(store.calls(), hangs);
+    drop(purger);
+    taken
+}
+
+/// Leases that end in every way. Returns how many are abandoned.
+fn abandoned() -> u64 {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let engine = Engine::builder(store).clock(clock.clone()).build().unwrap();
+    let begin = |key: &str| lease(block_on(engine.begin(&request(key))));
+    let lose = |key: &str| {
+        let lost = begin(key);
+        assert!(block_on(engine.forget("orders", secret(key))).unwrap());
+        let successor = begin(key);
+        block_on(successor.complete(secret("response"))).unwrap();
+        assert!(block_on(lost.renew()).is_err());
+    };
+    // Finished, released, lost, handed over.
+    block_on(begin("completed").complete(secret("response"))).unwrap();
+    block_on(begin("failed").fail(secret("error"), Retry::Never)).unwrap();
+    block_on(begin("released").release()).unwrap();
+    lose("lost");
+    let token = begin("handed over").token();
+    // One: resumed and dropped. Then resumed and finished, and resumed when it is finished.
+    drop(block_on(engine.resume(&token)).unwrap());
+    block_on(block_on(engine.resume(&token)).unwrap().complete(secret("response"))).unwrap();
+    drop(block_on(engine.resume(&token)).unwrap());
+    // Two and three: dropped in its time, and after it.
+    drop(begin("dropped"));
+    let late = begin("late");
+    clock.advance(2 * engine.policy().lease);
+    drop(late);
+    // Four: a run that is dropped; five: one that panics, on a thread of its own.
+    let running = request("run");
+    let mut run = Box::pin(engine.run(&running, |_| std::future::pending::<Result<(), Declined>>()));
+    assert!(poll(&mut run).is_none());
+    drop(run);
+    let panicking = request("panic");
+    let run =
+        engine.run(&panicking, |_| async { if true { panic!("planned") } else { Ok::<(), Declined>(()) } });
+    let run = std::panic::AssertUnwindSafe(run);
+    assert!(block_on(futures_util::FutureExt::catch_unwind(run)).is_err());
+    5
+}
+
+/// One of everything in transactions of the application's.
+#[cfg(feature = "sqlite")]
+fn in_transactions() {
+    use nevertwice::{SqliteStore, sqlite};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let engine = Engine::builder(store.clone()).build().unwrap();
+    let mut db = rusqlite::Connection::open(&path).unwrap();
+    let begin = |transaction: &rusqlite::Transaction<'_>, key: &str| {
+        sqlite::begin_in(transaction, &store, engine.policy(), &request(key)).unwrap()
+    };
+    let transaction = db.transaction().unwrap();
+    let Begin::Acquired(done) = begin(&transaction, "done") else { panic!() };
+    sqlite::complete_in(&transaction, &done, secret("response")).unwrap();
+    assert!(matches!(begin(&transaction, "done"), Begin::Completed(_)));
+    let other = sqlite::complete_in(&transaction, &done, secret("other"));
+    assert!(matches!(other, Err(Error::AlreadyFinished { .. })));
+    let Begin::Acquired(failed) = begin(&transaction, "failed") else { panic!() };
+    sqlite::fail_in(&transaction, &failed, secret("error"), Retry::Never).unwrap();
+    let Begin::Acquired(undone) = begin(&transaction, "undone") else { panic!() };
+    transaction.rollback().unwrap();
+    let lease = lease(block_on(engine.begin(&request("engine's"))));
+    let transaction = db.transaction().unwrap();
+    let resumed = sqlite::resume_in(&transaction, &store, engine.policy(), &lease.token()).unwrap();
+    sqlite::complete_in(&transaction, &resumed, secret("response")).unwrap();
+    let lost = sqlite::complete_in(&transaction, &undone, secret("response"));
+    assert!(matches!(lost, Err(Error::LeaseLost { .. })));
+    transaction.commit().unwrap();
 }
 
 /// The rows of one of the tables in the documentation of `observe`, without their backticks.
@@ -255,7 +385,7 @@ mod measured {
             })
             .collect();
         let expected = BTreeMap::from([
-            ("nevertwice_begins_total outcome=acquired store=memory", 14),
+            ("nevertwice_begins_total outcome=acquired store=memory", 16),
             ("nevertwice_begins_total outcome=completed store=memory", 3),
             ("nevertwice_begins_total outcome=in_progress store=memory", 3),
             ("nevertwice_begins_total outcome=failed store=memory", 1),
@@ -263,7 +393,7 @@ mod measured {
             ("nevertwice_begins_total outcome=mismatch store=memory", 1),
             ("nevertwice_begins_total outcome=error store=memory", 1),
             ("nevertwice_takeovers_total store=memory", 1),
-            ("nevertwice_commands_total command=complete outcome=ok store=memory", 7),
+            ("nevertwice_commands_total command=complete outcome=ok store=memory", 9),
             ("nevertwice_commands_total command=complete outcome=lease_lost store=memory", 1),
             ("nevertwice_commands_total command=complete outcome=already_finished store=memory", 1),
             ("nevertwice_commands_total command=fail outcome=ok store=memory", 4),
@@ -274,6 +404,8 @@ mod measured {
             ("nevertwice_commands_total command=resume outcome=ok store=memory", 1),
             ("nevertwice_commands_total command=resume outcome=lease_lost store=memory", 1),
             ("nevertwice_commands_total command=save_checkpoint outcome=ok store=memory", 2),
+            ("nevertwice_leases_abandoned_total store=memory", 1),
+            ("nevertwice_renewals_overdue_total store=memory", 1),
             ("nevertwice_leases_lost_total store=memory", 2),
             ("nevertwice_restored_total store=memory", 1),
             ("nevertwice_store_retries_total reason=unavailable store=memory", 1),
@@ -282,18 +414,81 @@ mod measured {
             ("nevertwice_waits_total end=changed store=memory", 1),
             ("nevertwice_waits_total end=timeout store=memory", 1),
             ("nevertwice_waits_total end=limit store=memory", 1),
-            ("nevertwice_runs_total outcome=executed store=memory", 1),
+            ("nevertwice_runs_total outcome=executed store=memory", 2),
             ("nevertwice_runs_total outcome=replayed store=memory", 1),
             ("nevertwice_runs_total outcome=failed store=memory", 1),
             ("nevertwice_purged_total store=memory", told.purged),
             ("nevertwice_unsettled_expired_total store=memory", 1),
+            ("nevertwice_responses_dropped_total store=memory", 1),
+            ("nevertwice_purge_failures_total command=purge store=memory", 1),
+            ("nevertwice_purge_failures_total command=drop_responses store=memory", 1),
             ("nevertwice_operator_actions_total action=amend outcome=ok store=memory", 1),
             ("nevertwice_operator_actions_total action=resolve outcome=ok store=memory", 2),
             ("nevertwice_operator_actions_total action=resolve outcome=not_resolvable store=memory", 1),
             ("nevertwice_operator_actions_total action=forget outcome=ok store=memory", 2),
             ("nevertwice_operator_actions_total action=forget outcome=nothing store=memory", 1),
         ]);
+        let (in_transactions, counted): (BTreeMap<&str, u64>, BTreeMap<&str, u64>) =
+            counted.into_iter().partition(|(name, _)| name.ends_with("store=sqlite"));
         assert_eq!(counted, expected);
+        let expected = BTreeMap::from([
+            ("nevertwice_begins_total outcome=acquired store=sqlite", 4),
+            ("nevertwice_begins_total outcome=completed store=sqlite", 1),
+            ("nevertwice_commands_total command=complete outcome=already_finished store=sqlite", 1),
+            ("nevertwice_commands_total command=complete outcome=lease_lost store=sqlite", 1),
+            ("nevertwice_commands_total command=complete outcome=ok store=sqlite", 2),
+            ("nevertwice_commands_total command=fail outcome=ok store=sqlite", 1),
+            ("nevertwice_commands_total command=resume outcome=ok store=sqlite", 1),
+            ("nevertwice_leases_lost_total store=sqlite", 1),
+        ]);
+        assert!(cfg!(not(feature = "sqlite")) || in_transactions == expected, "{in_transactions:#?}");
+    }
+
+    /// The operation by which purgers take turns is none of the application's.
+    #[test]
+    fn a_purger_counts_what_it_removes_and_nothing_else() {
+        let (turns, metrics) = recorded(|_| purger());
+        assert!(turns >= 3);
+        let counted: Vec<&str> = metrics
+            .iter()
+            .filter(|(_, (kind, ..))| *kind == MetricKind::Counter)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(
+            counted,
+            [
+                "nevertwice_purge_failures_total command=purge store=memory",
+                "nevertwice_purged_total store=memory",
+                "nevertwice_responses_dropped_total store=memory",
+            ]
+        );
+        assert!(!metrics.values().any(|(kind, ..)| *kind == MetricKind::Histogram));
+    }
+
+    /// However a lease ends, it is told of at most once, and only if it was abandoned.
+    #[test]
+    fn only_abandoned_leases_are_counted() {
+        let (expected, metrics) = recorded(|_| abandoned());
+        let (.., count) = &metrics["nevertwice_leases_abandoned_total store=memory"];
+        assert_eq!(*count, DebugValue::Counter(expected));
+    }
+
+    #[test]
+    fn every_histogram_has_advised_buckets() {
+        let histograms: BTreeSet<String> = documented("Metrics")
+            .into_iter()
+            .filter(|row| row[1] == "histogram")
+            .map(|row| row[0].clone())
+            .collect();
+        let advised = nevertwice::observe::BUCKETS.map(|(name, bounds)| {
+            assert!(bounds.len() > 5 && bounds[0] > 0.0, "{name}");
+            assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]), "{name}");
+            // What the default policy allows, and one bound beyond what is usual.
+            let longest = Engine::builder(MemoryStore::new()).build().unwrap().policy().run_wait;
+            assert!(*bounds.last().unwrap() >= longest.as_secs_f64(), "{name}");
+            name.to_owned()
+        });
+        assert_eq!(BTreeSet::from(advised), histograms);
     }
 
     #[test]
@@ -303,14 +498,14 @@ mod measured {
             DebugValue::Histogram(times) => times.iter().map(|time| time.0).collect::<Vec<f64>>(),
             other => panic!("{name}: {other:?}"),
         };
-        assert_eq!(times("nevertwice_begin_seconds outcome=acquired store=memory"), [0.0; 14]);
+        assert_eq!(times("nevertwice_begin_seconds outcome=acquired store=memory"), [0.0; 16]);
         assert_eq!(times("nevertwice_begin_seconds outcome=error store=memory"), [5.0]);
         // The time waited is not the begin's.
         assert_eq!(times("nevertwice_begin_seconds outcome=completed store=memory"), [0.0; 3]);
         assert_eq!(times("nevertwice_wait_seconds end=changed store=memory"), [2.0]);
         assert_eq!(times("nevertwice_wait_seconds end=timeout store=memory"), [5.0]);
         let finished = times("nevertwice_finish_seconds command=complete store=memory");
-        assert_eq!((finished.len(), finished.iter().sum::<f64>()), (9, 2.5)); // one got no answer at first
+        assert_eq!((finished.len(), finished.iter().sum::<f64>()), (11, 2.5)); // one got no answer at first
         assert_eq!(times("nevertwice_finish_seconds command=fail store=memory"), [0.0; 4]);
     }
 
@@ -439,6 +634,7 @@ mod traced {
         let fields = ["store", "scope", "outcome", "state", "attempt"].map(str::to_owned);
         let spans = documented("Spans")
             .into_iter()
+            .filter(|row| cfg!(feature = "sqlite") || !row[0].ends_with("_in"))
             .map(|row| (row[0].clone(), Level::DEBUG, BTreeSet::from(fields.clone())));
         assert_eq!(trace.spans, spans.collect());
         let events = documented("Events")
@@ -464,25 +660,64 @@ mod traced {
         said(r#"nevertwice.begin store="memory" scope="orders""#);
         said(r#"nevertwice.begin outcome="unresolved""#);
         said("nevertwice.begin attempt=2");
-        said(r#"nevertwice.begin: nevertwice.takeover message=taken over store="memory" attempt=2"#);
+        said(
+            r#"nevertwice.begin: nevertwice.takeover message=nevertwice.takeover: taken over store="memory" attempt=2"#,
+        );
         said(r#"nevertwice.complete outcome="lease_lost""#);
         said(r#"nevertwice.complete state="in_progress""#);
         said(concat!(
-            r#"nevertwice.complete: nevertwice.lease_lost message=lease lost store="memory" "#,
+            r#"nevertwice.complete: nevertwice.lease_lost message=nevertwice.lease_lost: lease lost store="memory" "#,
             r#"state="in_progress" attempt=1"#
         ));
-        said(
-            r#"nevertwice.complete: nevertwice.restored message=the record was gone store="memory" attempt=2"#,
-        );
         said(concat!(
-            r#"nevertwice.begin: nevertwice.store_retry message=store call repeated store="memory" "#,
+            r#"nevertwice.complete: nevertwice.restored message=nevertwice.restored: the record was gone "#,
+            r#"store="memory" attempt=2"#
+        ));
+        said(concat!(
+            r#"nevertwice.run: nevertwice.renewal_overdue message=nevertwice.renewal_overdue: "#,
+            r#"the future that renews was not polled in time store="memory" attempt=1 late_ms=10000"#
+        ));
+        said(concat!(
+            r#"nevertwice.begin: nevertwice.store_retry message=nevertwice.store_retry: store call repeated store="memory" "#,
             r#"reason="unavailable" tries=1"#
         ));
         said(concat!(
-            r#"nevertwice.begin: nevertwice.unresolved message=somebody has to look store="memory" "#,
+            r#"nevertwice.begin: nevertwice.unresolved message=nevertwice.unresolved: somebody has to look store="memory" "#,
             r#"reason="effect_marked" attempt=1"#
         ));
-        assert!(!trace.lines.iter().any(|line| line.starts_with("no span")), "{:#?}", trace.lines);
+        // Whoever drops a lease is in no call.
+        let outside: Vec<&String> = trace.lines.iter().filter(|line| line.starts_with("no span")).collect();
+        let abandoned = concat!(
+            r#"no span: nevertwice.lease_abandoned message=nevertwice.lease_abandoned: dropped unfinished "#,
+            r#"store="memory" attempt=1"#
+        );
+        assert_eq!(outside, [abandoned]);
+    }
+
+    /// A terminal shows the message of an event and not its name: the one begins with the other.
+    #[test]
+    fn every_event_says_its_name_in_its_message() {
+        let (_, trace) = trace();
+        let (mut events, mut lines) = (0, trace.lines.iter());
+        for line in lines.by_ref().filter(|line| line.contains(" message=")) {
+            let (name, message) = line.split_once(" message=").unwrap();
+            let name = name.split_once(": ").unwrap().1;
+            assert!(message.starts_with(&format!("{name}: ")), "{line}");
+            events += 1;
+        }
+        assert!(events > 50);
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_purgers_turns() {
+        let seen = Seen::default();
+        tracing::subscriber::with_default(Registry::default().with(seen.clone()), purger);
+        let trace = std::mem::take(&mut *seen.0.lock().unwrap());
+        let names = |said: &BTreeSet<(String, Level, BTreeSet<String>)>| {
+            said.iter().map(|(name, ..)| name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&trace.spans), ["nevertwice.drop_responses", "nevertwice.purge"]);
+        assert_eq!(names(&trace.events), ["nevertwice.purge_failed"]);
     }
 
     #[test]
@@ -501,6 +736,7 @@ mod traced {
         sent(&engine.unresolved_count());
         sent(&engine.run(&request, |_| async { Ok::<_, Declined>(()) }));
         sent(&engine.purge(1));
+        sent(&engine.drop_responses(None, 1));
         sent(&lease.complete("response"));
     }
 }

@@ -12,9 +12,11 @@ use super::rows::prepare;
 use super::trouble::{Trouble, unusable};
 use super::{Inner, SqliteStore};
 use crate::begin::Begin;
+use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
+use crate::observe::{self, Op};
 use crate::owner::Owner;
 use crate::policy::{Policy, Retry};
 use crate::record::{Record, Stamp};
@@ -79,15 +81,20 @@ pub fn begin_in(
     policy: &Policy,
     request: &Request,
 ) -> Result<Begin<TxLease>, Error> {
-    let ask = request.ask(policy, Owner::random)?;
-    let (id, owner) = (request.id(), ask.owner);
-    let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
-    Begin::of(reply, || {
-        let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
-        let origin = Origin { store: store.identity(), in_transaction: true };
-        let token = LeaseToken::of(id, owner, &record, policy.unresolved_retention, origin);
-        Ok(TxLease::new(store, policy, token, Some(&record)))
-    })
+    let seen = observe::call(store, Op::BeginIn, &|| Some(request.label()));
+    let begin = seen.inside(|| {
+        let ask = request.ask(policy, Owner::random)?;
+        let (id, owner) = (request.id(), ask.owner);
+        let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
+        Begin::of(reply, || {
+            let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
+            let origin = Origin { store: store.identity(), in_transaction: true };
+            let token = LeaseToken::of(id, owner, &record, policy.unresolved_retention, origin);
+            Ok(TxLease::new(store, policy, token, Some(&record)))
+        })
+    });
+    seen.begun(&begin);
+    begin
 }
 
 /// Takes over a lease that an [`Engine`](crate::Engine) granted, to finish it inside `transaction`: for work too long for
@@ -122,10 +129,15 @@ pub fn resume_in(
     policy: &Policy,
     token: &LeaseToken,
 ) -> Result<TxLease, Error> {
-    policy.check_origin(token, store.identity())?;
-    let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
-    reply.into_done()?;
-    Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
+    let seen = observe::call(store, Op::ResumeIn, &|| Some(token.scope));
+    let lease = seen.inside(|| {
+        policy.check_origin(token, store.identity())?;
+        let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
+        done(store, token.attempt, reply)?;
+        Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
+    });
+    seen.answered(token.attempt, &lease);
+    lease
 }
 
 /// Records inside `transaction` that the operation is done: once it is committed, every duplicate gets `response`.
@@ -139,7 +151,7 @@ pub fn complete_in(
     response: impl Into<Bytes>,
 ) -> Result<(), Error> {
     let body = lease.policy.body("response", response.into())?;
-    lease.finish(transaction, &Command::Complete(lease.token.clone(), body))
+    lease.finish(transaction, Op::CompleteIn, &Command::Complete(lease.token.clone(), body))
 }
 
 /// Records inside `transaction` that the operation failed, and what the next begin may do about it: see [`Retry`].
@@ -154,7 +166,7 @@ pub fn fail_in(
     retry: Retry,
 ) -> Result<(), Error> {
     let body = lease.policy.body("error", error.into())?;
-    lease.finish(transaction, &Command::Fail(lease.token.clone(), body, retry))
+    lease.finish(transaction, Op::FailIn, &Command::Fail(lease.token.clone(), body, retry))
 }
 
 /// The right to act inside a transaction, from [`begin_in`] or [`resume_in`].
@@ -206,10 +218,47 @@ impl TxLease {
         self.token.derive_key(label)
     }
 
-    fn finish(&self, transaction: &Transaction<'_>, command: &Command) -> Result<(), Error> {
-        self.policy.check_origin(&self.token, self.store.identity())?;
-        let (reply, _) = execute(transaction, &self.store, &self.token.id, command)?;
-        reply.into_done()
+    fn finish(&self, transaction: &Transaction<'_>, op: Op, command: &Command) -> Result<(), Error> {
+        let seen = observe::call(&self.store, op, &|| Some(self.token.scope));
+        let result = seen.inside(|| {
+            self.policy.check_origin(&self.token, self.store.identity())?;
+            let (reply, _) = execute(transaction, &self.store, &self.token.id, command)?;
+            if reply == (Reply::Done { existed: false }) {
+                observe::restored(&self.store, self.token.attempt);
+            }
+            done(&self.store, self.token.attempt, reply)
+        });
+        seen.answered(self.token.attempt, &result);
+        result
+    }
+}
+
+/// What the holder of a lease is told. Operators learn that it is lost, at every call: a lease of a transaction remembers
+/// nothing.
+fn done(store: &SqliteStore, attempt: u32, reply: Reply) -> Result<(), Error> {
+    if let Reply::LeaseLost(current) = &reply {
+        observe::lease_lost(store, attempt, *current);
+    }
+    reply.into_done()
+}
+
+impl observe::Granted for TxLease {
+    fn attempt(&self) -> u32 {
+        TxLease::attempt(self)
+    }
+
+    fn takeover(&self) -> bool {
+        TxLease::takeover(self)
+    }
+}
+
+impl observe::Source for SqliteStore {
+    fn name(&self) -> &'static str {
+        Store::name(self)
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &SystemClock
     }
 }
 

@@ -99,7 +99,9 @@ impl Engine {
             }
             Ok(purged as u64)
         });
-        purge.await
+        let purged = purge.await;
+        seen.purged(&purged);
+        purged
     }
 
     /// Removes what is over its time, again and again, until it is dropped: spawn it once in every process. Of all
@@ -152,7 +154,7 @@ impl Engine {
                 .max_attempts(u32::MAX),
             Err(error) => return (Purged::Failed(0, error.into()), false),
         };
-        let lease = match self.begin(&turn).await {
+        let lease = match self.begin_quietly(&turn).await {
             Ok(Begin::Acquired(lease)) => lease,
             Ok(Begin::InProgress(_) | Begin::Failed(_) | Begin::Completed(_)) => {
                 return (Purged::Elsewhere, false);
@@ -266,15 +268,28 @@ impl Engine {
         after: Option<&Cursor>,
         limit: usize,
     ) -> Result<(u64, Option<Cursor>), Error> {
-        let page = self.bounded(self.store().scan(after, limit.max(1))).await?;
+        let seen = observe::call(self, Op::DropResponses, &|| None);
         let mut dropped = 0;
+        let next = observe::in_span(&seen, self.drop_page(after, limit.max(1), &mut dropped)).await;
+        seen.inside(|| observe::responses_dropped(self, dropped));
+        seen.purged(&next);
+        Ok((dropped, next?))
+    }
+
+    async fn drop_page(
+        &self,
+        after: Option<&Cursor>,
+        limit: usize,
+        dropped: &mut u64,
+    ) -> Result<Option<Cursor>, Error> {
+        let page = self.bounded(self.store().scan(after, limit)).await?;
         for (id, record) in page.records {
             let snapshot = Snapshot { record: Some(Box::new(record)), now: page.now };
             let view = View::Found(Box::new((snapshot, Duration::ZERO)));
             let answer = self.execute(&id, &Command::DropResponse, view).await?;
-            dropped += u64::from(answer.reply == Reply::Done { existed: true });
+            *dropped += u64::from(answer.reply == Reply::Done { existed: true });
         }
-        Ok((dropped, page.next))
+        Ok(page.next)
     }
 }
 

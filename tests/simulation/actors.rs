@@ -213,7 +213,12 @@ impl Actor {
                 Told::Release => lease.release().await,
             }
         };
-        let (call, answer) = world.call(self.home, kind, Some(world.setup.call_timeout), work).await;
+        // A finish is tried until the lease ends.
+        let limit = match kind {
+            Kind::Finish => world.setup.call_timeout.max(lease.remaining()),
+            _ => world.setup.call_timeout,
+        };
+        let (call, answer) = world.call(self.home, kind, Some(limit), work).await;
         let now = self.now();
         let mut ledger = lock(&world.ledger);
         ledger.told((key, fence), call, told, &answer, now, calm);
@@ -360,7 +365,7 @@ impl Actor {
         &self,
         asked: &Asked,
         fence: Option<Stamp>,
-        answer: &Result<nevertwice::Outcome<String>, RunError<Trouble>>,
+        answer: &Result<nevertwice::Outcome<String>, RunError<String, Trouble>>,
         now: Stamp,
         calm: bool,
     ) {
@@ -375,15 +380,18 @@ impl Actor {
                 assert_eq!(*replayed, fence.is_none(), "S2: failed and replayed");
                 ledger.ran(asked, fence, &json(serde_json::to_vec(error)), Some(error.1), now);
             }
-            (Err(RunError::LeaseLost), Some(_)) => {
+            (Err(RunError::LeaseLost { .. }), Some(_)) => {
                 let excused = !calm || ledger.was_removed(asked);
                 assert!(excused, "L3: a renewed lease was lost, and nothing failed");
             }
             // An operator settled it, or an earlier life under the same owner was heard after all.
-            (Err(RunError::Engine(Error::AlreadyFinished { .. })), Some(fence)) => {
-                assert!(ledger.is_finished(asked.key, fence), "S2: said to be finished otherwise");
-            }
-            (Err(RunError::Engine(error)), fence) => ledger.failed(error, calm, fence.is_none()),
+            (Err(RunError::Unrecorded { error, .. }), Some(fence)) => match &**error {
+                Error::AlreadyFinished { .. } => {
+                    assert!(ledger.is_finished(asked.key, fence), "S2: said to be finished otherwise");
+                }
+                error => ledger.failed(error, calm, false),
+            },
+            (Err(RunError::Engine(error)), None) => ledger.failed(error, calm, true),
             (Err(RunError::Unreadable { .. }), None) => {
                 assert_eq!(self.world.engine(self.process).policy().max_response, 0, "S2: unreadable");
             }
@@ -424,6 +432,8 @@ impl Actor {
             lock(&world.ledger).end(*key, lease.fence());
         }
         let engine = world.engine(self.process);
+        let longest = outcomes.iter().map(|(lease, _)| lease.remaining()).max();
+        let limit = limit.max(longest.map(|longest| longest + world.setup.call_timeout / 4));
         let work = engine.complete_many(&outcomes);
         let (call, answers) = world.call(self.home, Kind::Finish, limit, work).await;
         assert_eq!(answers.len(), leases.len(), "S15: every outcome has its answer");

@@ -1,0 +1,99 @@
+//! Many leases renewed by one future: [`Engine::keep_alive`].
+
+use std::borrow::Borrow;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::run::{Step, retry_pause};
+
+impl Engine {
+    /// Renews every one of `leases` at a third of its length, until the future is dropped: race it
+    /// with the work (`tokio::select!`, say). Leases that are finished, released or lost meanwhile
+    /// are left alone; those that are due at about the same time are renewed at the same time,
+    /// which SQLite and Redis make one commit and one round trip.
+    ///
+    /// It never completes. Who holds a lease learns from [`Lease::lost`] that it could not be kept.
+    ///
+    /// ```
+    /// use futures_util::future::{Either, select};
+    /// use nevertwice::{Begin, Engine, Lease, MemoryStore, Request};
+    /// use std::pin::pin;
+    /// # futures_executor::block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let messages = ["a", "b"].map(|id| Request::new("orders", id).unwrap());
+    /// let mut leases: Vec<Lease> = Vec::new();
+    /// for begin in engine.begin_many(&messages).await {
+    ///     if let Begin::Acquired(lease) = begin? {
+    ///         leases.push(lease);
+    ///     }
+    /// }
+    /// let work = pin!(async { /* an hour's work on all of them */ });
+    /// match select(work, pin!(engine.keep_alive(&leases))).await {
+    ///     Either::Left(((), _)) => {}
+    ///     Either::Right((never, _)) => match never {},
+    /// }
+    /// for lease in &leases {
+    ///     lease.complete("done").await?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn keep_alive<L: Borrow<Lease>>(&self, leases: &[L]) -> Infallible {
+        let mut kept: Vec<Kept<'_>> = leases.iter().map(|lease| Kept::new(lease.borrow())).collect();
+        loop {
+            kept.retain(Kept::is_open);
+            let Some(first) = kept.iter().min_by_key(|kept| kept.due()) else { std::future::pending().await };
+            let pause = first.due().saturating_sub(self.clock().monotonic());
+            let step = Step::begin(first.lease, pause);
+            self.clock().sleep(pause).await;
+            step.end();
+            // What would be due soon is renewed with it.
+            let now = self.clock().monotonic();
+            let soon = |kept: &Kept<'_>| kept.due() <= now.saturating_add(kept.lease.length() / 12);
+            let due = kept.iter_mut().filter(|kept| kept.is_open() && soon(kept));
+            join_all(due.map(|kept| kept.renew())).await;
+        }
+    }
+}
+
+/// A lease that is kept alive.
+struct Kept<'a> {
+    lease: &'a Lease,
+    /// When a renewal that failed is tried again.
+    again: Duration,
+    /// Whether it was lost, or released by its holder.
+    over: bool,
+}
+
+impl<'a> Kept<'a> {
+    fn new(lease: &'a Lease) -> Kept<'a> {
+        Kept { lease, again: Duration::ZERO, over: false }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.over && self.lease.is_working()
+    }
+
+    fn due(&self) -> Duration {
+        self.lease.due().max(self.again)
+    }
+
+    /// One renewal, which may take a sixth of the lease, as in a run.
+    async fn renew(&mut self) {
+        let length = self.lease.length();
+        let step = Step::begin(self.lease, length / 6);
+        let renewed = self.lease.renew_within(length / 6).await;
+        step.end();
+        match renewed {
+            Ok(()) => self.again = Duration::ZERO, // it is due by the new lease
+            Err(Error::LeaseLost { .. }) => self.over = true,
+            Err(_) => {
+                self.again = self.lease.engine().clock().monotonic().saturating_add(retry_pause(length))
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! [`Engine::run_blocking`]: a handler that blocks its thread, with its lease renewed from
+//! elsewhere.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use futures_channel::oneshot;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::record::record;
+use super::{Failure, Outcome, RunError, alive};
+use crate::engine::Engine;
+use crate::lease::Lease;
+use crate::observe::{self, Op};
+use crate::request::Request;
+
+impl Engine {
+    /// [`run`](Engine::run) for a handler that blocks: it runs on a thread of its own, made for it,
+    /// and the lease is renewed from this future meanwhile, which needs no runtime but must be
+    /// polled as any.
+    ///
+    /// The handler calls the lease through the `block_on` of a small executor, or of its runtime's
+    /// handle ([guide](crate::guide#synchronous-code)), and should look at [`Lease::is_lost`]
+    /// between its steps. A panic in it is a crash, as in `run`, and goes on in the caller. **A
+    /// thread cannot be stopped**: if this future is dropped, the handler goes on, its lease is no
+    /// longer renewed and runs out, and nothing is recorded.
+    ///
+    /// ```
+    /// use futures_executor::block_on;
+    /// use nevertwice::{Classified, Engine, MemoryStore, Request, Retry};
+    /// # block_on(async {
+    /// let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let request = Request::new("reports", "2026-11")?;
+    /// let sum = engine.run_blocking(&request, |lease| {
+    ///     let failed = |error: nevertwice::Error| Classified { retry: Retry::Now, message: error.to_string() };
+    ///     block_on(lease.mark_effect()).map_err(failed)?;
+    ///     Ok::<u64, Classified>((1..=1000).sum()) // an hour's computation
+    /// });
+    /// assert_eq!(sum.await?.into_value(), 500_500);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError`], as for [`run`](Engine::run); [`RunError::NoThread`] if the system gives no
+    /// thread: then the handler did not run and the key is free.
+    pub async fn run_blocking<T, E, F>(
+        &self,
+        request: &Request,
+        handler: F,
+    ) -> Result<Outcome<T>, RunError<T, E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Failure + Send + 'static,
+        F: FnOnce(&Lease) -> Result<T, E> + Send + 'static,
+    {
+        let seen = observe::call(self, Op::Run, &|| Some(request.label()));
+        let result = observe::in_span(&seen, async {
+            let lease = match self.lease_or_replay(request).await {
+                Ok(lease) => lease,
+                Err(answer) => return answer,
+            };
+            let (sender, receiver) = oneshot::channel();
+            let held = Arc::clone(&lease);
+            let work = move || {
+                let result = catch_unwind(AssertUnwindSafe(|| handler(&held)));
+                drop(held);
+                // An error: nobody waits for it any more.
+                drop(sender.send(result));
+            };
+            if let Err(error) = std::thread::Builder::new().name("nevertwice-run".to_owned()).spawn(work) {
+                // If that fails too, the lease runs out.
+                drop(lease.release().await);
+                return Err(RunError::NoThread(error));
+            }
+            match alive(&lease, receiver).await {
+                Ok(Ok(result)) => record(&lease, result).await,
+                Ok(Err(panic)) => resume_unwind(panic),
+                // The thread ends only after it has sent.
+                Err(oneshot::Canceled) => resume_unwind(Box::new("the handler's thread is gone")),
+            }
+        });
+        let result = result.await;
+        seen.ran(&result);
+        result
+    }
+}
