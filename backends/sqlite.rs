@@ -37,6 +37,7 @@ mod writer;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -250,7 +251,18 @@ impl Store for SqliteStore {
 
     async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
         let steps = self.0.writer.run(Purge::new(limit)).await?;
-        Ok(store::Purge { removed: steps.removed as u64, unsettled: 0 })
+        // Full begins make room too.
+        let unsettled = steps.unsettled + self.0.limits.unsettled.swap(0, Ordering::Relaxed);
+        Ok(store::Purge { removed: steps.removed as u64, unsettled })
+    }
+
+    async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
+        let Inner { readers, table, timeline, .. } = &*self.0;
+        readers.read(|db| table.evidence_page(db, timeline, after, limit))
+    }
+
+    fn finds_unsettled(&self) -> bool {
+        true
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {

@@ -19,6 +19,8 @@ use tempfile::TempDir;
 mod batches;
 #[path = "sqlite/boots.rs"]
 mod boots;
+#[path = "sqlite/evidence.rs"]
+mod evidence;
 #[path = "sqlite/files.rs"]
 mod files;
 #[path = "sqlite/growth.rs"]

@@ -39,6 +39,8 @@ pub(super) struct Limits {
     pub(super) bytes: Option<u64>,
     /// The bytes of the log, which count too.
     pub(super) log: Arc<AtomicU64>,
+    /// How much evidence was removed, unsettled, to make room for begins, since a purge last told of it.
+    pub(super) unsettled: Arc<AtomicU64>,
 }
 
 /// Sets up a [`SqliteStore`]; made by [`SqliteStore::builder`].
@@ -144,7 +146,7 @@ impl SqliteStoreBuilder {
         let first = place.open_reader()?;
         table.probe(&first)?;
         let file = Arc::new(OpenFile::new(&path, held, self.clock.clone())?);
-        let limits = Limits { bytes: self.max_bytes, log: file.log_counter() };
+        let limits = Limits { bytes: self.max_bytes, log: file.log_counter(), unsettled: Arc::default() };
         let waiters = Arc::new(Waiters::default());
         let writer = Writer::start(Desk {
             db,

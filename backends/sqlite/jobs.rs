@@ -198,6 +198,8 @@ pub(super) struct Purge {
 pub(super) struct Steps {
     looked: usize,
     pub(super) removed: usize,
+    /// How many of those were evidence.
+    pub(super) unsettled: u64,
     /// Whether there may be more to remove.
     more: bool,
 }
@@ -214,9 +216,14 @@ impl Work for Purge {
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Steps, StoreError> {
         let before = self.before.get();
         let step = desk.purge_step().min(self.limit - before.looked);
-        let (looked, removed) = desk.table.purge(&desk.db, stamps, step)?;
-        let (all, removed) = (before.looked + looked, before.removed + removed);
-        Ok(Steps { looked: all, removed, more: looked == step && all < self.limit })
+        let step_done = desk.table.purge(&desk.db, stamps, step)?;
+        let looked = before.looked + step_done.looked;
+        Ok(Steps {
+            looked,
+            removed: before.removed + step_done.removed,
+            unsettled: before.unsettled + step_done.unsettled,
+            more: step_done.looked == step && looked < self.limit,
+        })
     }
 
     /// What the commits before this one removed stays removed.

@@ -28,6 +28,9 @@ pub(super) struct Table {
     update_in_place: String,
     delete: String,
     due: String,
+    due_evidence: String,
+    pub(super) list_evidence: String,
+    count_evidence: String,
     postpone: String,
     pub(super) times: String,
     pub(super) set_high_water: String,
@@ -42,10 +45,21 @@ struct Found {
     record: Record,
 }
 
+/// The count of one step of a purge.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Looked {
+    pub(super) looked: usize,
+    pub(super) removed: usize,
+    /// How many of the removed ones were evidence that nobody settled in time.
+    pub(super) unsettled: u64,
+}
+
 /// The largest number that a column holds. As a deadline it is never.
 const NEVER: i64 = i64::MAX;
 /// Deadlines are counted in units of 2^26 µs, about 67 s, and rounded up.
 const GRAIN: u64 = 1 << 26;
+/// The most rows of evidence that a full store counts before it refuses.
+const MOST_COUNTED: u64 = 100_000;
 /// How much of an id the index knows.
 const PREFIX: usize = 6;
 /// The rows whose ids start as `?1` does, which is what the index knows: nearly always one or none.
@@ -67,7 +81,18 @@ impl Table {
             delete: format!("DELETE FROM {rows} WHERE seq = ?1"),
             due: format!(
                 "SELECT seq, id, stamp, record FROM {rows} \
-                 WHERE due <= ?1 AND due < {NEVER} ORDER BY due LIMIT ?2"
+                 WHERE due BETWEEN 0 AND ?1 AND due < {NEVER} ORDER BY due LIMIT ?2"
+            ),
+            due_evidence: format!(
+                "SELECT seq, id, stamp, record FROM {rows} \
+                 WHERE due BETWEEN -?1 AND -1 AND due > -{NEVER} ORDER BY due DESC LIMIT ?2"
+            ),
+            list_evidence: format!(
+                "SELECT seq, id, stamp, record, due FROM {rows} \
+                 WHERE due < 0 AND (due, seq) > (?1, ?2) ORDER BY due, seq LIMIT ?3"
+            ),
+            count_evidence: format!(
+                "SELECT count(*) FROM (SELECT 1 FROM {rows} WHERE due < 0 LIMIT {MOST_COUNTED})"
             ),
             postpone: format!("UPDATE {rows} SET due = ?2 WHERE seq = ?1"),
             times: format!("SELECT high_water, anchor FROM {meta} WHERE one = 1 AND mirror = ~high_water"),
@@ -175,7 +200,7 @@ impl Table {
         stamps: &mut Stamps<'_>,
     ) -> Result<(), Trouble> {
         stamps.cover(db, self, stamp)?;
-        let (due, bytes) = (due(stamp.after(next.keep())), next.encode(id, stamp));
+        let (due, bytes) = (column(stamp.after(next.keep()), next), next.encode(id, stamp));
         let id = id.as_bytes().as_slice();
         prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, due, bytes])?;
         Ok(())
@@ -191,10 +216,13 @@ impl Table {
         stamps.cover(db, self, stamp)?;
         let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
         let deadline = stamp.after(next.keep());
-        if may_stay(found.due, deadline, next.keep()) {
+        if found.due.is_negative() == next.is_evidence()
+            && may_stay(found.due.saturating_abs(), deadline, next.keep())
+        {
             prepare(db, &self.update_in_place)?.execute(params![found.seq, number, bytes])?;
         } else {
-            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, due(deadline)])?;
+            let due = column(deadline, next);
+            prepare(db, &self.update)?.execute(params![found.seq, number, bytes, due])?;
         }
         Ok(())
     }
@@ -218,7 +246,8 @@ impl Table {
         if used_bytes(db)?.saturating_add(log) < most {
             return Ok(());
         }
-        self.purge(db, stamps, super::PURGE_STEP)?;
+        let unsettled = self.purge(db, stamps, super::PURGE_STEP)?.unsettled;
+        limits.unsettled.fetch_add(unsettled, Ordering::Relaxed);
         match used_bytes(db)? {
             used if used.saturating_add(log) < most => Ok(()),
             used => {
@@ -227,44 +256,73 @@ impl Table {
                     detail =
                         format!("{detail}, and {log} more in its log, which a reader keeps from being cut");
                 }
+                match self.evidence(db)? {
+                    0 => {}
+                    unresolved => detail = format!("{detail}; {unresolved} of its records are unresolved"),
+                }
                 Err(StoreError::Full { backend: BACKEND, detail })
             }
         }
     }
 
-    /// Looks at up to `limit` rows whose deadline is over, the oldest first, and removes them; says how many it looked at, and
-    /// how many it removed. The column that they are found by carries no
-    /// checksum: where the record says that it is not over, it is put right. What cannot be read is believed to be over.
+    /// The number of rows that are evidence of an effect, settled by nobody yet, up to [`MOST_COUNTED`].
+    fn evidence(&self, db: &Connection) -> Result<i64, Trouble> {
+        Ok(prepare(db, &self.count_evidence)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Looks at up to `limit` rows that are due, the oldest first and evidence last, and removes those
+    /// whose deadline is over. The column that they are found by carries no checksum: where the record
+    /// says that it is not over, or not evidence, it is put right. What cannot be read is believed to be
+    /// over.
     pub(super) fn purge(
         &self,
         db: &Connection,
         stamps: &mut Stamps<'_>,
         limit: usize,
-    ) -> Result<(usize, usize), Trouble> {
-        let (now, limit) = (stamps.now(), i64::try_from(limit).unwrap_or(i64::MAX));
-        let row = |row: &Row<'_>| -> rusqlite::Result<(i64, Option<Stamp>)> {
-            let id = row.get_ref(1)?.as_blob().ok().and_then(|id| <[u8; 32]>::try_from(id).ok());
-            let record = id
-                .and_then(|id| decode(&RecordId::from_bytes(id), row.get(2).ok()?, &blob(row, 3).ok()?).ok());
-            Ok((row.get(0)?, record.map(|record| record.deadline())))
-        };
-        let found: Vec<_> =
-            prepare(db, &self.due)?.query_map([over(now), limit], row)?.collect::<Result<_, _>>()?;
-        let (looked, mut removed) = (found.len(), 0);
-        for (seq, deadline) in found {
-            match deadline.map(due).filter(|due| *due > over(now)) {
-                Some(due) => prepare(db, &self.postpone)?.execute([seq, due])?,
-                None => {
-                    removed += 1;
-                    prepare(db, &self.delete)?.execute([seq])?
-                }
-            };
+    ) -> Result<Looked, Trouble> {
+        let now = stamps.now();
+        let mut found = self.due_rows(db, &self.due, now, limit)?;
+        let room = limit - found.len();
+        if room > 0 {
+            found.append(&mut self.due_rows(db, &self.due_evidence, now, room)?);
         }
-        if removed > 0 {
+        let mut purged = Looked { looked: found.len(), ..Looked::default() };
+        for (seq, record) in found {
+            match record.as_ref().map(|record| (column(record.deadline(), record), record)) {
+                Some((due, _)) if due.saturating_abs() > over(now) => {
+                    prepare(db, &self.postpone)?.execute([seq, due])?;
+                }
+                record => {
+                    purged.removed += 1;
+                    purged.unsettled += u64::from(record.is_some_and(|(_, record)| record.is_evidence()));
+                    prepare(db, &self.delete)?.execute([seq])?;
+                }
+            }
+        }
+        if purged.removed > 0 {
             // A deadline is not before its row's stamp.
             stamps.raise(db, self, now)?;
         }
-        Ok((looked, removed))
+        Ok(purged)
+    }
+
+    /// Up to `limit` rows that `sql` finds due at `now`: their numbers, and their records where they can
+    /// be read.
+    fn due_rows(
+        &self,
+        db: &Connection,
+        sql: &str,
+        now: Stamp,
+        limit: usize,
+    ) -> Result<Vec<(i64, Option<Record>)>, Trouble> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let row = |row: &Row<'_>| -> rusqlite::Result<(i64, Option<Record>)> {
+            let id = row.get_ref(1)?.as_blob().ok().and_then(|id| <[u8; 32]>::try_from(id).ok());
+            let record = id
+                .and_then(|id| decode(&RecordId::from_bytes(id), row.get(2).ok()?, &blob(row, 3).ok()?).ok());
+            Ok((row.get(0)?, record))
+        };
+        Ok(prepare(db, sql)?.query_map([over(now), limit], row)?.collect::<Result<_, _>>()?)
     }
 
     /// Removes whatever is under `id`, readable or not.
@@ -348,6 +406,13 @@ fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
     }
 }
 
+/// The column of a record that is kept until `deadline`. That of evidence is negative: so it is found
+/// without a walk over the others, and purged when its own time is over.
+fn column(deadline: Stamp, record: &Record) -> i64 {
+    let due = due(deadline);
+    if record.is_evidence() { -due } else { due }
+}
+
 /// A deadline as the column holds it: rounded up, so that nothing is removed early.
 fn due(deadline: Stamp) -> i64 {
     if deadline.0 > i64::MAX as u64 { NEVER } else { deadline.0.div_ceil(GRAIN) as i64 }
@@ -384,6 +449,24 @@ mod tests {
         assert!(!may_stay(NEVER, deadline, keep) && !may_stay(-1, deadline, keep));
         assert!(may_stay(NEVER, Stamp(u64::MAX), Duration::MAX) && !may_stay(1 << 62, Stamp(u64::MAX), keep));
         assert!(!may_stay(NEVER, Stamp(NEVER as u64 - 2 * GRAIN), Duration::MAX));
+    }
+
+    #[test]
+    fn l5_evidence_is_found_by_its_column_without_a_walk_or_a_sort() {
+        let db = Connection::open_in_memory().unwrap();
+        let sql = include_str!("schema.sql").replace("{table}", "t").replace("{version}", "3");
+        db.execute_batch(&sql.replace("{store}", "00")).unwrap();
+        let table = Table::new("t".to_owned());
+        for (sql, numbers) in
+            [(&table.due, 2), (&table.due_evidence, 2), (&table.list_evidence, 3), (&table.count_evidence, 0)]
+        {
+            let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let numbers = rusqlite::params_from_iter(vec![1; numbers]);
+            let plan: Vec<String> =
+                plan.query_map(numbers, |row| row.get("detail")).unwrap().collect::<Result<_, _>>().unwrap();
+            assert!(plan.iter().any(|step| step.contains("INDEX t_due (due")), "{sql}: {plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{sql}: {plan:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 -- One row per key. `id` is the digest of scope and key, `stamp` the version that a swap compares, in microseconds of the
 -- store's time. The record's own bytes carry a checksum over both. `due` is when the row may be removed, in units of
 -- 2^26 microseconds (about 67 s): at the record's deadline or somewhat later, so that finishing what was begun need not
--- move it in its index; 9223372036854775807 is never.
+-- move it in its index; 9223372036854775807 is never. In a row that is evidence of an effect that may have happened it is
+-- negative, so that what is unresolved is found without a walk over the others.
 CREATE TABLE main."{table}" (
     seq INTEGER PRIMARY KEY,
     id BLOB NOT NULL,
