@@ -66,7 +66,7 @@ impl Inner {
                 Settled::Refused(why) if found.record.as_ref().map(|record| record.stamp) == *expected => {
                     Err(again(why))
                 }
-                _ => Ok(Swap::Conflict(found)),
+                Settled::Refused(_) | Settled::Unclear | Settled::Is(_) => Ok(Swap::Conflict(found)),
             }));
         }
         let settled = settled.into_iter();

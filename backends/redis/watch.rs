@@ -129,7 +129,11 @@ impl Doubt {
         match self {
             // There is a primary, or soon will be: the next connection may lead there.
             Doubt::Replica => unavailable(self.detail()),
-            _ => unusable(self.detail()),
+            Doubt::Cluster
+            | Doubt::Sentinel
+            | Doubt::Evicts { .. }
+            | Doubt::HasEvicted
+            | Doubt::LessDurable { .. } => unusable(self.detail()),
         }
     }
 

@@ -217,7 +217,10 @@ impl Stepped {
 
 /// An engine whose leases outlast any step, or not.
 async fn engine_with(server: &Server, lease: Duration) -> Engine {
-    let engine = Engine::builder(connect(server).await).lease(lease).retention(100 * lease);
+    let engine = Engine::builder(connect(server).await)
+        .lease(lease)
+        .retention(100 * lease)
+        .unresolved_retention(100 * lease);
     engine.call_timeout(Duration::from_secs(20)).build().unwrap()
 }
 

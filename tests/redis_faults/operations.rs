@@ -193,7 +193,7 @@ impl Case {
             BeginBusy => {
                 let begin = engine.begin(request).await?;
                 let Begin::InProgress(busy) = begin else { panic!("{}: {begin:?}", self.key()) };
-                assert!(busy.attempt() == 1 && busy.retry_after() > Duration::from_secs(60), "{busy:?}");
+                assert!(busy.attempt() == 1 && busy.lease_remaining() > Duration::from_secs(60), "{busy:?}");
             }
             BeginMismatch => {
                 let other = request.clone().fingerprint(Fingerprint::of("another"));
