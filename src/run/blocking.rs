@@ -1,10 +1,12 @@
 //! [`Engine::run_blocking`]: a handler that blocks its thread, with its lease renewed from
 //! elsewhere.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
-use futures_channel::oneshot;
+use futures_util::task::AtomicWaker;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,28 +62,49 @@ impl Engine {
                 Ok(lease) => lease,
                 Err(answer) => return answer,
             };
-            let (sender, receiver) = oneshot::channel();
-            let held = Arc::clone(&lease);
+            let here = Arc::new(Handover::new());
+            let (there, held) = (Arc::clone(&here), Arc::clone(&lease));
             let work = move || {
                 let result = catch_unwind(AssertUnwindSafe(|| handler(&held)));
                 drop(held);
-                // An error: nobody waits for it any more.
-                drop(sender.send(result));
+                there.give(result);
             };
             if let Err(error) = std::thread::Builder::new().name("nevertwice-run".to_owned()).spawn(work) {
                 // If that fails too, the lease runs out.
                 drop(lease.release().await);
                 return Err(RunError::NoThread(error));
             }
-            match alive(&lease, receiver).await {
-                Ok(Ok(result)) => record(&lease, result).await,
-                Ok(Err(panic)) => resume_unwind(panic),
-                // The thread ends only after it has sent.
-                Err(oneshot::Canceled) => resume_unwind(Box::new("the handler's thread is gone")),
+            match alive(&lease, poll_fn(|context| here.poll(context))).await {
+                Ok(result) => record(&lease, result).await,
+                Err(panic) => resume_unwind(panic),
             }
         });
         let result = result.await;
         seen.ran(&result);
         result
+    }
+}
+
+/// What a thread gives to the future that waits for it.
+struct Handover<R> {
+    result: Mutex<Option<R>>,
+    waiter: AtomicWaker,
+}
+
+impl<R> Handover<R> {
+    fn new() -> Handover<R> {
+        Handover { result: Mutex::new(None), waiter: AtomicWaker::new() }
+    }
+
+    fn give(&self, result: R) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.waiter.wake();
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<R> {
+        // Before it looks: a result given in between wakes it.
+        self.waiter.register(context.waker());
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        result.map_or(Poll::Pending, Poll::Ready)
     }
 }
