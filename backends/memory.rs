@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,6 +35,7 @@ use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::unpoisoned::Mutex;
+use crate::wake::{ForeignWaker, wake_all};
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;
@@ -59,7 +60,8 @@ const SHARDS: usize = 128;
 pub struct MemoryStore(Arc<Inner>);
 
 struct Inner {
-    shards: [Mutex<Shard>; SHARDS],
+    /// Made where they stay: they are larger than the stack of some threads.
+    shards: Box<[Mutex<Shard>]>,
     timeline: Timeline,
     /// Drawn when the store is made: nobody else ever has its records.
     identity: StoreId,
@@ -86,7 +88,7 @@ impl Inner {
         // All shards together are off by less than a hundredth, and by nothing where the limit is low.
         let part = |limit: usize| limit / SHARDS / 128;
         Inner {
-            shards: std::array::from_fn(|_| Mutex::new(Shard::new(limits.scope.is_some()))),
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::new(limits.scope.is_some()))).collect(),
             timeline,
             identity: StoreId::of("memory", &[&rand::random::<[u8; 16]>()]),
             total: Total::default(),
@@ -155,6 +157,7 @@ impl MemoryStore {
     ) -> Result<Swap, StoreError> {
         // Before the lock, for whoever waits for it: a moment that is too early ends nothing too early.
         let now = self.0.timeline.now();
+        let mut expired = Removed::default(); // dropped when the lock is not held any more
         let mut shard = self.shard(id).lock();
         let found = shard.find(id);
         let is_expected = match (found, expected) {
@@ -166,7 +169,6 @@ impl MemoryStore {
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
-        let mut expired = Removed::default();
         if let Some(next) = next {
             if found.is_none() {
                 self.make_way(&mut shard, next, now, &mut expired)?;
@@ -185,7 +187,7 @@ impl MemoryStore {
         self.tell(&mut shard, self.0.slack);
         self.count_scopes(next, &replaced);
         drop(shard); // a waker may run anything, and what was removed may take time to free
-        waiters.into_iter().for_each(Waker::wake);
+        wake_all(waiters);
         drop((expired, replaced));
         Ok(Swap::Done(stamp))
     }
@@ -206,21 +208,22 @@ impl MemoryStore {
         expired: &mut Removed,
     ) -> Result<(), StoreError> {
         if next.may_be_refused() && self.full(&next.scope).is_some() {
-            self.expire(shard, now, FULL_STEP);
+            expired.absorb(self.expire(shard, now, FULL_STEP));
             // The other shards too, as far as nobody is at work there: this one's lock is held.
             for mut other in self.0.shards.iter().filter_map(Mutex::try_lock) {
                 if self.full(&next.scope).is_none() {
                     break;
                 }
-                self.expire(&mut other, now, FULL_STEP);
+                expired.absorb(self.expire(&mut other, now, FULL_STEP));
             }
             if let Some(detail) = self.full(&next.scope) {
                 return Err(StoreError::Full { backend: BACKEND, detail });
             }
         }
         if shard.is_due(now) {
-            *expired = shard.expire(now, INSERT_STEP);
-            self.count_expired(expired);
+            let removed = shard.expire(now, INSERT_STEP);
+            self.count_expired(&removed);
+            expired.absorb(removed);
         }
         Ok(())
     }
@@ -351,11 +354,16 @@ impl Store for MemoryStore {
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
         let mut seat = Seat { store: self, id, number: None };
         poll_fn(|context| {
+            let waker = ForeignWaker::of(context.waker());
             let mut shard = self.shard(id).lock();
             if shard.find(id).is_none_or(|place| shard.stamp(place) != stamp) {
+                drop(shard);
                 return Poll::Ready(Ok(()));
             }
-            seat.number = Some(shard.waiters.sit(id, seat.number, context.waker()));
+            let (number, old) = shard.waiters.sit(id, seat.number, waker);
+            seat.number = Some(number);
+            drop(shard); // and only then the waker that was there
+            drop(old);
             Poll::Pending
         })
         .await
@@ -375,7 +383,7 @@ impl Store for MemoryStore {
 
     async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         let mut purged = 0;
-        for shard in &self.0.shards {
+        for shard in &*self.0.shards {
             let now = self.0.timeline.now();
             while purged < limit {
                 let removed = self.expire(&mut shard.lock(), now, FULL_STEP.min(limit - purged));
@@ -396,7 +404,7 @@ impl Store for MemoryStore {
         self.tell(&mut shard, self.0.slack);
         self.count_scopes(None, &removed);
         drop(shard);
-        waiters.into_iter().for_each(Waker::wake);
+        wake_all(waiters);
         Ok(removed.records > 0)
     }
 
@@ -427,7 +435,8 @@ struct Seat<'a> {
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
-        self.store.shard(self.id).lock().waiters.leave(self.id, number);
+        let waker = self.store.shard(self.id).lock().waiters.leave(self.id, number);
+        drop(waker); // without the lock
     }
 }
 

@@ -42,6 +42,7 @@ pub use self::warning::Warning;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::policy::Durability;
+use crate::process::Process;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
@@ -145,6 +146,7 @@ struct Inner {
     patience: Duration,
     /// What no later inspection changes.
     warnings: Vec<Warning>,
+    process: Process,
 }
 
 impl RedisStore {
@@ -174,6 +176,15 @@ impl RedisStore {
         RedisStoreBuilder::new(Ok(client))
     }
 
+    /// Refuses where calls would hang or panic: outside of tokio, which the `redis` crate needs, and in a forked child, which
+    /// shares its parent's connections.
+    fn usable(&self) -> Result<(), StoreError> {
+        if !self.0.process.is_current() {
+            return Err(unusable("it was connected before this process was forked; connect after the fork"));
+        }
+        in_tokio()
+    }
+
     /// What an operator should know about this server, as of its last inspection.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.0.records.connections.watch.warnings();
@@ -189,6 +200,15 @@ impl RedisStore {
     }
 }
 
+impl Drop for RedisStore {
+    /// A forked child leaves its parent's connections and tasks alone.
+    fn drop(&mut self) {
+        if !self.0.process.is_current() {
+            std::mem::forget(self.0.clone());
+        }
+    }
+}
+
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
@@ -201,7 +221,7 @@ impl fmt::Debug for RedisStore {
 #[async_trait]
 impl Store for RedisStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        in_tokio()?;
+        self.usable()?;
         self.0.records.load(id).await
     }
 
@@ -211,7 +231,7 @@ impl Store for RedisStore {
         expected: Option<Stamp>,
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
-        in_tokio()?;
+        self.usable()?;
         let answer = Courier::send(&self.0, self.0.item(id, expected, next)).await;
         if let Ok(Answer::Done { stamp, .. }) = answer {
             return Ok(Swap::Done(stamp));
@@ -220,7 +240,7 @@ impl Store for RedisStore {
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        if let Err(error) = in_tokio() {
+        if let Err(error) = self.usable() {
             return swaps.iter().map(|_| Err(again(&error))).collect();
         }
         self.0.swap_batch(swaps).await
@@ -229,7 +249,7 @@ impl Store for RedisStore {
     /// One connection is told of changes for all waiters of the store and its clones, by a task of the first one's runtime.
     /// While there is none, or the user may not, records are looked at at least every 100 ms.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
-        in_tokio()?;
+        self.usable()?;
         self.0.waiters.wait(id, stamp, within).await;
         Ok(())
     }
@@ -237,12 +257,12 @@ impl Store for RedisStore {
     /// `SCAN`'s promise: what is there all the time comes at least once. A page may hold more or fewer than `limit`, and none
     /// although others follow. Takes the permission `+scan`.
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        in_tokio()?;
+        self.usable()?;
         self.0.records.scan(after, limit).await
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        in_tokio()?;
+        self.usable()?;
         let item = Item { expected: Expected::Anything, ..self.0.item(id, None, None) };
         match Courier::send(&self.0, item).await? {
             Answer::Done { existed, .. } => Ok(existed),

@@ -6,6 +6,7 @@ mod batch;
 mod builder;
 mod claim;
 mod file;
+mod fork;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
@@ -57,6 +58,7 @@ use crate::sync::runtime::oneshot;
 use builder::Limits;
 use claim::Claim;
 use file::OpenFile;
+use fork::ForkGuard;
 use jobs::{Discard, Exchange, Purge};
 use readers::Readers;
 use rows::Table;
@@ -162,6 +164,8 @@ struct Inner {
     identity: StoreId,
     /// Given up last, when nobody writes any more.
     _claim: Claim,
+    /// The last to be dropped.
+    fork: ForkGuard,
 }
 
 impl SqliteStore {
@@ -197,8 +201,23 @@ impl SqliteStore {
     }
 
     fn read(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        let Inner { table, timeline, .. } = &*self.0;
+        let Inner { table, timeline, .. } = self.inner()?;
         self.0.readers.read(|db| table.snapshot(db, id, timeline))
+    }
+
+    /// What the store works with, in the process that opened it.
+    fn inner(&self) -> Result<&Inner, StoreError> {
+        self.0.fork.check()?;
+        Ok(&self.0)
+    }
+}
+
+impl Drop for SqliteStore {
+    /// A forked child must not even close what its parent opened, and has no threads to wait for: it leaves all of it alone.
+    fn drop(&mut self) {
+        if !self.0.fork.is_here() {
+            std::mem::forget(self.0.clone());
+        }
     }
 }
 
@@ -232,7 +251,7 @@ impl Store for SqliteStore {
                 return Ok(Swap::Conflict(snapshot));
             }
         }
-        self.0.writer.run(Exchange { id: *id, expected, next: next.cloned().map(Box::new) }).await
+        self.inner()?.writer.run(Exchange { id: *id, expected, next: next.cloned().map(Box::new) }).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
@@ -240,24 +259,24 @@ impl Store for SqliteStore {
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
-        let Inner { readers, watch, table, .. } = &*self.0;
+        let Inner { readers, watch, table, .. } = self.inner()?;
         watch.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await
     }
 
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        let Inner { readers, table, timeline, .. } = &*self.0;
+        let Inner { readers, table, timeline, .. } = self.inner()?;
         readers.read(|db| table.page(db, timeline, after, limit))
     }
 
     async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
-        let steps = self.0.writer.run(Purge::new(limit)).await?;
+        let steps = self.inner()?.writer.run(Purge::new(limit)).await?;
         // Full begins make room too.
         let unsettled = steps.unsettled + self.0.limits.unsettled.swap(0, Ordering::Relaxed);
         Ok(store::Purge { removed: steps.removed as u64, unsettled })
     }
 
     async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        let Inner { readers, table, timeline, .. } = &*self.0;
+        let Inner { readers, table, timeline, .. } = self.inner()?;
         readers.read(|db| table.evidence_page(db, timeline, after, limit))
     }
 
@@ -266,7 +285,7 @@ impl Store for SqliteStore {
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        self.0.writer.run(Discard(*id)).await
+        self.inner()?.writer.run(Discard(*id)).await
     }
 
     fn durability(&self) -> Durability {

@@ -126,6 +126,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets [`Policy::max_waiters_per_key`]. Default 1 000.
+    pub fn max_waiters_per_key(mut self, waiters: usize) -> EngineBuilder {
+        self.policy.max_waiters_per_key = waiters;
+        self
+    }
+
+    /// Sets [`Policy::max_waiters_per_scope`]. Default 5 000.
+    pub fn max_waiters_per_scope(mut self, waiters: usize) -> EngineBuilder {
+        self.policy.max_waiters_per_scope = waiters;
+        self
+    }
+
     /// Sets [`Policy::handler_timeout`]: how long the application lets an operation run at most. A
     /// shorter lease is refused, by `build` and in a request.
     pub fn handler_timeout(mut self, limit: Duration) -> EngineBuilder {

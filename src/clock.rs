@@ -7,11 +7,12 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::record::{Stamp, micros};
 use crate::sync::atomic::{AtomicI64, Ordering};
+use crate::wake::{ForeignWaker, wake_all};
 
 /// What [`Clock::sleep`] returns.
 pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -99,7 +100,7 @@ struct Hands {
     boot: u128,
     /// When that boot began, on the monotonic clock.
     booted: Duration,
-    sleepers: Vec<(Duration, Waker)>,
+    sleepers: Vec<(Duration, ForeignWaker)>,
 }
 
 impl ManualClock {
@@ -124,7 +125,7 @@ impl ManualClock {
         let (due, waiting) = std::mem::take(&mut hands.sleepers).into_iter().partition(|(at, _)| *at <= now);
         hands.sleepers = waiting;
         drop(hands);
-        Vec::into_iter(due).for_each(|(_, waker)| waker.wake());
+        wake_all(Vec::into_iter(due).map(|(_, waker)| waker));
     }
 
     /// Sets the wall clock, forward or back, as an operator or NTP would. The monotonic clock does not notice.
@@ -191,7 +192,7 @@ impl Future for ManualSleep {
         }
         let waker = context.waker();
         if !hands.sleepers.iter().any(|(at, known)| *at == self.until && known.will_wake(waker)) {
-            hands.sleepers.push((self.until, waker.clone()));
+            hands.sleepers.push((self.until, ForeignWaker::of(waker)));
         }
         Poll::Pending
     }
@@ -299,6 +300,8 @@ fn micros_down(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     fn timeline(clock: &ManualClock, floor: Stamp) -> Timeline {

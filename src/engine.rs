@@ -12,8 +12,8 @@ use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op, Seen};
-use crate::owner::Owner;
-use crate::policy::{Policy, PolicyError};
+use crate::owner::{DrawOwner, Owner};
+use crate::policy::Policy;
 use crate::record::{Record, Stamp};
 use crate::request::Request;
 use crate::store::{Snapshot, Store, Swap};
@@ -34,7 +34,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     waiting: WaitingRoom,
     /// Draws the owner of a begin.
-    owner: fn() -> Owner,
+    owner: DrawOwner,
     /// The store's identity, as tokens carry it.
     identity: StoreId,
 }
@@ -119,7 +119,7 @@ impl Engine {
 
     pub(crate) fn assemble(store: Box<dyn Store>, policy: Policy, clock: Arc<dyn Clock>) -> Engine {
         observe::describe();
-        let owner = if store.is_shared() { Owner::random } else { Owner::random_here };
+        let owner: DrawOwner = if store.is_shared() { Owner::random } else { Owner::random_here };
         let identity = store.identity();
         Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner, identity }))
     }
@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// What `request` asks for, by this engine's policy.
-    pub(crate) fn ask(&self, request: &Request) -> Result<Ask, PolicyError> {
+    pub(crate) fn ask(&self, request: &Request) -> Result<Ask, Error> {
         request.ask(&self.0.policy, self.0.owner)
     }
 

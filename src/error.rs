@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::decide::Current;
 use crate::key::{KeyError, RecordId};
+use crate::owner::OwnerError;
 use crate::policy::PolicyError;
 use crate::record::DecodeError;
 use crate::store_id::StoreId;
@@ -22,6 +23,9 @@ pub enum Error {
     /// The request's windows cannot be safe.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The operating system gave no random bytes to name the begin with: nothing was sent.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// Somebody else took the key, it is finished, or its record is gone: nothing was written. Stop acting. What was
     /// done already should still be said: [`complete`](crate::Lease::complete) is accepted if the record is gone, and otherwise
     /// refused like this.

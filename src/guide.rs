@@ -175,7 +175,24 @@
 //! finishes: the memory store by records, bytes and records of one scope (`max_records`, `max_bytes`, `max_records_per_scope`), SQLite by the bytes
 //! of its file (`max_bytes`), Redis by the server's `maxmemory`. SQLite and Redis cannot count records by scope cheaply, and do not.
 //! [`max_response`](crate::Policy::max_response), [`max_checkpoint`](crate::Policy::max_checkpoint) and
-//! [`max_waiters`](crate::Policy::max_waiters) bound what one caller can use.
+//! [`max_waiters`](crate::Policy::max_waiters) bound what one caller can use, and
+//! [`max_waiters_per_key`](crate::Policy::max_waiters_per_key) and
+//! [`max_waiters_per_scope`](crate::Policy::max_waiters_per_scope) what one key and one tenant take of
+//! the waiters' places.
+//!
+//! # Forks, copies and panics
+//!
+//! * **Copies.** Begins on a store that others share are named by the operating system's random bytes
+//!   each time, so that copies of a process (a forked child, a snapshot that is started twice) are never
+//!   taken for each other. Without random bytes a begin is [`Error::Owner`](crate::Error::Owner).
+//! * **Forks.** A child waits by a timer of its own, and has a copy of its parent's memory stores. A
+//!   SQLite or Redis store that was opened before the fork refuses every call in the child, and so does
+//!   opening the same SQLite file again while the parent has it: open stores after the fork. A child is
+//!   known by its process number, so one that has its parent's, in a PID namespace of its own, must do
+//!   nothing with what its parent had. Connections of the application's own to the file are not seen.
+//! * **Panics.** A waker that panics when it is woken or dropped, a report of a purge, bytes that panic
+//!   when they are freed: each harms the task that it belongs to, and no other. With `panic = "abort"`
+//!   nothing can be contained.
 //!
 //! # Nested operations
 //!

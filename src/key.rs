@@ -14,6 +14,9 @@ use crate::label::Label;
 /// the bytes it would make a usual scope and key too long for one of BLAKE3's blocks, and the hash twice as dear.)
 const DOMAIN: &[u8; blake3::KEY_LEN] = b"nevertwice record id v2\0\0\0\0\0\0\0\0\0";
 
+/// The key that scopes by themselves are hashed under.
+const SCOPES: &[u8; blake3::KEY_LEN] = b"nevertwice scope id v1\0\0\0\0\0\0\0\0\0\0";
+
 /// The longest key, and the longest part of a scope, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
 /// The longest typed form of a key, in bytes: two digits for each byte, and two in front.
@@ -146,6 +149,13 @@ impl Scope {
         bad.map_or(Ok(Scope { framed, label: label.done() }), Err)
     }
 
+    /// What tells the scope from every other, however long: for counts by scope.
+    pub(crate) fn id(&self) -> ScopeId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::keyed_hash(SCOPES, &self.framed).as_bytes()[..16]);
+        ScopeId(id)
+    }
+
     /// The typed form, cut to at most 48 bytes.
     pub(crate) fn label(&self) -> Label {
         self.label
@@ -265,6 +275,10 @@ impl FromStr for Scope {
         Scope::new(parts)
     }
 }
+
+/// The digest of a whole [`Scope`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ScopeId([u8; 16]);
 
 impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,6 +16,7 @@ use crate::policy::Retry;
 use crate::record::{Body, Record, Stamp};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::token::LeaseToken;
+use crate::wake::{ForeignWaker, wake_all};
 
 /// The right to act on a key, until it is finished or its time runs out.
 ///
@@ -63,7 +64,7 @@ struct Held {
     /// Whether the effect was marked, as far as this holder knows.
     effect: bool,
     /// Who waits to be told that the lease is lost.
-    watchers: Vec<Waker>,
+    watchers: Vec<ForeignWaker>,
 }
 
 impl Held {
@@ -213,7 +214,7 @@ impl Lease {
     fn watch(&self, waker: &Waker) {
         let watchers = &mut self.held().watchers;
         if !watchers.iter().any(|known| known.will_wake(waker)) {
-            watchers.push(waker.clone());
+            watchers.push(ForeignWaker::of(waker));
         }
     }
 
@@ -534,13 +535,13 @@ impl Lease {
         }
         let watchers = std::mem::take(&mut held.watchers);
         drop(held); // a waker may run anything
+        wake_all(watchers);
         if restored && !self.0.quiet {
             observe::restored(self.engine(), self.attempt());
         }
         if let (Reply::LeaseLost(current), true) = (&reply, first && !self.0.quiet) {
             observe::lease_lost(self.engine(), self.attempt(), *current);
         }
-        watchers.into_iter().for_each(Waker::wake);
         reply.into_done()
     }
 

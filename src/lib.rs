@@ -24,6 +24,7 @@ pub mod observe;
 mod operate;
 mod owner;
 mod policy;
+mod process;
 mod record;
 mod request;
 mod run;
@@ -34,6 +35,7 @@ mod sync;
 pub mod testing;
 mod token;
 mod wait;
+mod wake;
 
 #[path = "../backends/mod.rs"]
 pub mod backends;
@@ -60,7 +62,7 @@ pub use lease::Lease;
 pub use operate::{
     Amendment, Bulk, BulkPage, Filter, Need, PurgePlan, Purged, Refused, Unfinished, UnfinishedPage,
 };
-pub use owner::Owner;
+pub use owner::{Owner, OwnerError};
 pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
 pub use record::{Body, DecodeError, Record, Stamp, State};
 pub use request::Request;

@@ -1,9 +1,9 @@
 //! Who asks for a lease: [`Owner`].
 
-use std::cell::Cell;
 use std::fmt;
 
-use rand::Rng;
+use rand::rngs::SysRng;
+use rand::{Rng, TryRng};
 use serde::{Deserialize, Serialize};
 
 /// Who asks for a lease: 128 random bits, drawn before a begin is first sent and the same in all its repetitions,
@@ -11,30 +11,41 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner(#[serde(with = "hex::serde")] [u8; Owner::BYTES]);
 
+/// What draws the owner of a begin.
+pub(crate) type DrawOwner = fn() -> Result<Owner, OwnerError>;
+
+/// The operating system gave no random bytes: nothing can be named, and nothing was sent. It may pass.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gives no random bytes: {detail}")]
+#[non_exhaustive]
+pub struct OwnerError {
+    detail: String,
+}
+
 impl Owner {
     pub(crate) const BYTES: usize = 16;
 
-    /// A new owner, from a generator that is seeded by the operating system, anew after a fork.
-    pub fn random() -> Owner {
-        thread_local!(static PROCESS: Cell<u32> = const { Cell::new(0) });
-        let mut generator = rand::rng();
-        let process = std::process::id();
-        // A forked child starts with a copy of its parent's generator. If the operating system has no random
-        // bytes to give, the child's own process number still keeps the two apart.
-        let child = PROCESS.replace(process) != process && generator.reseed().is_err();
-        let mut bytes = [0; Owner::BYTES];
-        generator.fill_bytes(&mut bytes);
-        if child {
-            bytes[..4].iter_mut().zip(process.to_le_bytes()).for_each(|(byte, id)| *byte ^= id);
-        }
-        Owner(bytes)
+    /// A new owner, from the operating system's generator each time. A generator of the process's own would repeat itself in
+    /// every copy of the process: a forked child, a snapshot of a machine or a container that is started twice.
+    ///
+    /// # Errors
+    /// [`OwnerError`] if the operating system gives no random bytes. A weaker name is never used.
+    pub fn random() -> Result<Owner, OwnerError> {
+        Owner::draw(&mut SysRng)
     }
 
-    /// The same, for a record that only this process ever sees: whether it was forked is a system call to know.
-    pub(crate) fn random_here() -> Owner {
+    /// The same, for a record that only this process ever sees: a copy of the process has a copy of the records too.
+    pub(crate) fn random_here() -> Result<Owner, OwnerError> {
         let mut bytes = [0; Owner::BYTES];
         rand::rng().fill_bytes(&mut bytes);
-        Owner(bytes)
+        Ok(Owner(bytes))
+    }
+
+    fn draw<S: TryRng<Error: fmt::Display>>(source: &mut S) -> Result<Owner, OwnerError> {
+        let mut bytes = [0; Owner::BYTES];
+        let drawn = source.try_fill_bytes(&mut bytes);
+        drawn.map_err(|error| OwnerError { detail: error.to_string() })?;
+        Ok(Owner(bytes))
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8; Owner::BYTES] {
@@ -49,5 +60,45 @@ impl Owner {
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Owner(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operating system that fails half way through.
+    struct Failing;
+
+    impl TryRng for Failing {
+        type Error = std::io::Error;
+
+        fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+            Err(std::io::ErrorKind::Interrupted.into())
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+            Err(std::io::ErrorKind::Interrupted.into())
+        }
+
+        fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+            bytes[..8].fill(7);
+            Err(std::io::ErrorKind::Interrupted.into())
+        }
+    }
+
+    #[test]
+    fn a_system_without_random_bytes_is_an_error_and_no_weaker_name() {
+        let error = Owner::draw(&mut Failing).unwrap_err();
+        assert!(error.to_string().starts_with("the operating system gives no random bytes: "));
+    }
+
+    #[test]
+    fn a_begin_without_a_name_is_refused_and_one_that_has_a_name_draws_none() {
+        let request = crate::Request::new("scope", "key").unwrap();
+        let policy = crate::Policy::default();
+        let none = || Owner::draw(&mut Failing);
+        assert!(matches!(request.ask(&policy, none), Err(crate::Error::Owner(_))));
+        assert!(request.owner(Owner([1; Owner::BYTES])).ask(&policy, none).is_ok());
     }
 }

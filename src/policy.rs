@@ -109,6 +109,12 @@ pub struct Policy {
     /// Other stores whose lease tokens are accepted as this store's own: names that it had before a
     /// prefix, a database or a table was renamed. **Default: none.**
     pub accept_tokens_from: Vec<StoreId>,
+    /// How many callers may wait for one key at a time, of the [`max_waiters`](Policy::max_waiters) in all. **Default 1 000.** One
+    /// more is told `InProgress` at once, so that a storm of duplicates leaves places to others.
+    pub max_waiters_per_key: usize,
+    /// The same for one scope, counted by all of it and not by what operators see of it. **Default 5 000**: one tenant cannot
+    /// take every place. *Too low* for a service with a single scope: its duplicates poll.
+    pub max_waiters_per_scope: usize,
 }
 
 impl Default for Policy {
@@ -132,6 +138,8 @@ impl Default for Policy {
             handler_timeout: Duration::ZERO,
             retry_horizon: Duration::ZERO,
             accept_tokens_from: Vec::new(),
+            max_waiters_per_key: 1_000,
+            max_waiters_per_scope: 5_000,
         }
     }
 }

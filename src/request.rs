@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::decide::Ask;
+use crate::error::Error;
 use crate::fingerprint::Fingerprint;
-use crate::key::{Key, KeyError, RecordId, Scope};
+use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
 use crate::label::Label;
-use crate::owner::Owner;
-use crate::policy::{Policy, PolicyError, Recovery, check_windows};
+use crate::owner::{DrawOwner, Owner};
+use crate::policy::{Policy, Recovery, check_windows};
 
 /// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.
 ///
@@ -121,15 +122,20 @@ impl Request {
         RecordId::new(&self.scope, &self.key)
     }
 
+    /// What tells the scope from every other.
+    pub(crate) fn scope_id(&self) -> ScopeId {
+        self.scope.id()
+    }
+
     /// What operators see of the scope.
     pub(crate) fn label(&self) -> Label {
         self.scope.label()
     }
 
     /// The request with the policy's word where it has none of its own, and with a new `owner` if it has none.
-    pub(crate) fn ask(&self, policy: &Policy, owner: fn() -> Owner) -> Result<Ask, PolicyError> {
+    pub(crate) fn ask(&self, policy: &Policy, owner: DrawOwner) -> Result<Ask, Error> {
         let ask = Ask {
-            owner: self.owner.unwrap_or_else(owner),
+            owner: self.owner.map_or_else(owner, Ok)?,
             owner_is_new: self.owner.is_none(),
             fingerprint: self.fingerprint,
             also: self.also,

@@ -1,11 +1,13 @@
 //! Waiting for a duplicate in flight: [`Engine::begin_or_wait`].
 
-use std::collections::HashMap;
-use std::fmt;
+mod room;
+#[cfg(all(test, feature = "memory", nevertwice_shuttle))]
+mod schedules;
+
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Either, Shared, WeakShared, select};
+use futures_util::future::{BoxFuture, Either, Shared, select};
 
 use crate::begin::Begin;
 use crate::call::{Call, within};
@@ -17,78 +19,15 @@ use crate::observe::{self, End, Moment, Op, Waiter as Observed};
 use crate::record::Stamp;
 use crate::request::Request;
 use crate::store::Snapshot;
-use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::wake::{Contained, guarded};
+
+use room::RENEWAL;
+pub(crate) use room::WaitingRoom;
 
 /// What a watch over a record ends with: what there is then and when it was asked for, or nothing, if the store could not
 /// be asked.
 type Watch = Shared<Look>;
 type Look = BoxFuture<'static, Option<(Snapshot, Duration)>>;
-/// The watches and when each began.
-type Watches = HashMap<(RecordId, Stamp), (WeakShared<Look>, Duration)>;
-
-/// How old a watch gets before whoever still waits begins another. It is driven by the task of one of its waiters, and what
-/// that task's runtime has to do with it (a timer, a socket) stands still if that runtime does.
-const RENEWAL: Duration = Duration::from_secs(5);
-
-/// The watches over records that somebody waits for: all waiters of one key share one, and so one look at the store.
-#[derive(Default)]
-pub(crate) struct WaitingRoom {
-    waiters: AtomicUsize,
-    watches: Mutex<Watches>,
-}
-
-impl fmt::Debug for WaitingRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WaitingRoom").field("waiters", &self.waiters).finish_non_exhaustive()
-    }
-}
-
-impl WaitingRoom {
-    /// A place for one more, given back when it is dropped.
-    fn enter(&self, most: usize) -> Option<Place<'_>> {
-        let place = Place(&self.waiters);
-        (self.waiters.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
-    }
-
-    fn watches(&self) -> MutexGuard<'_, Watches> {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The watch over what is known, if it is still under way and not old; else one that `start` begins.
-    fn join(&self, known: (RecordId, Stamp), now: Duration, start: impl FnOnce() -> Watch) -> Watch {
-        let mut watches = self.watches();
-        let young = watches.get(&known).filter(|(_, began)| now.saturating_sub(*began) < RENEWAL);
-        let going_on = young.and_then(|(watch, _)| watch.upgrade());
-        match going_on.filter(|watch| watch.peek().is_none()) {
-            Some(watch) => watch,
-            None => {
-                let watch = start();
-                watches.extend(watch.downgrade().map(|weak| (known, (weak, now))));
-                watch
-            }
-        }
-    }
-
-    /// Forgets a watch that is over, or that nobody else waits on any more.
-    fn leave(&self, known: (RecordId, Stamp), watch: Watch) {
-        let mut watches = self.watches();
-        drop(watch);
-        let over = |weak: &WeakShared<_>| weak.upgrade().is_none_or(|watch: Watch| watch.peek().is_some());
-        if watches.get(&known).is_some_and(|(watch, _)| over(watch)) {
-            watches.remove(&known);
-        }
-    }
-}
-
-struct Place<'a>(&'a AtomicUsize);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A waiter's part in a watch: leaves the room tidy, also if its future is dropped.
 struct Waiter<'a> {
     engine: &'a Engine,
@@ -106,7 +45,8 @@ impl Drop for Waiter<'_> {
 
 impl Engine {
     /// [`begin`](Engine::begin), but a duplicate in flight is waited for, up to `limit`: then, or with
-    /// [`max_waiters`](crate::Policy::max_waiters) waiting already, it is [`Begin::InProgress`] all the same.
+    /// [`max_waiters`](crate::Policy::max_waiters) waiting already (or as many of [one key](crate::Policy::max_waiters_per_key) or
+    /// [one scope](crate::Policy::max_waiters_per_scope) as may), it is [`Begin::InProgress`] all the same.
     ///
     /// A waiter is woken when the other finishes (memory and Redis push it, SQLite within some milliseconds) or its lease
     /// runs out, looks at the record again, and is answered by the rules like any begin. That the wait is over is never a
@@ -167,7 +107,7 @@ impl Engine {
                 return self.begun(id, owner, answer);
             };
             if place.is_none() {
-                let free = self.waiting().enter(self.policy().max_waiters);
+                let free = self.waiting().enter(self.policy(), id, request.scope_id());
                 place = free.map(|place| (place, Observed::enter(self)));
             }
             let end = match &place {
@@ -192,7 +132,8 @@ impl Engine {
             let watch = self.waiting().join(known, now, || self.watch(known, lease_left));
             let waiter = Waiter { engine: self, known, watch: Some(watch.clone()) };
             let patience = until.saturating_sub(now).min(RENEWAL);
-            let found = match select(watch, self.clock().sleep(patience)).await {
+            // The watch is polled in the task of one waiter and wakes them all.
+            let found = match guarded(select(watch, self.clock().sleep(patience))).await {
                 Either::Left((found, _)) => Some(found),
                 Either::Right(_) => None,
             };
@@ -210,13 +151,13 @@ impl Engine {
         /// Between two looks at a store that says too early that something has changed, or cannot say it at all.
         const PAUSE: Duration = Duration::from_millis(50);
         let engine = self.clone();
-        async move {
+        let look = async move {
             let clock = engine.clock();
             let until = clock.monotonic().saturating_add(lease_left);
             loop {
                 let left = until.saturating_sub(clock.monotonic());
-                let changed = within(clock, left, engine.store().changed(&id, stamp, left)).await;
-                if let Some(Err(_)) = changed {
+                let changed = Contained::new(async { engine.store().changed(&id, stamp, left).await });
+                if let Some(None | Some(Err(_))) = within(clock, left, changed).await {
                     clock.sleep(left.min(PAUSE)).await;
                 }
                 let asked = clock.monotonic();
@@ -227,14 +168,11 @@ impl Engine {
                 }
                 clock.sleep(PAUSE).await;
             }
-        }
-        .boxed()
-        .shared()
+        };
+        // Should a store or a clock panic in it, each waiter finds out for itself.
+        Contained::new(look).map(Option::flatten).boxed().shared()
     }
 }
-
-#[cfg(all(test, feature = "memory", nevertwice_shuttle))]
-mod schedules;
 
 #[cfg(all(test, feature = "memory"))]
 mod tests {
@@ -279,8 +217,7 @@ mod tests {
                 waits.iter_mut().for_each(|wait| assert!(wait.poll_unpin(&mut context).is_ready()));
             }
             drop(waits);
-            assert_eq!(engine.waiting().watches().len(), 0);
-            assert_eq!(engine.waiting().waiters.load(Ordering::SeqCst), 0);
+            assert!(engine.waiting().is_empty());
         }
     }
 }

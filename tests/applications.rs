@@ -125,6 +125,56 @@ fn waiters_beyond_the_limit_are_told_at_once() {
     assert!(matches!(poll(&mut waits[0]), Some(Ok(Begin::Completed(_)))));
 }
 
+/// One key, or one tenant, does not take every place: bound each for itself, and scopes told apart by all of their text.
+#[test]
+fn waiters_of_one_key_or_one_scope_leave_places_to_others() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let engine = Engine::builder(store).clock(clock).max_waiters(6);
+    let engine = engine.max_waiters_per_key(2).max_waiters_per_scope(3).build().unwrap();
+    // The first 48 bytes, which operators see, are the same.
+    let tenants = ["hostile", "victim", "other"].map(|name| format!("{}/{name}", "t".repeat(60)));
+    let request = |tenant: usize, key: &str| Request::new(tenants[tenant].as_str(), key).unwrap();
+    let requests = [(0, "a"), (0, "b"), (1, "a"), (2, "a")].map(|(tenant, key)| request(tenant, key));
+    for request in &requests {
+        assert!(matches!(block_on(engine.begin(request)), Ok(Begin::Acquired(_))));
+    }
+    let wait = |request: usize| {
+        let mut wait = Box::pin(engine.begin_or_wait(&requests[request], 10 * SECOND));
+        let refused = matches!(poll(&mut wait), Some(Ok(Begin::InProgress(_))));
+        (!refused).then_some(wait)
+    };
+    let [hostile_a, hostile_b, victim, other] = [0, 1, 2, 3];
+    let mut waits: Vec<_> = [hostile_a, hostile_a, hostile_b].map(|at| wait(at).unwrap()).into();
+    assert!(wait(hostile_a).is_none() && wait(hostile_b).is_none());
+    waits.extend([victim, victim].map(|at| wait(at).unwrap()));
+    assert!(wait(victim).is_none(), "two of its key already");
+    waits.push(wait(other).unwrap());
+    assert!(wait(other).is_none(), "six in all already");
+    drop(waits.remove(0));
+    assert!(wait(hostile_b).is_some(), "whoever leaves makes room");
+    waits.clear();
+    assert!([hostile_a, hostile_a, hostile_b].map(wait).iter().all(Option::is_some));
+}
+
+/// The defaults hold off a storm of duplicates of one key before it takes every place.
+#[test]
+fn by_default_a_tenth_of_the_waiters_may_wait_for_one_key() {
+    let policy = nevertwice::Policy::default();
+    assert_eq!((policy.max_waiters, policy.max_waiters_per_key), (10_000, 1_000));
+    assert_eq!(policy.max_waiters_per_scope, 5_000);
+}
+
+/// A store is made, and used, on a small stack: threads of other runtimes may have no more.
+#[test]
+fn a_memory_store_is_made_on_a_stack_of_96_kib() {
+    let thread = std::thread::Builder::new().stack_size(96 * 1024).spawn(|| {
+        let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+        acquire(&engine, "k").complete("done").now_or_never().unwrap().unwrap();
+    });
+    thread.unwrap().join().unwrap();
+}
+
 #[test]
 fn s4_a_waiter_with_another_payload_does_not_wait() {
     let (_, _, engine) = setup();
@@ -243,7 +293,7 @@ fn s8_run_records_what_is_too_long_and_does_not_repeat_it() {
 #[test]
 fn s13_a_batch_that_is_answered_late_counts_from_before_it_asked() {
     let (clock, store, engine) = setup();
-    let requests = [request("k").owner(nevertwice::Owner::random())];
+    let requests = [request("k").owner(nevertwice::Owner::random().unwrap())];
     drop(block_on(engine.begin_many(&requests)));
     store.on_call(2, Fault::Delay(2 * SECOND));
     match driven(&clock, SECOND, engine.begin_many(&requests)).remove(0) {
@@ -547,7 +597,7 @@ fn s6_a_fault_at_any_call_of_a_batch_changes_no_answer() {
 #[test]
 fn s11_a_dropped_batch_leaves_nothing_half_done() {
     let (clock, store, engine) = setup();
-    let owner = nevertwice::Owner::random();
+    let owner = nevertwice::Owner::random().unwrap();
     let requests: Vec<_> = (0..5).map(|key| request(&key.to_string()).owner(owner)).collect();
     store.on_call(1, Fault::AnswerLost);
     {

@@ -4,6 +4,8 @@
 
 #[path = "crash/acknowledged.rs"]
 mod acknowledged;
+#[path = "support/children.rs"]
+mod children;
 #[path = "support/disks.rs"]
 mod disks;
 #[path = "crash/kills.rs"]

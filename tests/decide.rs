@@ -22,7 +22,7 @@ fn body(text: &'static str) -> Body {
 
 fn ask() -> Ask {
     Ask {
-        owner: Owner::random(),
+        owner: Owner::random().unwrap(),
         owner_is_new: false,
         fingerprint: Fingerprint::of("payload"),
         also: None,

@@ -228,7 +228,7 @@ fn a_finish_without_an_answer_does_not_wait_for_half_a_lease() {
 #[test]
 fn s11_a_begin_that_timed_out_is_found_again_by_its_owner() {
     let (clock, store, engine) = setup();
-    let owner = Owner::random();
+    let owner = Owner::random().unwrap();
     store.from_call(1, Fault::AnswerLost);
     let result = driven(&clock, SECOND, engine.begin(&request("k").owner(owner)));
     assert!(matches!(result, Err(Error::TimedOut { .. })));
@@ -467,7 +467,7 @@ fn s5_fences_increase_while_time_stands_still() {
 #[test]
 fn s8_a_marked_effect_is_not_handed_out_again_to_its_own_owner() {
     let (clock, _, engine) = setup();
-    let request = request("k").owner(Owner::random());
+    let request = request("k").owner(Owner::random().unwrap());
     let lease = acquired(block_on(engine.begin(&request)));
     block_on(lease.mark_effect()).unwrap();
     assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Acquired(_))), "its lease runs");
@@ -748,7 +748,7 @@ fn s14_a_record_of_a_newer_release_is_not_even_forgotten() {
 
 #[test]
 fn owners_do_not_repeat() {
-    let owners: std::collections::HashSet<Owner> = (0..10_000).map(|_| Owner::random()).collect();
+    let owners: std::collections::HashSet<Owner> = (0..10_000).map(|_| Owner::random().unwrap()).collect();
     assert_eq!(owners.len(), 10_000);
 }
 

@@ -3,6 +3,8 @@
 
 #[path = "support/rabbitmq.rs"]
 mod broker;
+#[path = "support/children.rs"]
+mod children;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -15,12 +17,12 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use nevertwice::{Engine, SqliteStore, StateKind};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use broker::Broker;
 
 /// How long anything that must happen may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(5);
 const QUEUE: &str = "orders";
 const ATTEMPTS: u32 = 3;
@@ -33,12 +35,12 @@ fn build() -> PathBuf {
     let features = [("redis", cfg!(feature = "redis")), ("testing", cfg!(feature = "testing"))];
     let features = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name);
     let features: Vec<&str> = ["memory", "sqlite"].into_iter().chain(features).collect();
-    let output = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
         .args(["build", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
         .args(["--no-default-features", "--features", &features.join(",")])
-        .args(["--example", "rabbitmq_consumer", "--message-format", "json"])
-        .output()
-        .unwrap();
+        .args(["--example", "rabbitmq_consumer", "--message-format", "json"]);
+    let output = children::output(&mut cargo);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8(output.stdout).unwrap();
     let messages = messages.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -64,7 +66,7 @@ impl Site {
 
     fn publish(&self, first: u64, count: u64) {
         let args = ["--publish", &count.to_string(), "--first", &first.to_string()];
-        let output = self.command(&args).output().unwrap();
+        let output = children::output(&mut self.command(&args));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -129,15 +131,17 @@ struct Watch {
 
 impl Watch {
     async fn open(url: &str) -> Watch {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let connect = Connection::connect(url, ConnectionProperties::default());
+        let connection = within("a connection", connect).await.unwrap();
+        let channel = within("a channel", connection.create_channel()).await.unwrap();
+        within("confirms", channel.confirm_select(ConfirmSelectOptions::default())).await.unwrap();
         Watch { channel, _connection: connection }
     }
 
     async fn queue(&self, name: &str) -> lapin::Queue {
         let look = QueueDeclareOptions::durable().passive();
-        self.channel.queue_declare(name.into(), look, FieldTable::default()).await.unwrap()
+        let declared = self.channel.queue_declare(name.into(), look, FieldTable::default());
+        within("a look at a queue", declared).await.unwrap()
     }
 
     async fn consumers(&self) -> u32 {
@@ -149,20 +153,26 @@ impl Watch {
             id.map(|id| BasicProperties::default().with_message_id(id.into())).unwrap_or_default();
         let options = BasicPublishOptions::default();
         let sent = self.channel.basic_publish("".into(), QUEUE.into(), options, body.as_bytes(), properties);
-        assert!(sent.await.unwrap().await.unwrap().is_ack());
+        let confirmed = within("a message sent", sent).await.unwrap();
+        assert!(within("a confirm", confirmed).await.unwrap().is_ack());
     }
 
     /// Takes everything out of the dead-letter queue: how many messages there were of every id.
     async fn dead(&self) -> HashMap<String, usize> {
         let mut dead = HashMap::new();
         let take = BasicGetOptions { no_ack: true };
-        while let Some(message) = self.channel.basic_get(format!("{QUEUE}.dead").into(), take).await.unwrap()
-        {
+        let next = || self.channel.basic_get(format!("{QUEUE}.dead").into(), take);
+        while let Some(message) = within("a dead letter", next()).await.unwrap() {
             let id = message.delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
             *dead.entry(id.to_owned()).or_default() += 1;
         }
         dead
     }
+}
+
+/// What the broker answers, which must not take longer than anything may.
+async fn within<T>(what: &str, answer: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("in vain for {PATIENCE:?}: {what}"))
 }
 
 /// Polls `condition`, at most for as long as anything may take.
@@ -269,5 +279,5 @@ fn what_cannot_work_is_an_error_that_says_so() {
 }
 
 fn refused(binary: &Path, dir: &Path, args: &[&str]) -> Output {
-    Command::new(binary).current_dir(dir).args(args).output().unwrap()
+    children::output(Command::new(binary).current_dir(dir).args(args))
 }

@@ -17,7 +17,7 @@ fn id(key: &str) -> RecordId {
 
 fn record(state: State) -> Record {
     let ask = Ask {
-        owner: Owner::random(),
+        owner: Owner::random().unwrap(),
         owner_is_new: true,
         fingerprint: Fingerprint::of("payload"),
         also: None,
@@ -65,7 +65,7 @@ fn state() -> impl Strategy<Value = State> {
     prop_oneof![
         (micros(), any::<bool>(), any::<bool>(), recovery()).prop_map(
             |(lease, effect, takeover, recovery)| {
-                let owner = Owner::random();
+                let owner = Owner::random().unwrap();
                 State::InProgress { owner, lease, effect, takeover, recovery, holder: "host-7/é".into() }
             }
         ),
@@ -333,7 +333,7 @@ fn s13_stamps_count_whole_microseconds_and_never_wrap() {
 #[test]
 fn s13_a_record_counts_to_its_last_microsecond() {
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-    let (owner, recovery, holder) = (Owner::random(), Recovery::Rerun, "h".into());
+    let (owner, recovery, holder) = (Owner::random().unwrap(), Recovery::Rerun, "h".into());
     let grant = State::InProgress { owner, lease: second, effect: true, takeover: false, recovery, holder };
     let body = || Body::kept(Bytes::new());
     for (state, more) in [
@@ -422,7 +422,7 @@ fn l5_a_record_weighs_what_it_holds() {
     let holder = "h".into();
     let lease = Duration::ZERO;
     let least = size_of::<Record>() + 5;
-    let (owner, recovery) = (Owner::random(), Recovery::Never);
+    let (owner, recovery) = (Owner::random().unwrap(), Recovery::Never);
     let grant = State::InProgress { owner, lease, effect: false, takeover: false, recovery, holder };
     assert_eq!(weight(grant), least);
     assert_eq!(weight(State::Completed(kept())), least + 7);
@@ -453,7 +453,7 @@ fn a_label_is_as_much_as_there_is_room_for() {
 fn debug_tells_states_apart() {
     let lease = Duration::from_secs(1);
     let holder = "h".into();
-    let (owner, recovery) = (Owner::random(), Recovery::Never);
+    let (owner, recovery) = (Owner::random().unwrap(), Recovery::Never);
     let grant = State::InProgress { owner, lease, effect: true, takeover: false, recovery, holder };
     assert_eq!(
         format!("{grant:?}"),

@@ -6,6 +6,8 @@
 mod batches;
 #[path = "redis/changes.rs"]
 mod changes;
+#[path = "support/children.rs"]
+mod children;
 #[path = "redis/faults.rs"]
 mod faults;
 #[path = "redis/keeping.rs"]

@@ -5,6 +5,8 @@
 
 #[path = "redis_faults/bench.rs"]
 mod bench;
+#[path = "support/children.rs"]
+mod children;
 #[path = "redis_faults/clocks.rs"]
 mod clocks;
 #[path = "redis_faults/cuts.rs"]

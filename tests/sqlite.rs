@@ -21,6 +21,8 @@ mod batches;
 mod boots;
 #[path = "sqlite/evidence.rs"]
 mod evidence;
+#[path = "support/children.rs"]
+mod children;
 #[path = "sqlite/files.rs"]
 mod files;
 #[path = "sqlite/growth.rs"]

@@ -1,6 +1,9 @@
 //! The example `storm`, run as a user runs it.
 #![cfg(feature = "memory")]
 
+#[path = "support/children.rs"]
+mod children;
+
 use std::collections::HashMap;
 use std::io::Write;
 use std::process::{Command, Output};
@@ -16,13 +19,13 @@ fn storm(args: &[&str]) -> Output {
         ("testing", cfg!(feature = "testing")),
     ];
     let features: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-    Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
         .args(["run", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
         .args(["--no-default-features", "--features", &features.join(",")])
         .args(["--example", "storm", "--"])
-        .args(args)
-        .output()
-        .unwrap()
+        .args(args);
+    children::output(&mut cargo)
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -14,6 +14,7 @@ use super::waiters::Waiters;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::record::{Record, Stamp};
+use crate::wake::discard;
 
 /// A part of the records, under a lock of its own.
 ///
@@ -64,6 +65,24 @@ pub(super) struct Removed {
     /// What takes time to free, and is to be dropped without the lock: an allocator may give much back at once.
     large: Vec<Record>,
     buffers: Vec<Vec<u8>>,
+}
+
+impl Removed {
+    /// Takes over what another removal left to be dropped.
+    pub(super) fn absorb(&mut self, mut other: Removed) {
+        self.large.append(&mut other.large);
+        self.buffers.append(&mut other.buffers);
+    }
+}
+
+impl Drop for Removed {
+    /// The bytes of a large record are the application's own, and so may be what happens when they are dropped.
+    fn drop(&mut self) {
+        for record in &mut self.large {
+            discard(record.checkpoint.take());
+        }
+        discard(self.large.drain(..));
+    }
 }
 
 struct Loose {

@@ -17,6 +17,7 @@ use super::watch::Watch;
 use super::{Inner, RedisStore, Warning, in_tokio, is_exposed, store_id};
 use crate::error::StoreError;
 use crate::policy::Durability;
+use crate::process::Process;
 
 /// Sets up a [`RedisStore`]; made by [`RedisStore::builder`].
 #[must_use = "a builder does nothing until `connect` is called"]
@@ -113,6 +114,7 @@ impl RedisStoreBuilder {
             // A connection that is opened, an inspection, and a trip that goes three times.
             patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
             warnings,
+            process: Process::current(),
         })))
     }
 

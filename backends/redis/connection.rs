@@ -16,6 +16,7 @@ use super::time::ServerTime;
 use super::watch::{Doubt, Watch};
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
+use crate::wake::guarded;
 
 /// How many connections may turn out to be dead before a call is given up.
 const DEAD_ENDS: u32 = 3;
@@ -85,6 +86,11 @@ impl Connections {
             }
             state.attempts
         };
+        // The caller that opens one wakes the next.
+        guarded(self.get_anew(attempts)).await
+    }
+
+    async fn get_anew(&self, attempts: u64) -> Result<Arc<Connection>, StoreError> {
         // Times out where the opening caller is no longer polled; then this one opens another.
         let _opening = timeout(self.limit(), self.opening.lock()).await;
         {
@@ -118,7 +124,9 @@ impl Connections {
         if count == 0 {
             return Ok(Vec::new());
         }
-        match connection.inner.clone().req_packed_commands(commands, 0, count).await {
+        // All callers are woken by the one task that reads the connection.
+        let mut inner = connection.inner.clone();
+        match guarded(inner.req_packed_commands(commands, 0, count)).await {
             Ok(replies) => {
                 // A primary that became a replica: the name may lead to another by now.
                 if replies.iter().any(is_no_primary) {

@@ -14,6 +14,7 @@ use super::runtime::{leave, oneshot, timeout, yield_now};
 use super::script::{Answer, Item};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::wake::guarded;
 
 /// How many trips are under way at once. With one, two callers would wait for each other's trips.
 const TRIPS: usize = 2;
@@ -85,13 +86,17 @@ impl<C: Carrier> Courier<C> {
         let (turn, item) = match courier.enter(carrier, item) {
             Ok(turn) => turn,
             Err((number, mut waiting)) => {
-                let mut word = timeout(patience, &mut waiting).await;
-                if word.is_err() {
-                    word = match courier.renew(carrier, number) {
-                        Some((turn, item)) => Ok(Ok(Word::Go(turn, item))),
-                        None => timeout(patience, waiting).await,
-                    };
-                }
+                // Another caller's task wakes this one.
+                let word = guarded(async {
+                    match timeout(patience, &mut waiting).await {
+                        Ok(word) => Ok(word),
+                        Err(_) => match courier.renew(carrier, number) {
+                            Some((turn, item)) => Ok(Ok(Word::Go(turn, item))),
+                            None => timeout(patience, waiting).await,
+                        },
+                    }
+                });
+                let word = word.await;
                 match word {
                     Ok(Ok(Word::Answer(answer))) => return answer,
                     Ok(Ok(Word::Go(turn, item))) => (turn, item),

@@ -13,6 +13,7 @@ use super::runtime::{AbortHandle, oneshot, spawn, timeout};
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::wake::guarded;
 
 /// The waiters of one store. A task of the first one's runtime listens for all of them; when that runtime is gone, or
 /// no longer runs its tasks, all waiters end early, and the next one starts another task.
@@ -70,7 +71,8 @@ impl Waiters {
         let mut left = within;
         while !left.is_zero() {
             let step = left.min(stall);
-            if timeout(step, &mut woken).await.is_ok() {
+            // The listener's task wakes all waiters.
+            if guarded(timeout(step, &mut woken)).await.is_ok() {
                 return;
             }
             left = left.saturating_sub(step);
@@ -104,12 +106,13 @@ struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut state = self.hall.lock();
-        if let Some(place) = state.places.get_mut(&self.id) {
-            place.waiting.remove(&self.number);
-            if place.waiting.is_empty() {
-                state.places.remove(&self.id);
-            }
+        let Some(place) = state.places.get_mut(&self.id) else { return };
+        let own = place.waiting.remove(&self.number);
+        if place.waiting.is_empty() {
+            state.places.remove(&self.id);
         }
+        drop(state);
+        drop(own); // it may wake somebody, as below
     }
 }
 
@@ -155,8 +158,11 @@ impl Hall {
         let mut state = self.lock();
         if state.current(generation).is_some() {
             state.task = None;
-            state.places.clear();
             state.asked.clear();
+            let ended = std::mem::take(&mut state.places);
+            // Whoever is woken may come back here: without the lock.
+            drop(state);
+            drop(ended);
         }
     }
 
@@ -220,14 +226,18 @@ impl Post {
         let mut state = self.state()?;
         if let Some(place) = state.places.get_mut(id) {
             place.known = stamp.filter(|_| is_live);
-            place.waiting.retain(|_, (expected, _)| Some(*expected) == stamp);
+            let ended = place.waiting.extract_if(|_, (expected, _)| Some(*expected) != stamp);
+            let ended: Vec<_> = ended.collect();
+            drop(state);
+            drop(ended);
         }
         Ok(())
     }
 
     /// A message told that the record changed.
     pub(super) fn changed(&self, id: &RecordId) -> Result<(), Relieved> {
-        self.state()?.places.remove(id);
+        let ended = self.state()?.places.remove(id);
+        drop(ended);
         Ok(())
     }
 

@@ -11,6 +11,9 @@ use crate::store::{Swap, SwapRequest};
 impl SqliteStore {
     /// [`Store::swap_many`](crate::Store::swap_many): what is a replay is answered by a reader, the rest by the writer.
     pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
+        if let Err(error) = self.inner() {
+            return swaps.iter().map(|_| Err(same(&error))).collect();
+        }
         let replays = self.replays(swaps);
         let left = swaps.iter().zip(&replays).filter(|(_, replay)| replay.is_none());
         let left = left.map(|(SwapRequest { id, expected, next }, _)| Exchange {

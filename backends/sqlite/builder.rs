@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::anchor::{self, Start};
 use super::claim::Claim;
 use super::file::OpenFile;
+use super::fork::ForkGuard;
 use super::log::Log;
 use super::readers::Readers;
 use super::rows::Table;
@@ -137,8 +138,10 @@ impl SqliteStoreBuilder {
             return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
         }
         let place = Place::new(&self.path, self.busy_timeout)?;
+        ForkGuard::check_path(place.path())?;
         let (db, held) = place.open_writer(&self.table, self.synchronous)?;
         let path = place.path().to_owned();
+        let fork = ForkGuard::new(&path);
         let table = Arc::new(Table::new(self.table));
         let identity = table.identity(&db)?;
         let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
@@ -176,6 +179,7 @@ impl SqliteStoreBuilder {
             path,
             identity,
             _claim: claim,
+            fork,
         }));
         store.warnings().iter().for_each(|warning| observe::store_warning("sqlite", warning));
         Ok(store)

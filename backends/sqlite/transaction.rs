@@ -279,7 +279,7 @@ fn execute(
     command: &Command,
 ) -> Result<(Reply, Option<Box<Record>>), Error> {
     check(transaction, store)?;
-    let Inner { table, timeline, limits, .. } = &*store.0;
+    let Inner { table, timeline, limits, .. } = store.inner()?;
     let mut stamps = Stamps::of(transaction, table, timeline).map_err(StoreError::from)?;
     let snapshot = table.snapshot(transaction, id, timeline)?;
     let (next, reply) = match decide(snapshot.now, snapshot.record.as_deref(), command) {

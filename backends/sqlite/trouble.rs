@@ -29,6 +29,11 @@ impl Trouble {
         Trouble { kind: Kind::Passing, detail: "the transaction was rolled back".to_owned() }
     }
 
+    /// A clock of the application's panicked, or what it gave to be written did.
+    pub(super) fn panicked() -> Trouble {
+        Trouble { kind: Kind::Passing, detail: "a panic ended the transaction".to_owned() }
+    }
+
     /// The file is not as this store left it.
     pub(super) fn lasting(detail: String) -> Trouble {
         Trouble { kind: Kind::Lasting, detail }

@@ -19,6 +19,7 @@ use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, PoisonError};
+use crate::wake::guarded;
 
 /// How often it asks whether the file has changed: some microseconds each time.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -61,10 +62,11 @@ impl Watch {
         }
         self.rouse()?;
         let mut time_out = SystemClock.sleep(within);
-        poll_fn(|context| match ticket.poll(context) {
+        // It is woken on the thread of the writer or the watcher.
+        guarded(poll_fn(|context| match ticket.poll(context) {
             Poll::Ready(ending) => Poll::Ready(ending),
             Poll::Pending => time_out.as_mut().poll(context).map(Ok),
-        })
+        }))
         .await
     }
 

@@ -23,6 +23,7 @@ use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::sync::thread::{self, JoinHandle};
+use crate::wake::{contain, discard, guarded};
 
 /// The most calls that may wait; more are turned away.
 const QUEUE: usize = 16 * 1024;
@@ -74,7 +75,8 @@ impl Writer {
             }
             Some(Err(TrySendError::Disconnected(_))) | None => return Err(unusable("its writer has ended")),
         }
-        answered.await.unwrap_or_else(|_| Err(unavailable("its writer ended before it answered")))
+        // The answer wakes the caller on the writer's thread.
+        guarded(answered).await.unwrap_or_else(|_| Err(unavailable("its writer ended before it answered")))
     }
 }
 
@@ -93,8 +95,8 @@ impl Desk {
     fn work(self, jobs: &Receiver<Box<dyn Job>>) {
         let (mut wrote, mut going_on) = (false, Vec::new());
         while let Some(mut batch) = next(jobs, going_on) {
-            // Whoever gave up waiting is spared the write: to him it may stand or not.
-            batch.retain(|job| !job.is_abandoned());
+            // Skips jobs whose caller has gone: to it the outcome is unknown anyway.
+            discard(batch.extract_if(.., |job| job.is_abandoned()));
             going_on = Vec::new();
             if batch.is_empty() {
                 continue;
@@ -141,11 +143,14 @@ impl Desk {
     /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand
     /// or not. Returns the jobs that go on in the next one.
     fn serve(&self, mut batch: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-        match self.commit(&mut batch) {
+        // A clock or a value of the application's may panic here; that must not end the thread.
+        match contain(|| self.commit(&mut batch)).unwrap_or_else(|| Err(Trouble::panicked())) {
             Ok(()) => {
                 let woken = self.woken(&batch);
                 let (going_on, done): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| job.goes_on());
-                done.into_iter().for_each(|job| job.answer());
+                for job in done {
+                    contain(|| job.answer());
+                }
                 woken.wake();
                 going_on
             }
@@ -153,7 +158,9 @@ impl Desk {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
                 }
-                batch.into_iter().for_each(|job| job.fail(trouble.clone()));
+                for job in batch {
+                    contain(|| job.fail(trouble.clone()));
+                }
                 Vec::new()
             }
         }

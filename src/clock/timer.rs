@@ -3,90 +3,140 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use super::{Clock, SystemClock};
+use crate::process::Process;
+use crate::wake::{ForeignWaker, wake_all};
 
 /// Nobody waits longer, and not every duration can be counted to.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// Who sleeps until when, and the thread that wakes them.
+/// The sleepers of one process, and the thread that wakes them.
 ///
 /// Nearly every sleep is the time limit of a call that is over long before. So going to sleep and leaving early must cost
 /// next to nothing: the thread is told only of a sleep that ends before it would look anyway.
+///
+/// A forked child has none of its parent's threads, and a copy of locks that may be held for ever. It leaves its parent's
+/// timer alone, sleepers included, and begins another.
 struct Timer {
+    process: Process,
     state: Mutex<State>,
     changed: Condvar,
+    /// The timer of a child that was forked while this one was the last.
+    next: OnceLock<Box<Timer>>,
 }
 
 struct State {
-    sleepers: BTreeMap<(Duration, u64), Waker>,
+    sleepers: BTreeMap<(Duration, u64), ForeignWaker>,
     next_number: u64,
     /// When the thread looks again; `None`: when it is told to.
     looks_at: Option<Duration>,
+    /// Whether there is a thread.
+    runs: bool,
 }
 
 /// A sleep of `time` from now on.
 pub(super) fn sleep(time: Duration) -> impl Future<Output = ()> + Send {
-    Sleeping { until: SystemClock.monotonic().saturating_add(time.min(LONGEST)), number: None }
+    Sleeping { until: SystemClock.monotonic().saturating_add(time.min(LONGEST)), place: None }
 }
 
 struct Sleeping {
     until: Duration,
-    /// Given with the first poll.
-    number: Option<u64>,
+    /// The timer and the number there, given with the first poll and, in a forked child, with its first.
+    place: Option<(&'static Timer, u64)>,
 }
 
 impl Future for Sleeping {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let timer = Timer::global();
+        let timer = Timer::current();
+        let waker = ForeignWaker::of(context.waker());
         let mut state = timer.lock();
-        let Some(number) = self.number else {
-            let number = state.next_number;
-            state.next_number += 1;
-            state.sleepers.insert((self.until, number), context.waker().clone());
-            if state.looks_at.is_none_or(|at| self.until < at) {
-                state.looks_at = Some(self.until);
-                drop(state);
-                timer.changed.notify_one();
+        let old = match self.place.filter(|(known, _)| std::ptr::eq(*known, timer)) {
+            Some((_, number)) => match state.sleepers.get_mut(&(self.until, number)) {
+                Some(known) if known.will_wake(context.waker()) => Some(waker),
+                Some(known) => Some(std::mem::replace(known, waker)),
+                None => return Poll::Ready(()),
+            },
+            None => {
+                let number = state.next_number;
+                state.next_number += 1;
+                self.place = Some((timer, number));
+                state.sleepers.insert((self.until, number), waker)
             }
-            self.number = Some(number);
-            return Poll::Pending;
         };
-        let Some(waker) = state.sleepers.get_mut(&(self.until, number)) else { return Poll::Ready(()) };
-        if !waker.will_wake(context.waker()) {
-            let old = std::mem::replace(waker, context.waker().clone());
-            // Not under the lock: it may be the last to hold a task that sleeps itself.
-            drop(state);
-            drop(old);
+        let is_earlier = state.looks_at.is_none_or(|at| self.until < at);
+        if is_earlier {
+            state.looks_at = Some(self.until);
         }
+        let starts = !std::mem::replace(&mut state.runs, true);
+        // Not under the lock: a waker may be the last to hold a task that sleeps itself.
+        drop(state);
+        drop(old);
+        if starts && !timer.start() {
+            // Without a thread the sleeper looks for itself.
+            return self.look(context);
+        }
+        if is_earlier {
+            timer.changed.notify_one();
+        }
+        Poll::Pending
+    }
+}
+
+impl Sleeping {
+    fn look(&self, context: &mut Context<'_>) -> Poll<()> {
+        if SystemClock.monotonic() >= self.until {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
 impl Drop for Sleeping {
     fn drop(&mut self) {
-        if let Some(number) = self.number {
-            let waker = Timer::global().lock().sleepers.remove(&(self.until, number));
+        if let Some((timer, number)) = self.place
+            && timer.process == Process::current()
+        {
+            let waker = timer.lock().sleepers.remove(&(self.until, number));
             drop(waker); // not under the lock, as above
         }
     }
 }
 
 impl Timer {
-    /// The one of the process, with its thread running.
-    fn global() -> &'static Timer {
-        static TIMER: Timer = Timer {
-            state: Mutex::new(State { sleepers: BTreeMap::new(), next_number: 0, looks_at: None }),
-            changed: Condvar::new(),
-        };
-        static THREAD: Once = Once::new();
-        THREAD.call_once(|| drop(std::thread::spawn(|| TIMER.run())));
-        &TIMER
+    fn of(process: Process) -> Timer {
+        let state = State { sleepers: BTreeMap::new(), next_number: 0, looks_at: None, runs: false };
+        Timer { process, state: Mutex::new(state), changed: Condvar::new(), next: OnceLock::new() }
+    }
+
+    /// The one of this process: the last one, unless that is an ancestor's.
+    fn current() -> &'static Timer {
+        static FIRST: OnceLock<Timer> = OnceLock::new();
+        let process = Process::current();
+        let mut timer = FIRST.get_or_init(|| Timer::of(process));
+        loop {
+            timer = match timer.next.get() {
+                Some(next) => next,
+                None if timer.process == process => return timer,
+                None => timer.next.get_or_init(|| Box::new(Timer::of(process))),
+            };
+        }
+    }
+
+    /// Starts the thread. If the system has none to give, the next sleeper tries again.
+    fn start(&'static self) -> bool {
+        let started = thread::Builder::new().name("nevertwice-timer".to_owned()).spawn(|| self.run());
+        if started.is_err() {
+            self.lock().runs = false;
+        }
+        started.is_ok()
     }
 
     /// Wakes who has slept long enough, for ever.
@@ -98,7 +148,7 @@ impl Timer {
             let due = std::mem::replace(&mut state.sleepers, later);
             if !due.is_empty() {
                 drop(state);
-                due.into_values().for_each(Waker::wake);
+                wake_all(due.into_values());
                 state = self.lock();
                 continue;
             }
@@ -142,7 +192,7 @@ mod tests {
 
     #[test]
     fn many_sleeps_of_many_threads_all_end() {
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for thread in 0..4 {
                 scope.spawn(move || {
                     let all = (0..500).map(|number| sleep(millis((number * 7 + thread) % 20)));
@@ -161,7 +211,7 @@ mod tests {
         for sleep in &mut early {
             assert!(sleep.as_mut().poll(&mut Context::from_waker(noop_waker_ref())).is_pending());
         }
-        let ours = || Timer::global().lock().sleepers.range((from, 0)..(until(), u64::MAX)).count();
+        let ours = || Timer::current().lock().sleepers.range((from, 0)..(until(), u64::MAX)).count();
         assert_eq!(ours(), 100);
         drop(early);
         assert_eq!(ours(), 0);

@@ -13,6 +13,7 @@ use crate::observe::{self, Op};
 use crate::policy::{Recovery, Retry};
 use crate::request::Request;
 use crate::store::{Cursor, Snapshot};
+use crate::wake::contain;
 
 /// How a background purger goes about it: see [`Engine::purge_regularly`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +128,10 @@ impl Engine {
         mut report: impl FnMut(Purged) + Send + 'static,
     ) -> impl Future<Output = std::convert::Infallible> + Send + 'static {
         let engine = self.clone();
+        // A report that panics ends neither the purger nor its task.
+        let mut report = move |purged| {
+            contain(|| report(purged));
+        };
         async move {
             loop {
                 let (purged, more) = engine.purge_in_turn(&plan, &mut report).await;

@@ -134,7 +134,7 @@ pub async fn run(store: Arc<dyn Store>, key: &str, ops: &[Op], pace: &Pace) {
         pace,
         now: Duration::ZERO,
         model: Model::default(),
-        owners: [Owner::random(), Owner::random(), Owner::random()],
+        owners: [Owner::random().unwrap(), Owner::random().unwrap(), Owner::random().unwrap()],
         held: Vec::new(),
         fences: Vec::new(),
     };

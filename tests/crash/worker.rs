@@ -14,6 +14,8 @@ use nevertwice::{Begin, Engine, Error, Reason, Request, SqliteStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::children::Deadline;
+
 /// The folder that it is to work in, the file that its effects go to, the seed of its choices, its first key, and when
 /// its disk is to sync.
 const FOLDER: &str = "NEVERTWICE_TEST_CRASH";
@@ -40,6 +42,7 @@ pub(crate) struct Orders<'a> {
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    _deadline: Deadline,
 }
 
 impl Running {
@@ -55,7 +58,8 @@ impl Running {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Running { child, lines }
+        let _deadline = Deadline::of(&child);
+        Running { child, lines, _deadline }
     }
 
     /// Hands `note` the next `count` acknowledgements.

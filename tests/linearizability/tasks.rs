@@ -53,7 +53,7 @@ async fn worker(engine: &Engine, recorder: &Keys, mut dice: Dice, task: u32, n: 
             .lease(if short { SHORT } else { LONG })
             .retention(LONG)
             .recovery(if rerun { Recovery::Rerun } else { Recovery::RerunUnlessEffect })
-            .owner(Owner::random());
+            .owner(Owner::random().unwrap());
         let call = keys::Call::Begin { owner: number, short, rerun };
         let mut lease = None;
         // A begin that was dropped is begun again as the same owner.

@@ -192,7 +192,7 @@ struct Real {
 }
 
 static REAL: LazyLock<Real> = LazyLock::new(|| {
-    let owners: Vec<Owner> = (0..OWNERS).map(|_| Owner::random()).collect();
+    let owners: Vec<Owner> = (0..OWNERS).map(|_| Owner::random().unwrap()).collect();
     let payloads = [Fingerprint::of("one"), Fingerprint::of("other")];
     let ids = PLACES.map(|scope| Request::new(scope, "key").unwrap().id());
     let ask = Ask {

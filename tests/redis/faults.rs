@@ -271,7 +271,7 @@ fn s11_a_dropped_begin_is_found_again_by_its_owner() {
     block_on_tokio(async {
         let engine = engine(&server).await;
         for key in 0..20 {
-            let request = request(&format!("{key}")).owner(nevertwice::Owner::random());
+            let request = request(&format!("{key}")).owner(nevertwice::Owner::random().unwrap());
             // Polled once: it is sent, and nobody waits for the answer.
             tokio::select! {
                 biased;

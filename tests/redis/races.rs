@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nevertwice::{Begin, Engine, RedisStore};
 
+use crate::children::Deadline;
 use crate::{Server, connect, request};
 
 const PROCESSES: usize = 2;
@@ -42,6 +43,7 @@ fn s1_tasks_of_two_processes_race_for_one_grant() {
         })
         .collect();
     for child in &mut children {
+        let _deadline = Deadline::of(child);
         assert!(child.wait().unwrap().success());
     }
     let read = |report| std::fs::read_to_string(report).expect("every process reports");

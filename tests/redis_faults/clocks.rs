@@ -15,6 +15,7 @@ use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
 use crate::bench::{LEASE, acquire, connect, engine};
+use crate::children;
 use crate::ledger::{Ledger, replayed, request};
 use crate::server::Server;
 use crate::storm::{Disturbance, Storm};
@@ -114,7 +115,7 @@ fn s13_processes_with_wrong_clocks_decide_the_same() {
         let children = [-HOUR, 0, HOUR].map(|by| (by, start_child(&server, &clocks, by)));
         let mut seen = HashSet::new();
         for (by, child) in children {
-            let output = child.wait_with_output().unwrap();
+            let output = children::end(child);
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{by}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
             for line in text.lines() {

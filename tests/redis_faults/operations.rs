@@ -105,7 +105,7 @@ impl Case {
     pub(crate) async fn prepare(operation: Operation, name: &str, bench: &Bench, repeats: bool) -> Case {
         let count = operation.keys();
         let keys: Vec<_> = (0..count).map(|number| format!("{operation:?}/{name}/{number}")).collect();
-        let owners = repeats.then(|| keys.iter().map(|_| Owner::random()).collect());
+        let owners = repeats.then(|| keys.iter().map(|_| Owner::random().unwrap()).collect());
         let granted = keys.iter().map(|_| None).collect();
         let mut case = Case { operation, keys, owners, held: Vec::new(), granted };
         match operation {

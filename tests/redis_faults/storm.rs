@@ -109,7 +109,7 @@ impl Storm {
     /// Delivers until it is known what came of it, as a queue would.
     async fn deliver(&self, engine: &Engine, key: &str, number: usize) {
         // One for all repetitions of this delivery: the grant of a begin whose answer was lost is found again.
-        let request = request(key).owner(Owner::random());
+        let request = request(key).owner(Owner::random().unwrap());
         let started = SystemClock.monotonic();
         let patience = if self.may_lose { LITTLE_PATIENCE } else { PATIENCE };
         while SystemClock.monotonic() - started < patience {

@@ -134,7 +134,7 @@ impl Actor {
         let persona = &mut lock(&self.world.personas)[self.number];
         let fingerprint = fingerprint(u8::from(dice.percent(5)));
         let known = persona.orphan.filter(|(of, _)| *of == key && dice.percent(80)).map(|(_, owner)| owner);
-        let owner = known.or_else(|| dice.percent(40).then(Owner::random));
+        let owner = known.or_else(|| dice.percent(40).then(|| Owner::random().unwrap()));
         persona.orphan = owner.map(|owner| (key, owner)).or(persona.orphan);
         self.asked(key, fingerprint, owner)
     }

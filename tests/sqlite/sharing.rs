@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use futures_util::future::join_all;
 use nevertwice::{Snapshot, Swap};
 
+use super::children::Deadline;
 use super::*;
 
 #[test]
@@ -267,7 +268,7 @@ fn s1_200_tasks_in_each_of_2_processes_race_for_a_key_and_one_is_granted() {
     }
 }
 
-struct Racer(Child, BufReader<std::process::ChildStdout>);
+struct Racer(Child, BufReader<std::process::ChildStdout>, #[allow(dead_code)] Deadline);
 
 impl Drop for Racer {
     fn drop(&mut self) {
@@ -291,7 +292,8 @@ impl Racer {
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Racer(child, output)
+        let deadline = Deadline::of(&child);
+        Racer(child, output, deadline)
     }
 
     /// Reads up to a line that starts with `word`, and gives the rest of it.

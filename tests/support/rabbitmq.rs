@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use lapin::{Connection, ConnectionProperties};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The broker's own script. The one in Debian's `/usr/sbin` changes to the user `rabbitmq` and the system's folders.
 const DEBIAN: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// Until a broker that starts must have answered.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How long one try to connect may take: it never ends if a broker that starts closes the socket.
+const TRY: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A `rabbitmq-server` with ports, a port mapper and folders of its own, run by this user. It ends with this value.
@@ -126,7 +128,8 @@ fn missing(what: &str, error: &std::io::Error) -> ! {
 async fn answers(url: &str, children: &mut [Child]) -> Result<(), bool> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
-        if Connection::connect(url, ConnectionProperties::default()).await.is_ok() {
+        let connected = timeout(TRY, Connection::connect(url, ConnectionProperties::default())).await;
+        if matches!(connected, Ok(Ok(_))) {
             return Ok(());
         }
         if children.iter_mut().any(|child| child.try_wait().unwrap().is_some()) {

@@ -14,7 +14,9 @@ use tokio::task::JoinHandle;
 /// Names another server than `redis-server` to run these tests against: Valkey's.
 const BINARY: &str = "NEVERTWICE_REDIS_SERVER";
 /// How often a server that starts is asked, every 5 ms, whether it is there.
-const PATIENCE: u32 = 2000;
+const PATIENCE: u32 = 12_000;
+/// How long the server may take to answer what a test asks for behind the store's back.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A `redis-server` with its own port and directory, which ends with this value.
 pub(crate) struct Server {
@@ -67,7 +69,10 @@ impl Server {
 
     /// A plain connection, to look behind the store's back.
     pub(crate) fn raw(&self) -> redis::Connection {
-        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+        let client = redis::Client::open(self.url()).unwrap();
+        let connection = client.get_connection_with_timeout(ANSWER).unwrap();
+        connection.set_read_timeout(Some(ANSWER)).unwrap();
+        connection
     }
 
     /// What a command, written as in a shell, answers.

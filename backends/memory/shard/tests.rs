@@ -196,7 +196,7 @@ fn compare(ops: Vec<Op>) {
             Op::Remove(key) => {
                 let found = shard.find(&id(key));
                 assert_eq!(found.is_some(), model.contains_key(&id(key)));
-                let scopes = found.map(|place| shard.remove(&id(key), place).scopes);
+                let scopes = found.map(|place| shard.remove(&id(key), place).scopes.clone());
                 let scope = model.remove(&id(key)).map(|record| vec![record.scope]);
                 assert_eq!(scopes, scope);
             }

@@ -101,7 +101,7 @@ pub async fn s11_batches_are_whole_or_can_be_repeated(store: Shared) {
     let engine = engine(&store);
     acquire(&engine, &request("batch done")).await.complete("before").await.unwrap();
     drop(crash(&engine, &store, &request("batch crashed")).await);
-    let owner = Owner::random();
+    let owner = Owner::random().unwrap();
     let mut requests: Vec<_> = (0..100).map(|key| request(&format!("batch {key}")).owner(owner)).collect();
     requests.push(request("batch done"));
     requests.push(request("batch 7"));

@@ -25,7 +25,7 @@ pub async fn l1_a_call_ends_by_its_deadline(store: Shared) {
         faulty.from_call(1, fault);
         let clock = ManualClock::new();
         let engine = Engine::builder(faulty.clone()).clock(clock.clone()).build().unwrap();
-        let request = request(&key).owner(Owner::random());
+        let request = request(&key).owner(Owner::random().unwrap());
         let limit = engine.policy().call_timeout;
         let result = poll_until(engine.begin(&request), || {
             assert!(crate::Clock::monotonic(&clock) <= limit + Duration::from_secs(1));
@@ -64,7 +64,7 @@ async fn poll_until<T>(call: impl Future<Output = T>, mut meanwhile: impl FnMut(
 pub async fn s11_a_dropped_call_leaves_nothing_half_done(store: Shared) {
     let engine = engine(&store);
     for awaits in 0..4 {
-        let request = request(&format!("dropped at {awaits}")).owner(Owner::random());
+        let request = request(&format!("dropped at {awaits}")).owner(Owner::random().unwrap());
         let begun = dropped_at(awaits, engine.begin(&request)).await;
         drop(begun);
         let lease = acquire(&engine, &request).await;

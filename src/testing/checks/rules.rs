@@ -89,7 +89,7 @@ pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
     let lease = acquire(&engine, &request("forged")).await;
     let genuine = serde_json::to_value(lease.token()).unwrap();
     for (field, value) in [
-        ("owner", serde_json::to_value(Owner::random()).unwrap()),
+        ("owner", serde_json::to_value(Owner::random().unwrap()).unwrap()),
         ("fingerprint", serde_json::to_value(Fingerprint::of("other")).unwrap()),
         ("fence", (lease.fence().0 - 1).into()),
         ("fence", (lease.fence().0 + 1).into()),
@@ -119,7 +119,7 @@ pub async fn s4_another_fingerprint_gets_nothing_in_any_state(store: Shared) {
             }
         }
     };
-    let owner = Owner::random();
+    let owner = Owner::random().unwrap();
     let own = |key: &str| request(key).owner(owner);
     drop(acquire(&engine, &own("running")).await);
     drop(crash(&engine, &store, &own("crashed")).await);
@@ -162,7 +162,7 @@ pub async fn s5_fences_increase(store: Shared) {
 /// S6: a begin repeated by its owner gets the same grant, and no more time.
 pub async fn s6_a_repeated_begin_gets_the_same_grant_and_no_more_time(store: Shared) {
     let engine = engine(&store);
-    let request = request("repeat").owner(Owner::random());
+    let request = request("repeat").owner(Owner::random().unwrap());
     let first = acquire(&engine, &request).await;
     let written = store.load(&request.id()).await.unwrap().record.unwrap();
     for _ in 0..3 {

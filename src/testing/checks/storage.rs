@@ -106,7 +106,7 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
     }
     for (effect, takeover) in [(false, true), (true, false), (true, true)] {
         let holder = "host-7/é".into();
-        let owner = Owner::random();
+        let owner = Owner::random().unwrap();
         let recovery = [Recovery::Rerun, Recovery::Never, Recovery::RerunUnlessEffect][shapes.len() % 3];
         shapes.push(State::InProgress { owner, lease: LONG, effect, takeover, recovery, holder });
     }

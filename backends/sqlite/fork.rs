@@ -1,0 +1,78 @@
+//! The files that this process has open, for its children to keep their hands off them: [`ForkGuard`].
+//!
+//! A process counts in memory which locks it has on a file. A forked child has a copy of the count, but not of the
+//! locks: what it opened would go without them, and others would reset or remove the log under it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::file::FileId;
+use super::trouble::unusable;
+use crate::error::StoreError;
+use crate::process::Process;
+
+static OPEN: Mutex<Vec<(Process, FileId)>> = Mutex::new(Vec::new());
+
+/// A file that this process has open, until it is dropped.
+#[derive(Debug)]
+pub(super) struct ForkGuard {
+    process: Process,
+    file: Option<FileId>,
+}
+
+impl ForkGuard {
+    /// # Errors
+    /// [`StoreError::Unusable`] if a process that this one was forked from had the file at `path` open.
+    pub(super) fn check_path(path: &Path) -> Result<(), StoreError> {
+        let (process, file) = (Process::current(), id(path));
+        if open().iter().any(|(owner, known)| Some(*known) == file && *owner != process) {
+            return Err(unusable(
+                "the process that this one was forked from had the file open; open it in the child only, \
+                 or in a process of its own",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes down that the file at `path` is open.
+    pub(super) fn new(path: &Path) -> ForkGuard {
+        let (process, file) = (Process::current(), id(path));
+        open().extend(file.map(|file| (process, file)));
+        ForkGuard { process, file }
+    }
+
+    /// # Errors
+    /// [`StoreError::Unusable`] in a child that was forked since.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        if self.is_here() {
+            return Ok(());
+        }
+        Err(unusable(
+            "it was opened before this process was forked; open it after the fork, in the child only",
+        ))
+    }
+
+    /// Whether it was opened by this process, and not by one that this was forked from.
+    pub(super) fn is_here(&self) -> bool {
+        self.process.is_current()
+    }
+}
+
+impl Drop for ForkGuard {
+    fn drop(&mut self) {
+        let Some(file) = self.file else { return };
+        let mut open = open();
+        if let Some(own) = open.iter().position(|known| *known == (self.process, file)) {
+            open.swap_remove(own);
+        }
+    }
+}
+
+fn id(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|file| FileId::of(&file))
+}
+
+fn open() -> MutexGuard<'static, Vec<(Process, FileId)>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
