@@ -71,7 +71,6 @@
 //! | `nevertwice.answered` | DEBUG | `store`, `command`, `outcome`, `state`, `attempt` | a lease's command was answered |
 //! | `nevertwice.lease_lost` | WARN | `store`, `state`, `attempt` | a holder was told, for the first time, that the key is no longer its own |
 //! | `nevertwice.restored` | WARN | `store`, `attempt` | an outcome was written although the record was gone |
-//! | `nevertwice.store_warning` | WARN | `store`, `warning` | a store found something that an operator should know, or no longer trusts its file |
 //! | `nevertwice.store_retry` | WARN | `store`, `reason`, `tries` | a store call is repeated, after so many |
 //! | `nevertwice.timed_out` | WARN | `store`, `tries` | a call was given up |
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
@@ -80,12 +79,13 @@
 //! | `nevertwice.unsettled_expired` | WARN | `store`, `records` | a purge removed evidence of effects that nobody settled in time |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
 //!
-//! # Events of the SQLite store's clock
+//! # Events of the SQLite store
 //!
-//! When a file is opened, of the same target and in no span of the crate's.
+//! Of the same target and in no span of the crate's; those of its clock when a file is opened.
 //!
 //! | event | level | fields | meaning |
 //! |---|---|---|---|
+//! | `nevertwice.store_warning` | WARN | `store`, `warning` | one of `SqliteStore::warnings`, or: the file is no longer the one that was opened, and every call fails |
 //! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | the wall clock is so many seconds ahead of the file's time, which is further than it is believed: see `SqliteStoreBuilder::max_clock_step` |
 //! | `nevertwice.clock_without_boot` | WARN | `store` | the system has no boot id, so the processes that open the file do not share one time |
 
