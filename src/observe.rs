@@ -107,7 +107,6 @@
 //! | `nevertwice.lease_abandoned` | WARN | `store`, `attempt` | a lease was dropped that was not finished, released or told that it is lost, and whose token nobody took |
 //! | `nevertwice.renewal_overdue` | WARN | `store`, `attempt`, `late_ms` | a renewal came so late, at least a sixth of the lease: the future that renews was not polled in time |
 //! | `nevertwice.restored` | WARN | `store`, `attempt` | an outcome was written although the record was gone |
-//! | `nevertwice.store_warning` | WARN | `store`, `warning` | a store found something that an operator should know, or no longer trusts its file |
 //! | `nevertwice.store_retry` | WARN | `store`, `reason`, `tries` | a store call is repeated, after so many |
 //! | `nevertwice.timed_out` | WARN | `store`, `tries` | a call was given up |
 //! | `nevertwice.waited` | DEBUG | `store`, `end` | a wait ended |
@@ -118,12 +117,13 @@
 //! | `nevertwice.purge_failed` | WARN | `store`, `command` | a `purge` or `drop_responses` ended with an error |
 //! | `nevertwice.operated` | INFO | `store`, `action`, `outcome` | an operator's word was carried out or refused |
 //!
-//! # Events of the SQLite store's clock
+//! # Events of the SQLite store
 //!
-//! When a file is opened, of the same target and in no span of the crate's.
+//! Of the same target and in no span of the crate's; those of its clock when a file is opened.
 //!
 //! | event | level | fields | meaning |
 //! |---|---|---|---|
+//! | `nevertwice.store_warning` | WARN | `store`, `warning` | one of `SqliteStore::warnings`, or: the file is no longer the one that was opened, and every call fails |
 //! | `nevertwice.clock_step` | WARN | `store`, `ahead_s` | the wall clock is so many seconds ahead of the file's time, which is further than it is believed: see `SqliteStoreBuilder::max_clock_step` |
 //! | `nevertwice.clock_without_boot` | WARN | `store` | the system has no boot id, so the processes that open the file do not share one time |
 
