@@ -218,6 +218,10 @@ impl Engine {
 
     /// What was not settled at once, one by one. What was done all the same is recognised.
     async fn go_on(&self, task: Task<'_>, view: View<'_>, sent: Duration) -> Result<Answer, Error> {
+        if let Believed::Held(lease) = task.view {
+            // A release may have been sent meanwhile.
+            lease.open_for(task.command)?;
+        }
         // What is left of the time for the whole batch, but enough for a try.
         let limit = self.policy().call_timeout;
         let passed = self.clock().monotonic().saturating_sub(sent);

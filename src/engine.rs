@@ -280,6 +280,7 @@ impl Engine {
     ) -> Result<Answer, Error> {
         self.check_origin(command)?;
         let mut call = Call::within(self, id, limit);
+        let held = if let View::Held(lease) = &view { Some(*lease) } else { None };
         let guess = match &view {
             View::Absent => Step::guess(Stamp::ZERO, None, command),
             View::Held(lease) => lease.step(call.started, command),
@@ -302,6 +303,7 @@ impl Engine {
                     View::Unknown | View::Absent | View::Held(_) => call.load().await?,
                 };
                 lapsed = lapses(&found);
+                held.map_or(Ok(()), |lease| lease.open_for(command))?;
                 match Step::on(&mut found, command) {
                     Ok(step) => step,
                     Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
@@ -324,6 +326,8 @@ impl Engine {
             };
             call.rest(&mut pause).await;
             lapsed = lapses(&found);
+            // A release that was sent meanwhile may be why it is gone.
+            held.map_or(Ok(()), |lease| lease.open_for(command))?;
             step = match Step::on(&mut found, command) {
                 Ok(step) => step,
                 Err(reply) => return Ok(Answer::found(call.sent, reply, found)),

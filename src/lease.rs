@@ -505,7 +505,7 @@ impl Lease {
 
     /// Refuses every command but another release once a release was sent. The record may be gone, and a
     /// gone record is taken for one that the store lost.
-    fn open_for(&self, command: &Command) -> Result<(), Error> {
+    pub(crate) fn open_for(&self, command: &Command) -> Result<(), Error> {
         let mut held = self.held();
         if let Command::Release(_) = command {
             held.released = true;

@@ -244,7 +244,13 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
         assert_eq!(record.is_unsettled(at(&record, lease)), evidence);
         assert_eq!(record.is_unsettled(at(&record, keep - MICRO)), evidence);
         assert!(!record.is_unsettled(at(&record, keep)));
-        let begin = |time| decide(at(&record, time), Some(&record), &Command::Begin(ask()));
+        // By the recovery that it was granted with.
+        let recovery = match record.state {
+            State::InProgress { recovery, .. } => recovery,
+            _ => mine.recovery,
+        };
+        let again = Command::Begin(Ask { recovery, ..ask() });
+        let begin = |time| decide(at(&record, time), Some(&record), &again);
         let unresolved = matches!(begin(keep - MICRO), Decision::Reply(Reply::Unresolved { .. }));
         assert_eq!(unresolved, evidence, "{record:?}");
         assert_eq!(write(begin(keep)).0.attempt, 1);

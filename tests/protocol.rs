@@ -57,7 +57,7 @@ impl Started {
 const LONG: u8 = 120;
 
 fn role(recovery: Rerun) -> Role {
-    Role { place: 0, payload: 0, lease: 2, retention: LONG, recovery, max_attempts: 3 }
+    Role { place: 0, payload: 0, lease: 2, retention: LONG, unresolved: LONG, recovery, max_attempts: 3 }
 }
 
 /// How many states are seen where nothing is optimised, in each check: only `--release` sees them all.
@@ -129,7 +129,7 @@ fn pair(name: &str, recovery: Rerun, menu: Menu, limits: Limits, reached: &[Even
 }
 
 const NOTHING: Limits =
-    Limits { crashes: 0, losses: 0, duplicates: 0, drops: 0, forward: 0, back: 0, purges: 0 };
+    Limits { crashes: 0, losses: 0, duplicates: 0, drops: 0, forward: 0, back: 0, purges: 0, rollbacks: 0 };
 const A_CRASH: Limits = Limits { crashes: 1, ..NOTHING };
 const A_LOSS: Limits = Limits { losses: 1, ..NOTHING };
 const BOTH: Limits = Limits { crashes: 1, losses: 1, ..NOTHING };
@@ -164,6 +164,53 @@ fn two_clients_mark_their_effect() {
     pair("mark", Rerun::Always, menu, A_CRASH, &[Event::Effect, Event::Takeover]);
     pair("mark", Rerun::UnlessEffect, menu, BOTH, &[Event::Effect, Event::UnresolvedMark, Event::Replayed]);
     pair("mark", Rerun::Never, menu, A_CRASH, &[Event::Effect, Event::UnresolvedCrash]);
+}
+
+/// Each begins again as the owner that it was, whatever it did before it crashed.
+#[test]
+fn two_clients_keep_their_owners() {
+    let menu = Menu::MARK.and(Menu::COMPLETE).and(Menu::KEEP_OWNER);
+    let reached = [Event::OwnerKept, Event::Effect, Event::LostGrantRecognised, Event::UnresolvedMark];
+    pair("owners", Rerun::UnlessEffect, menu, BOTH, &reached);
+    pair("owners", Rerun::Never, menu, A_CRASH, &[Event::OwnerKept, Event::UnresolvedCrash]);
+    let renews = Menu::RENEW.and(Menu::COMPLETE).and(Menu::KEEP_OWNER);
+    pair("owners that renew", Rerun::Always, renews, A_CRASH, &[Event::OwnerKept, Event::Takeover]);
+}
+
+/// A lease so short that a begin may be over before it hears of its grant.
+#[test]
+fn two_clients_are_granted_late() {
+    let late = Role { lease: 1, ..role(Rerun::UnlessEffect) };
+    let menu = Menu::MARK.and(Menu::COMPLETE);
+    let reached = [Event::GrantedAnew, Event::Takeover, Event::Effect];
+    check(setup("late", &[(late, menu); 2], A_LOSS), &reached);
+}
+
+/// Evidence outlasts a retention that is over, and the store's clean-up.
+#[test]
+fn two_clients_leave_evidence() {
+    let menu = Menu::MARK.and(Menu::FAIL_UNRESOLVED);
+    let reached = [Event::OverButEvidence, Event::Purged, Event::UnresolvedReport];
+    for recovery in [Rerun::UnlessEffect, Rerun::Never] {
+        let short = Role { lease: 1, retention: 1, ..role(recovery) };
+        let limits = Limits { purges: 1, ..A_CRASH };
+        let setup =
+            Setup { horizon: 5, ..setup(&format!("evidence, {recovery:?}"), &[(short, menu); 2], limits) };
+        check(setup, &reached);
+    }
+    // Nor does it stand for ever.
+    let brief = Role { lease: 1, retention: 1, unresolved: 2, ..role(Rerun::UnlessEffect) };
+    let limits = Limits { purges: 1, ..A_CRASH };
+    let setup = Setup { horizon: 6, ..setup("brief evidence", &[(brief, menu); 2], limits) };
+    check(setup, &[Event::OverButEvidence, Event::Purged, Event::UnresolvedMark]);
+}
+
+#[test]
+fn two_clients_and_a_transaction_that_is_rolled_back() {
+    let menu = Menu::COMPLETE.and(Menu::FAIL_NOW);
+    let limits = Limits { rollbacks: 1, ..A_LOSS };
+    let reached = [Event::RolledBack, Event::RolledBackRefused, Event::StaleTokenRefused, Event::Replayed];
+    pair("rolled back", Rerun::UnlessEffect, menu, limits, &reached);
 }
 
 #[test]
@@ -217,6 +264,16 @@ fn two_clients_and_an_operator() {
 }
 
 #[test]
+fn operators_correct_each_other() {
+    let careful = role(Rerun::Never);
+    let menu = Menu::COMPLETE.and(Menu::FAIL_UNRESOLVED);
+    let [client, settles, amends] = [menu, Menu::RESOLVE, Menu::AMEND].map(|menu| (careful, menu));
+    let reached = [Event::Settled, Event::Amended, Event::AmendRefused, Event::Replayed];
+    check(setup("amend", &[client, client, settles, amends], NOTHING), &reached);
+    check(setup("amend at once", &[client, settles, amends, amends], NOTHING), &reached[..3]);
+}
+
+#[test]
 fn two_clients_and_a_short_retention() {
     let menu = Menu::COMPLETE.and(Menu::FAIL_AFTER);
     let short = Role { lease: 1, retention: 1, ..role(Rerun::UnlessEffect) };
@@ -252,18 +309,28 @@ fn three_clients() {
 /// All that can happen, at random: deep paths of what is too large to be seen whole.
 #[test]
 fn three_clients_at_random() {
-    let one = Role { retention: 3, ..role(Rerun::UnlessEffect) };
+    let one = Role { retention: 3, unresolved: 6, ..role(Rerun::UnlessEffect) };
     let roles = [
-        (one, Menu::ALL),
+        (one, Menu::ALL.and(Menu::KEEP_OWNER)),
         (Role { recovery: Rerun::Never, ..one }, Menu::ALL),
         (Role { recovery: Rerun::Always, payload: 1, ..one }, Menu::ALL),
         (one, Menu::RESOLVE.and(Menu::FORGET)),
+        (one, Menu::AMEND),
     ];
-    let limits = Limits { crashes: 3, losses: 4, duplicates: 3, drops: 3, forward: 1, back: 1, purges: 2 };
+    let limits = Limits {
+        crashes: 3,
+        losses: 4,
+        duplicates: 3,
+        drops: 3,
+        forward: 1,
+        back: 1,
+        purges: 2,
+        rollbacks: 1,
+    };
     let setup = Setup { horizon: 24, ..setup("at random", &roles, limits) };
     let states = if is_bounded() { WITHOUT_OPTIMISATION } else { 1_000_000 * factor() };
-    // That attempts are used up is rare here, and has a check of its own.
-    let reached: Vec<Event> =
-        Event::ALL.into_iter().filter(|event| *event != Event::AttemptsExhausted).collect();
+    // What is rare here has a check of its own.
+    let rare = [Event::AttemptsExhausted, Event::Amended, Event::AmendRefused, Event::GrantedAnew];
+    let reached: Vec<Event> = Event::ALL.into_iter().filter(|event| !rare.contains(event)).collect();
     walk(setup, states, &reached);
 }

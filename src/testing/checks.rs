@@ -22,6 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::history::{self, Op, Pace};
+use super::model::Ask;
 use super::{Fault, FaultyStore, until_over};
 use crate::begin::Begin;
 use crate::clock::ManualClock;
@@ -37,6 +38,8 @@ use crate::record::{Body, Record, Stamp, State};
 use crate::request::Request;
 use crate::run::{Failure, RunError};
 use crate::store::{Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
+use crate::token::LeaseToken;
 
 pub use self::applications::*;
 pub use self::faults::*;

@@ -29,9 +29,11 @@ macro_rules! conformance {
             a_lost_race_shows_the_present_record
             removing_what_is_absent_is_done
             s5_stamps_increase_over_writes_and_removals
+            s5_every_write_raises_the_stamp
             records_come_back_byte_for_byte
             s7_other_records_are_untouched
             s13_nothing_is_removed_before_its_deadline
+            s13_evidence_outlasts_the_retention
             s13_time_does_not_go_back
             a_fresh_key_is_granted
             s1_of_many_concurrent_begins_one_is_granted
@@ -39,6 +41,9 @@ macro_rules! conformance {
             s2_an_outcome_is_immutable
             s3_stale_token_changes_nothing
             s3_a_forged_token_changes_nothing
+            s3_a_token_of_another_store_is_refused
+            s3_a_grant_that_was_rolled_back_records_nothing
+            s3_a_released_lease_records_nothing
             s13_nothing_is_evicted
             swaps_of_a_batch_see_each_other
             l4_a_change_is_never_missed
@@ -54,6 +59,8 @@ macro_rules! conformance {
             s6_a_repeated_finish_is_ok_and_changes_nothing
             s7_nothing_is_readable_under_another_scope
             s8_a_marked_effect_is_not_rerun
+            s8_an_owner_that_wrote_is_answered_as_anybody
+            s8_a_grant_is_given_anew_only_within_its_call
             s10_errors_are_never_grants
             l1_a_call_ends_by_its_deadline
             s11_a_dropped_call_leaves_nothing_half_done

@@ -82,7 +82,7 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
                 _ => Recovery::Never,
             };
             Op::Begin(Ask {
-                owner: u64::from(b % 3),
+                owner: u64::from(b % 4), // the last is drawn for each begin
                 fingerprint: u8::from(b > 230),
                 lease,
                 retention: time(c).max(lease),
@@ -281,12 +281,13 @@ impl Run<'_> {
     async fn begin(&mut self, ask: &Ask) -> Answer {
         let request = self
             .request()
-            .owner(self.owners[usize::try_from(ask.owner).unwrap_or(0)])
             .fingerprint(Fingerprint::of([ask.fingerprint]))
             .lease(ask.lease)
             .retention(ask.retention)
             .recovery(ask.recovery)
             .max_attempts(ask.max_attempts);
+        let kept = self.owners.get(usize::try_from(ask.owner).unwrap_or(usize::MAX));
+        let request = kept.into_iter().fold(request, |request, owner| request.owner(*owner));
         let body = |bytes: Option<&Bytes>| bytes.map(|bytes| bytes.to_vec()).unwrap_or_default();
         match self.engine.begin(&request).await {
             Ok(Begin::Acquired(lease)) => self.acquired(ask, lease),

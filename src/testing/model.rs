@@ -12,7 +12,7 @@ pub type Grant = u64;
 /// What a caller wants, in the model's terms: small numbers instead of random ones, seconds from the model's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Who asks.
+    /// Who asks; over [`Ask::KEPT_OWNERS`], an owner drawn for this begin.
     pub owner: u64,
     /// What for.
     pub fingerprint: u8,
@@ -26,6 +26,11 @@ pub struct Ask {
     pub recovery: Recovery,
     /// How often it may be executed.
     pub max_attempts: u32,
+}
+
+impl Ask {
+    /// How many owners begin again and again.
+    pub const KEPT_OWNERS: u64 = 3;
 }
 
 /// What a holder was granted.
@@ -147,7 +152,7 @@ impl Model {
         match entry.phase.clone() {
             // The answer of that owner's begin was lost: it has done nothing with the grant.
             Phase::Working { owner, takeover, lease, .. }
-                if owner == ask.owner && !entry.touched && since < lease =>
+                if owner == ask.owner && owner < Ask::KEPT_OWNERS && !entry.touched && since < lease =>
             {
                 Answer::Acquired {
                     grant: entry.grant,

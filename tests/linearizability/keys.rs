@@ -53,6 +53,8 @@ struct Row {
     /// `None`: the begin that made the grant was never answered.
     fence: Option<u64>,
     attempt: u32,
+    /// Whether it was written since the grant.
+    touched: bool,
     phase: Phase,
 }
 
@@ -105,7 +107,7 @@ impl Key {
                 return;
             }
             let phase = Phase::Working { short, marked, takeover };
-            let row = Some(Row { owner, fence: shown, attempt, phase });
+            let row = Some(Row { owner, fence: shown, attempt, touched: false, phase });
             let fence = shown.unwrap_or(0);
             let last = self.last.max(fence);
             ways.push((Key { row, last }, Answer::Acquired { fence, attempt, takeover }));
@@ -113,14 +115,15 @@ impl Key {
         let Some(row) = self.row else { return grant(1, false, false) };
         match row.phase {
             Phase::Working { short: over, marked, takeover } => {
-                if over && (row.owner != owner || marked) {
+                if over {
                     if marked && !rerun {
                         ways.push((*self, Answer::Unresolved));
                     } else {
                         grant(row.attempt + 1, marked, true);
                     }
                 }
-                if row.owner != owner {
+                // Who has written something may have acted, and is answered as anybody.
+                if row.owner != owner || row.touched {
                     ways.push((*self, Answer::InProgress));
                 } else if row.fence.is_none_or(|fence| Some(fence) == shown) {
                     let (attempt, fence) = (row.attempt, shown.unwrap_or(0));
@@ -147,14 +150,15 @@ impl Key {
                     }
                     other @ (Phase::Did(_) | Phase::Broke(..)) => other,
                 };
-                (Key { row: Some(Row { phase, ..row }), ..*self }, Answer::Done)
+                (Key { row: Some(Row { phase, touched: true, ..row }), ..*self }, Answer::Done)
             }
             _ => (*self, Answer::LeaseLost),
         }
     }
 
     fn finish(&self, token: Token, phase: Phase) -> (Key, Answer) {
-        let written = Row { owner: token.owner, fence: Some(token.fence), attempt: token.attempt, phase };
+        let Token { owner, fence, attempt } = token;
+        let written = Row { owner, fence: Some(fence), attempt, touched: true, phase };
         match self.row {
             None => (Key { row: Some(written), ..*self }, Answer::Done),
             Some(row) if row.is_held_by(token) => (Key { row: Some(written), ..*self }, Answer::Done),

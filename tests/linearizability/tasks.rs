@@ -44,7 +44,7 @@ pub(crate) async fn engine(store: Troubled, n: u64) -> (u64, Vec<Event<keys::Cal
 async fn worker(engine: &Engine, recorder: &Keys, mut dice: Dice, task: u32, n: u64, faulty: bool) {
     rest(dice.below(8)).await;
     for turn in 0..1 + dice.below(2) as u32 {
-        let number = task * 8 + turn;
+        let mut number = task * 8 + turn * 4;
         let short = dice.one_in(2);
         let rerun = dice.one_in(3);
         let request = Request::new("linear", n.to_string())
@@ -52,12 +52,14 @@ async fn worker(engine: &Engine, recorder: &Keys, mut dice: Dice, task: u32, n: 
             .fingerprint(Fingerprint::of("same"))
             .lease(if short { SHORT } else { LONG })
             .retention(LONG)
-            .recovery(if rerun { Recovery::Rerun } else { Recovery::RerunUnlessEffect })
-            .owner(Owner::random().unwrap());
-        let call = keys::Call::Begin { owner: number, short, rerun };
+            .recovery(if rerun { Recovery::Rerun } else { Recovery::RerunUnlessEffect });
+        // Where the lease lasts, whoever begins again is the same owner: after a begin that was dropped, and
+        // sometimes after all that it did.
+        let request = if short { request } else { request.owner(Owner::random().unwrap()) };
         let mut lease = None;
-        // A begin that was dropped is begun again as the same owner.
-        for _ in 0..2 {
+        for again in 0..2 {
+            number += u32::from(short && again > 0);
+            let call = keys::Call::Begin { owner: number, short, rerun };
             let drop = (faulty && dice.one_in(4)).then(|| dice.below(6));
             let begin = dropped_after(drop, engine.begin(&request));
             let begun = recorder.record(call, begin, |begun| begun.as_ref().and_then(begin_answer)).await;
@@ -70,6 +72,11 @@ async fn worker(engine: &Engine, recorder: &Keys, mut dice: Dice, task: u32, n: 
         }
         if let Some(lease) = lease {
             handler(&lease, recorder, &mut dice, number, faulty).await;
+            if !short && dice.one_in(3) {
+                let call = keys::Call::Begin { owner: number, short, rerun };
+                let begin = dropped_after(None, engine.begin(&request));
+                drop(recorder.record(call, begin, |begun| begun.as_ref().and_then(begin_answer)).await);
+            }
         }
     }
 }
@@ -111,6 +118,7 @@ async fn handler(lease: &Lease, recorder: &Keys, dice: &mut Dice, number: u32, f
                 (keys::Call::Fail(token, number, kind), Box::pin(lease.fail(bytes.clone(), retry)))
             }
         };
+        let releases = matches!(call, keys::Call::Release(_));
         recorder
             .record(call, dropped_after(drop, act), |done| match done {
                 Some(Ok(())) => Some(keys::Answer::Done),
@@ -119,6 +127,12 @@ async fn handler(lease: &Lease, recorder: &Keys, dice: &mut Dice, number: u32, f
                 Some(Err(_)) | None => None,
             })
             .await;
+        if releases {
+            // It may have been dropped before it was sent.
+            let late = if drop.is_some() { return } else { lease.complete(bytes).await };
+            assert!(matches!(late, Err(Error::LeaseLost { .. })), "S3: heard after a release: {late:?}");
+            return;
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::world::{Menu, Protocol, World};
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Client {
     pub(crate) doing: Doing,
-    /// How often it crashed: each life is another owner.
+    /// How often it crashed: each life is another owner, unless it keeps the one it has.
     life: u8,
     pub(crate) token: Option<Token>,
     /// The record as it last saw it.
@@ -16,6 +16,8 @@ pub(crate) struct Client {
     pub(crate) relies_until: Time,
     /// What it did under this grant.
     did: Menu,
+    /// Whether it sent a release: then it sends nothing else under this grant.
+    released: bool,
     /// Whether its effect has happened.
     effect: bool,
     /// What a begin owes it: an outcome was acknowledged before it began.
@@ -32,6 +34,8 @@ pub(crate) enum Doing {
     Holding,
     /// An operator who looked and saw this fence.
     Looked(Time),
+    /// An operator who looked at what an operator settled, and saw this stamp.
+    Reviewed(Time),
     Over,
 }
 
@@ -73,7 +77,11 @@ pub(crate) enum Deed {
     /// An operator looks.
     Look,
     Settle(Settle),
+    /// An operator corrects an operator; the flag allows a rerun.
+    Amend(Settle, bool),
     Forget,
+    /// A begin in a transaction that is rolled back at once.
+    BeginRolledBack,
     Deliver,
     /// It is done, and a copy is still under way.
     DeliverTwice,
@@ -85,6 +93,8 @@ pub(crate) enum Deed {
     /// The call is dropped or times out, and the client goes on.
     Drop,
     Crash,
+    /// The process crashes, and begins again as the owner that it was.
+    CrashAsOwner,
     /// The process crashes, and another one goes on with its token.
     HandOver,
 }
@@ -101,23 +111,36 @@ impl Client {
 
     pub(crate) fn deeds(&self, world: &World, role: &Role, menu: Menu, mut push: impl FnMut(Deed)) {
         let left = world.left;
-        let operator = menu.has(Menu::RESOLVE) || menu.has(Menu::FORGET);
+        let operator = menu.is_operators();
         match self.doing {
             Doing::Idle if operator => {
                 if menu.has(Menu::RESOLVE) && world.key(role).row.is_some() {
+                    push(Deed::Look);
+                }
+                if menu.has(Menu::AMEND) && world.key(role).row.is_some_and(|row| row.resolved) {
                     push(Deed::Look);
                 }
                 if menu.has(Menu::FORGET) {
                     push(Deed::Forget);
                 }
             }
-            Doing::Idle => push(Deed::Begin),
+            Doing::Idle => {
+                push(Deed::Begin);
+                if left.rollbacks > 0 {
+                    push(Deed::BeginRolledBack);
+                }
+            }
             Doing::Waiting(at) if world.now >= at => push(Deed::Begin),
             Doing::Waiting(_) | Doing::Over => {}
             Doing::Looked(_) => {
                 [Settle::Completed(200), Settle::Failed(201), Settle::Rerun]
                     .into_iter()
                     .for_each(|settle| push(Deed::Settle(settle)));
+            }
+            Doing::Reviewed(_) => {
+                push(Deed::Amend(Settle::Completed(210), false));
+                push(Deed::Amend(Settle::Rerun, false));
+                push(Deed::Amend(Settle::Rerun, true));
             }
             Doing::Holding => self.handler(world, role, menu, &mut push),
             Doing::Calling(call) => {
@@ -146,8 +169,11 @@ impl Client {
         }
         let alive = matches!(self.doing, Doing::Holding | Doing::Calling(_));
         if alive && left.crashes > 0 && !operator {
-            push(Deed::Crash);
-            if menu.has(Menu::HAND_OVER) && self.token.is_some() {
+            push(if menu.has(Menu::KEEP_OWNER) { Deed::CrashAsOwner } else { Deed::Crash });
+            if menu.has(Menu::HAND_OVER)
+                && !self.released
+                && self.token.is_some_and(|token| !token.in_transaction)
+            {
                 push(Deed::HandOver);
             }
         }
@@ -167,6 +193,12 @@ impl Client {
                 push(Deed::Call(cmd, false));
             }
         };
+        if self.released {
+            return call(Cmd::Release(token));
+        }
+        // A grant made in a transaction is only finished.
+        let finishes = Menu::COMPLETE.and(Menu::FAIL_NOW).and(Menu::FAIL_AFTER);
+        let menu = if token.in_transaction { menu.only(finishes) } else { menu };
         let once = |one: Menu| menu.has(one) && !self.did.has(one);
         if once(Menu::MARK) {
             call(Cmd::Mark(token));
@@ -180,12 +212,14 @@ impl Client {
         if menu.has(Menu::COMPLETE) {
             call(Cmd::Complete(token, mine));
         }
+        if menu.has(Menu::FAIL_UNRESOLVED) {
+            call(Cmd::Fail(token, mine, Again::Unresolved));
+        }
         if !self.effect {
             for (one, again) in [
                 (Menu::FAIL_NOW, Again::Now),
                 (Menu::FAIL_AFTER, Again::After(1)),
                 (Menu::FAIL_NEVER, Again::Never),
-                (Menu::FAIL_UNRESOLVED, Again::Unresolved),
             ] {
                 if menu.has(one) {
                     call(Cmd::Fail(token, mine, again));
@@ -215,12 +249,15 @@ impl World {
         let mut client = self.clients[usize::from(at)];
         match deed {
             Deed::Begin => {
-                let cmd = Cmd::Begin { owner: client.owner(at) };
+                // A client that was told to come back, or was restarted, keeps its owner.
+                let is_new = client.doing == Doing::Idle;
+                let cmd = Cmd::Begin { owner: client.owner(at), is_new };
                 client.owed = self.key(&role).ghost.owes(&role, self.now);
                 self.proceed(model, at, &mut client, cmd, None, 0);
             }
             Deed::Call(cmd, believed) => {
                 client.did = client.did.and(bit(&cmd));
+                client.released |= matches!(cmd, Cmd::Release(_));
                 if ends(&cmd) {
                     // Whatever comes of it, nobody relies on a lease that he gave back.
                     client.relies_until = 0;
@@ -237,9 +274,17 @@ impl World {
             }
             Deed::Look => {
                 if let Some(row) = self.key(&role).row {
-                    client.doing = Doing::Looked(row.fence);
+                    let reviews = model.setup.roles[usize::from(at)].1.has(Menu::AMEND);
+                    client.doing =
+                        if reviews { Doing::Reviewed(row.stamp) } else { Doing::Looked(row.fence) };
                 }
             }
+            Deed::Amend(settle, may_rerun) => {
+                if let Doing::Reviewed(stamp) = client.doing {
+                    client.doing = self.calling(Cmd::Amend(stamp, settle, may_rerun), Step::Load);
+                }
+            }
+            Deed::BeginRolledBack => self.roll_back(model, at, &mut client),
             Deed::Settle(settle) => {
                 if let Doing::Looked(fence) = client.doing {
                     client.doing = self.calling(Cmd::Resolve(fence, settle), Step::Load);
@@ -247,7 +292,7 @@ impl World {
             }
             Deed::Forget => client.doing = self.calling(Cmd::Forget, Step::Load),
             Deed::Receive => self.receive(model, at, &mut client),
-            Deed::Drop | Deed::Crash | Deed::HandOver => {
+            Deed::Drop | Deed::Crash | Deed::CrashAsOwner | Deed::HandOver => {
                 if let Doing::Calling(Call { wire: Wire::Sent, .. }) = client.doing {
                     self.leave(at, &client);
                 }
@@ -260,6 +305,13 @@ impl World {
                     self.left.crashes -= 1;
                     count.add(Event::Crashed);
                     let token = client.token.filter(|_| deed == Deed::HandOver);
+                    if deed == Deed::CrashAsOwner {
+                        count.add(Event::OwnerKept);
+                        let doing = Doing::Waiting(0);
+                        self.clients[usize::from(at)] =
+                            Client { life: client.life, doing, ..Client::default() };
+                        return;
+                    }
                     client = Client { life: client.life + 1, effect: client.effect, ..Client::default() };
                     if let Some(token) = token {
                         client.token = Some(token);
@@ -294,6 +346,26 @@ impl World {
             }
         }
         self.clients[usize::from(at)] = client;
+    }
+
+    /// A begin in a transaction of the application's, which is rolled back: its holder may not know.
+    fn roll_back(&mut self, model: &Protocol, at: u8, client: &mut Client) {
+        self.left.rollbacks -= 1;
+        let role = model.setup.roles[usize::from(at)].0;
+        let owner = client.owner(at);
+        let key = self.key(&role);
+        let (now, row) = (self.now, key.row);
+        let stamp = now.max(key.last + 1);
+        match decide(now, row.as_ref(), &role, &Cmd::Begin { owner, is_new: true }) {
+            Verdict::Write(Some(next), Reply::Acquired) => {
+                let next = next.stamped(stamp);
+                client.token =
+                    Some(Token { owner, fence: next.fence, attempt: next.attempt, in_transaction: true });
+                client.doing = Doing::Holding;
+                model.count.add(Event::RolledBack);
+            }
+            _ => client.doing = Doing::Waiting(0),
+        }
     }
 
     /// A copy of what is on the wire stays under way, though nobody waits for it.
@@ -374,12 +446,18 @@ impl World {
         let until = row.and_then(|row| row.until()).unwrap_or(0);
         let relies_until = sent + until.saturating_sub(now);
         client.doing = match (reply, cmd) {
-            (Reply::Acquired, Cmd::Begin { owner }) => {
+            (Reply::Acquired, Cmd::Begin { owner, .. }) => {
                 let Some(row) = row else { return self.breaks(Rule::S10) };
-                client.token = Some(Token { owner: *owner, fence: row.fence, attempt: row.attempt });
+                client.token = Some(Token {
+                    owner: *owner,
+                    fence: row.fence,
+                    attempt: row.attempt,
+                    in_transaction: false,
+                });
                 client.seen = Some(row);
                 client.relies_until = relies_until;
                 client.did = Menu::default();
+                client.released = false;
                 Doing::Holding
             }
             (Reply::InProgress(wait), Cmd::Begin { .. }) => Doing::Waiting(now + wait),
@@ -409,6 +487,7 @@ fn bit(cmd: &Cmd) -> Menu {
         | Cmd::Fail(..)
         | Cmd::Release(_)
         | Cmd::Resolve(..)
+        | Cmd::Amend(..)
         | Cmd::Forget => Menu::default(),
     }
 }

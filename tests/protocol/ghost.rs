@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::client::ends;
-use crate::row::{Again, Cmd, Phase, Reply, Rerun, Role, Row, Time, Token, Why};
+use crate::row::{Again, Cmd, Phase, Reply, Rerun, Role, Row, Settle, Time, Token, Why};
 
 /// A rule that can be broken: the bit that says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +19,7 @@ pub(crate) enum Rule {
     S8,
     S10,
     S11,
+    S13,
     L2,
 }
 
@@ -68,10 +69,17 @@ pub(crate) enum Event {
     Effect,
     Crashed,
     Dropped,
+    OwnerKept,
+    GrantedAnew,
+    OverButEvidence,
+    RolledBack,
+    RolledBackRefused,
+    Amended,
+    AmendRefused,
 }
 
 impl Event {
-    pub(crate) const ALL: [Event; 24] = [
+    pub(crate) const ALL: [Event; 31] = [
         Event::Granted,
         Event::Takeover,
         Event::Retried,
@@ -96,6 +104,13 @@ impl Event {
         Event::Effect,
         Event::Crashed,
         Event::Dropped,
+        Event::OwnerKept,
+        Event::GrantedAnew,
+        Event::OverButEvidence,
+        Event::RolledBack,
+        Event::RolledBackRefused,
+        Event::Amended,
+        Event::AmendRefused,
     ];
 }
 
@@ -119,6 +134,8 @@ pub(crate) struct Ghost {
     grants: Vec<(Time, u8)>,
     /// The grant that is neither finished nor given back, and until when it holds.
     open: Option<(Time, Time)>,
+    /// The grant that was given back last.
+    released: Option<Time>,
     /// Every outcome that was written, with the fence of its grant.
     outcomes: Vec<(Time, Phase)>,
     /// The outcome that stands for good, until its retention is over.
@@ -201,6 +218,11 @@ impl Ghost {
         let kept = write.before.filter(|row| row.is_kept(write.now));
         if kept.is_none() || write.cmd == Cmd::Forget {
             self.epoch += u8::from(self.standing.take().is_some());
+        } else if let (Cmd::Amend(stamp, settle, may_rerun), Some(row)) = (write.cmd, kept) {
+            // An operator's word may be corrected, by who was shown it.
+            broken.unless(row.resolved && row.stamp == stamp, Rule::S2);
+            broken.unless(settle != Settle::Rerun || may_rerun, Rule::S2);
+            self.epoch += u8::from(self.standing.take().is_some());
         } else if kept.is_some_and(|row| row.is_final()) {
             broken.add(Rule::S2);
         }
@@ -208,12 +230,14 @@ impl Ghost {
             broken.unless(next.payload == write.role.payload || write.cmd.token().is_none(), Rule::S4);
         }
         match (write.cmd, write.next) {
-            (Cmd::Begin { owner }, Some(next)) => self.granting(write, kept, owner, next, broken, count),
+            (Cmd::Begin { owner, is_new }, Some(next)) => {
+                self.granting(write, kept, (owner, is_new), next, broken, count);
+            }
             (Cmd::Renew(token) | Cmd::Checkpoint(token, _) | Cmd::Mark(token), Some(next)) => {
                 let before = write.before.filter(|row| row.is_held_by(token));
                 broken.unless(before.is_some(), Rule::S3);
                 broken.unless(
-                    before.is_some_and(|row| rewritten(row, write.cmd) == at(next, row.stamp)),
+                    before.is_some_and(|row| rewritten(row, write.role, write.cmd) == at(next, row.stamp)),
                     Rule::S11,
                 );
                 self.open = self.open.map(|(fence, _)| (fence, next.until().unwrap_or(0)));
@@ -222,7 +246,11 @@ impl Ghost {
                 broken.unless(kept.is_none_or(|row| row.is_held_by(token)), Rule::S3);
                 broken.unless(next.fence == token.fence && next.attempt == token.attempt, Rule::S5);
                 broken.unless(next.phase == outcome(write.cmd), Rule::S11);
+                broken.unless(next.unresolved == evidence(write.role, next.phase), Rule::S13);
                 if kept.is_none() {
+                    // Neither by who gave the grant back, nor by who never had it.
+                    let gave_back = self.released == Some(token.fence);
+                    broken.unless(!gave_back && !token.in_transaction, Rule::S3);
                     count.add(Event::Restored);
                 }
                 self.open = None;
@@ -231,14 +259,22 @@ impl Ghost {
             (Cmd::Release(token), None) => {
                 broken.unless(write.before.is_some_and(|row| row.is_held_by(token)), Rule::S3);
                 self.open = None;
+                self.released = Some(token.fence);
             }
             (Cmd::Resolve(fence, _), Some(next)) => {
                 let looked_at =
                     |row: Row| row.fence == fence && row.until().is_none_or(|until| until <= write.now);
                 broken.unless(write.before.is_some_and(looked_at), Rule::S3);
                 broken.unless(next.fence == fence, Rule::S5);
+                broken.unless(next.resolved && next.unresolved.is_none(), Rule::S13);
                 count.add(Event::Settled);
                 self.open = None;
+                self.settle(&next);
+            }
+            (Cmd::Amend(..), Some(next)) => {
+                broken.unless(write.before.is_some_and(|row| row.fence == next.fence), Rule::S5);
+                broken.unless(next.resolved, Rule::S2);
+                count.add(Event::Amended);
                 self.settle(&next);
             }
             (Cmd::Forget, None) => {
@@ -255,17 +291,19 @@ impl Ghost {
         &mut self,
         write: &Write<'_>,
         kept: Option<Row>,
-        owner: u8,
+        (owner, is_new): (u8, bool),
         next: Row,
         broken: &mut Rules,
         count: &Count,
     ) {
         let role = write.role;
+        let recovery = role.recovery;
         count.add(Event::Granted);
         // What was kept when it was decided, and is over when it is written, may be taken either way.
         let lease = role.lease;
-        let first = Phase::Working { owner, lease, effect: false, takeover: false };
+        let first = Phase::Working { owner, lease, effect: false, takeover: false, recovery };
         let fresh = next.attempt == 1 && next.checkpoint.is_none() && next.phase == first;
+        broken.unless(!(fresh && kept.is_some_and(|row| row.is_evidence())), Rule::S13);
         let kept = if fresh { kept } else { write.before };
         broken.unless(write.asked.is_some_and(|asked| asked.fence == 0), Rule::S5);
         broken.unless(write.stamp > self.last_fence(), Rule::S5);
@@ -274,11 +312,17 @@ impl Ghost {
             None => (1, None, false, false),
             Some(row) => {
                 broken.unless(row.payload == role.payload, Rule::S4);
-                broken.unless(row.attempt < role.max_attempts, Rule::S8);
+                // The grant of this very call, which has not told anybody of it.
+                let anew = is_new && row.is_untouched() && row.is_granted_to(owner);
+                broken.unless(anew || row.attempt < role.max_attempts, Rule::S8);
                 let (marked, takeover) = match row.phase {
-                    Phase::Working { owner: holder, effect, .. } => {
+                    Phase::Working { effect, takeover, .. } if anew => {
                         broken.unless(row.until().is_some_and(|until| until <= write.now), Rule::S1);
-                        broken.unless(holder != owner || effect, Rule::S6);
+                        count.add(Event::GrantedAnew);
+                        (effect, takeover)
+                    }
+                    Phase::Working { effect, .. } => {
+                        broken.unless(row.until().is_some_and(|until| until <= write.now), Rule::S1);
                         broken.unless(role.recovery != Rerun::Never, Rule::S8);
                         broken.unless(role.recovery == Rerun::Always || !effect, Rule::S8);
                         count.add(Event::Takeover);
@@ -294,14 +338,16 @@ impl Ghost {
                         (false, false)
                     }
                 };
-                if !takeover {
+                if !takeover && !anew {
                     count.add(Event::Retried);
                 }
-                (row.attempt + 1, row.checkpoint, marked, takeover)
+                (row.attempt + u8::from(!anew), row.checkpoint, marked, takeover)
             }
         };
-        let phase = Phase::Working { owner, lease, effect: marked, takeover };
-        let whole = next.attempt == attempt && next.checkpoint == checkpoint && next.phase == phase;
+        let phase = Phase::Working { owner, lease, effect: marked, takeover, recovery };
+        broken.unless(next.unresolved == marked.then_some(role.unresolved), Rule::S13);
+        let whole =
+            !next.resolved && next.attempt == attempt && next.checkpoint == checkpoint && next.phase == phase;
         broken.unless(whole, Rule::S8);
         broken.unless(next.fence == write.stamp, Rule::S5);
         self.grants.push((next.fence, owner));
@@ -311,9 +357,10 @@ impl Ghost {
     pub(crate) fn answered(&mut self, answer: &Answered<'_>, broken: &mut Rules, count: &Count) {
         let kept = answer.row.filter(|row| row.is_kept(answer.now));
         match answer.cmd {
-            Cmd::Begin { owner } => self.begun(answer, kept, owner, broken, count),
+            Cmd::Begin { owner, .. } => self.begun(answer, kept, owner, broken, count),
             Cmd::Resume(token) => {
-                let own = kept.is_none_or(|row| row.fence == token.fence && row.attempt > 0);
+                let own = |row: Row| row.fence == token.fence && row.attempt > 0;
+                let own = kept.map_or(!token.in_transaction, own);
                 broken.unless(answer.reply == if own { Reply::Done } else { Reply::LeaseLost }, Rule::S3);
                 count.add(Event::ResumedElsewhere);
             }
@@ -339,6 +386,15 @@ impl Ghost {
             Cmd::Resolve(..) => {
                 broken.unless(matches!(answer.reply, Reply::Done | Reply::NotResolvable), Rule::S3);
             }
+            Cmd::Amend(stamp, settle, may_rerun) => match answer.reply {
+                Reply::Done => broken.unless(kept.is_some_and(|row| row.resolved), Rule::S2),
+                Reply::NotResolvable => {
+                    let open = kept.is_some_and(|row| row.resolved && row.stamp == stamp);
+                    broken.unless(!open || settle == Settle::Rerun && !may_rerun, Rule::L2);
+                    count.add(Event::AmendRefused);
+                }
+                _ => broken.add(Rule::S3),
+            },
             Cmd::Forget => broken.unless(answer.reply == Reply::Done, Rule::S3),
         }
     }
@@ -359,19 +415,21 @@ impl Ghost {
             broken.unless(replayed || u16::from(now) >= standing.deadline, Rule::S2);
         }
         let working = kept.and_then(|row| match row.phase {
-            Phase::Working { owner, effect, .. } => Some((row, owner, effect, row.until().unwrap_or(0))),
+            Phase::Working { .. } => Some((row, row.until().unwrap_or(0))),
             Phase::Did(_) | Phase::Broke(..) => None,
         });
-        let own = working.filter(|(_, holder, effect, until)| *holder == owner && (!effect || now < *until));
+        // A begin whose answer was lost: nobody has acted on its grant, and the lease runs.
+        let own =
+            working.filter(|(row, until)| row.is_granted_to(owner) && row.is_untouched() && now < *until);
         broken.unless(own.is_none() || reply == Reply::Acquired, Rule::S6);
         let shown = kept.map(|row| row.phase);
         match reply {
             Reply::Acquired => {
                 let granted = own.is_some_and(|(row, ..)| self.grants.contains(&(row.fence, owner)));
-                broken.unless(granted, Rule::S10);
+                broken.unless(granted, Rule::S8);
             }
             Reply::InProgress(wait) => {
-                let until = working.map(|(.., until)| until);
+                let until = working.map(|(_, until)| until);
                 broken.unless(wait > 0 && until == Some(now + wait), Rule::L2);
                 count.add(Event::Busy);
             }
@@ -394,7 +452,11 @@ impl Ghost {
             }
             Reply::Unresolved(why, fence) => {
                 broken.unless(kept.is_some_and(|row| row.fence == fence), Rule::S8);
-                broken.unless(working.is_none_or(|(.., until)| until <= now), Rule::S8);
+                broken.unless(working.is_none_or(|(_, until)| until <= now), Rule::S8);
+                let short = |row: Row| u16::from(row.stamp) + u16::from(row.retention) <= u16::from(now);
+                if kept.is_some_and(|row| row.is_evidence() && short(row)) {
+                    count.add(Event::OverButEvidence);
+                }
                 count.add(match why {
                     Why::EffectMarked => Event::UnresolvedMark,
                     Why::CrashedAttempt => Event::UnresolvedCrash,
@@ -434,7 +496,11 @@ impl Ghost {
                 count.add(Event::SecondOutcomeRefused);
             }
             Reply::LeaseLost => {
-                broken.unless(kept.is_some_and(|row| !row.is_held_by(token)), Rule::S11);
+                let rolled_back = token.in_transaction && kept.is_none();
+                if rolled_back {
+                    count.add(Event::RolledBackRefused);
+                }
+                broken.unless(rolled_back || kept.is_some_and(|row| !row.is_held_by(token)), Rule::S11);
                 broken.unless(finisher.is_none(), Rule::S6);
                 count.add(Event::StaleTokenRefused);
             }
@@ -444,9 +510,12 @@ impl Ghost {
 }
 
 /// What a holder's rewrite makes of its record.
-fn rewritten(mut row: Row, cmd: Cmd) -> Row {
+fn rewritten(mut row: Row, role: &Role, cmd: Cmd) -> Row {
     match (cmd, &mut row.phase) {
-        (Cmd::Mark(_), Phase::Working { effect, .. }) => *effect = true,
+        (Cmd::Mark(_), Phase::Working { effect, .. }) => {
+            *effect = true;
+            row.unresolved = Some(role.unresolved);
+        }
         (Cmd::Checkpoint(_, left), _) => row.checkpoint = Some(left),
         _ => {}
     }
@@ -456,6 +525,11 @@ fn rewritten(mut row: Row, cmd: Cmd) -> Row {
 fn at(mut row: Row, stamp: Time) -> Row {
     row.stamp = stamp;
     row
+}
+
+/// How long an outcome is to be kept if it is evidence.
+fn evidence(role: &Role, phase: Phase) -> Option<Time> {
+    matches!(phase, Phase::Broke(_, Again::Unresolved)).then_some(role.unresolved)
 }
 
 /// What a finish is to leave.

@@ -40,6 +40,9 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
         Property::always("s11_nothing_is_half_done", |_: &Protocol, world: &World| {
             !world.broken.has(Rule::S11)
         }),
+        Property::always("s13_evidence_is_kept_until_it_is_settled", |_: &Protocol, world: &World| {
+            !world.broken.has(Rule::S13)
+        }),
         Property::always("l2_busy_means_a_running_lease", |_: &Protocol, world: &World| {
             !world.broken.has(Rule::L2)
         }),
@@ -65,20 +68,21 @@ fn s7(model: &Protocol, world: &World) -> bool {
 /// Where handlers mark before they act and nobody else interferes, the effect happens at most once.
 fn s8(model: &Protocol, world: &World) -> bool {
     let careful = |(role, menu): &(Role, Menu)| {
-        let operator = menu.has(Menu::RESOLVE.and(Menu::FORGET));
-        let ends = u16::from(role.retention) > u16::from(model.setup.horizon) * 2;
-        role.recovery != Rerun::Always && ends && !operator
+        let outlasts = |kept: Time| u16::from(kept) > u16::from(model.setup.horizon) * 2;
+        // Where nothing is ever settled, evidence is all that has to last.
+        let settles = menu.has(Menu::COMPLETE.and(Menu::FAIL_NEVER));
+        let lasts = outlasts(role.retention) || !settles && outlasts(role.unresolved);
+        role.recovery != Rerun::Always && lasts && !menu.is_operators()
     };
     !model.setup.roles.iter().all(careful) || world.keys.iter().all(|key| key.ghost.effects <= 1)
 }
 
 fn s10(model: &Protocol, world: &World) -> bool {
     !world.broken.has(Rule::S10)
-        && world
-            .clients
-            .iter()
-            .zip(&model.setup.roles)
-            .all(|(client, (role, _))| client.token.is_none_or(|token| world.key(role).ghost.granted(token)))
+        && world.clients.iter().zip(&model.setup.roles).all(|(client, (role, _))| {
+            let granted = |token| world.key(role).ghost.granted(token);
+            client.token.is_none_or(|token| token.in_transaction || granted(token))
+        })
 }
 
 /// From every row, time, a begin and, where somebody has to look, an operator's word lead to a grant or an outcome.
@@ -94,7 +98,7 @@ fn leads_out(mut row: Row, mut now: Time, role: Role) -> bool {
     const STRANGER: u8 = 23;
     let role = Role { payload: row.payload, ..role };
     for _ in 0..4 {
-        match decide(now, Some(&row), &role, &Cmd::Begin { owner: STRANGER }) {
+        match decide(now, Some(&row), &role, &Cmd::Begin { owner: STRANGER, is_new: true }) {
             Verdict::Write(Some(_), Reply::Acquired)
             | Verdict::Reply(Reply::Completed(_) | Reply::Failed(_, None)) => return true,
             Verdict::Reply(Reply::InProgress(wait) | Reply::Failed(_, Some(wait))) if wait > 0 => now += wait,
@@ -117,8 +121,8 @@ fn stuck(model: &Protocol, world: &World) -> bool {
         world.clients.iter().zip(&model.setup.roles).all(|(client, (_, menu))| match client.doing {
             Doing::Over => true,
             Doing::Waiting(at) => at > world.now,
-            Doing::Idle => menu.has(Menu::RESOLVE),
-            Doing::Calling(_) | Doing::Holding | Doing::Looked(_) => false,
+            Doing::Idle => menu.has(Menu::RESOLVE.and(Menu::AMEND)),
+            Doing::Calling(_) | Doing::Holding | Doing::Looked(_) | Doing::Reviewed(_) => false,
         });
     settled || {
         let mut actions = Vec::new();

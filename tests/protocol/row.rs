@@ -24,13 +24,17 @@ pub(crate) struct Row {
     pub(crate) payload: u8,
     pub(crate) attempt: u8,
     pub(crate) retention: Time,
+    /// How long it is kept as evidence, if it says so.
+    pub(crate) unresolved: Option<Time>,
     pub(crate) checkpoint: Option<u8>,
+    /// Whether an operator settled it.
+    pub(crate) resolved: bool,
     pub(crate) phase: Phase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) enum Phase {
-    Working { owner: u8, lease: Time, effect: bool, takeover: bool },
+    Working { owner: u8, lease: Time, effect: bool, takeover: bool, recovery: Rerun },
     Did(u8),
     Broke(u8, Again),
 }
@@ -51,6 +55,8 @@ pub(crate) struct Role {
     pub(crate) payload: u8,
     pub(crate) lease: Time,
     pub(crate) retention: Time,
+    /// How long evidence is kept.
+    pub(crate) unresolved: Time,
     pub(crate) recovery: Rerun,
     pub(crate) max_attempts: u8,
 }
@@ -69,11 +75,17 @@ pub(crate) struct Token {
     pub(crate) owner: u8,
     pub(crate) fence: Time,
     pub(crate) attempt: u8,
+    /// Whether the grant was made in a transaction of the application's.
+    pub(crate) in_transaction: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) enum Cmd {
-    Begin { owner: u8 },
+    Begin {
+        owner: u8,
+        /// Whether the owner was drawn for this call.
+        is_new: bool,
+    },
     Resume(Token),
     Renew(Token),
     Checkpoint(Token, u8),
@@ -82,6 +94,8 @@ pub(crate) enum Cmd {
     Fail(Token, u8, Again),
     Release(Token),
     Resolve(Time, Settle),
+    /// The stamp that was shown, and whether a rerun is meant.
+    Amend(Time, Settle, bool),
     Forget,
 }
 
@@ -120,14 +134,24 @@ pub(crate) enum Verdict {
 }
 
 impl Row {
+    /// Whether an effect may have happened, and nobody knows.
+    pub(crate) fn is_evidence(&self) -> bool {
+        match self.phase {
+            Phase::Working { effect, recovery, .. } => effect && recovery != Rerun::Always,
+            Phase::Broke(_, again) => again == Again::Unresolved,
+            Phase::Did(_) => false,
+        }
+    }
+
     /// From when on it counts as absent.
     pub(crate) fn deadline(&self) -> u16 {
+        let evidence = self.unresolved.filter(|_| self.is_evidence()).unwrap_or(0);
         let least = match self.phase {
             Phase::Working { lease, .. } => lease,
             Phase::Broke(_, Again::After(wait)) => wait,
             Phase::Did(_) | Phase::Broke(..) => 0,
         };
-        u16::from(self.stamp) + u16::from(self.retention) + u16::from(least)
+        u16::from(self.stamp) + u16::from(self.retention.max(evidence)) + u16::from(least)
     }
 
     pub(crate) fn is_kept(&self, now: Time) -> bool {
@@ -142,9 +166,17 @@ impl Row {
         }
     }
 
+    /// Whether nothing was written since the grant.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.stamp == self.fence
+    }
+
+    pub(crate) fn is_granted_to(&self, who: u8) -> bool {
+        matches!(self.phase, Phase::Working { owner, .. } if owner == who)
+    }
+
     pub(crate) fn is_held_by(&self, token: Token) -> bool {
-        self.fence == token.fence
-            && matches!(self.phase, Phase::Working { owner, .. } if owner == token.owner)
+        self.fence == token.fence && self.is_granted_to(token.owner)
     }
 
     /// Whether nothing but time and an operator's `forget` may change it.
@@ -171,7 +203,7 @@ impl Cmd {
             | Cmd::Complete(token, _)
             | Cmd::Fail(token, ..)
             | Cmd::Release(token) => Some(token),
-            Cmd::Begin { .. } | Cmd::Resolve(..) | Cmd::Forget => None,
+            Cmd::Begin { .. } | Cmd::Resolve(..) | Cmd::Amend(..) | Cmd::Forget => None,
         }
     }
 }
@@ -248,6 +280,11 @@ fn record_is(row: &Row, place: usize, written: &Record) -> bool {
     record(row, place) == *written
 }
 
+/// Whether a store would remove the row: by the real record's deadline.
+pub(crate) fn is_purged(row: &Row, now: Time) -> bool {
+    !record(row, 0).is_kept(Stamp(now.into()))
+}
+
 fn time(time: Time) -> Duration {
     Duration::from_micros(time.into())
 }
@@ -293,15 +330,17 @@ fn record(row: &Row, place: usize) -> Record {
     record.fingerprint = REAL.payloads[usize::from(row.payload)];
     record.attempt = row.attempt.into();
     record.retention = time(row.retention);
+    record.unresolved_retention = row.unresolved.map(time);
+    record.resolved = row.resolved;
     record.scope = REAL.scopes[place];
     record.checkpoint = row.checkpoint.map(bytes);
     record.state = match row.phase {
-        Phase::Working { owner, lease, effect, takeover } => State::InProgress {
+        Phase::Working { owner, lease, effect, takeover, recovery } => State::InProgress {
             owner: REAL.owners[usize::from(owner)],
             lease: time(lease),
             effect,
             takeover,
-            recovery: Recovery::Rerun,
+            recovery: real(recovery),
             holder: "".into(),
         },
         Phase::Did(response) => State::Completed(body(response)),
@@ -313,9 +352,17 @@ fn record(row: &Row, place: usize) -> Record {
 fn small(record: &Record) -> Row {
     let find = |owner: &Owner| REAL.owners.iter().position(|known| known == owner).unwrap() as u8;
     let phase = match &record.state {
-        State::InProgress { owner, lease, effect, takeover, .. } => {
-            Phase::Working { owner: find(owner), lease: count(*lease), effect: *effect, takeover: *takeover }
-        }
+        State::InProgress { owner, lease, effect, takeover, recovery, .. } => Phase::Working {
+            owner: find(owner),
+            lease: count(*lease),
+            effect: *effect,
+            takeover: *takeover,
+            recovery: match recovery {
+                Recovery::Rerun => Rerun::Always,
+                Recovery::RerunUnlessEffect => Rerun::UnlessEffect,
+                Recovery::Never => Rerun::Never,
+            },
+        },
         State::Completed(response) => Phase::Did(byte(response)),
         State::Failed(error, retry) => {
             let again = match retry {
@@ -333,6 +380,8 @@ fn small(record: &Record) -> Row {
         payload: REAL.payloads.iter().position(|known| *known == record.fingerprint).unwrap() as u8,
         attempt: u8::try_from(record.attempt).unwrap(),
         retention: count(record.retention),
+        unresolved: record.unresolved_retention.map(count),
+        resolved: record.resolved,
         checkpoint: record.checkpoint.as_ref().map(|bytes| bytes[0]),
         phase,
     }
@@ -347,7 +396,8 @@ fn token(role: &Role, token: Token) -> LeaseToken {
             let json = serde_json::json!({
                 "version": 2,
                 "store": "00".repeat(16),
-                "unresolved_retention": Duration::ZERO,
+                "unresolved_retention": time(role.unresolved),
+                "in_transaction": token.in_transaction,
                 "id": REAL.ids[place],
                 "owner": REAL.owners[usize::from(token.owner)],
                 "fence": u64::from(token.fence),
@@ -362,23 +412,35 @@ fn token(role: &Role, token: Token) -> LeaseToken {
     })
 }
 
+fn real(recovery: Rerun) -> Recovery {
+    match recovery {
+        Rerun::Always => Recovery::Rerun,
+        Rerun::UnlessEffect => Recovery::RerunUnlessEffect,
+        Rerun::Never => Recovery::Never,
+    }
+}
+
+fn resolution(settle: Settle) -> Resolution {
+    match settle {
+        Settle::Completed(response) => Resolution::Completed(body(response)),
+        Settle::Failed(error) => Resolution::Failed(body(error)),
+        Settle::Rerun => Resolution::Rerun,
+    }
+}
+
 fn command(role: &Role, cmd: &Cmd) -> Command {
     let token = |small: Token| token(role, small);
     match *cmd {
-        Cmd::Begin { owner } => Command::Begin(Ask {
+        Cmd::Begin { owner, is_new } => Command::Begin(Ask {
             owner: REAL.owners[usize::from(owner)],
-            owner_is_new: false,
+            owner_is_new: is_new,
             fingerprint: REAL.payloads[usize::from(role.payload)],
             also: None,
             lease: time(role.lease),
             retention: time(role.retention),
             response_retention: None,
-            unresolved_retention: Duration::ZERO,
-            recovery: match role.recovery {
-                Rerun::Always => Recovery::Rerun,
-                Rerun::UnlessEffect => Recovery::RerunUnlessEffect,
-                Rerun::Never => Recovery::Never,
-            },
+            unresolved_retention: time(role.unresolved),
+            recovery: real(role.recovery),
             max_attempts: role.max_attempts.into(),
             holder: "".into(),
             scope: REAL.scopes[usize::from(role.place)],
@@ -391,14 +453,11 @@ fn command(role: &Role, cmd: &Cmd) -> Command {
         Cmd::Complete(held, response) => Command::Complete(token(held), body(response)),
         Cmd::Fail(held, error, again) => Command::Fail(token(held), body(error), retry(again)),
         Cmd::Release(held) => Command::Release(token(held)),
-        Cmd::Resolve(fence, settle) => Command::Resolve(
-            Stamp(fence.into()),
-            match settle {
-                Settle::Completed(response) => Resolution::Completed(body(response)),
-                Settle::Failed(error) => Resolution::Failed(body(error)),
-                Settle::Rerun => Resolution::Rerun,
-            },
-        ),
+        Cmd::Resolve(fence, settle) => Command::Resolve(Stamp(fence.into()), resolution(settle)),
+        Cmd::Amend(stamp, settle, may_rerun) => {
+            let (stamp, resolution) = (Stamp(stamp.into()), resolution(settle));
+            Command::Amend { stamp, resolution, may_rerun }
+        }
         Cmd::Forget => Command::Forget,
     }
 }

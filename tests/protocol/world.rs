@@ -10,7 +10,7 @@ use stateright::{Model, Property};
 use crate::client::{Call, Client, Deed, Doing, Step, Wire};
 use crate::ghost::{Count, Event, Ghost, Rule, Rules, Write};
 use crate::properties;
-use crate::row::{Cmd, Role, Row, Time, slot_of};
+use crate::row::{Cmd, Role, Row, Time, is_purged, slot_of};
 
 /// What a run is about. A limit that is used up closes the action for good, so that every path ends.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Limits {
     /// Steps back by 2.
     pub(crate) back: u8,
     pub(crate) purges: u8,
+    /// Transactions that are rolled back.
+    pub(crate) rollbacks: u8,
 }
 
 /// What a client may do, one bit each.
@@ -60,11 +62,24 @@ impl Menu {
     /// Instead of all that: an operator who removes.
     pub(crate) const FORGET: Menu = Menu(2048);
 
+    /// A process that crashes begins again as the owner that it was.
+    pub(crate) const KEEP_OWNER: Menu = Menu(4096);
+    /// Instead of all that: an operator who corrects what an operator settled.
+    pub(crate) const AMEND: Menu = Menu(8192);
+
     /// What a handler may do.
     pub(crate) const ALL: Menu = Menu(1023);
 
     pub(crate) const fn and(self, other: Menu) -> Menu {
         Menu(self.0 | other.0)
+    }
+
+    pub(crate) fn only(self, these: Menu) -> Menu {
+        Menu(self.0 & these.0)
+    }
+
+    pub(crate) fn is_operators(self) -> bool {
+        self.has(Menu::RESOLVE.and(Menu::FORGET).and(Menu::AMEND))
     }
 
     pub(crate) fn has(self, one: Menu) -> bool {
@@ -149,7 +164,7 @@ impl Model for Protocol {
             }
         }
         for (at, key) in world.keys.iter().enumerate() {
-            if world.left.purges > 0 && key.row.is_some_and(|row| !row.is_kept(world.now)) {
+            if world.left.purges > 0 && key.row.is_some_and(|row| is_purged(&row, world.now)) {
                 actions.push(Action::Purge(at as u8));
             }
         }
@@ -180,7 +195,9 @@ impl Model for Protocol {
             Action::Purge(at) => {
                 next.left.purges -= 1;
                 let key = &mut next.keys[usize::from(at)];
-                key.row = None;
+                if key.row.take().is_some_and(|row| row.is_kept(world.now)) {
+                    next.broken.add(Rule::S13);
+                }
                 self.count.add(Event::Purged);
             }
             Action::Arrive(at) => {

@@ -1,19 +1,23 @@
 //! Who uses the engines: callers that retry, consumers, waiters, batches, zombies, operators.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::select;
 use futures_util::join;
+use nevertwice::decide::{Command, Decision, decide};
 use nevertwice::{
     Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Request, Resolution, Retry, RunError,
-    Stamp, StateKind,
+    Stamp, StateKind, Store,
 };
 use serde::{Deserialize, Serialize};
 
 use super::answers::{Asked, Told};
 use super::executor::lock;
 use super::ledger::{CallId, Kind};
+use super::wire::Connection;
 use super::world::{World, request};
 
 type Answer = Result<Begin<Arc<Lease>>, Error>;
@@ -31,7 +35,11 @@ pub(crate) async fn act(world: Arc<World>, number: usize) {
             persona.left -= 1;
         }
         match me.world.dice.percent(6) {
-            true => me.world.sleep(me.world.dice.any_time(2 * me.world.setup.retention())).await,
+            true => {
+                let setup = &me.world.setup;
+                let kept = [setup.retention(), setup.retention(), setup.unresolved()][me.world.dice.below(3)];
+                me.world.sleep(me.world.dice.any_time(2 * kept)).await;
+            }
             false => me.think(4).await,
         }
         let key = me.world.dice.below(me.world.setup.keys.len());
@@ -111,9 +119,9 @@ impl Actor {
         Stamp(self.world.store_now())
     }
 
-    fn effect(&self, key: usize, lease: &Lease) {
+    fn effect(&self, key: usize, lease: &Lease, alone: bool) {
         self.note("effect", key, lease, 0);
-        lock(&self.world.ledger).effect(key, lease.fence());
+        lock(&self.world.ledger).effect(key, lease.fence(), alone);
     }
 
     fn note(&self, what: &str, key: usize, lease: &Lease, detail: u64) {
@@ -136,6 +144,7 @@ impl Actor {
         let known = persona.orphan.filter(|(of, _)| *of == key && dice.percent(80)).map(|(_, owner)| owner);
         let owner = known.or_else(|| dice.percent(40).then(|| Owner::random().unwrap()));
         persona.orphan = owner.map(|owner| (key, owner)).or(persona.orphan);
+        lock(&self.world.ledger).kept_owners.extend(owner);
         self.asked(key, fingerprint, owner)
     }
 
@@ -203,6 +212,10 @@ impl Actor {
         if matches!(kind, Kind::Finish | Kind::Release) {
             lock(&world.ledger).end(key, fence);
         }
+        let released = lock(&world.ledger).is_released(lease);
+        if kind == Kind::Release {
+            lock(&world.ledger).release(lease);
+        }
         let work = async {
             match told.clone() {
                 Told::Renew | Told::Resume => lease.renew().await,
@@ -221,7 +234,12 @@ impl Actor {
         let (call, answer) = world.call(self.home, kind, Some(limit), work).await;
         let now = self.now();
         let mut ledger = lock(&world.ledger);
-        ledger.told((key, fence), call, told, &answer, now, calm);
+        if released && kind != Kind::Release {
+            ledger.counts.released += 1;
+            assert!(matches!(answer, Err(Error::LeaseLost { .. })), "S3: heard after a release: {answer:?}");
+        } else {
+            ledger.told((key, fence), call, told, &answer, now, calm);
+        }
         ledger.believes(key, lease, now);
         drop(ledger);
         answer
@@ -270,8 +288,8 @@ impl Actor {
         }
     }
 
-    /// A holder at work: it may be slow, outlive its lease, change its mind, or just go away. What it did in an earlier life
-    /// under the same owner, or what somebody else does with the same token, it does not take back.
+    /// A holder at work: it may be slow, outlive its lease, change its mind, or just go away. What somebody else does with the
+    /// same token, it does not take back.
     async fn work(&self, key: usize, lease: &Lease, alone: bool) {
         let dice = &self.world.dice;
         if dice.percent(25) {
@@ -290,10 +308,9 @@ impl Actor {
                 return;
             }
             self.think(if dice.percent(10) { 3 } else { 1 }).await;
-            self.effect(key, lease);
+            self.effect(key, lease, alone);
         }
-        let acted = acts || !alone || lock(&self.world.ledger).has_acted(key, lease.fence());
-        self.end(key, lease, acted).await;
+        self.end(key, lease, acts || !alone).await;
     }
 
     async fn end(&self, key: usize, lease: &Lease, acted: bool) {
@@ -319,7 +336,7 @@ impl Actor {
         } else {
             self.insist(key, lease, &told).await;
         }
-        if dice.percent(5) {
+        if dice.percent(if matches!(told, Told::Release) { 40 } else { 5 }) {
             self.insist(key, lease, &Told::Complete(self.response(key, lease))).await;
         }
     }
@@ -345,12 +362,10 @@ impl Actor {
             self.think(if dice.percent(30) { 4 } else { 1 }).await;
             if self.insist(key, &lease, &Told::Mark).await {
                 self.think(1).await;
-                self.effect(key, &lease);
+                self.effect(key, &lease, true);
             } else if !lease.is_lost() {
                 lock(&world.ledger).end(key, lease.fence());
-                let acted = lock(&world.ledger).has_acted(key, lease.fence());
-                let retry = if acted { Retry::Unresolved } else { Retry::Now };
-                return Err(Trouble("not marked".to_owned(), retry));
+                return Err(Trouble("not marked".to_owned(), Retry::Now));
             }
             lock(&world.ledger).end(key, lease.fence());
             trouble.map_or(Ok(returned.clone()), |retry| Err(Trouble(returned.clone(), retry)))
@@ -393,7 +408,7 @@ impl Actor {
             },
             (Err(RunError::Engine(error)), None) => ledger.failed(error, calm, true),
             (Err(RunError::Unreadable { .. }), None) => {
-                assert_eq!(self.world.engine(self.process).policy().max_response, 0, "S2: unreadable");
+                assert!(self.world.setup.leaves_out_bytes(), "S2: unreadable");
             }
             (Err(RunError::InProgress { .. } | RunError::Unresolved(_) | RunError::Mismatch), None) => {}
             (Err(other), _) => panic!("S10: {other}, fence {fence:?}"),
@@ -471,15 +486,19 @@ impl Actor {
         }
     }
 
-    async fn resolve(&self, key: usize, fence: Stamp) {
-        let (world, calm) = (&self.world, self.world.is_calm());
-        let setup = &world.setup.keys[key];
-        let body = |text: &str| Body::new(Bytes::from(text.to_owned()), usize::MAX);
-        let word = match world.dice.below(3) {
+    fn word(&self) -> Resolution {
+        let body = |text: &'static str| Body::kept(Bytes::from_static(text.as_bytes()));
+        match self.world.dice.below(3) {
             0 => Resolution::Completed(body("\"an operator's word\"")),
             1 => Resolution::Failed(body("[\"an operator's word\",\"Never\"]")),
             _ => Resolution::Rerun,
-        };
+        }
+    }
+
+    async fn resolve(&self, key: usize, fence: Stamp) {
+        let (world, calm) = (&self.world, self.world.is_calm());
+        let setup = &world.setup.keys[key];
+        let word = self.word();
         let engine = world.engine(self.process);
         let work = engine.resolve(setup.scope, setup.key, fence, word.clone());
         let limit = Some(world.setup.call_timeout);
@@ -488,7 +507,33 @@ impl Actor {
         lock(&world.ledger).resolved((key, fence), call, &word, &answer, now, calm);
     }
 
-    /// Goes through what is unfinished, and sometimes forgets a key.
+    /// Corrects what an operator said, by the stamp that was shown some time before.
+    async fn amend(&self, key: usize) {
+        let world = &self.world;
+        let id = request(&world.setup.keys[key]).id();
+        let (word, may_rerun) = (self.word(), world.dice.percent(50));
+        let store = Connection { world: Arc::clone(world), process: self.process };
+        let work = async {
+            let shown = store.load(&id).await.ok()?.record.filter(|record| record.resolved)?;
+            self.think(1).await;
+            let found = store.load(&id).await.ok()?;
+            let amend = Command::Amend { stamp: shown.stamp, resolution: word, may_rerun };
+            let Decision::Write { next, .. } = decide(found.now, found.record.as_deref(), &amend) else {
+                return None;
+            };
+            let expected = found.record.as_ref().map(|record| record.stamp);
+            assert_eq!(expected, Some(shown.stamp), "S2: amended what was not shown");
+            let rerun = next.as_ref().is_some_and(|next| next.attempt == 0);
+            assert!(may_rerun || !rerun || shown.attempt == 0, "S2: a rerun that was not meant");
+            store.swap(&id, expected, next.as_deref()).await.ok()
+        };
+        // Nobody answers for the store here but the store.
+        let patience = world.sleep(world.setup.call_timeout.as_micros() as u64 + 4 * world.setup.lease);
+        let work = async { drop(select(pin!(work), patience).await) };
+        world.call(self.home, Kind::Amend, None, work).await;
+    }
+
+    /// Goes through what is unfinished, corrects others, and sometimes forgets a key.
     async fn operator(&self) {
         let (world, calm) = (&self.world, self.world.is_calm());
         let engine = world.engine(self.process);
@@ -503,6 +548,9 @@ impl Actor {
                 }
             }
             Err(error) => lock(&world.ledger).failed(&error, calm, false),
+        }
+        if world.dice.percent(60) {
+            self.amend(world.dice.below(world.setup.keys.len())).await;
         }
         if world.dice.percent(30) {
             let key = world.dice.below(world.setup.keys.len());

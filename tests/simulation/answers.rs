@@ -54,6 +54,7 @@ struct Moment<'a> {
     /// What counts, if anything does.
     record: Option<&'a Record>,
     from: Stamp,
+    to: Stamp,
 }
 
 impl Page {
@@ -67,8 +68,8 @@ impl Page {
                 // The end of its time is a moment too.
                 let kept = record.filter(|record| record.is_kept(from));
                 let over = record.is_some_and(|record| !record.is_kept(to));
-                if kept.is_some() && holds(Moment { record: kept, from })
-                    || (kept.is_none() || over) && holds(Moment { record: None, from })
+                if kept.is_some() && holds(Moment { record: kept, from, to })
+                    || (kept.is_none() || over) && holds(Moment { record: None, from, to })
                 {
                     return true;
                 }
@@ -88,27 +89,55 @@ impl Page {
     }
 }
 
-fn same(recorded: &Body, told: Option<&Bytes>) -> bool {
-    recorded.bytes() == told
+/// A record that explains an answer, and from when to when it stood within the call.
+struct Found<'a> {
+    record: &'a Record,
+    from: Stamp,
+    to: Stamp,
+    /// How long its body is given out.
+    shown: Option<Duration>,
 }
+
+impl Found<'_> {
+    /// Whether a body is what was told: without its bytes, once they are no longer given out.
+    fn tells(&self, body: &Body, told: Option<&Bytes>) -> bool {
+        let over = self.shown.map(|shown| self.record.stamp.after(shown));
+        let given = over.is_none_or(|over| self.from < over);
+        let left_out = over.is_some_and(|over| self.to >= over);
+        given && body.bytes() == told || left_out && told.is_none()
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.record.stamp == self.record.fence
+    }
+}
+
+/// Longer than every lease.
+const LEASES: Duration = Duration::from_secs(60);
 
 impl Ledger {
     fn explain(&self, key: usize, call: CallId, now: Stamp, holds: impl Fn(Moment<'_>) -> bool) -> bool {
         self.pages[key].at_some_moment(self.calls[call].since, now, holds)
     }
 
-    fn explained(&self, asked: &Asked, now: Stamp, what: &str, holds: impl Fn(&Record, Stamp) -> bool) {
+    fn explained(&self, asked: &Asked, now: Stamp, what: &str, holds: impl Fn(&Found<'_>) -> bool) {
         let single = self.calls[asked.call].kind != Kind::BeginMany;
         // A call recognises the grant that it wrote itself, unless an operator has settled it meanwhile, or its lease is over
-        // and an effect is marked (by an attempt before it): then nobody can tell, and it is a crash like any other.
+        // and its owner may have been granted it in an earlier life: then nobody can tell, and it is a crash like any other.
         let wrote = |record: &Record| {
-            let State::InProgress { effect, .. } = &record.state else { return false };
             let over = record.lease_end().is_none_or(|end| end <= now);
-            single && !(*effect && over) && self.wrote.contains(&(asked.call, record.fence))
+            let lost = over && asked.owner.is_some();
+            single
+                && record.lease_end().is_some()
+                && !lost
+                && self.wrote.contains(&(asked.call, record.fence))
         };
+        let shown = self.pages[asked.key].setup.response;
         let found = self.explain(asked.key, asked.call, now, |moment| {
             let matches = |record: &&Record| record.fingerprint == asked.fingerprint;
-            moment.record.filter(matches).is_some_and(|record| holds(record, moment.from) && !wrote(record))
+            let Moment { from, to, .. } = moment;
+            let found = |record| holds(&Found { record, from, to, shown });
+            moment.record.filter(matches).is_some_and(|record| found(record) && !wrote(record))
         });
         let (since, versions) = (self.calls[asked.call].since, &self.pages[asked.key].versions);
         assert!(
@@ -131,28 +160,32 @@ impl Ledger {
             Ok(Begin::Acquired(lease)) => self.acquired(asked, lease, now),
             Ok(Begin::Completed(done)) => {
                 self.counts.replays += 1;
-                self.explained(asked, now, "completed", |record, _| {
-                    matches!(&record.state, State::Completed(body) if same(body, done.response()))
+                self.explained(asked, now, "completed", |found| {
+                    matches!(&found.record.state, State::Completed(body) if found.tells(body, done.response()))
                 });
             }
             Ok(Begin::InProgress(busy)) => {
-                self.explained(asked, now, "in progress", |record, from| {
-                    let State::InProgress { owner, lease, .. } = &record.state else { return false };
-                    let left = record.stamp.after(*lease).since(from);
-                    let own = asked.owner == Some(*owner) && self.calls[asked.call].kind != Kind::BeginMany;
+                let single = self.calls[asked.call].kind != Kind::BeginMany;
+                let owned = |record: &Record| matches!(record.state, State::InProgress { owner, .. } if asked.owner == Some(owner));
+                self.explained(asked, now, "in progress", |found| {
+                    let State::InProgress { lease, .. } = &found.record.state else { return false };
+                    let left = found.record.stamp.after(*lease).since(found.from);
+                    let own = owned(found.record) && found.is_untouched() && single;
                     !own && !left.is_zero()
                         && busy.lease_remaining() <= left
-                        && record.attempt == busy.attempt()
+                        && found.record.attempt == busy.attempt()
                 });
+                let last = self.pages[asked.key].last().record.as_ref();
+                self.counts.strangers += u64::from(last.is_some_and(owned));
             }
             Ok(Begin::Failed(failed)) => {
-                self.explained(asked, now, "failed", |record, from| match &record.state {
+                self.explained(asked, now, "failed", |found| match &found.record.state {
                     State::Failed(body, Retry::Never) => {
-                        same(body, failed.error()) && failed.retry_after().is_none()
+                        found.tells(body, failed.error()) && failed.retry_after().is_none()
                     }
                     State::Failed(body, Retry::After(wait)) => {
-                        let left = record.stamp.after(*wait).since(from);
-                        same(body, failed.error())
+                        let left = found.record.stamp.after(*wait).since(found.from);
+                        found.tells(body, failed.error())
                             && failed.retry_after().is_some_and(|wait| !wait.is_zero() && wait <= left)
                     }
                     _ => false,
@@ -161,7 +194,8 @@ impl Ledger {
             Ok(Begin::Unresolved(unknown)) => {
                 self.counts.unresolved += 1;
                 let attempts = self.pages[asked.key].setup.max_attempts;
-                self.explained(asked, now, "unresolved", |record, _| {
+                self.explained(asked, now, "unresolved", |found| {
+                    let record = found.record;
                     let stands = match (&record.state, unknown.reason()) {
                         (State::InProgress { effect, .. }, Reason::EffectMarked) => *effect,
                         (State::InProgress { .. }, Reason::CrashedAttempt) => true,
@@ -169,16 +203,20 @@ impl Ledger {
                         (State::Failed(_, retry), Reason::Reported) => *retry == Retry::Unresolved,
                         _ => false,
                     };
-                    let error = match &record.state {
-                        State::Failed(error, _) => error.bytes(),
-                        _ => None,
+                    let told = match &record.state {
+                        State::Failed(error, _) => found.tells(error, unknown.error()),
+                        _ => unknown.error().is_none(),
                     };
                     let over = record.lease_end().is_none_or(|end| end <= now);
                     stands
                         && over
+                        && told
                         && (unknown.fence(), unknown.attempt()) == (record.fence, record.attempt)
-                        && (unknown.error(), unknown.checkpoint()) == (error, record.checkpoint.as_ref())
+                        && unknown.checkpoint() == record.checkpoint.as_ref()
                 });
+                let page = &self.pages[asked.key];
+                let old = |record: &Record| record.stamp.after(page.setup.retention + LEASES) < now;
+                self.counts.outlasted += u64::from(page.last().record.as_ref().is_some_and(old));
             }
             Ok(Begin::Mismatch(_)) => {
                 self.counts.mismatches += 1;
@@ -197,10 +235,11 @@ impl Ledger {
         let fence = lease.fence();
         let found = self.explain(asked.key, asked.call, now, |moment| {
             let Some(record) = moment.record.filter(|record| record.fence == fence) else { return false };
-            let State::InProgress { owner, effect, takeover, .. } = &record.state else { return false };
-            let old = record.fence < self.calls[asked.call].since;
-            let open = !old || !effect || record.lease_end().is_some_and(|end| end > moment.from);
-            open && record.fingerprint == asked.fingerprint
+            let State::InProgress { owner, takeover, .. } = &record.state else { return false };
+            // Nobody has acted on it, and it runs.
+            let runs = record.lease_end().is_some_and(|end| end > moment.from);
+            runs && record.stamp == fence
+                && record.fingerprint == asked.fingerprint
                 && asked.owner.is_none_or(|asked| asked == *owner)
                 && (lease.attempt(), lease.takeover()) == (record.attempt, *takeover)
                 && lease.checkpoint() == record.checkpoint.as_ref()
@@ -328,7 +367,7 @@ impl Ledger {
         match fence {
             None => {
                 self.counts.replays += 1;
-                self.explained(asked, now, "run", |record, _| outcome(record));
+                self.explained(asked, now, "run", |found| outcome(found.record));
             }
             Some(fence) => {
                 let mut records =

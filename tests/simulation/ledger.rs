@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nevertwice::{
-    Lease, Record, RecordId, Recovery, Retry, Snapshot, Stamp, State, StoreError, Swap, SwapRequest,
+    Lease, Owner, Record, RecordId, Recovery, Retry, Snapshot, Stamp, State, StoreError, Swap, SwapRequest,
 };
 
 /// The number of a call.
@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     Finish,
     Release,
     Resolve,
+    Amend,
     Forget,
     /// Nothing.
     Look,
@@ -35,6 +36,24 @@ pub(crate) struct KeySetup {
     pub(crate) recovery: Recovery,
     pub(crate) max_attempts: u32,
     pub(crate) retention: Duration,
+    /// How long evidence of an effect is kept.
+    pub(crate) unresolved: Duration,
+    /// How long a response or error is given out, if not as long as the record is kept.
+    pub(crate) response: Option<Duration>,
+}
+
+impl KeySetup {
+    /// When a record's time is over.
+    fn deadline(&self, record: &Record) -> Stamp {
+        let (evidence, least) = match &record.state {
+            State::InProgress { lease, effect, .. } => (*effect && self.recovery != Recovery::Rerun, *lease),
+            State::Failed(_, Retry::After(wait)) => (false, *wait),
+            State::Failed(_, retry) => (*retry == Retry::Unresolved, Duration::ZERO),
+            State::Completed(_) => (false, Duration::ZERO),
+        };
+        let kept = if evidence { self.retention.max(self.unresolved) } else { self.retention };
+        record.stamp.after(kept + least)
+    }
 }
 
 /// What a store held under a key from one write to the next.
@@ -52,6 +71,8 @@ pub(crate) struct Page {
     leases: Vec<(Stamp, Weak<Lease>)>,
     /// The fences whose holder has sent an outcome or a release, or whose record somebody forgot: they rely on nothing any more.
     ended: HashSet<Stamp>,
+    /// The grants under which somebody had its effect who shared them with nobody.
+    acted: HashSet<Stamp>,
     /// The fence of the effect that must remain the only one.
     effect: Option<Stamp>,
     /// Up to this fence, nobody minds another effect: an operator ordered it, or the key's time was over.
@@ -89,6 +110,16 @@ pub(crate) struct Counts {
     pub(crate) lost: u64,
     pub(crate) effects: u64,
     pub(crate) waits: u64,
+    /// Grants that were over before the call that asked for them heard of them.
+    pub(crate) anew: u64,
+    /// Begins of owners kept over a crash that were answered as anybody's, since something was written.
+    pub(crate) strangers: u64,
+    /// Calls of leases that had sent a release.
+    pub(crate) released: u64,
+    /// Words of operators that operators corrected.
+    pub(crate) amended: u64,
+    /// Answers by evidence that had outlasted its retention.
+    pub(crate) outlasted: u64,
     pub(crate) micros: u64,
 }
 
@@ -101,7 +132,7 @@ impl Counts {
         }
     }
 
-    fn sums(&mut self) -> [&mut u64; 18] {
+    fn sums(&mut self) -> [&mut u64; 23] {
         [
             &mut self.seeds,
             &mut self.calls,
@@ -120,6 +151,11 @@ impl Counts {
             &mut self.lost,
             &mut self.effects,
             &mut self.waits,
+            &mut self.anew,
+            &mut self.strangers,
+            &mut self.released,
+            &mut self.amended,
+            &mut self.outlasted,
             &mut self.micros,
         ]
     }
@@ -133,6 +169,10 @@ pub(crate) struct Ledger {
     pub(crate) wrote: HashSet<(CallId, Stamp)>,
     pub(crate) counts: Counts,
     pub(crate) last_finish: Vec<u64>,
+    /// The owners that somebody keeps from call to call.
+    pub(crate) kept_owners: HashSet<Owner>,
+    /// The leases, by fence and address, that have sent a release.
+    released: HashSet<(Stamp, usize)>,
     trace: DefaultHasher,
     aloud: bool,
 }
@@ -148,6 +188,7 @@ impl Ledger {
             last_fence: Stamp::ZERO,
             leases: Vec::new(),
             ended: HashSet::new(),
+            acted: HashSet::new(),
             effect: None,
             pardoned: Stamp::ZERO,
             granted: HashMap::new(),
@@ -160,6 +201,8 @@ impl Ledger {
             wrote: HashSet::new(),
             counts: Counts::default(),
             last_finish: vec![0; setups.len()],
+            kept_owners: HashSet::new(),
+            released: HashSet::new(),
             trace: DefaultHasher::new(),
             aloud,
         }
@@ -225,6 +268,14 @@ impl Ledger {
                     && last.record.as_ref().is_none_or(|record| !record.is_kept(*stamp));
                 assert!(swap.expected == expected || gone, "S3: a swap by a version that is not the last");
                 let next = swap.next.clone().map(|next| stamped(*next, *stamp));
+                if let Some(next) = &next {
+                    let deadline = self.pages[key].setup.deadline(next);
+                    assert_eq!(
+                        next.deadline(),
+                        deadline,
+                        "S13: kept for another time than its own: {next:?}"
+                    );
+                }
                 self.written(key, call, next, *stamp, at);
             }
         }
@@ -253,7 +304,8 @@ impl Ledger {
             Some(next) if next.fence == stamp => {
                 self.counts.grants += 1;
                 self.counts.takeovers += u64::from(next.attempt > 1);
-                page.granted(kind, before.as_ref(), kept.as_ref(), next);
+                self.counts.anew +=
+                    u64::from(page.granted(kind, before.as_ref(), kept.as_ref(), next, &self.kept_owners));
                 self.wrote.insert((call, next.fence));
             }
             Some(next) => match &next.state {
@@ -261,6 +313,7 @@ impl Ledger {
                 State::Completed(_) | State::Failed(..) => {
                     page.finished(kind, before.as_ref(), kept.as_ref(), next);
                     self.counts.outcomes += 1;
+                    self.counts.amended += u64::from(kind == Kind::Amend);
                     self.last_finish[key] = at;
                 }
             },
@@ -270,6 +323,7 @@ impl Ledger {
 
     /// Somebody holds a lease: for as long as it relies on it, nobody else may be granted one.
     pub(crate) fn hold(&mut self, key: usize, lease: &Arc<Lease>) {
+        self.released.remove(&named(lease));
         self.pages[key].leases.push((lease.fence(), Arc::downgrade(lease)));
     }
 
@@ -278,21 +332,32 @@ impl Ledger {
         self.pages[key].ended.insert(fence);
     }
 
-    /// Whether somebody has had the effect under a grant.
-    pub(crate) fn has_acted(&self, key: usize, fence: Stamp) -> bool {
-        self.pages[key].effect == Some(fence)
+    /// Whether a lease has sent a release.
+    pub(crate) fn is_released(&self, lease: &Lease) -> bool {
+        self.released.contains(&named(lease))
     }
 
-    /// A holder whose mark was acknowledged has its effect.
-    pub(crate) fn effect(&mut self, key: usize, fence: Stamp) {
+    /// A lease is about to send a release: from now on it records nothing.
+    pub(crate) fn release(&mut self, lease: &Lease) {
+        self.released.insert(named(lease));
+    }
+
+    /// A holder whose mark was acknowledged has its effect. Unless others have its token, it is the only one to.
+    pub(crate) fn effect(&mut self, key: usize, fence: Stamp, alone: bool) {
         self.counts.effects += 1;
         let page = &mut self.pages[key];
+        assert!(!alone || page.acted.insert(fence), "S8: two effects of one grant, {fence:?}");
         if fence > page.pardoned && page.setup.recovery != Recovery::Rerun {
             let alone = page.effect.is_none_or(|known| known == fence);
             assert!(alone, "S8: two effects, under the fences {:?} and {fence:?}", page.effect);
             page.effect = Some(fence);
         }
     }
+}
+
+/// What tells a lease from every other that is alive.
+fn named(lease: &Lease) -> (Stamp, usize) {
+    (lease.fence(), std::ptr::from_ref(lease).addr())
 }
 
 fn stamped(mut record: Record, stamp: Stamp) -> Record {
@@ -324,7 +389,15 @@ impl Page {
         }
     }
 
-    fn granted(&mut self, kind: Kind, before: Option<&Record>, kept: Option<&Record>, next: &Record) {
+    /// Says whether it is the grant of an earlier try of the same call, given anew.
+    fn granted(
+        &mut self,
+        kind: Kind,
+        before: Option<&Record>,
+        kept: Option<&Record>,
+        next: &Record,
+        kept_owners: &HashSet<Owner>,
+    ) -> bool {
         assert!(matches!(kind, Kind::Begin | Kind::BeginMany | Kind::Run), "S8: a {kind:?} granted a lease");
         assert!(next.fence > self.last_fence, "S5: fence {:?} after {:?}", next.fence, self.last_fence);
         self.last_fence = next.fence;
@@ -333,19 +406,26 @@ impl Page {
             let left = lease.upgrade().map_or(Duration::ZERO, |lease| lease.remaining());
             assert!(left <= AHEAD, "L3, S1: granted while the holder of {fence:?} still relies on {left:?}");
         }
-        let State::InProgress { effect, takeover, .. } = next.state else {
+        let State::InProgress { owner: by, effect, takeover, .. } = next.state else {
             panic!("S8: a grant that is an outcome")
         };
         let new = (next.attempt, next.checkpoint.clone(), effect, takeover);
         if kept.is_none() && new == (1, None, false, false) {
-            return;
+            return false;
         }
         // It may have been decided on just before its time was over.
         let record = kept.or(before).expect("S8: a grant that goes on from nothing");
         assert_eq!(record.fingerprint, next.fingerprint, "S4: granted to another request");
-        assert!(record.attempt < self.setup.max_attempts, "S8: more attempts than allowed");
-        let again = record.attempt + 1;
+        let is_own = matches!(record.state, State::InProgress { owner, .. } if owner == by);
+        let anew = is_own && record.stamp == record.fence && !kept_owners.contains(&by);
+        assert!(anew || record.attempt < self.setup.max_attempts, "S8: more attempts than allowed");
+        let again = record.attempt.saturating_add(1);
         let expected = match &record.state {
+            State::InProgress { lease, effect, takeover, .. } if anew => {
+                let left = record.stamp.after(*lease).since(next.stamp);
+                assert!(left.is_zero(), "S1: granted anew while it runs for {left:?}");
+                (record.attempt, record.checkpoint.clone(), *effect, *takeover)
+            }
             State::InProgress { lease, effect, .. } => {
                 let left = record.stamp.after(*lease).since(next.stamp);
                 assert!(left.is_zero(), "S1: granted while a lease runs for {left:?}");
@@ -368,6 +448,7 @@ impl Page {
             }
         };
         assert_eq!(new, expected, "S15: what a grant takes over");
+        anew
     }
 
     /// What was decided on in time may be written after the record's: nobody else has taken it.
@@ -390,7 +471,9 @@ impl Page {
     }
 
     fn finished(&mut self, kind: Kind, before: Option<&Record>, kept: Option<&Record>, next: &Record) {
-        let resolved = kind == Kind::Resolve;
+        let amended = kind == Kind::Amend;
+        let resolved = kind == Kind::Resolve || amended;
+        assert_eq!(next.resolved, resolved, "S2: whose word it is");
         assert!(resolved || matches!(kind, Kind::Finish | Kind::Run), "S3: a {kind:?} finished");
         let rerun = resolved && next.attempt == 0;
         if rerun {
@@ -404,6 +487,7 @@ impl Page {
         assert_eq!(held.fence, next.fence, "S3: finished with a stale token");
         assert_eq!(held.fingerprint, next.fingerprint, "S4: finished as another request");
         match &held.state {
+            _ if amended => assert!(held.resolved, "S2: an operator corrected what no operator said"),
             State::InProgress { lease, .. } if resolved => {
                 let left = held.stamp.after(*lease).since(next.stamp);
                 assert!(left.is_zero(), "S1: an operator settled a lease that runs for {left:?}");
@@ -422,7 +506,8 @@ impl Counts {
         format!(
             "{} seeds, {} calls, {} messages, {} faults, {} crashes, {} pauses, {} partitions, {} clock jumps, {} grants, \
              {} takeovers and reruns, {} outcomes, {} replays, {} unresolved, {} mismatches, {} leases lost, {} effects, \
-             {} waits, {} virtual hours",
+             {} waits, {} granted anew, {} kept owners answered as anybody, {} calls after a release, {} amended, {} answers by \
+             evidence past its retention, {} virtual hours",
             self.seeds,
             self.calls,
             self.messages,
@@ -440,6 +525,11 @@ impl Counts {
             self.lost,
             self.effects,
             self.waits,
+            self.anew,
+            self.strangers,
+            self.released,
+            self.amended,
+            self.outlasted,
             self.micros / 3_600_000_000,
         )
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use nevertwice::{Engine, MemoryStore, Oversized, Owner, Recovery, Request, Stamp, Store};
+use nevertwice::{Engine, EngineBuilder, MemoryStore, Oversized, Owner, Recovery, Request, Stamp, Store};
 
 use super::actors;
 use super::executor::{Dice, Executor, MachineClock, Time, Timer, lock};
@@ -31,6 +31,7 @@ pub(crate) struct Setup {
     pub(crate) run_wait: Duration,
     max_waiters: usize,
     max_response: usize,
+    response_retention: Option<Duration>,
     max_records: usize,
     latency: u64,
     /// After how long the latest message arrives.
@@ -49,6 +50,7 @@ impl Setup {
     fn draw(dice: &Dice, heals: bool) -> Setup {
         let lease = dice.one_of(&[200 * MILLI, SECOND, 5 * SECOND, 30 * SECOND]);
         let retention = dice.one_of(&[lease, lease, 10 * lease, HOUR, 24 * HOUR]);
+        let unresolved = retention * dice.one_of(&[1, 4, 90]);
         let names = [
             ("payments", "a"),
             ("mails", "a"),
@@ -57,6 +59,8 @@ impl Setup {
             ("exports", "daily/a"),
             ("mails", "b"),
         ];
+        let shown = [None, None, Some(retention / 2), Some(retention)];
+        let response_retention = dice.one_of(&shown).map(Duration::from_micros);
         let recoveries = [Recovery::RerunUnlessEffect, Recovery::Rerun, Recovery::Never];
         let key = |(scope, key): &(&'static str, &'static str)| KeySetup {
             scope,
@@ -64,6 +68,8 @@ impl Setup {
             recovery: recoveries[[0, 0, 1, 2][dice.below(4)]],
             max_attempts: dice.one_of(&[u32::MAX, u32::MAX, 1, 3]),
             retention: Duration::from_micros(retention),
+            unresolved: Duration::from_micros(unresolved),
+            response: response_retention,
         };
         let sometimes =
             |most: u32| if dice.percent(60) { dice.between(0, u64::from(most)) as u32 } else { 0 };
@@ -79,6 +85,7 @@ impl Setup {
             run_wait: Duration::from_micros(dice.any_time(4 * lease)),
             max_waiters: dice.one_of(&[1, 3, 10_000]),
             max_response: dice.one_of(&[0, 1 << 20, 1 << 20]),
+            response_retention,
             max_records: if heals { 1000 } else { dice.one_of(&[1, 1000, 1000]) },
             latency: dice.one_of(&[MILLI, MILLI, 20 * MILLI, 200 * MILLI]),
             latest: dice.one_of(&[50 * MILLI, lease, 4 * lease]),
@@ -98,6 +105,16 @@ impl Setup {
     /// How long keys are kept.
     pub(crate) fn retention(&self) -> u64 {
         self.keys[0].retention.as_micros() as u64
+    }
+
+    /// How long they are kept at most, while nobody knows.
+    pub(crate) fn unresolved(&self) -> u64 {
+        self.keys[0].unresolved.as_micros() as u64
+    }
+
+    /// Whether a replay may come without its bytes.
+    pub(crate) fn leaves_out_bytes(&self) -> bool {
+        self.max_response == 0 || self.response_retention.is_some()
     }
 }
 
@@ -239,17 +256,18 @@ impl World {
         let clock = MachineClock::new(&world.time, &world.dice);
         let setup = &world.setup;
         let connection = Connection { world: Arc::clone(world), process: number };
-        let engine = Engine::builder(connection)
+        let builder = Engine::builder(connection)
             .clock(clock.clone())
             .lease(Duration::from_micros(setup.lease))
             .retention(setup.keys[0].retention)
+            .unresolved_retention(setup.keys[0].unresolved)
             .call_timeout(setup.call_timeout)
             .run_wait(setup.run_wait)
             .max_waiters(setup.max_waiters)
             .max_response(setup.max_response)
-            .oversized(Oversized::Marker)
-            .build()
-            .expect("windows that are safe");
+            .oversized(Oversized::Marker);
+        let builder = setup.response_retention.into_iter().fold(builder, EngineBuilder::response_retention);
+        let engine = builder.build().expect("windows that are safe");
         Process { engine, clock, runs_from: 0, stood: 0, cut_until: 0, silent: false }
     }
 

@@ -47,10 +47,11 @@ pub async fn s2_an_outcome_is_immutable(store: Shared) {
     for holder in [&lease, &again] {
         assert!(matches!(holder.complete("other").await, Err(Error::AlreadyFinished { .. })));
         assert!(matches!(holder.fail("other", Retry::Now).await, Err(Error::AlreadyFinished { .. })));
-        for result in [holder.renew().await, holder.mark_effect().await, holder.release().await] {
+        for result in [holder.renew().await, holder.mark_effect().await, holder.save_checkpoint("c").await] {
             assert_eq!(lost(result), StateKind::Completed);
         }
-        assert_eq!(lost(holder.save_checkpoint("c").await), StateKind::Completed);
+        holder.complete(receipt.clone()).await.unwrap();
+        assert_eq!(lost(holder.release().await), StateKind::Completed);
     }
     let resolved = engine.resolve("checks", "done", lease.fence(), Resolution::Rerun).await;
     assert!(matches!(resolved, Err(Error::NotResolvable { .. })));
@@ -79,7 +80,8 @@ pub async fn s3_stale_token_changes_nothing(store: Shared) {
     }
     assert_eq!(store.load(&request.id()).await.unwrap().record, before);
     successor.complete("right").await.unwrap();
-    assert_eq!(lost(zombie.complete("late").await), StateKind::Completed);
+    assert_eq!(lost(zombie.release().await), StateKind::Completed);
+    lost(zombie.complete("late").await);
     assert_eq!(response(&engine, &request).await, "right");
 }
 
@@ -100,6 +102,77 @@ pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
         assert!(engine.resume(&forged).await.is_err(), "{field}");
     }
     lease.complete("genuine").await.unwrap();
+}
+
+/// S3: a token that names another store is refused, and nothing is written, unless that is a name that this store had.
+pub async fn s3_a_token_of_another_store_is_refused(store: Shared) {
+    let here = engine(&store);
+    let lease = acquire(&here, &request("elsewhere")).await;
+    let before = store.load(&id("elsewhere")).await.unwrap().record;
+    let other = StoreId::of("another store", &[b"checks"]);
+    let mut json = serde_json::to_value(lease.token()).unwrap();
+    json["store"] = serde_json::to_value(other).unwrap();
+    let foreign: LeaseToken = serde_json::from_value(json).unwrap();
+    match here.resume(&foreign).await {
+        Err(Error::WrongStore { token, store }) => assert_eq!((token, store), (other, here.store_id())),
+        result => panic!("{result:?}"),
+    }
+    assert_eq!(store.load(&id("elsewhere")).await.unwrap().record, before);
+    // Not even where there is nothing, which would be written.
+    assert!(here.forget("checks", "elsewhere").await.unwrap());
+    assert!(matches!(here.resume(&foreign).await, Err(Error::WrongStore { .. })));
+    assert_eq!(store.load(&id("elsewhere")).await.unwrap().record, None);
+    let renamed = Engine::builder(store.clone()).accept_tokens_from(other).build().unwrap();
+    renamed.resume(&foreign).await.unwrap().complete("done").await.unwrap();
+    assert_eq!(response(&here, &request("elsewhere")).await, "done");
+}
+
+/// S3: a grant made in a transaction whose record is not there was rolled back, and records nothing.
+pub async fn s3_a_grant_that_was_rolled_back_records_nothing(store: Shared) {
+    let engine = engine(&store);
+    let rolled_back = async |key: &str| {
+        let lease = acquire(&engine, &request(key)).await;
+        assert!(engine.forget("checks", key).await.unwrap());
+        let mut json = serde_json::to_value(lease.token()).unwrap();
+        json["in_transaction"] = true.into();
+        serde_json::from_value::<LeaseToken>(json).unwrap()
+    };
+    let token = rolled_back("rolled back").await;
+    assert_eq!(lost(engine.resume(&token).await.map(drop)), StateKind::Absent);
+    let successor = acquire(&engine, &request("rolled back")).await;
+    assert_eq!(lost(engine.resume(&token).await.map(drop)), StateKind::InProgress);
+    successor.complete("right").await.unwrap();
+    assert_eq!(lost(engine.resume(&token).await.map(drop)), StateKind::Completed);
+    assert_eq!(response(&engine, &request("rolled back")).await, "right");
+}
+
+/// S3: once a lease sent a release, it records nothing, whatever came of the release.
+pub async fn s3_a_released_lease_records_nothing(store: Shared) {
+    let engine = engine(&store);
+    for awaits in 0..3 {
+        let key = format!("released, dropped at {awaits}");
+        let lease = acquire(&engine, &request(&key)).await;
+        let _ = dropped_at(awaits, lease.release()).await;
+        for result in [
+            lease.renew().await,
+            lease.save_checkpoint("late").await,
+            lease.mark_effect().await,
+            lease.complete("late").await,
+            lease.fail("late", Retry::Never).await,
+        ] {
+            lost(result);
+        }
+        let many = engine.complete_many(&[(&lease, "late".into())]).await;
+        assert!(matches!(many[..], [Err(Error::LeaseLost { .. })]), "{many:?}");
+        lease.release().await.unwrap();
+        assert_eq!(store.load(&id(&key)).await.unwrap().record, None);
+        let next = acquire(&engine, &request(&key)).await;
+        assert_eq!(next.attempt(), 1);
+        assert_eq!(lost(lease.release().await), StateKind::InProgress);
+        next.complete("right").await.unwrap();
+        lost(lease.complete("late").await);
+        assert_eq!(response(&engine, &request(&key)).await, "right");
+    }
 }
 
 /// S4: another payload under the key gets nothing, in any state, not even by its own owner or past a lease.
@@ -223,6 +296,55 @@ pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
     assert_eq!(reason(&engine, &request).await, (Reason::EffectMarked, second.fence()));
     let cautious = request.clone().recovery(Recovery::Never);
     assert_eq!(reason(&engine, &cautious).await.0, Reason::CrashedAttempt);
+}
+
+/// S8: an owner kept over a restart is granted again only what it has not acted on: whatever it wrote, within the
+/// lease and after it, it is answered as anybody.
+pub async fn s8_an_owner_that_wrote_is_answered_as_anybody(store: Shared) {
+    let engine = engine(&store);
+    let write = async |lease: &Lease, what: usize| match what {
+        0 => lease.renew().await.unwrap(),
+        1 => lease.save_checkpoint("here").await.unwrap(),
+        _ => lease.mark_effect().await.unwrap(),
+    };
+    for what in 0..3 {
+        let running = request(&format!("running {what}")).owner(Owner::random().unwrap());
+        let first = acquire(&engine, &running).await;
+        assert_eq!(acquire(&engine, &running).await.fence(), first.fence());
+        write(&first, what).await;
+        assert!(matches!(engine.begin(&running).await.unwrap(), Begin::InProgress(_)), "write {what}");
+        let over = request(&format!("over {what}")).owner(Owner::random().unwrap());
+        let first = acquire(&engine, &over.clone().lease(SHORT)).await;
+        write(&first, what).await;
+        until_over(&store, &over.id(), SHORT).await;
+        match engine.begin(&over).await.unwrap() {
+            Begin::Acquired(next) => {
+                assert!(what < 2 && (next.attempt(), next.takeover()) == (2, true), "write {what}");
+            }
+            Begin::Unresolved(unknown) => assert!(what == 2 && unknown.reason() == Reason::EffectMarked),
+            other => panic!("{other:?}"),
+        }
+    }
+    // Nothing was written, but the lease is over: somebody may have acted without a mark.
+    let kept = request("kept").owner(Owner::random().unwrap());
+    drop(crash(&engine, &store, &kept).await);
+    let next = acquire(&engine, &kept).await;
+    assert_eq!((next.attempt(), next.takeover()), (2, true));
+}
+
+/// S8: a grant that is over before the call that asked for it heard of it is granted anew, to an owner drawn for that
+/// call only.
+pub async fn s8_a_grant_is_given_anew_only_within_its_call(store: Shared) {
+    for (key, owner, granted) in
+        [("new", None, (1, false)), ("kept", Some(Owner::random().unwrap()), (2, true))]
+    {
+        let faulty = FaultyStore::new(store.clone());
+        faulty.on_call(1, Fault::FailAfter);
+        let engine = Engine::builder(faulty).build().unwrap();
+        let request = owner.into_iter().fold(request(key).lease(SHORT), Request::owner);
+        let lease = acquire(&engine, &request).await;
+        assert_eq!((lease.attempt(), lease.takeover()), granted, "{key}");
+    }
 }
 
 /// L2: a crashed attempt's key is granted once its lease is over, with what the attempt left.

@@ -91,6 +91,36 @@ pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
     }
 }
 
+/// Store: a write raises the stamp even if it changes nothing else, alone and in a batch: whoever was granted the record
+/// is known to have acted.
+pub async fn s5_every_write_raises_the_stamp(store: Shared) {
+    let (id, other) = (id("unchanged"), id("unchanged too"));
+    let record = grant(&request("unchanged"));
+    let mut last = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    let record = record.stamped(last);
+    for round in 0..20 {
+        let stamp = if round % 2 == 0 {
+            done(store.swap(&id, Some(last), Some(&record)).await.unwrap())
+        } else {
+            let same = |id, expected| SwapRequest { id, expected, next: Some(Box::new(record.clone())) };
+            let batch = [same(id, Some(last)), same(other, None)];
+            let mut swaps = store.swap_many(&batch).await.into_iter();
+            let stamp = done(swaps.next().unwrap().unwrap());
+            done(
+                store
+                    .swap(&other, swaps.next().unwrap().ok().and_then(|swap| stamp_of(&swap)), None)
+                    .await
+                    .unwrap(),
+            );
+            stamp
+        };
+        assert!(stamp > last, "round {round}: {stamp:?} after {last:?}");
+        let found = store.load(&id).await.unwrap().record.unwrap();
+        assert_eq!((found.stamp, found.fence), (stamp, record.fence));
+        last = stamp;
+    }
+}
+
 /// Store: records of all shapes come back as they were, with the stamp that the swap said.
 pub async fn records_come_back_byte_for_byte(store: Shared) {
     let every_byte = Bytes::from_iter(0..=255_u8);
@@ -121,6 +151,7 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
         record.checkpoint = Some(every_byte.clone()).filter(|_| at % 2 == 0);
         record.unresolved_retention = Some(LONG * 9).filter(|_| at % 3 == 0);
         record.resolved = at % 4 == 0;
+        record.extra = Some(Bytes::from_static(&[2, 3, 0, 7, 255])).filter(|_| at % 2 == 1);
         let stamp = done(store.swap(&id, None, Some(&record)).await.unwrap());
         let found = store.load(&id).await.unwrap().record.unwrap();
         let record = record.stamped(stamp);
@@ -180,6 +211,46 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
     }
     for at in 0..20 {
         assert_eq!(acquire(&engine, &request(&format!("gone {at}"))).await.attempt(), 1);
+    }
+}
+
+/// S13: evidence of an effect that nobody knows of outlasts its retention and every purge, until its own time is over.
+pub async fn s13_evidence_outlasts_the_retention(store: Shared) {
+    let crashed = async |key: &str, recovery: Recovery, kept: Duration| {
+        let mut record = grant(&request(key).lease(SHORT).retention(SHORT).recovery(recovery));
+        if let State::InProgress { effect, .. } = &mut record.state {
+            *effect = true;
+        }
+        record.unresolved_retention = Some(kept);
+        done(store.swap(&id(key), None, Some(&record)).await.unwrap());
+    };
+    crashed("marked", Recovery::RerunUnlessEffect, LONG).await;
+    crashed("marked for ever", Recovery::Never, MAX).await;
+    crashed("marked, to be rerun", Recovery::Rerun, LONG).await;
+    crashed("marked, and over", Recovery::RerunUnlessEffect, SHORT).await;
+    let failed = async |key: &str, engine: &Engine, retry: Retry| {
+        let lease = acquire(engine, &request(key).lease(SHORT).retention(SHORT)).await;
+        lease.fail("who knows", retry).await.unwrap();
+    };
+    let patient = Engine::builder(store.clone()).build().unwrap();
+    let hasty = Engine::builder(store.clone())
+        .lease(SHORT)
+        .retention(SHORT)
+        .unresolved_retention(SHORT)
+        .build()
+        .unwrap();
+    failed("reported", &patient, Retry::Unresolved).await;
+    failed("known", &patient, Retry::Never).await;
+    failed("reported, and over", &hasty, Retry::Unresolved).await;
+    until_over(&store, &id("reported, and over"), SHORT * 3).await;
+    while store.purge(100).await.unwrap().removed > 0 {}
+    for key in ["marked", "marked for ever", "reported"] {
+        assert!(store.load(&id(key)).await.unwrap().record.is_some(), "{key} was removed");
+        let (why, _) = reason(&patient, &request(key)).await;
+        assert_eq!(why, if key == "reported" { Reason::Reported } else { Reason::EffectMarked });
+    }
+    for key in ["marked, to be rerun", "marked, and over", "known", "reported, and over"] {
+        assert_eq!(acquire(&patient, &request(key)).await.attempt(), 1, "{key}");
     }
 }
 
