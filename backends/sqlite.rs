@@ -75,7 +75,7 @@ const BACKEND: &str = "SQLite store";
 /// What logs call it.
 const NAME: &str = "sqlite";
 /// How many rows a purge removes in a commit, so that begins come in between, of other processes too: a millisecond. Where more
-/// are written in the same commit, so many.
+/// are written in the same commit, up to twice as many as those.
 const PURGE_STEP: usize = 100;
 
 /// Records in a SQLite file, for one machine: one process or several that share the file.

@@ -149,9 +149,10 @@ impl OpenFile {
     /// What `open` gives, if it was opened while the names led to the right files.
     pub(super) fn opening<T>(&self, open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.check()?;
-        let opened = open()?;
+        let opened = open();
+        // Should it have failed, this may be why.
         self.check()?;
-        Ok(opened)
+        opened
     }
 
     /// Whether `path` leads to this database.

@@ -52,7 +52,10 @@ impl Readers {
             Some(db) => db,
             None => self.file.opening(|| self.place.open_reader())?,
         };
-        read(slot.insert(db))
+        read(slot.insert(db)).or_else(|error| {
+            self.file.check()?;
+            Err(error)
+        })
     }
 
     /// Whether a transaction somewhere has the file's write lock.

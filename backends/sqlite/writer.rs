@@ -112,10 +112,10 @@ impl Desk {
         self.close(wrote);
     }
 
-    /// How many rows a purge may remove in the present commit: as many as it writes, so that they go at least as fast as they
-    /// come, and no commit takes much longer for it.
+    /// How many rows a purge may remove in the present commit: up to twice as many as it writes, so that they go faster than
+    /// they come although it misses a commit now and then, and no commit takes much longer for it.
     pub(super) fn purge_step(&self) -> usize {
-        self.rows.get().max(PURGE_STEP)
+        (2 * self.rows.get()).clamp(PURGE_STEP, BATCH.max(self.rows.get()))
     }
 
     /// Closes the file. The log is moved into it then, and removed, unless they no longer belong together.
@@ -158,6 +158,8 @@ impl Desk {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
                 }
+                // What SQLite makes of a file that is gone tells little.
+                let trouble = self.file.check().err().unwrap_or(trouble);
                 for job in batch {
                     contain(|| job.fail(trouble.clone()));
                 }
