@@ -249,7 +249,7 @@ pub(crate) fn store_warning(store: &'static str, warning: &dyn std::fmt::Display
         tracing::Level::WARN,
         store,
         warning = %warning,
-        "the store warns"
+        "nevertwice.store_warning: the store warns"
     );
 }
 
