@@ -19,10 +19,10 @@ use tempfile::TempDir;
 mod batches;
 #[path = "sqlite/boots.rs"]
 mod boots;
-#[path = "sqlite/evidence.rs"]
-mod evidence;
 #[path = "support/children.rs"]
 mod children;
+#[path = "sqlite/evidence.rs"]
+mod evidence;
 #[path = "sqlite/files.rs"]
 mod files;
 #[path = "sqlite/growth.rs"]
