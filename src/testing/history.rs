@@ -134,7 +134,7 @@ pub async fn run(store: Arc<dyn Store>, key: &str, ops: &[Op], pace: &Pace) {
         pace,
         now: Duration::ZERO,
         model: Model::default(),
-        owners: [Owner::random().unwrap(), Owner::random().unwrap(), Owner::random().unwrap()],
+        owners: [(); 3].map(|()| Owner::random().unwrap_or_else(|error| panic!("{error}"))),
         held: Vec::new(),
         fences: Vec::new(),
     };
