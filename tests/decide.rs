@@ -267,13 +267,11 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
         assert_eq!((settled.is_evidence(), settled.keep()), (false, RETENTION));
     }
     // A takeover carries the mark, and what it is worth under its own recovery.
-    for (recovery, keep) in [(Recovery::Rerun, LEASE + RETENTION)] {
-        let marked = marked(Recovery::RerunUnlessEffect);
-        let begin = Command::Begin(Ask { recovery, ..ask() });
-        let (next, _) = write(decide(at(&marked, LEASE), Some(&marked), &begin));
-        assert!(matches!(next.state, State::InProgress { effect: true, .. }));
-        assert_eq!(next.keep(), keep);
-    }
+    let marked = marked(Recovery::RerunUnlessEffect);
+    let begin = Command::Begin(Ask { recovery: Recovery::Rerun, ..ask() });
+    let (next, _) = write(decide(at(&marked, LEASE), Some(&marked), &begin));
+    assert!(matches!(next.state, State::InProgress { effect: true, .. }));
+    assert_eq!(next.keep(), LEASE + RETENTION);
 }
 
 /// An absent record of a grant made in a transaction was rolled back, and the effect with it.

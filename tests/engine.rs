@@ -687,7 +687,7 @@ fn a_token_tells_no_key_and_an_unknown_version_is_refused() {
         ("fence", u64::MAX.into()),
         ("attempt", 0.into()),
         ("scope", "x".repeat(49).into()),
-        ("key", "x".repeat(256).into()),
+        ("key", "x".repeat(2000).into()),
     ] {
         let mut damaged = json.clone();
         damaged[field] = value;
