@@ -63,8 +63,10 @@ impl Scene {
     }
 }
 
+type Sign = (&'static str, &'static str, fn(&Scene));
+
 /// What may happen to a file, and a word of what the store says of it.
-const SIGNS: [(&str, &str, fn(&Scene)); 11] = [
+const SIGNS: [Sign; 11] = [
     ("moved", "was moved or removed", |s| fs::rename(s.at("r1/keys.db"), s.at("r1/old.db")).unwrap()),
     ("its folder moved", "was moved or removed", |s| fs::rename(s.at("r1"), s.at("r3")).unwrap()),
     ("removed", "was moved or removed", |s| fs::remove_file(s.at("r1/keys.db")).unwrap()),
@@ -97,10 +99,9 @@ fn relink(scene: &Scene) {
 
 #[test]
 fn s10_from_the_first_sign_that_the_file_is_another_every_call_fails() {
-    for (name, words, happens) in SIGNS {
+    for (_, words, happens) in SIGNS {
         let scene = Scene::new();
         happens(&scene);
-        println!("{name}");
         scene.assert_lost(words);
     }
 }
