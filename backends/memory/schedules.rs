@@ -1,6 +1,7 @@
 //! Swaps, waits and purges that meet in the store, under many schedules.
 
 use std::sync::Mutex as Plain;
+use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use shuttle::future::block_on;
@@ -10,6 +11,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::fingerprint::Fingerprint;
 use crate::owner::Owner;
+use crate::policy::Recovery;
 use crate::record::{Body, State};
 use crate::sync::schedules::explore;
 
@@ -26,6 +28,7 @@ fn record(scope: &str, in_progress: bool) -> Record {
         lease: HOUR,
         effect: false,
         takeover: false,
+        recovery: Recovery::RerunUnlessEffect,
         holder: Label::new("host-7"),
     };
     Record {
@@ -35,9 +38,12 @@ fn record(scope: &str, in_progress: bool) -> Record {
         attempt: 1,
         retention: HOUR,
         response_retention: None,
+        unresolved_retention: None,
         scope: Label::new(scope),
         key: None,
         checkpoint: None,
+        resolved: false,
+        extra: None,
         state: if in_progress {
             running()
         } else {
@@ -108,7 +114,7 @@ fn schedules_of_changes() {
                 let id = id(1);
                 if leaves {
                     let mut wait = store.changed(&id, stamp, HOUR);
-                    let mut context = std::task::Context::from_waker(Waker::noop());
+                    let mut context = Context::from_waker(Waker::noop());
                     let _ = wait.as_mut().poll(&mut context);
                 } else {
                     block_on(store.changed(&id, stamp, HOUR)).unwrap();
@@ -158,7 +164,7 @@ fn schedules_of_a_full_store() {
         });
         block_on(store.purge(10)).unwrap();
         all(threads.into());
-        assert_eq!(block_on(store.purge(10)).unwrap(), 0, "nothing else is over its time");
+        assert_eq!(block_on(store.purge(10)).unwrap().removed, 0, "nothing else is over its time");
         let records = store.len();
         assert_eq!(store.0.total.records.load(Ordering::SeqCst), records);
         let counted: usize = store.0.scopes.lock().values().sum();

@@ -67,9 +67,12 @@ fn record() -> Record {
         attempt: 1,
         retention: HOUR,
         response_retention: None,
+        unresolved_retention: None,
         scope: Label::new("schedules"),
         key: None,
         checkpoint: None,
+        resolved: false,
+        extra: None,
         state: State::Completed(Body::kept("done".into())),
     }
 }
