@@ -1,7 +1,6 @@
 //! Swaps, waits and purges that meet in the store, under many schedules.
 
 use std::sync::Mutex as Plain;
-use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use shuttle::future::block_on;
@@ -28,11 +27,7 @@ fn record(scope: &str, in_progress: bool) -> Record {
         lease: HOUR,
         effect: false,
         takeover: false,
-<<<<<<< HEAD
         recovery: Recovery::Never,
-=======
-        recovery: Recovery::RerunUnlessEffect,
->>>>>>> proofs
         holder: Label::new("host-7"),
     };
     Record {
@@ -118,11 +113,7 @@ fn schedules_of_changes() {
                 let id = id(1);
                 if leaves {
                     let mut wait = store.changed(&id, stamp, HOUR);
-<<<<<<< HEAD
                     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-=======
-                    let mut context = Context::from_waker(Waker::noop());
->>>>>>> proofs
                     let _ = wait.as_mut().poll(&mut context);
                 } else {
                     block_on(store.changed(&id, stamp, HOUR)).unwrap();
