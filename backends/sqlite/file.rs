@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+
 use super::held::{self, HeldFile};
 use super::trouble::Trouble;
 use crate::clock::Clock;
@@ -146,10 +149,16 @@ impl OpenFile {
         if now.saturating_sub(looked) < EVERY { self.verdict() } else { self.check() }
     }
 
-    /// What `open` gives, if it was opened while the names led to the right files.
-    pub(super) fn opening<T>(&self, open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// The connection that `open` gives, if it was opened while the names led to the right files.
+    pub(super) fn opening(
+        &self,
+        open: impl FnOnce() -> Result<Connection, StoreError>,
+    ) -> Result<Connection, StoreError> {
         self.check()?;
         let opened = open();
+        if let Ok(db) = &opened {
+            leave_log(db, true)?;
+        }
         // Should it have failed, this may be why.
         self.check()?;
         opened
@@ -232,6 +241,13 @@ fn names(file: &Metadata) -> u64 {
 #[cfg(not(unix))]
 fn names(_file: &Metadata) -> u64 {
     1
+}
+
+/// Whether `db`, should it be the last connection to be closed, leaves the log as it is. A store's do, so that nothing is moved from a
+/// log into a file that no longer belong together; the writer moves it, once it has looked.
+pub(super) fn leave_log(db: &Connection, leave: bool) -> Result<(), Trouble> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave)?;
+    Ok(())
 }
 
 /// The name of a file that SQLite keeps beside the one at `path`.
