@@ -4,7 +4,7 @@
 //! leads elsewhere meanwhile, connections of one process see different files, and what is acknowledged on one of them is not
 //! on the other. So the three names are looked up
 //!
-//! * by the writer in every transaction, before it is committed and once more before anybody is answered,
+//! * by the writer after every commit, before anybody is answered, and every [`EVERY`] before it writes at all,
 //! * by readers and the watcher every [`EVERY`], and around every connection that is opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
