@@ -32,7 +32,7 @@ fn request(key: &str) -> Request {
 
 /// An engine that gives up at `limit` what cannot be had.
 fn engine(store: SqliteStore, limit: Duration) -> Engine {
-    Engine::builder(store).lease(LEASE).call_timeout(limit).build().unwrap()
+    Engine::builder(store).lease(LEASE).call_timeout(limit).finish_timeout(limit).build().unwrap()
 }
 
 fn open(folder: &Path) -> Engine {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::anchor::{self, Start};
 use super::claim::Claim;
-use super::file::OpenFile;
+use super::file::{OpenFile, leave_log};
 use super::fork::ForkGuard;
 use super::log::Log;
 use super::readers::Readers;
@@ -149,6 +149,8 @@ impl SqliteStoreBuilder {
         let first = place.open_reader()?;
         table.probe(&first)?;
         let file = Arc::new(OpenFile::new(&path, held, self.clock.clone())?);
+        leave_log(&db, true)?;
+        leave_log(&first, true)?;
         let limits = Limits { bytes: self.max_bytes, log: file.log_counter(), unsettled: Arc::default() };
         let waiters = Arc::new(Waiters::default());
         let writer = Writer::start(Desk {

@@ -4,7 +4,7 @@
 //! leads elsewhere meanwhile, connections of one process see different files, and what is acknowledged on one of them is not
 //! on the other. So the three names are looked up
 //!
-//! * by the writer in every transaction, before it is committed and once more before anybody is answered,
+//! * by the writer after every commit, before anybody is answered, and every [`EVERY`] before it writes at all,
 //! * by readers and the watcher every [`EVERY`], and around every connection that is opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::held::{self, HeldFile};
 use super::trouble::Trouble;
@@ -146,10 +149,16 @@ impl OpenFile {
         if now.saturating_sub(looked) < EVERY { self.verdict() } else { self.check() }
     }
 
-    /// What `open` gives, if it was opened while the names led to the right files.
-    pub(super) fn opening<T>(&self, open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// The connection that `open` gives, if it was opened while the names led to the right files.
+    pub(super) fn opening(
+        &self,
+        open: impl FnOnce() -> Result<Connection, StoreError>,
+    ) -> Result<Connection, StoreError> {
         self.check()?;
         let opened = open();
+        if let Ok(db) = &opened {
+            leave_log(db, true)?;
+        }
         // Should it have failed, this may be why.
         self.check()?;
         opened
@@ -232,6 +241,13 @@ fn names(file: &Metadata) -> u64 {
 #[cfg(not(unix))]
 fn names(_file: &Metadata) -> u64 {
     1
+}
+
+/// Whether `db`, should it be the last connection to be closed, leaves the log as it is. A store's do, so that nothing is moved from a
+/// log into a file that no longer belong together; the writer moves it, once it has looked.
+pub(super) fn leave_log(db: &Connection, leave: bool) -> Result<(), Trouble> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave)?;
+    Ok(())
 }
 
 /// The name of a file that SQLite keeps beside the one at `path`.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
-use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
 };
@@ -92,9 +91,6 @@ impl Place {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(&self.path, flags).map_err(|error| self.refused(error))?;
         db.busy_timeout(self.busy_timeout).map_err(|error| self.refused(error))?;
-        // The log is moved into the file when the store is closed, by the writer, if they still belong together.
-        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(|error| self.refused(error))?;
         // The first read tells whether it is a database at all.
         db.query_row("SELECT count(*) FROM main.sqlite_schema", [], |_| Ok(()))
             .map_err(|error| self.refused(error))?;
