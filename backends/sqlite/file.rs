@@ -4,7 +4,7 @@
 //! leads elsewhere meanwhile, connections of one process see different files, and what is acknowledged on one of them is not
 //! on the other. So the three names are looked up
 //!
-//! * by the writer after every commit, before anybody is answered, and every [`EVERY`] before it writes at all,
+//! * by the writer after every commit, before anybody is answered, and before it the database's name,
 //! * by readers and the watcher every [`EVERY`], and around every connection that is opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
@@ -116,16 +116,24 @@ impl OpenFile {
         self.log_bytes.clone()
     }
 
-    /// Looks whether the names still lead to the files that were opened.
+    /// Looks whether the names still lead to the files that were opened: three system calls.
     pub(super) fn check(&self) -> Result<(), Trouble> {
-        self.verdict()?;
         let now = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
-        let looked = self.look();
-        match looked {
-            Ok(()) => {
-                self.looked.store(now, Ordering::Relaxed);
-                self.verdict()
-            }
+        self.judge(|| self.look())?;
+        self.looked.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The same of the database alone: one system call.
+    pub(super) fn check_name(&self) -> Result<(), Trouble> {
+        self.judge(|| self.look_at_database())
+    }
+
+    /// What to make of `look`, and of what was seen before.
+    fn judge(&self, look: impl FnOnce() -> Result<(), Sign>) -> Result<(), Trouble> {
+        self.verdict()?;
+        match look() {
+            Ok(()) => self.verdict(),
             Err(Sign::Unknown(error)) => {
                 Err(Trouble::passing(format!("its files cannot be looked at: {error}")))
             }
@@ -191,7 +199,7 @@ impl OpenFile {
         }
     }
 
-    fn look(&self) -> Result<(), Sign> {
+    fn look_at_database(&self) -> Result<(), Sign> {
         let (_, names) = same(&self.path, self.database.id(), "the file")?;
         if names > 1 {
             return Err(Sign::Lost(format!(
@@ -199,6 +207,11 @@ impl OpenFile {
                 self.path.display()
             )));
         }
+        Ok(())
+    }
+
+    fn look(&self) -> Result<(), Sign> {
+        self.look_at_database()?;
         let (bytes, _) = same(&self.log.0, self.log.1, "its log")?;
         same(&self.index.0, self.index.1.id(), "the index of its log")?;
         self.log_bytes.store(bytes, Ordering::Relaxed);

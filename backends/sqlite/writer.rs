@@ -187,9 +187,9 @@ impl Desk {
                 return Err(Trouble::rolled_back());
             }
         }
+        // Nothing is written into a file that nobody looks for there; and nothing is acknowledged that was, or whose log is gone.
+        self.file.check_name()?;
         self.execute("COMMIT")?;
-        // Nothing is acknowledged that was written where nobody looks. A look before the commit would miss what happens during it,
-        // and each costs three system calls.
         self.file.check()
     }
 
