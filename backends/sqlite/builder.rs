@@ -145,9 +145,10 @@ impl SqliteStoreBuilder {
         let table = Arc::new(Table::new(self.table));
         let identity = table.identity(&db)?;
         let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
-        let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock.clone(), self.start)?);
+        // All that may refuse the file comes before the anchor, which is written to it.
         let first = place.open_reader()?;
         table.probe(&first)?;
+        let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock.clone(), self.start)?);
         let file = Arc::new(OpenFile::new(&path, held, self.clock.clone())?);
         leave_log(&db, true)?;
         leave_log(&first, true)?;
