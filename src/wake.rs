@@ -22,7 +22,7 @@ fn dispose(payload: Box<dyn Any + Send>) {
 }
 
 /// Drops each of `values`, and those that follow on one whose drop panics as well.
-#[cfg(any(feature = "memory", feature = "sqlite", feature = "redis"))]
+#[cfg(any(feature = "memory", feature = "sqlite"))]
 pub(crate) fn discard<T>(values: impl IntoIterator<Item = T>) {
     for value in values {
         contain(|| drop(value));
