@@ -30,7 +30,7 @@
 //! | `nevertwice_purge_failures_total` | counter | `store`, `command` | calls | `purge` and `drop_responses` that ended with an error |
 //! | `nevertwice_operator_actions_total` | counter | `store`, `action`, `outcome` | actions | `resolve`, `amend` and `forget`, those of bulk calls too, by `ok`, `nothing` (to forget), `not_resolvable`, `not_amendable`, `error` |
 //!
-//! Times are the engine's [`Clock`](crate::Clock)'s; in a transaction of the application's, the
+//! Times are the engine's [`Clock`]'s; in a transaction of the application's, the
 //! operating system's. The operation by which
 //! [`Engine::purge_regularly`](crate::Engine::purge_regularly) takes turns is none of the
 //! application's: its begins, commands and leases are not counted. What is said in a transaction
