@@ -359,6 +359,9 @@ impl World {
         match decide(now, row.as_ref(), &role, &Cmd::Begin { owner, is_new: true }) {
             Verdict::Write(Some(next), Reply::Acquired) => {
                 let next = next.stamped(stamp);
+                // Nothing is left of it but time: no other grant is made in the same microsecond.
+                self.keys[slot_of(role.place)].last = stamp;
+                self.now = stamp;
                 client.token =
                     Some(Token { owner, fence: next.fence, attempt: next.attempt, in_transaction: true });
                 client.doing = Doing::Holding;

@@ -487,7 +487,9 @@ impl Actor {
     }
 
     fn word(&self) -> Resolution {
-        let body = |text: &'static str| Body::kept(Bytes::from_static(text.as_bytes()));
+        // What is longer than an outcome may be is refused of an operator.
+        let limit = self.world.setup.max_response;
+        let body = |text: &'static str| Body::new(Bytes::from_static(text.as_bytes()), limit);
         match self.world.dice.below(3) {
             0 => Resolution::Completed(body("\"an operator's word\"")),
             1 => Resolution::Failed(body("[\"an operator's word\",\"Never\"]")),

@@ -30,7 +30,7 @@ pub(crate) struct Setup {
     pub(crate) call_timeout: Duration,
     pub(crate) run_wait: Duration,
     max_waiters: usize,
-    max_response: usize,
+    pub(crate) max_response: usize,
     response_retention: Option<Duration>,
     max_records: usize,
     latency: u64,
