@@ -49,7 +49,7 @@
 //! over processes. [`BUCKETS`] are the advised bounds of each, from what a memory store needs to
 //! the longest that the default policy allows. With `metrics-exporter-prometheus`:
 //!
-//! ```ignore
+//! ```text
 //! let mut exporter = PrometheusBuilder::new();
 //! for (histogram, bounds) in nevertwice::observe::BUCKETS {
 //!     exporter = exporter.set_buckets_for_metric(Matcher::Full(histogram.to_string()), bounds)?;
