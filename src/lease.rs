@@ -1,4 +1,4 @@
-//! The right to act: [`Lease`].
+//! The right to execute: [`Lease`].
 
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
@@ -18,13 +18,39 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::token::LeaseToken;
 use crate::wake::{ForeignWaker, wake_all};
 
-/// The right to act on a key, until it is finished or its time runs out.
+/// The right to execute one operation, until it is finished or the lease expires.
 ///
-/// Dropping it unfinished writes nothing: a panic, a cancelled future or a client that hung up is a crash, and a
-/// crash is never taken for "nothing happened". The lease runs out and the next begin finds the evidence. Operators are
-/// told of it ([`observe`](crate::observe): `nevertwice.lease_abandoned`), unless its [`token`](Lease::token) was taken.
+/// [`Engine::begin`] and its variants grant a lease; [`Engine::resume`] takes one over by its
+/// token. There are five kinds of calls:
 ///
-/// Its methods borrow, so that a call that failed can be repeated; every one is safe to repeat after a lost answer.
+/// * **Reading**, at any time and without a store call: [`attempt`](Lease::attempt),
+///   [`fence`](Lease::fence), [`derive_key`](Lease::derive_key), [`remaining`](Lease::remaining)
+///   and [`is_lost`](Lease::is_lost). Read [`takeover`](Lease::takeover),
+///   [`effect_marked`](Lease::effect_marked) and [`checkpoint`](Lease::checkpoint) before you
+///   start: they show what an earlier attempt left. Race the work with [`lost`](Lease::lost) to
+///   stop it in time.
+/// * **Renewing**, in work that may take longer than the lease: [`renew`](Lease::renew), as often
+///   as needed until the lease is finished. [`Engine::run`] and [`Engine::keep_alive`] renew by
+///   themselves.
+/// * **Marking and saving**, before the effect: [`save_checkpoint`](Lease::save_checkpoint) after a
+///   step that the next attempt need not repeat, [`mark_effect`](Lease::mark_effect) right before
+///   the effect. Both renew the lease too. If `mark_effect` fails, do not cause the effect.
+/// * **Finishing**, once, after the effect: [`complete`](Lease::complete), [`fail`](Lease::fail),
+///   or [`release`](Lease::release) if nothing happened. From then on the lease accepts only a
+///   repetition of the same finish.
+/// * **Handing over by token**, at any time before the finish: [`token`](Lease::token) here,
+///   [`Engine::resume`] in the other process. Both leases then stand for one grant. This one stays
+///   usable, and the first outcome that is recorded counts.
+///
+/// The usual order is: begin, prepare and save, `mark_effect`, act, `complete`.
+///
+/// Methods borrow, so that a call that failed can be repeated; each is safe to repeat after a lost
+/// answer.
+///
+/// Dropping an unfinished lease writes nothing: a panic, a cancelled future or a client that hung
+/// up is a crash, and a crash is never taken for "nothing happened". The lease expires, and the
+/// next begin finds the record. Operators see a warning ([`observe`](crate::observe):
+/// `nevertwice.lease_abandoned`), unless the lease's [`token`](Lease::token) was taken.
 #[derive(Debug)]
 #[must_use = "a lease that is dropped holds its key until it runs out"]
 pub struct Lease(Box<Inner>);
@@ -35,7 +61,7 @@ struct Inner {
     token: LeaseToken,
     takeover: bool,
     checkpoint: Option<Bytes>,
-    /// Whether it is of this crate's own, so that operators are told nothing of it.
+    /// True if this lease belongs to the crate itself, so that nothing is reported to operators.
     quiet: bool,
     held: Mutex<Held>,
 }
@@ -49,31 +75,33 @@ impl Drop for Inner {
     }
 }
 
-/// The record as this holder last saw it, and until when, on the engine's monotonic clock, it may rely on it.
+/// The record as this holder last saw it, and the time on the engine's monotonic clock until which
+/// the holder may rely on it.
 #[derive(Debug)]
 struct Held {
     record: Option<Box<Record>>,
     until: Duration,
     lost: bool,
-    /// Whether this holder finished or released it: nothing that was under way meanwhile opens it again.
+    /// True if this holder finished or released the lease. The answer of an earlier call must not
+    /// reopen it.
     closed: bool,
-    /// Whether a release was sent, whatever came back: then nothing may be recorded any more.
+    /// True if a release was sent, whatever its result: nothing may be recorded from then on.
     released: bool,
-    /// Whether the token was taken, so that another holder may go on.
+    /// True if the token was taken, so that another holder may continue.
     handed_over: bool,
-    /// Whether the effect was marked, as far as this holder knows.
+    /// True if the effect was marked, as far as this holder knows.
     effect: bool,
-    /// Who waits to be told that the lease is lost.
+    /// Wakers of the futures that wait for the loss of the lease.
     watchers: Vec<ForeignWaker>,
 }
 
 impl Held {
-    /// Whether the operation is in progress, as far as this holder knows.
+    /// Returns true if the operation is in progress, as far as this holder knows.
     fn is_working(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.lease().is_some())
     }
 
-    /// Takes note of what a command left in the store.
+    /// Remembers the record that a command left in the store.
     fn remember(&mut self, record: Option<Box<Record>>, until: Duration) {
         let working = record.as_ref().is_some_and(|record| record.lease().is_some());
         let newer = match (&self.record, &record) {
@@ -86,7 +114,8 @@ impl Held {
         }
     }
 
-    /// Nothing is known any more but that it is not this holder's. What this holder finished itself was not lost.
+    /// Forgets the record, which is no longer this holder's. A lease that this holder finished
+    /// itself is not lost.
     fn give_up(&mut self, reply: &Reply) {
         let finished = self.closed && !self.lost || matches!(reply, Reply::AlreadyFinished(_));
         (self.record, self.until, self.lost, self.closed) = (None, Duration::ZERO, !finished, true);
@@ -94,7 +123,8 @@ impl Held {
 }
 
 impl Lease {
-    /// A lease on what `token` proves, with what the store now holds of it (nothing, if the record is gone).
+    /// A lease for `token`, with the record that the store now holds for it (`None` if the record
+    /// is gone).
     pub(crate) fn new(
         engine: Engine,
         token: LeaseToken,
@@ -120,42 +150,45 @@ impl Lease {
         }))
     }
 
-    /// The same, but operators are told nothing of it: it is no operation of the application's.
+    /// Turns off reports to operators, for a lease that is not the application's.
     pub(crate) fn quietly(mut self) -> Lease {
         self.0.quiet = true;
         self
     }
 
-    /// Which execution of the operation this is, from 1.
+    /// The number of this execution of the operation, from 1.
     pub fn attempt(&self) -> u32 {
         self.0.token.attempt
     }
 
-    /// The fence of this grant: greater than that of every earlier grant of the key. It does not change when the lease
-    /// is renewed. Pass it to systems that can refuse what comes with a lower one.
+    /// The fence of this grant: greater than that of every earlier grant of the key. It does not
+    /// change when the lease is renewed. Pass it to systems that can refuse requests with a lower
+    /// one.
     pub fn fence(&self) -> Stamp {
         self.0.token.fence
     }
 
-    /// Whether the attempt before this one ran out of its lease, so that it may have left traces.
+    /// Returns true if the lease of the previous attempt expired, so that it may have left traces.
     pub fn takeover(&self) -> bool {
         self.0.takeover
     }
 
-    /// What an earlier attempt saved with [`save_checkpoint`](Lease::save_checkpoint), as it was when this
-    /// lease was granted.
+    /// The bytes that an earlier attempt saved with [`save_checkpoint`](Lease::save_checkpoint), as
+    /// they were when this lease was granted.
     pub fn checkpoint(&self) -> Option<&Bytes> {
         self.0.checkpoint.as_ref()
     }
 
-    /// Whether the effect may have happened already: this holder marked it, before a
-    /// [`resume`](Engine::resume) too, or an earlier attempt that a [`Rerun`](crate::Recovery::Rerun) took over.
+    /// Returns true if the effect may have happened already: this holder marked it, also before a
+    /// [`resume`](Engine::resume), or it took over from an attempt that had marked it (under
+    /// [`Recovery::Rerun`](crate::Recovery::Rerun)).
     pub fn effect_marked(&self) -> bool {
         self.held().effect
     }
 
-    /// How long this holder may still rely on its lease: counted on its own monotonic clock from before it asked, so never
-    /// more than the store granted. Zero once finished.
+    /// The time for which this holder may still rely on its lease. It is counted on the holder's
+    /// own monotonic clock from before the request was sent, so it is never more than the store
+    /// granted. Zero once finished.
     pub fn remaining(&self) -> Duration {
         let held = self.held();
         if !held.is_working() {
@@ -164,15 +197,16 @@ impl Lease {
         held.until.saturating_sub(self.0.engine.clock().monotonic())
     }
 
-    /// Whether this holder must no longer rely on its lease: the store said that somebody else took the key, or the time
-    /// is over and was not renewed. A finished lease is not lost.
+    /// Returns true if this holder must no longer rely on its lease: the store answered that the
+    /// key was taken, or the lease expired and was not renewed. A finished lease is not lost.
     pub fn is_lost(&self) -> bool {
         let held = self.held();
         held.lost || held.is_working() && held.until <= self.0.engine.clock().monotonic()
     }
 
-    /// Completes as soon as [`is_lost`](Lease::is_lost), never if the lease is finished first. Race the work with it to stop
-    /// before anybody else starts: a holder counts less time than the store does.
+    /// Completes as soon as [`is_lost`](Lease::is_lost) is true, and never if the lease is finished
+    /// first. Race the work with it to stop before another caller starts: a holder counts less time
+    /// than the store does.
     ///
     /// ```
     /// use nevertwice::{Begin, Engine, ManualClock, MemoryStore, Request};
@@ -218,15 +252,17 @@ impl Lease {
         }
     }
 
-    /// What another process needs to go on with this lease: see [`Engine::resume`]. Once it was
-    /// taken, a drop of this lease is not reported as abandoned: another holder may finish it.
+    /// The token with which another process continues under this grant: see [`Engine::resume`].
+    /// Once it was taken, dropping this lease is not reported as abandoned, since another holder
+    /// may finish it.
     pub fn token(&self) -> LeaseToken {
         self.held().handed_over = true;
         self.0.token.clone()
     }
 
-    /// A key for a downstream call: the same on every attempt of this operation, another for every label, scope
-    /// and key. Give it to a provider that is itself idempotent (Stripe's `Idempotency-Key`), and a rerun charges once.
+    /// A key for a downstream call: the same for every attempt of this operation, and different for
+    /// every other label, scope and key. Pass it to a provider that is itself idempotent (Stripe's
+    /// `Idempotency-Key`), and a rerun charges once.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -239,13 +275,13 @@ impl Lease {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// It depends on nothing but scope, key and label, so it is also the same when the key is used anew after its
-    /// retention or a [`release`](Lease::release), even with another payload.
+    /// It depends only on scope, key and label. So it is also the same when the key is used again
+    /// after its retention or a [`release`](Lease::release), even with another payload.
     pub fn derive_key(&self, label: &str) -> String {
         self.0.token.derive_key(label)
     }
 
-    /// Starts the lease anew, also when it is over but nobody took it.
+    /// Restarts the lease, also if it has expired and no other caller took the key.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -259,12 +295,13 @@ impl Lease {
     /// ```
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if somebody took the key or the operation is finished; nothing was written then.
+    /// [`Error::LeaseLost`], with nothing written, if another caller took the key or the operation
+    /// is finished.
     pub async fn renew(&self) -> Result<(), Error> {
         self.command(Op::Renew, Command::Renew).await
     }
 
-    /// Keeps `bytes` for the next attempt, should this one not finish, and renews the lease.
+    /// Saves `bytes` for the next attempt, in case this one does not finish, and renews the lease.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -280,7 +317,8 @@ impl Lease {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] over the policy's `max_checkpoint`; [`Error::LeaseLost`] as for [`renew`](Lease::renew).
+    /// [`Error::TooLarge`] over the policy's `max_checkpoint`; [`Error::LeaseLost`] as for
+    /// [`renew`](Lease::renew).
     pub async fn save_checkpoint(&self, bytes: impl Into<Bytes>) -> Result<(), Error> {
         let bytes = bytes.into();
         let limit = self.0.engine.policy().max_checkpoint;
@@ -290,8 +328,8 @@ impl Lease {
         self.command(Op::SaveCheckpoint, |token| Command::Checkpoint(token, bytes)).await
     }
 
-    /// Says that from here on the effect may have happened, and renews the lease. Under the default
-    /// [`Recovery`](crate::Recovery), nobody reruns the operation blindly should this attempt not finish.
+    /// Marks that the effect may happen from now on, and renews the lease. If this attempt does not
+    /// finish, the default [`Recovery`](crate::Recovery) does not rerun the operation.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -306,17 +344,22 @@ impl Lease {
     /// ```
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] as for [`renew`](Lease::renew): then do not cause the effect.
+    /// [`Error::LeaseLost`] as for [`renew`](Lease::renew). Do not cause the effect after any
+    /// error.
     pub async fn mark_effect(&self) -> Result<(), Error> {
         self.command(Op::MarkEffect, Command::MarkEffect).await
     }
 
-    /// Records that the operation is done: every duplicate within the retention gets `response`. Accepted past
-    /// the lease too, as long as nobody took the key, and if the record is gone, it is written anew.
+    /// Records that the operation is done: every duplicate within the retention gets `response`.
+    /// The store accepts it after the lease has expired too, as long as no other caller took the
+    /// key. A record that is gone is written anew, unless this lease released it, or its grant was
+    /// made in a transaction of the application's.
     ///
-    /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without one
-    /// ([`Oversized::Marker`](crate::Oversized::Marker)). A store that is away is tried until the lease ends, at least for the
-    /// policy's `call_timeout`, or for its [`finish_timeout`](crate::Policy::finish_timeout): what was done must not be forgotten.
+    /// A response over the policy's `max_response` is not kept; duplicates get `Completed` without
+    /// one ([`Oversized::Marker`](crate::Oversized::Marker)). If the store is unavailable, the call
+    /// is retried until the lease ends and at least for the policy's `call_timeout`, so that
+    /// finished work is not lost. A [`finish_timeout`](crate::Policy::finish_timeout) replaces that
+    /// limit.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -331,15 +374,18 @@ impl Lease {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for such a response under [`Oversized::Refuse`](crate::Oversized::Refuse), with nothing written;
-    /// [`Error::LeaseLost`] if somebody else took the key, and nothing was written; [`Error::AlreadyFinished`] if this
-    /// lease was finished with another outcome, which stands.
+    /// [`Error::TooLarge`] for a response over `max_response` under
+    /// [`Oversized::Refuse`](crate::Oversized::Refuse), with nothing written; [`Error::LeaseLost`],
+    /// with nothing written, if another caller took the key, or the record is gone and is not
+    /// written anew; [`Error::AlreadyFinished`] if this lease was finished with another outcome,
+    /// which remains.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
         self.complete_with_head(&[], response).await
     }
 
-    /// The same with a head: at most [`Body::MAX_HEAD`] bytes that duplicates get even where the
-    /// response is too long to be kept, or no longer kept ([`Completed::head`](crate::Completed::head)).
+    /// [`complete`](Lease::complete) with a head: up to [`Body::MAX_HEAD`] bytes that duplicates
+    /// get even if the response is too long to be kept or is no longer kept
+    /// ([`Completed::head`](crate::Completed::head)).
     ///
     /// # Errors
     /// As for [`complete`](Lease::complete); [`Error::TooLarge`] for the head too.
@@ -347,7 +393,7 @@ impl Lease {
         self.finish(self.body("response", response.into())?.with_head(checked(head)?), None).await
     }
 
-    /// Records that the operation failed, and what the next begin may do about it: see [`Retry`].
+    /// Records that the operation failed, and what the next begin may do: see [`Retry`].
     ///
     /// ```
     /// # use nevertwice::*;
@@ -367,7 +413,7 @@ impl Lease {
         self.fail_with_head(&[], error, retry).await
     }
 
-    /// The same with a head: see [`complete_with_head`](Lease::complete_with_head).
+    /// [`fail`](Lease::fail) with a head: see [`complete_with_head`](Lease::complete_with_head).
     ///
     /// # Errors
     /// As for [`complete_with_head`](Lease::complete_with_head).
@@ -380,7 +426,8 @@ impl Lease {
         self.finish(self.body("error", error.into())?.with_head(checked(head)?), Some(retry)).await
     }
 
-    /// Removes the record: nothing happened, the key is absent again, and the next begin may bring another payload.
+    /// Removes the record, because nothing happened: the key is absent again, and the next begin
+    /// may have another payload.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -393,28 +440,30 @@ impl Lease {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// Once it was called, whatever it answered, this lease records nothing any more: every other call is
-    /// answered with [`Error::LeaseLost`]. Repeating the release is fine.
+    /// Once it was called, whatever it returned, this lease records nothing any more: every other
+    /// call returns [`Error::LeaseLost`]. Repeating the release is safe.
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if somebody else took the key or the operation is finished.
+    /// [`Error::LeaseLost`] if another caller took the key or the operation is finished.
     pub async fn release(&self) -> Result<(), Error> {
         self.command(Op::Release, Command::Release).await
     }
 
-    /// Whether this holder is at work, as far as it knows: neither finished, released, nor told that the lease is lost.
+    /// Returns true if this holder is working, as far as it knows: the lease is neither finished,
+    /// released nor known to be lost.
     pub(crate) fn is_working(&self) -> bool {
         let held = self.held();
         held.is_working() && !held.released
     }
 
-    /// When, on the engine's monotonic clock, the lease is due for renewal: a third of it after it was last renewed.
+    /// The time, on the engine's monotonic clock, at which the lease is due for renewal: a third of
+    /// its length after the last one.
     pub(crate) fn due(&self) -> Duration {
         let length = self.length();
         self.held().until.saturating_sub(length - length / 3)
     }
 
-    /// Whether a release was sent.
+    /// Returns true if a release was sent.
     pub(crate) fn is_released(&self) -> bool {
         self.held().released
     }
@@ -423,7 +472,7 @@ impl Lease {
         &self.0.engine
     }
 
-    /// How long one renewal lasts.
+    /// The duration of one renewal.
     pub(crate) fn length(&self) -> Duration {
         self.held().record.as_ref().and_then(|record| record.lease()).unwrap_or(self.0.engine.policy().lease)
     }
@@ -436,14 +485,14 @@ impl Lease {
         self.command_within(self.0.engine.policy().call_timeout, op, command)
     }
 
-    /// A renewal that must not take longer than there is time for others.
+    /// Renews with a time limit, so that other renewals get their time too.
     pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
         let limit = limit.min(self.0.engine.policy().call_timeout);
         self.command_within(limit, Op::Renew, Command::Renew).await
     }
 
-    /// Records an outcome: a response, or an error and what may be done about it. It is tried for
-    /// as long the [`finish_limit`](Lease::finish_limit) allows.
+    /// Records an outcome: a response, or an error and its [`Retry`]. It is retried for as long as
+    /// [`finish_limit`](Lease::finish_limit) allows.
     pub(crate) async fn finish(&self, body: Body, failed: Option<Retry>) -> Result<(), Error> {
         let limit = self.finish_limit(Duration::ZERO);
         match failed {
@@ -454,9 +503,9 @@ impl Lease {
         }
     }
 
-    /// How much longer a finish is tried that began `ago`. A lease whose store is away cannot be
-    /// renewed, so it is given up with the lease, although the store accepts it afterwards too, as
-    /// long as nobody took the key.
+    /// The time left to retry a finish that began `ago`. A lease whose store is unavailable cannot
+    /// be renewed, so by default retries end with the lease, although the store still accepts the
+    /// finish afterwards, as long as no other caller took the key.
     pub(crate) fn finish_limit(&self, ago: Duration) -> Duration {
         let policy = self.0.engine.policy();
         match policy.finish_timeout {
@@ -465,7 +514,7 @@ impl Lease {
         }
     }
 
-    /// Carries out what `command` makes of the token.
+    /// Executes the command that `command` makes from the token.
     async fn command_within(
         &self,
         limit: Duration,
@@ -497,14 +546,14 @@ impl Lease {
         self.ready(|token| Command::Fail(token, body, retry))
     }
 
-    /// The command that `command` makes of the token, unless a release was sent.
+    /// The command that `command` makes from the token, unless a release was sent.
     pub(crate) fn ready(&self, command: impl FnOnce(LeaseToken) -> Command) -> Result<Command, Error> {
         let command = command(self.0.token.clone());
         self.open_for(&command).map(|()| command)
     }
 
-    /// Refuses every command but another release once a release was sent. The record may be gone, and a
-    /// gone record is taken for one that the store lost.
+    /// Refuses every command but another release once a release was sent. The record may be gone,
+    /// and a finish would take that for a record that the store lost.
     pub(crate) fn open_for(&self, command: &Command) -> Result<(), Error> {
         let mut held = self.held();
         if let Command::Release(_) = command {
@@ -522,7 +571,7 @@ impl Lease {
         self.0.token.id
     }
 
-    /// Takes note of what came of a command.
+    /// Updates this holder's view with the answer to a command.
     pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
         let Answer { reply, record, until } = answer;
         let restored = reply == Reply::Done { existed: false } && record.is_some();
@@ -545,8 +594,8 @@ impl Lease {
         reply.into_done()
     }
 
-    /// What `command` comes to on what the store most likely holds at `now`. Nothing, once the lease may be over: then the
-    /// store is asked.
+    /// The write for `command`, based on the record that the store most likely holds at `now`.
+    /// `None` once the lease may have expired: then the record must be loaded first.
     pub(crate) fn step(&self, now: Duration, command: &Command) -> Option<Step> {
         let held = self.held();
         let record = held.record.as_deref().filter(|_| held.until > now)?;
@@ -568,7 +617,7 @@ impl observe::Granted for Lease {
     }
 }
 
-/// A head that is short enough.
+/// Returns `head` if it is short enough.
 fn checked(head: &[u8]) -> Result<&[u8], Error> {
     let (bytes, limit) = (head.len(), Body::MAX_HEAD);
     if bytes > limit { Err(Error::TooLarge { what: "head", bytes, limit }) } else { Ok(head) }
