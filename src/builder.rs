@@ -1,4 +1,4 @@
-//! [`EngineBuilder`]: a policy that can be safe, over a store that can keep it.
+//! [`EngineBuilder`]: combines a policy and a store, and checks that both are safe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,13 +29,15 @@ impl EngineBuilder {
         }
     }
 
-    /// Sets [`Policy::lease`]: longer than the slowest call that is waited for under it. Default 30 s.
+    /// Sets [`Policy::lease`]: longer than the slowest call that is waited for under it. Default 30
+    /// s.
     pub fn lease(mut self, lease: Duration) -> EngineBuilder {
         self.policy.lease = lease;
         self
     }
 
-    /// Sets [`Policy::retention`]: longer than the longest retry window of any caller. Default 24 h.
+    /// Sets [`Policy::retention`]: longer than the longest retry window of any caller. Default 24
+    /// h.
     pub fn retention(mut self, retention: Duration) -> EngineBuilder {
         self.policy.retention = retention;
         self
@@ -65,8 +67,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets [`Policy::unresolved_retention`]: how long what nobody knows is kept while nobody settles
-    /// it. Default 90 days.
+    /// Sets [`Policy::unresolved_retention`]: the time that evidence of an effect that may have
+    /// happened is kept while no operator settles it. Default 90 days.
     pub fn unresolved_retention(mut self, kept: Duration) -> EngineBuilder {
         self.policy.unresolved_retention = kept;
         self
@@ -90,7 +92,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets [`Policy::finish_timeout`]. Default: when the lease ends, but not before the `call_timeout`.
+    /// Sets [`Policy::finish_timeout`]. Default: until the lease ends, and at least the
+    /// `call_timeout`.
     pub fn finish_timeout(mut self, limit: Duration) -> EngineBuilder {
         self.policy.finish_timeout = Some(limit);
         self
@@ -108,19 +111,19 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets [`Policy::holder`]. Default: nothing.
+    /// Sets [`Policy::holder`]. Default: empty.
     pub fn holder(mut self, name: impl Into<String>) -> EngineBuilder {
         self.policy.holder = name.into();
         self
     }
 
-    /// Sets [`Policy::keep_keys`]. Default no.
+    /// Sets [`Policy::keep_keys`]. Default false.
     pub fn keep_keys(mut self, keep: bool) -> EngineBuilder {
         self.policy.keep_keys = keep;
         self
     }
 
-    /// Adds to [`Policy::accept_tokens_from`]: an identity that the store had before it was renamed.
+    /// Adds to [`Policy::accept_tokens_from`] an identity that the store had before it was renamed.
     pub fn accept_tokens_from(mut self, store: StoreId) -> EngineBuilder {
         self.policy.accept_tokens_from.push(store);
         self
@@ -138,37 +141,39 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets [`Policy::handler_timeout`]: how long the application lets an operation run at most. A
-    /// shorter lease is refused, by `build` and in a request.
+    /// Sets [`Policy::handler_timeout`]: the longest time that the application lets an operation
+    /// run. A shorter lease is refused, by `build` and in a request.
     pub fn handler_timeout(mut self, limit: Duration) -> EngineBuilder {
         self.policy.handler_timeout = limit;
         self
     }
 
-    /// Sets [`Policy::retry_horizon`]: how long after its first try a caller may still retry (Stripe's
-    /// webhooks: 3 days). A shorter retention is refused, by `build` and in a request.
+    /// Sets [`Policy::retry_horizon`]: the time after its first attempt within which a caller may
+    /// still retry (3 days for Stripe's webhooks). A shorter retention is refused, by `build` and
+    /// in a request.
     pub fn retry_horizon(mut self, limit: Duration) -> EngineBuilder {
         self.policy.retry_horizon = limit;
         self
     }
 
-    /// States what acknowledged outcomes must survive. `build` refuses a store that keeps less.
+    /// Sets the durability that acknowledged outcomes require. `build` refuses a store that keeps
+    /// less.
     pub fn require(mut self, durability: Durability) -> EngineBuilder {
         self.required = durability;
         self
     }
 
-    /// Takes time from `clock` instead of the operating system. Stores have a clock of their own.
+    /// Takes time from `clock` instead of the operating system. Stores have clocks of their own.
     pub fn clock(mut self, clock: impl Clock) -> EngineBuilder {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The engine.
+    /// Builds the engine.
     ///
     /// # Errors
-    /// [`PolicyError`], with the numbers, if a window is zero or shorter than what it must cover, or the store
-    /// keeps less than is required.
+    /// [`PolicyError`], with the numbers, if a window is zero or shorter than what it must cover,
+    /// or the store keeps less than is required.
     pub fn build(self) -> Result<Engine, PolicyError> {
         self.policy.check()?;
         let (has, required) = (self.store.durability(), self.required);

@@ -1,4 +1,5 @@
-//! How an engine behaves: [`Policy`] with its defaults, [`Recovery`] after a crash, [`Retry`] after a failure.
+//! Settings of an engine: [`Policy`] with its defaults, [`Recovery`] after a crash, [`Retry`] after
+//! a failure.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,108 +13,125 @@ use crate::record::Body;
 use crate::store_id::StoreId;
 use crate::token::LeaseToken;
 
-/// What a failed operation's next begin may do.
+/// The effect of a failure on the next begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Retry {
-    /// Certainly no effect: the next begin executes.
+    /// There certainly was no effect: the next begin executes.
     Now,
-    /// Certainly no effect, but not before this time is over: stops retry storms.
+    /// There certainly was no effect, and no begin executes before this time has passed. Prevents
+    /// retry storms.
     After(Duration),
-    /// Definite: the error is replayed for as long as the record is kept.
+    /// The failure is definite: the error is replayed for as long as the record is kept.
     Never,
-    /// The effect may have happened: nobody executes until somebody resolves it.
+    /// The effect may have happened: no begin executes until an operator resolves the operation.
     Unresolved,
 }
 
-/// What a begin may do about an attempt whose lease is over.
+/// The treatment of an attempt whose lease expired before it was finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Recovery {
-    /// Execute again. For operations that are idempotent themselves.
+    /// Executes again. For operations that are idempotent by themselves.
     Rerun,
-    /// Execute again unless the attempt had marked its effect. The default.
+    /// Executes again unless the attempt had marked its effect. The default.
     #[default]
     RerunUnlessEffect,
-    /// Never execute again: every crash is left to somebody who looks.
+    /// Never executes again: every crash is left to an operator.
     Never,
 }
 
-/// What becomes of a response or error that is longer than the policy's `max_response`.
+/// The treatment of a response or error that is longer than the policy's `max_response`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Oversized {
-    /// The operation is finished, and a marker takes the place of the bytes. The default: what was done is recorded.
+    /// Finishes the operation and stores a marker in place of the bytes. The default: the outcome
+    /// is recorded.
     #[default]
     Marker,
-    /// The finish is refused with [`Error::TooLarge`], for the handler to finish with something shorter. If it does not, the lease
-    /// runs out.
+    /// Refuses the finish with [`Error::TooLarge`], so that the handler can finish with something
+    /// shorter. If it does not, the lease expires.
     Refuse,
 }
 
-/// Every knob of an [`Engine`](crate::Engine), with its default. Set through [`Engine::builder`](crate::Engine::builder);
-/// the first five can be overridden for one [`Request`](crate::Request).
+/// The settings of an [`Engine`](crate::Engine), with their defaults. Set them through
+/// [`Engine::builder`](crate::Engine::builder). The lease, the retention, the recovery and
+/// `max_attempts` can be overridden for one [`Request`](crate::Request).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
-    /// How long a grant holds. **Default 30 s.** Longer than the slowest call that is waited for under it; a
-    /// crash blocks its key for that long. *Too short*: a slow worker is overtaken, and its result refused.
+    /// The duration of a grant. **Default 30 s.** Make it longer than the slowest call that is
+    /// waited for under it; a crash blocks its key for that long. *Too short*: a slow worker is
+    /// taken over, and its result is refused.
     pub lease: Duration,
-    /// How long a record is kept from its last change on. **Default 24 h**, as Stripe does. Longer than the longest retry
-    /// window of any caller. *Too short*: a late retry executes again. *Long* costs storage.
+    /// The time that a record is kept, counted from its finish, from the end of its lease or from
+    /// when a retry is due. **Default 24 h**, as at Stripe. Make it longer than the longest retry
+    /// window of any caller. *Too short*: a late retry executes again. *Long*: costs storage.
     pub retention: Duration,
-    /// What happens to a crashed attempt. **Default [`Recovery::RerunUnlessEffect`].**
+    /// The treatment of a crashed attempt. **Default [`Recovery::RerunUnlessEffect`].**
     pub recovery: Recovery,
-    /// How often an operation is executed in all before it is left to somebody who looks. **Default: no limit.**
+    /// The number of times an operation is executed in all before it is left to an operator.
+    /// **Default: no limit.**
     pub max_attempts: u32,
-    /// The longest response or error that is kept, in bytes. **Default 1 MiB.** What is longer is replaced by a marker:
-    /// duplicates get the outcome without a body, and nothing is rerun.
+    /// The longest response or error that is kept, in bytes. **Default 1 MiB.** A longer one is
+    /// replaced by a marker: duplicates get the outcome without a body, and nothing is rerun.
     pub max_response: usize,
-    /// What becomes of a longer one. **Default [`Oversized::Marker`].**
+    /// The treatment of a longer one. **Default [`Oversized::Marker`].**
     pub oversized: Oversized,
-    /// How long evidence of an effect that may have happened is kept while nobody settles it: a record
-    /// whose effect was marked and whose lease is over, or that failed [`Retry::Unresolved`]. **Default
-    /// 90 days.** At least the retention; [`Duration::MAX`] is for ever. *Too short*: the key is new
-    /// again although the effect may have happened. *Long*: callers who can provoke such failures fill
-    /// the store; watch [`unfinished`](crate::Engine::unfinished).
+    /// The time that evidence of an effect that may have happened is kept while no operator settles
+    /// it: a record whose effect was marked and whose lease has expired, or that failed with
+    /// [`Retry::Unresolved`]. **Default 90 days.** At least the retention; [`Duration::MAX`] keeps
+    /// it forever. *Too short*: the key becomes new although the effect may have happened. *Long*:
+    /// callers that can provoke such failures fill the store; watch
+    /// [`unfinished`](crate::Engine::unfinished).
     pub unresolved_retention: Duration,
-    /// How long a response or error is given out, if not as long as the record is kept. **Default: as long.** After that,
-    /// duplicates get `Completed` without a response until the [`retention`](Policy::retention) ends. The room is freed by
-    /// [`Engine::purge_regularly`](crate::Engine::purge_regularly), which reads the whole store for it.
+    /// The time that a response or error is replayed, if that is shorter than the record is kept.
+    /// **Default: as long as the record.** After it, duplicates get `Completed` without a response
+    /// until the [`retention`](Policy::retention) ends.
+    /// [`Engine::purge_regularly`](crate::Engine::purge_regularly) frees the space, for which it
+    /// reads the whole store.
     pub response_retention: Option<Duration>,
     /// The longest checkpoint, in bytes. **Default 64 KiB.** A longer one is refused.
     pub max_checkpoint: usize,
-    /// When a call gives up repeating itself, and on a store that does not answer. **Default 5 s.** What
-    /// it was about to write may or may not stand then.
+    /// The time limit of a call, including its retries and a store that does not answer. **Default
+    /// 5 s.** After a time-out, the write may or may not have been made.
     pub call_timeout: Duration,
-    /// When a finish ([`complete`](crate::Lease::complete), [`fail`](crate::Lease::fail), and what
-    /// [`run`](crate::Engine::run) records) gives up: what was done must not be forgotten because the
-    /// store was away for some seconds. **Default: when the lease ends, but not before the
-    /// `call_timeout`.** *Shorter*: what was done is executed again, or left to somebody who looks.
-    /// *Long leases* on a store that is down hold up their finishes for as long.
+    /// The time limit of a finish ([`complete`](crate::Lease::complete),
+    /// [`fail`](crate::Lease::fail), and the outcome that [`run`](crate::Engine::run) records). It
+    /// is longer than that of other calls because finished work must not be lost to a store that is
+    /// unavailable for some seconds. **Default: until the lease ends, and at least the
+    /// `call_timeout`.** *Shorter*: finished work is executed again, or left to an operator. *Long
+    /// leases* on a store that is down delay finishes for as long.
     pub finish_timeout: Option<Duration>,
-    /// How long [`Engine::run`](crate::Engine::run) waits for a duplicate in flight. **Default 30 s.**
+    /// The time that [`Engine::run`](crate::Engine::run) waits for a duplicate in flight. **Default
+    /// 30 s.**
     pub run_wait: Duration,
-    /// How many callers may wait at a time. **Default 10 000.** One more is told `InProgress` at once. A waiter costs some
-    /// hundred bytes and a timer; all waiters of one key share one look at the store.
+    /// The number of callers that may wait at a time. **Default 10 000.** Any further caller gets
+    /// `InProgress` at once. A waiter costs some hundred bytes and a timer; all waiters of one key
+    /// share one watch on the store.
     pub max_waiters: usize,
-    /// What this process calls itself, for operators who [`inspect`](crate::Engine::inspect) what it holds: a host's or a
-    /// pod's name. Its first 48 bytes are stored while a lease runs. **Default: nothing.**
+    /// The name of this process, for operators that [`inspect`](crate::Engine::inspect) what it
+    /// holds: a host or pod name. Its first 48 bytes are stored while a lease runs. **Default:
+    /// empty.**
     pub holder: String,
-    /// Whether stores may see keys in the clear, for operators. **Default no**: keys can be secrets or personal
-    /// data, and a digest is enough to find a record.
+    /// True if stores may see keys in the clear, for operators. **Default: false**, since keys can
+    /// be secrets or personal data, and a digest is enough to find a record.
     pub keep_keys: bool,
-    /// How long the application lets an operation run at most: no lease may be shorter, of the policy or
-    /// of a request. **Default: not stated.**
+    /// The longest time that the application lets an operation run: no lease, of the policy or of a
+    /// request, may be shorter. **Default: not stated.**
     pub handler_timeout: Duration,
-    /// How long after its first try a caller may still retry (Stripe's webhooks: 3 days): no retention
-    /// may be shorter, of the policy or of a request. **Default: not stated.**
+    /// The time after its first attempt within which a caller may still retry (3 days for Stripe's
+    /// webhooks): no retention, of the policy or of a request, may be shorter. **Default: not
+    /// stated.**
     pub retry_horizon: Duration,
-    /// Other stores whose lease tokens are accepted as this store's own: names that it had before a
-    /// prefix, a database or a table was renamed. **Default: none.**
+    /// Other stores whose lease tokens are accepted as this store's own: identities that it had
+    /// before a prefix, a database or a table was renamed. **Default: none.**
     pub accept_tokens_from: Vec<StoreId>,
-    /// How many callers may wait for one key at a time, of the [`max_waiters`](Policy::max_waiters) in all. **Default 1 000.** One
-    /// more is told `InProgress` at once, so that a storm of duplicates leaves places to others.
+    /// The number of callers that may wait for one key at a time, out of
+    /// [`max_waiters`](Policy::max_waiters) in all. **Default 1 000.** Any further caller gets
+    /// `InProgress` at once, so that a storm of duplicates leaves room for the waiters of other
+    /// keys.
     pub max_waiters_per_key: usize,
-    /// The same for one scope, counted by all of it and not by what operators see of it. **Default 5 000**: one tenant cannot
-    /// take every place. *Too low* for a service with a single scope: its duplicates poll.
+    /// The same for one scope, counted by the whole scope and not by its label. **Default 5 000**:
+    /// one tenant cannot take up all waiters. *Too low* for a service with a single scope: its
+    /// duplicates poll.
     pub max_waiters_per_scope: usize,
 }
 
@@ -145,7 +163,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether the windows can be safe, apart from what the builder knows of callers and store.
+    /// Refuses a policy whose windows cannot be safe. The builder checks the durability.
     pub(crate) fn check(&self) -> Result<(), PolicyError> {
         check_windows(self.lease, self.retention, self.max_attempts)?;
         self.check_horizons(self.lease, self.retention)?;
@@ -162,8 +180,8 @@ impl Policy {
         Ok(())
     }
 
-    /// Refuses windows, of the policy or of a request, that are shorter than what the application states of
-    /// its handlers and callers.
+    /// Refuses windows, of the policy or of a request, that are shorter than the limits that the
+    /// application states for its handlers and callers.
     pub(crate) fn check_horizons(&self, lease: Duration, retention: Duration) -> Result<(), PolicyError> {
         covers("lease", lease, "handler_timeout", self.handler_timeout)?;
         covers("retention", retention, "retry_horizon", self.retry_horizon)
@@ -178,7 +196,7 @@ impl Policy {
         Err(Error::WrongStore { token: origin, store })
     }
 
-    /// A response or error as it is recorded.
+    /// The body to record for a response or error, by [`Policy::oversized`] if it is too long.
     pub(crate) fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
         let (length, limit) = (bytes.len(), self.max_response);
         match self.oversized {
@@ -188,7 +206,7 @@ impl Policy {
     }
 }
 
-/// Refuses windows that no caller can be safe with.
+/// Refuses windows that are unsafe for every caller.
 pub(crate) fn check_windows(
     lease: Duration,
     retention: Duration,
@@ -207,54 +225,56 @@ fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration)
     if is < least { Err(PolicyError::TooShort { what, is, than, least }) } else { Ok(()) }
 }
 
-/// Why a policy was refused: windows that cannot be safe, or a store that cannot keep what is required.
+/// The reason a policy was refused: windows that cannot be safe, or a store that cannot keep what
+/// is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// A duration or a count that must not be zero.
+    /// A duration or a count is zero and must not be.
     #[error("{what} is 0")]
     Zero {
-        /// Which.
+        /// The setting.
         what: &'static str,
     },
-    /// A window that must not be shorter than another.
+    /// A window is shorter than another that it must cover.
     #[error("{what} of {is:?} is shorter than the {than} of {least:?}")]
     TooShort {
         /// The window that is too short.
         what: &'static str,
-        /// How long it is.
+        /// Its length.
         is: Duration,
-        /// What it must cover.
+        /// The window that it must cover.
         than: &'static str,
-        /// How long that is.
+        /// The length of that window.
         least: Duration,
     },
-    /// The store keeps less than the application requires.
+    /// The store is less durable than the application requires.
     #[error("the store's durability is {has}, {required} is required")]
     Durability {
-        /// What the store says of itself.
+        /// The durability of the store.
         has: Durability,
-        /// What was asked for.
+        /// The required durability.
         required: Durability,
     },
 }
 
-/// What a store's acknowledged writes survive.
+/// The failures that a store's acknowledged writes survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Durability {
-    /// Nothing: gone with the process.
+    /// None: the records are lost with the process.
     Memory,
-    /// The process, or the server, killed with `kill -9`.
+    /// A `kill -9` of the process, or of the server.
     Process,
     /// A power cut.
     Power,
-    /// The loss of the primary: this many replicas have the write too. (A failover is still no consensus.)
+    /// The loss of the primary: this many replicas have the write too. (A failover is still no
+    /// consensus.)
     Replicated(u8),
 }
 
 impl Durability {
-    /// Whether a store of this level keeps what `required` promises. Replicas survive a killed
-    /// process, but do not stand in for a synced disk.
+    /// Returns true if a store of this level keeps what `required` promises. Replicas survive a
+    /// killed process, but do not replace a synced disk.
     pub fn satisfies(self, required: Durability) -> bool {
         match (self, required) {
             (_, Durability::Memory) => true,
