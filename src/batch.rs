@@ -1,4 +1,4 @@
-//! Many operations at once: [`Engine::begin_many`], [`Engine::complete_many`] and the like.
+//! Many operations in one call: [`Engine::begin_many`], [`Engine::complete_many`] and similar.
 
 use std::borrow::Borrow;
 use std::time::Duration;
@@ -21,9 +21,10 @@ use crate::request::Request;
 use crate::store::{Snapshot, Swap, SwapRequest};
 
 impl Engine {
-    /// [`begin`](Engine::begin) for every one of `requests`, at about the cost of one where the store can: a commit on SQLite,
-    /// a round trip on Redis. Answers come in the order of the requests, each for itself: one error spoils no other. Of
-    /// requests for the same key the first is granted and the others find it in progress.
+    /// [`begin`](Engine::begin) for each of `requests`, at about the cost of one if the store can:
+    /// one commit on SQLite, one round trip on Redis. Answers come in the order of the requests and
+    /// are independent: one error does not affect the others. Of several requests for the same key,
+    /// the first is granted and the others find it in progress.
     ///
     /// ```
     /// use nevertwice::{Begin, Engine, MemoryStore, Request};
@@ -46,8 +47,8 @@ impl Engine {
         self.try_begin_many(requests.iter().map(Ok::<_, Error>)).await
     }
 
-    /// [`begin_many`](Engine::begin_many) for requests of which some could not be made, say because
-    /// a message has no usable key: each of those is answered with its error, in its place.
+    /// [`begin_many`](Engine::begin_many) for requests some of which could not be made, for example
+    /// because a message has no usable key: each of those is answered with its error, in its place.
     ///
     /// ```
     /// use nevertwice::{Engine, Error, MemoryStore, Request};
@@ -80,19 +81,20 @@ impl Engine {
         }
     }
 
-    /// [`complete`](Lease::complete) for every one of `outcomes`, as [`begin_many`](Engine::begin_many) does for begins.
+    /// [`complete`](Lease::complete) for each of `outcomes`, as [`begin_many`](Engine::begin_many)
+    /// does for begins.
     ///
-    /// What is completed together is also lost together: a crash before this call leaves every
-    /// operation of the batch whose effect has happened, and with the effect marked each of them is
-    /// left to an operator. In a trial, a consumer that was killed once left 65 of 600 messages so,
-    /// and 1 where each was completed at once. Complete in small batches, or each on its own where
-    /// the effect cannot be repeated.
+    /// A batch that is completed together is also lost together: a crash before this call leaves
+    /// every operation of the batch whose effect has happened unfinished, and if the effect was
+    /// marked, each of them is left to an operator. In a test, a consumer that was killed once left
+    /// 65 of 600 messages that way, and 1 where each was completed at once. Complete in small
+    /// batches, or one at a time if the effect cannot be repeated.
     pub async fn complete_many(&self, outcomes: &[(&Lease, Bytes)]) -> Vec<Result<(), Error>> {
         let commands = outcomes.iter().map(|(lease, response)| (*lease, lease.completion(response.clone())));
         self.command_many(Op::CompleteMany, commands.collect()).await
     }
 
-    /// [`fail`](Lease::fail) for every one of `outcomes`, likewise.
+    /// [`fail`](Lease::fail) for each of `outcomes`, in one call.
     ///
     /// ```
     /// # use nevertwice::{Begin, Engine, MemoryStore, Request, Retry};
@@ -114,20 +116,20 @@ impl Engine {
         self.command_many(Op::FailMany, commands.collect()).await
     }
 
-    /// [`renew`](Lease::renew) for every one of `leases`, likewise.
+    /// [`renew`](Lease::renew) for each of `leases`, in one call.
     pub async fn renew_many(&self, leases: &[&Lease]) -> Vec<Result<(), Error>> {
         let commands = leases.iter().map(|lease| (*lease, lease.ready(Command::Renew)));
         self.command_many(Op::RenewMany, commands.collect()).await
     }
 
-    /// [`mark_effect`](Lease::mark_effect) for every one of `leases`, likewise. Do not cause the
-    /// effects of those that are answered with an error.
+    /// [`mark_effect`](Lease::mark_effect) for each of `leases`, in one call. Do not cause the
+    /// effect of a lease whose answer is an error.
     pub async fn mark_effect_many(&self, leases: &[&Lease]) -> Vec<Result<(), Error>> {
         let commands = leases.iter().map(|lease| (*lease, lease.ready(Command::MarkEffect)));
         self.command_many(Op::MarkEffectMany, commands.collect()).await
     }
 
-    /// Carries out a command of each of these leases, unless it was refused before.
+    /// Executes one command per lease, except those that were refused beforehand.
     async fn command_many(
         &self,
         op: Op,
@@ -152,7 +154,8 @@ impl Engine {
         commands.into_iter().map(learn).collect()
     }
 
-    /// Tries every command at once by what is believed; whatever is not settled by that goes its own way.
+    /// Tries all commands in one store call, by what is believed of their records. Commands that
+    /// this does not settle continue one by one.
     pub(crate) async fn execute_many(&self, tasks: Vec<Task<'_>>) -> Vec<Result<Answer, Error>> {
         let sent = self.clock().monotonic();
         let mut swaps = Vec::with_capacity(tasks.len());
@@ -187,7 +190,7 @@ impl Engine {
         answers.map(|answer| answer.unwrap_or_else(unanswered)).collect()
     }
 
-    /// What the first try came to; what is known, if that is not the end of it.
+    /// The result of the first try, or what is known of the record if the command is not done yet.
     fn settle<'a>(
         &self,
         task: &Task<'a>,
@@ -216,13 +219,14 @@ impl Engine {
         }
     }
 
-    /// What was not settled at once, one by one. What was done all the same is recognised.
+    /// Continues a command that the first try did not settle. A write of the first try whose answer
+    /// was lost is recognised.
     async fn go_on(&self, task: Task<'_>, view: View<'_>, sent: Duration) -> Result<Answer, Error> {
         if let Believed::Held(lease) = task.view {
             // A release may have been sent meanwhile.
             lease.open_for(task.command)?;
         }
-        // What is left of the time for the whole batch, but enough for a try.
+        // The rest of the time limit of the whole batch, but at least enough for one try.
         let limit = self.policy().call_timeout;
         let passed = self.clock().monotonic().saturating_sub(sent);
         let finishes = matches!(task.command, Command::Complete(..) | Command::Fail(..));
@@ -256,17 +260,17 @@ pub(crate) struct Task<'a> {
     pub(crate) view: Believed<'a>,
 }
 
-/// The record that a command most likely meets.
+/// The record that a command most likely finds.
 pub(crate) enum Believed<'a> {
-    /// None: it is a begin of a fresh key.
+    /// None: a begin of a fresh key.
     Absent,
-    /// The one that this lease's holder saw last.
+    /// The record that this lease's holder saw last.
     Held(&'a Lease),
-    /// The one that a listing found.
+    /// The record that a listing found.
     Found(&'a Snapshot),
 }
 
-/// What became of a command's first try.
+/// The first try of a command.
 struct First {
     /// The answer once the swap is done.
     reply: Reply,
@@ -275,7 +279,7 @@ struct First {
 }
 
 impl<'a> Task<'a> {
-    /// The start of a try of its own.
+    /// The view from which a separate try starts.
     fn view(&self) -> View<'a> {
         match self.view {
             Believed::Absent => View::Absent,
@@ -284,8 +288,8 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// The step that it comes to if what is believed is true. `None`: the record is looked at
-    /// first.
+    /// The write that the command needs if what is believed is true. `None`: the record must be
+    /// loaded first.
     fn first_step(&self, now: Duration) -> Option<Step> {
         match self.view {
             Believed::Absent => Step::guess(Stamp::ZERO, None, self.command),
@@ -295,7 +299,8 @@ impl<'a> Task<'a> {
     }
 }
 
-/// A store's answers are as many as the swaps that it was asked for; should they not be, nothing is known of the others.
+/// The answer for a swap to which the store gave none. A store must answer every swap; if it does
+/// not, the outcome of the others is unknown.
 fn unanswered<T>() -> Result<T, Error> {
     let detail = "no answer".to_owned();
     Err(StoreError::Unavailable { backend: "engine", detail }.into())

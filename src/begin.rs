@@ -1,4 +1,4 @@
-//! What a begin answers: [`Begin`] and its parts.
+//! The answer to a begin: [`Begin`] and its parts.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,19 +10,21 @@ use crate::error::{Error, StoreError};
 use crate::lease::Lease;
 use crate::record::{Body, Stamp};
 
-/// The answer to [`Engine::begin`](crate::Engine::begin). Exactly one of these lets the caller act.
+/// The answer to [`Engine::begin`](crate::Engine::begin). Only [`Acquired`](Begin::Acquired) lets
+/// the caller act.
 #[derive(Debug)]
 #[must_use = "only `Acquired` allows to act"]
 pub enum Begin<L = Lease> {
-    /// Act, then finish the lease.
+    /// The caller holds the lease: act, then finish it.
     Acquired(L),
-    /// It was done: answer what was answered then.
+    /// The operation is done: answer with the recorded response.
     Completed(Completed),
-    /// Somebody else is at it: come back later (HTTP 409).
+    /// Another caller holds the lease: come back later (HTTP 409).
     InProgress(InProgress),
-    /// It failed: answer the recorded error.
+    /// The operation failed: answer with the recorded error.
     Failed(Failed),
-    /// The effect may have happened: do not act, let somebody look.
+    /// The effect may have happened, or attempts are used up: do not act, an operator has to
+    /// resolve it.
     Unresolved(Unresolved),
     /// The key was used for another request (HTTP 422).
     Mismatch(Mismatch),
@@ -35,13 +37,14 @@ pub struct Completed {
 }
 
 impl Completed {
-    /// The response, byte for byte; `None` if it was over the policy's `max_response` and not kept.
+    /// The response, byte for byte; `None` if it was over the policy's `max_response` or is no
+    /// longer kept.
     pub fn response(&self) -> Option<&Bytes> {
         self.response.bytes()
     }
 
-    /// The head of the response, which is there even where the response is not kept; empty if it was
-    /// completed without one.
+    /// The head of the response, which is present even if the response is not kept; empty if the
+    /// operation was completed without one.
     pub fn head(&self) -> &[u8] {
         self.response.head()
     }
@@ -53,7 +56,7 @@ impl fmt::Debug for Completed {
     }
 }
 
-/// Another caller's running lease.
+/// A running lease of another caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InProgress {
     retry_after: Duration,
@@ -62,18 +65,19 @@ pub struct InProgress {
 }
 
 impl InProgress {
-    /// When to come back: whole seconds, from 1 to 30 by how long the lease still runs, fit for a
-    /// `Retry-After` header. Never zero.
+    /// The time after which to come back: whole seconds, from 1 to 30 depending on the remaining
+    /// lease, fit for a `Retry-After` header. Never zero.
     pub fn retry_after(&self) -> Duration {
         self.retry_after
     }
 
-    /// How long the lease still runs, if it is not renewed. It says nothing of when the outcome is there.
+    /// The remaining time of the lease, if it is not renewed. It does not predict when the outcome
+    /// is available.
     pub fn lease_remaining(&self) -> Duration {
         self.lease_remaining
     }
 
-    /// Which execution it is, from 1.
+    /// The number of the execution in progress, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -87,7 +91,8 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// The error, byte for byte; `None` if it was over the policy's `max_response` and not kept.
+    /// The error, byte for byte; `None` if it was over the policy's `max_response` or is no longer
+    /// kept.
     pub fn error(&self) -> Option<&Bytes> {
         self.error.bytes()
     }
@@ -97,12 +102,14 @@ impl Failed {
         self.error.head()
     }
 
-    /// When a begin may execute again; `None` if the failure is definite. Never zero.
+    /// The time after which a begin may execute again; `None` if the failure is definite. Never
+    /// zero.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// The same in whole seconds, rounded up, for a `Retry-After` header.
+    /// [`retry_after`](Failed::retry_after) in whole seconds, rounded up, for a `Retry-After`
+    /// header.
     pub fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
     }
@@ -114,8 +121,8 @@ impl fmt::Debug for Failed {
     }
 }
 
-/// An operation that nobody may execute until somebody has looked whether its effect happened, and said so with
-/// [`Engine::resolve`](crate::Engine::resolve).
+/// An operation that is not executed again until an operator has checked whether its effect
+/// happened and settled it with [`Engine::resolve`](crate::Engine::resolve).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Unresolved {
     reason: Reason,
@@ -126,27 +133,28 @@ pub struct Unresolved {
 }
 
 impl Unresolved {
-    /// Why nobody may execute.
+    /// The reason it is not executed.
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// What [`Engine::resolve`](crate::Engine::resolve) asks for, so that it settles what was looked at and nothing newer.
+    /// The fence to pass to [`Engine::resolve`](crate::Engine::resolve), so that it settles this
+    /// attempt and no newer one.
     pub fn fence(&self) -> Stamp {
         self.fence
     }
 
-    /// Which execution was the last, from 1.
+    /// The number of the last execution, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The error that was recorded, if any was and it was kept.
+    /// The recorded error, if there is one and it was kept.
     pub fn error(&self) -> Option<&Bytes> {
         self.error.as_ref().and_then(Body::bytes)
     }
 
-    /// What the last execution saved, if anything.
+    /// The checkpoint that the last execution saved, if any.
     pub fn checkpoint(&self) -> Option<&Bytes> {
         self.checkpoint.as_ref()
     }
@@ -164,29 +172,30 @@ impl fmt::Debug for Unresolved {
     }
 }
 
-/// The key belongs to another request. Nothing about that one is told.
+/// The key belongs to another request, of which nothing is disclosed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Mismatch {}
 
-/// What a queue consumer does with a message: see [`Begin::verdict`].
+/// The action of a queue consumer on a message: see [`Begin::verdict`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
     /// Act under the lease, complete, then acknowledge.
     Process,
-    /// It was done: acknowledge.
+    /// The operation is done: acknowledge.
     Ack,
-    /// Somebody else is at it, or it failed and may be tried again: have it delivered again, not before this time is over.
-    /// Whole seconds, at least one, since brokers count in seconds or milliseconds.
+    /// Another caller holds the lease, or the operation failed and may be retried: have the message
+    /// redelivered, but not before this time has passed. Whole seconds, at least one, since brokers
+    /// count in seconds or milliseconds.
     Requeue(Duration),
-    /// It failed for good, may have had its effect, used up its attempts, or has the key of another message: put it where
-    /// somebody looks.
+    /// The operation failed for good, may have had its effect, used up its attempts, or the key
+    /// belongs to another message: put the message aside for an operator.
     DeadLetter,
 }
 
 impl<L> Begin<L> {
-    /// What a queue consumer does with the message that this is the answer for.
+    /// The action of a queue consumer on the message that this begin was for.
     ///
     /// ```
     /// use nevertwice::{Engine, MemoryStore, Request, Verdict};
@@ -211,7 +220,7 @@ impl<L> Begin<L> {
         }
     }
 
-    /// The answer that a reply to a begin stands for; `lease` makes the lease if there is one.
+    /// The answer for a reply to a begin; `lease` makes the lease if there is a grant.
     pub(crate) fn of(reply: Reply, lease: impl FnOnce() -> Result<L, Error>) -> Result<Begin<L>, Error> {
         Ok(match reply {
             Reply::Acquired => Begin::Acquired(lease()?),
@@ -224,7 +233,7 @@ impl<L> Begin<L> {
                 Begin::Unresolved(Unresolved { reason, fence, attempt, error, checkpoint })
             }
             Reply::Mismatch => Begin::Mismatch(Mismatch {}),
-            // A begin is never answered so; should it be, it is no grant.
+            // These replies never answer a begin. If one did, it would not be a grant.
             Reply::LeaseLost(_)
             | Reply::AlreadyFinished(_)
             | Reply::NotResolvable(_)

@@ -1,4 +1,4 @@
-//! One command's way through the store: tries, pauses and the deadline.
+//! The store calls of one command: tries, pauses and the deadline.
 
 use std::future::{Future, poll_fn};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,14 +14,14 @@ use crate::observe::{self, Trouble};
 use crate::record::{Record, Stamp};
 use crate::store::{Snapshot, Swap};
 
-/// One command's way through the store: repeats what failed for now, until its time limit.
+/// The store calls of one command, repeated after transient failures until its time limit.
 pub(crate) struct Call<'a> {
     engine: &'a Engine,
     id: &'a RecordId,
     limit: Duration,
     pub(crate) started: Duration,
     deadline: Duration,
-    /// When the store call that was answered last was sent.
+    /// The time at which the last answered store call was sent.
     pub(crate) sent: Duration,
     tries: u32,
     last: Option<StoreError>,
@@ -46,7 +46,7 @@ impl<'a> Call<'a> {
     pub(crate) async fn discard(&mut self) -> Result<bool, Error> {
         let (engine, id) = (self.engine, self.id);
         let existed = self.repeat(|| engine.store().discard(id)).await?;
-        // There was something to discard; if it took several tries, an earlier one may have done it.
+        // If it took several tries, an earlier one may have removed the record.
         Ok(existed || self.tries > 1)
     }
 
@@ -59,18 +59,19 @@ impl<'a> Call<'a> {
         self.repeat(move || engine.store().swap(id, expected, next))
     }
 
-    /// Sends a store call again and again, until it is answered by something else than a passing trouble.
+    /// Repeats a store call until it succeeds, fails with an error that is not transient, or the
+    /// deadline passes.
     async fn repeat<T, F>(&mut self, mut send: impl FnMut() -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, StoreError>> + Unpin,
     {
         let limit = self.limit;
-        // The longest wait for one answer does not grow with the patience for the whole call.
+        // The longest wait for one answer does not grow with the limit of the whole call.
         let usual = limit.min(self.engine.policy().call_timeout);
         let mut pause = Pause::after(2);
         let mut trouble = None;
         loop {
-            // The first store call is sent as soon as there is a call: that moment need not be asked for again.
+            // The first store call is sent right after `Call` is created, so that time is reused.
             self.sent = if self.tries == 0 { self.started } else { self.engine.clock().monotonic() };
             let left = self.deadline.saturating_sub(self.sent);
             if left.is_zero() {
@@ -82,7 +83,8 @@ impl<'a> Call<'a> {
             }
             self.tries += 1;
             let clock = self.engine.clock();
-            // A store that gives no answer is given half of the time that is left, and then tried again.
+            // A store that does not answer gets half of the remaining time, then the call is
+            // repeated.
             let patience = (left / 2).min(usual / 2).max(usual / 8).min(left);
             trouble = match within(clock, patience, send()).await {
                 Some(Ok(value)) => return Ok(value),
@@ -106,16 +108,16 @@ impl<'a> Call<'a> {
     }
 }
 
-/// How long to wait before the next try: not at all at first, then up to 1 ms, doubling up to 128 ms,
-/// and each time at least half of that. Where in between is drawn from what the call is about and when
-/// it began: callers that a store failed together do not come back together, and a simulation repeats.
+/// The pause before the next try: none at first, then up to 1 ms, doubling up to 128 ms, each at
+/// least half of its maximum. The jitter is derived from the record's id and the start of the call:
+/// callers that a store failed together do not return together, and a simulation is repeatable.
 pub(crate) struct Pause {
     free: u32,
     pauses: u32,
 }
 
 impl Pause {
-    /// Pauses that start after as many tries as `free`.
+    /// Pauses that start after `free` tries.
     pub(crate) fn after(free: u32) -> Pause {
         Pause { free, pauses: 0 }
     }
@@ -133,7 +135,8 @@ impl Pause {
     }
 }
 
-/// What `future` gives, or `None` if it takes longer than `limit`. No timer is set for what is ready at once.
+/// The output of `future`, or `None` if it takes longer than `limit`. A future that is ready at
+/// once sets no timer.
 pub(crate) fn within<T>(
     clock: &dyn Clock,
     limit: Duration,
@@ -160,8 +163,8 @@ mod tests {
         (0..20).filter_map(|_| pause.next((&id, began))).collect()
     }
 
-    /// Calls on different keys, and on one key at different times, do not repeat in step; one call's
-    /// pauses are the same whenever a simulation repeats it.
+    /// Calls on different keys, and on one key at different times, do not repeat in step; the
+    /// pauses of one call are the same whenever a simulation repeats it.
     #[test]
     fn pauses_have_jitter_that_can_be_repeated() {
         let (one, another) = (pauses("one", Duration::ZERO), pauses("another", Duration::ZERO));

@@ -1,4 +1,4 @@
-//! [`Engine`]: load, decide, swap, until it is done or the time is up.
+//! [`Engine`]: loads, decides and swaps, until the command is done or times out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,8 @@ use crate::store_id::StoreId;
 use crate::token::{LeaseToken, Origin};
 use crate::wait::WaitingRoom;
 
-/// The front of this crate: asks a store, by the rules of [`decide`](mod@crate::decide), who may act on a key.
+/// The entry point of this crate: decides, by the rules of [`decide`](mod@crate::decide) and with
+/// the records of a store, which caller may act on a key.
 ///
 /// Cheap to clone; clones share everything. Runs on any executor that its store runs on.
 #[derive(Debug, Clone)]
@@ -35,24 +36,24 @@ struct Inner {
     waiting: WaitingRoom,
     /// Draws the owner of a begin.
     owner: DrawOwner,
-    /// The store's identity, as tokens carry it.
+    /// The store's identity, which tokens carry.
     identity: StoreId,
 }
 
-/// What is known of a record before a command is carried out.
+/// The knowledge about a record before a command is executed.
 pub(crate) enum View<'a> {
-    /// Nothing: load it.
+    /// Nothing: the record is loaded first.
     Unknown,
-    /// Most likely there is no record: try at once, the store will say if it is not so.
+    /// Most likely there is no record. The first swap tries that; a conflict shows the record.
     Absent,
-    /// Most likely it is what this lease's holder saw last, likewise.
+    /// Most likely the record that this lease's holder saw last. The first swap tries that too.
     Held(&'a Lease),
-    /// This, when it was asked for, which was at this time on the engine's monotonic clock. (Boxed, so that a view is moved in
-    /// two registers.)
+    /// This snapshot, requested at this time on the engine's monotonic clock. (Boxed, so that a
+    /// view moves in two registers.)
     Found(Box<(Snapshot, Duration)>),
 }
 
-/// What a command comes to on what is known: a swap, and the answer once it is done.
+/// The write that a command needs, given what is known: a swap, and the reply once it is done.
 pub(crate) struct Step {
     pub(crate) expected: Option<Stamp>,
     pub(crate) next: Option<Box<Record>>,
@@ -60,7 +61,8 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// By the rules, if `record` is what there is at `now`. Nothing, where nothing has to be written.
+    /// The write that the rules ask for if `record` is what the store holds at `now`. `None` if
+    /// there is nothing to write.
     #[inline]
     pub(crate) fn guess(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Step> {
         let expected = record.map(|record| record.stamp);
@@ -70,8 +72,8 @@ impl Step {
         }
     }
 
-    /// By the rules, on what was found; the answer itself where nothing has to be written for it. If that is a response,
-    /// it is all that is left of what was found.
+    /// The write that the rules ask for on the snapshot that was found, or the reply if there is
+    /// nothing to write. A reply with a response takes the response out of the snapshot.
     pub(crate) fn on(found: &mut Snapshot, command: &Command) -> Result<Step, Reply> {
         let expected = found.record.as_ref().map(|record| record.stamp);
         match decide_last(found.now, &mut found.record, command) {
@@ -81,17 +83,17 @@ impl Step {
     }
 }
 
-/// What came of a command.
+/// The result of a command.
 pub(crate) struct Answer {
     pub(crate) reply: Reply,
-    /// The record as the reply leaves it; none with a replay, which has no use for it.
+    /// The record as the reply leaves it. `None` with a replay, which does not use it.
     pub(crate) record: Option<Box<Record>>,
-    /// Until when, on the engine's monotonic clock, the record's lease can be relied on.
+    /// The time, on the engine's monotonic clock, until which the record's lease can be relied on.
     pub(crate) until: Duration,
 }
 
 impl Answer {
-    /// The answer that a store call found, sent at `sent`.
+    /// The answer from a snapshot that was requested at `sent`.
     pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
         let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(found.now));
         let left = found.record.as_deref().and_then(lease).unwrap_or_default();
@@ -99,7 +101,7 @@ impl Answer {
         Answer { reply, record: found.record.filter(|_| used), until: sent.saturating_add(left) }
     }
 
-    /// The answer of a swap that was sent at `sent` and is done.
+    /// The answer of a swap that was sent at `sent` and succeeded.
     pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
         let mut record = step.next;
         if let Some(record) = &mut record {
@@ -112,7 +114,7 @@ impl Answer {
 }
 
 impl Engine {
-    /// Starts to build an engine over `store`.
+    /// Returns a builder for an engine over `store`.
     pub fn builder(store: impl Store) -> EngineBuilder {
         EngineBuilder::new(Box::new(store))
     }
@@ -124,7 +126,7 @@ impl Engine {
         Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner, identity }))
     }
 
-    /// What this engine was built with.
+    /// The policy that this engine was built with.
     pub fn policy(&self) -> &Policy {
         &self.0.policy
     }
@@ -137,7 +139,7 @@ impl Engine {
         &*self.0.store
     }
 
-    /// What `request` asks for, by this engine's policy.
+    /// The parameters of a begin for `request`, completed from this engine's policy.
     pub(crate) fn ask(&self, request: &Request) -> Result<Ask, Error> {
         request.ask(&self.0.policy, self.0.owner)
     }
@@ -146,7 +148,8 @@ impl Engine {
         &self.0.waiting
     }
 
-    /// Asks for the right to act on `request`, or what became of it. One store call, two after a crash.
+    /// Requests the right to act on `request`, or returns its present state or outcome. One store
+    /// call, two after a crash.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -165,15 +168,16 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Policy`] if the request's windows cannot be safe; [`Error::Store`] and [`Error::TimedOut`] if the
-    /// store did not answer. An error is never a grant: do not act. After a time-out a grant may stand all the same;
-    /// its lease runs out, or [`Request::owner`] finds it again.
+    /// [`Error::Policy`] if the request's windows cannot be safe; [`Error::Store`] and
+    /// [`Error::TimedOut`] if the store failed or did not answer. An error is never a grant: do not
+    /// act. After a time-out the store may still hold a grant; its lease expires, or
+    /// [`Request::owner`] finds it again.
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
         let seen = observe::call(self, Op::Begin, &|| Some(request.label()));
         self.begin_seen(request, &seen).await
     }
 
-    /// Begins an operation of this crate's own, which operators are told nothing of.
+    /// Begins an operation of this crate's own, which is not reported to operators.
     pub(crate) async fn begin_quietly(&self, request: &Request) -> Result<Begin, Error> {
         match self.begin_seen(request, &observe::quiet_call(self, Op::Begin)).await? {
             Begin::Acquired(lease) => Ok(Begin::Acquired(lease.quietly())),
@@ -199,7 +203,7 @@ impl Engine {
         begin
     }
 
-    /// What a begin's caller is told.
+    /// The result that the caller of a begin gets.
     pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);
         Begin::of(answer.reply, || {
@@ -214,9 +218,10 @@ impl Engine {
         })
     }
 
-    /// Takes over a lease from its token, in this or another process, to renew or finish it. Its time is not
-    /// prolonged: [`Lease::renew`] does that. A lease already finished, or whose record is gone, is
-    /// resumed too, so that a finish whose answer was lost can be repeated.
+    /// Takes over a lease by its token, in this or another process, to renew or finish it. This
+    /// does not prolong the lease; [`Lease::renew`] does. A lease that is already finished, or
+    /// whose record is gone, can be resumed too, so that a finish whose answer was lost can be
+    /// repeated.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -232,8 +237,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::LeaseLost`] if somebody else took the key; [`Error::WrongStore`] if another store made the
-    /// grant.
+    /// [`Error::LeaseLost`] if another caller took the key; [`Error::WrongStore`] if another store
+    /// made the grant.
     pub async fn resume(&self, token: &LeaseToken) -> Result<Lease, Error> {
         let seen = observe::call(self, Op::Resume, &|| Some(token.scope));
         let lease = observe::in_span(&seen, async {
@@ -255,12 +260,12 @@ impl Engine {
         self.0.identity
     }
 
-    /// Refuses a command by the token of another store.
+    /// Refuses a command whose token belongs to another store.
     pub(crate) fn check_origin(&self, command: &Command) -> Result<(), Error> {
         command.token().map_or(Ok(()), |token| self.policy().check_origin(token, self.0.identity))
     }
 
-    /// Carries out `command`, starting from `view`.
+    /// Executes `command`, starting from `view`.
     pub(crate) fn execute<'a>(
         &'a self,
         id: &'a RecordId,
@@ -270,7 +275,7 @@ impl Engine {
         self.execute_within(self.policy().call_timeout, id, command, view)
     }
 
-    /// The same, with a time limit of its own.
+    /// Executes `command` with its own time limit.
     pub(crate) async fn execute_within(
         &self,
         limit: Duration,
@@ -286,7 +291,7 @@ impl Engine {
             View::Held(lease) => lease.step(call.started, command),
             View::Unknown | View::Found(_) => None,
         };
-        // Whether a begin takes the place of evidence that nobody settled in time.
+        // True if a begin replaces evidence that expired before it was settled.
         let lapses = |found: &Snapshot| {
             let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
             matches!(command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
@@ -317,8 +322,9 @@ impl Engine {
                     observe::expired_unsettled(self, u64::from(lapsed));
                     return Ok(Answer::written(call.sent, step, stamp));
                 }
-                // It is gone, as it was to be: most likely an earlier try did it and its answer was lost. Other
-                // writes that were done unnoticed are recognised by the rules, from what the record shows.
+                // The record is gone, as this command intended: most likely an earlier try removed
+                // it and its answer was lost. Other writes whose answer was lost are recognised by
+                // the rules, from the record.
                 Swap::Conflict(found) if step.next.is_none() && found.record.is_none() => {
                     return Ok(Answer::found(call.sent, step.reply, found));
                 }
@@ -326,7 +332,7 @@ impl Engine {
             };
             call.rest(&mut pause).await;
             lapsed = lapses(&found);
-            // A release that was sent meanwhile may be why it is gone.
+            // A release that was sent meanwhile may have removed the record.
             held.map_or(Ok(()), |lease| lease.open_for(command))?;
             step = match Step::on(&mut found, command) {
                 Ok(step) => step,

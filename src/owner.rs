@@ -1,4 +1,4 @@
-//! Who asks for a lease: [`Owner`].
+//! The identity of a caller that requests a lease: [`Owner`].
 
 use std::fmt;
 
@@ -6,15 +6,17 @@ use rand::rngs::SysRng;
 use rand::{Rng, TryRng};
 use serde::{Deserialize, Serialize};
 
-/// Who asks for a lease: 128 random bits, drawn before a begin is first sent and the same in all its repetitions,
-/// so that a grant whose answer was lost is recognised. `Debug` does not show it: it is what a token proves itself with.
+/// The identity of a caller that requests a lease: 128 random bits, drawn before a begin is first
+/// sent and the same in all its repetitions, so that a grant whose answer was lost is recognised.
+/// `Debug` does not show it, because it is the secret of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner(#[serde(with = "hex::serde")] [u8; Owner::BYTES]);
 
-/// What draws the owner of a begin.
+/// Draws the owner of a begin.
 pub(crate) type DrawOwner = fn() -> Result<Owner, OwnerError>;
 
-/// The operating system gave no random bytes: nothing can be named, and nothing was sent. It may pass.
+/// The operating system gave no random bytes: no owner can be drawn, and nothing was sent. It may
+/// be transient.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system gives no random bytes: {detail}")]
 #[non_exhaustive]
@@ -25,16 +27,18 @@ pub struct OwnerError {
 impl Owner {
     pub(crate) const BYTES: usize = 16;
 
-    /// A new owner, from the operating system's generator each time. A generator of the process's own would repeat itself in
-    /// every copy of the process: a forked child, a snapshot of a machine or a container that is started twice.
+    /// A new owner, from the operating system's random source each time. A generator inside the
+    /// process would repeat itself in every copy of the process: a forked child, or a snapshot of a
+    /// machine or a container that is started twice.
     ///
     /// # Errors
-    /// [`OwnerError`] if the operating system gives no random bytes. A weaker name is never used.
+    /// [`OwnerError`] if the operating system gives no random bytes. There is no weaker fallback.
     pub fn random() -> Result<Owner, OwnerError> {
         Owner::draw(&mut SysRng)
     }
 
-    /// The same, for a record that only this process ever sees: a copy of the process has a copy of the records too.
+    /// A new owner for a record that only this process ever sees. A generator inside the process is
+    /// enough, since a copy of the process has a copy of the records too.
     pub(crate) fn random_here() -> Result<Owner, OwnerError> {
         let mut bytes = [0; Owner::BYTES];
         rand::rng().fill_bytes(&mut bytes);
@@ -67,7 +71,7 @@ impl fmt::Debug for Owner {
 mod tests {
     use super::*;
 
-    /// An operating system that fails half way through.
+    /// A random source that fails half way through.
     struct Failing;
 
     impl TryRng for Failing {

@@ -1,4 +1,4 @@
-//! What an application asks for: [`Request`].
+//! The input to a begin: [`Request`].
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::label::Label;
 use crate::owner::{DrawOwner, Owner};
 use crate::policy::{Policy, Recovery, check_windows};
 
-/// One operation: its scope and key, what is asked for, and where it departs from the engine's policy.
+/// One operation: its scope and key, its fingerprint, and its overrides of the engine's policy.
 ///
 /// ```
 /// use nevertwice::{Fingerprint, Request};
@@ -36,8 +36,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// The operation under `key` in `scope`. The scope names tenant and operation, in one string or several parts;
-    /// the key is the caller's.
+    /// A request for the operation under `key` in `scope`. The scope names tenant and operation, as
+    /// one string or several parts; the key is the caller's.
     ///
     /// # Errors
     /// [`KeyError`], if either is empty, over 255 bytes, or has control characters.
@@ -61,15 +61,16 @@ impl Request {
         })
     }
 
-    /// What is asked for. **Default [`Fingerprint::NONE`]**: then a key that comes back with other content is not noticed.
+    /// Sets the fingerprint of the request's content. **Default [`Fingerprint::NONE`]**: a key that
+    /// is reused with other content is then not noticed.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Request {
         self.fingerprint = fingerprint;
         self
     }
 
-    /// Accepts a record with this fingerprint too: while a deploy changes how fingerprints are computed,
-    /// the one that processes of the other release compute for the same content. New records are written
-    /// with the [`fingerprint`](Request::fingerprint).
+    /// Also accepts a record with this fingerprint. While a deploy changes how fingerprints are
+    /// computed, pass the one that processes of the other release compute for the same content. New
+    /// records are written with the [`fingerprint`](Request::fingerprint).
     pub fn also_accept(mut self, fingerprint: Fingerprint) -> Request {
         self.also = Some(fingerprint);
         self
@@ -99,10 +100,11 @@ impl Request {
         self
     }
 
-    /// Begins as this owner instead of a new one, to find a grant again whose begin timed out or was cancelled:
-    /// keep an [`Owner::random`], begin with it, and begin with it again. The grant is found while its lease runs
-    /// and nothing was written under it; once it was renewed, marked or check-pointed, somebody acts on it, and this
-    /// owner is answered like anybody else.
+    /// Begins as this owner instead of a new one, to recover a grant whose begin timed out or was
+    /// cancelled: keep an [`Owner::random`], begin with it, and begin with it again. The grant is
+    /// found while its lease runs and nothing was written under it. Once it was renewed, marked or
+    /// check-pointed, its holder may be acting on it, and the begin is answered like any other
+    /// caller's.
     ///
     /// **Never share one owner between two workers**: both would be granted the same lease.
     pub fn owner(mut self, owner: Owner) -> Request {
@@ -110,29 +112,30 @@ impl Request {
         self
     }
 
-    /// Marks an operation of this crate's own, for which the horizons that the application states of its
-    /// callers do not count.
+    /// Marks an operation of this crate's own, to which the horizons that the application states
+    /// for its callers do not apply.
     pub(crate) fn internal(mut self) -> Request {
         self.internal = true;
         self
     }
 
-    /// What the record is filed under.
+    /// The id of the record.
     pub fn id(&self) -> RecordId {
         RecordId::new(&self.scope, &self.key)
     }
 
-    /// What tells the scope from every other.
+    /// The identity of the scope, different for every other scope.
     pub(crate) fn scope_id(&self) -> ScopeId {
         self.scope.id()
     }
 
-    /// What operators see of the scope.
+    /// The label of the scope that operators see.
     pub(crate) fn label(&self) -> Label {
         self.scope.label()
     }
 
-    /// The request with the policy's word where it has none of its own, and with a new `owner` if it has none.
+    /// The parameters of a begin: this request's settings, the policy's where the request has none,
+    /// and a new `owner` if it has none.
     pub(crate) fn ask(&self, policy: &Policy, owner: DrawOwner) -> Result<Ask, Error> {
         let ask = Ask {
             owner: self.owner.map_or_else(owner, Ok)?,
