@@ -1,4 +1,4 @@
-//! Many leases renewed by one future: [`Engine::keep_alive`].
+//! [`Engine::keep_alive`]: renews many leases from one future.
 
 use std::borrow::Borrow;
 use std::convert::Infallible;
@@ -12,12 +12,13 @@ use crate::lease::Lease;
 use crate::run::{Step, retry_pause};
 
 impl Engine {
-    /// Renews every one of `leases` at a third of its length, until the future is dropped: race it
-    /// with the work (`tokio::select!`, say). Leases that are finished, released or lost meanwhile
-    /// are left alone; those that are due at about the same time are renewed at the same time,
-    /// which SQLite and Redis make one commit and one round trip.
+    /// Renews each of `leases` at a third of its length, until the future is dropped: race it with
+    /// the work (with `tokio::select!`, for example). Leases that are finished, released or lost
+    /// meanwhile are skipped. Leases due at about the same time are renewed together, which takes
+    /// one commit on SQLite and one round trip on Redis.
     ///
-    /// It never completes. Who holds a lease learns from [`Lease::lost`] that it could not be kept.
+    /// It never completes. If a lease could not be kept, its holder learns that from
+    /// [`Lease::lost`].
     ///
     /// ```
     /// use futures_util::future::{Either, select};
@@ -51,7 +52,7 @@ impl Engine {
             let step = Step::begin(first.lease, pause);
             self.clock().sleep(pause).await;
             step.end();
-            // What would be due soon is renewed with it.
+            // Leases that are due soon are renewed too.
             let now = self.clock().monotonic();
             let soon = |kept: &Kept<'_>| kept.due() <= now.saturating_add(kept.lease.length() / 12);
             let due = kept.iter_mut().filter(|kept| kept.is_open() && soon(kept));
@@ -63,9 +64,9 @@ impl Engine {
 /// A lease that is kept alive.
 struct Kept<'a> {
     lease: &'a Lease,
-    /// When a renewal that failed is tried again.
+    /// The time at which a failed renewal is tried again.
     again: Duration,
-    /// Whether it was lost, or released by its holder.
+    /// True if it was lost, or released by its holder.
     over: bool,
 }
 
@@ -82,7 +83,7 @@ impl<'a> Kept<'a> {
         self.lease.due().max(self.again)
     }
 
-    /// One renewal, which may take a sixth of the lease, as in a run.
+    /// Renews once, within a sixth of the lease, as `run` does.
     async fn renew(&mut self) {
         let length = self.lease.length();
         let step = Step::begin(self.lease, length / 6);

@@ -25,27 +25,27 @@ use crate::observe::{self, Op};
 use crate::request::Request;
 
 impl Engine {
-    /// Runs `handler` under a lease on `request`, once: a duplicate waits for the one in flight (up
+    /// Runs `handler` once under a lease on `request`. A duplicate waits for the run in flight (up
     /// to the policy's [`run_wait`](crate::Policy::run_wait)) and gets its value.
     ///
-    /// The lease is renewed at a third of its length while the handler runs, from within this
-    /// future: nothing is spawned, and dropping it is a crash. A handler that blocks its thread
-    /// holds up the renewal too: see [`run_blocking`](Engine::run_blocking). If the lease is lost,
-    /// the handler is told by [`Lease::lost`], and the result is [`RunError::LeaseLost`], whatever
-    /// it returns. A panic leaves the lease to run out.
+    /// While the handler runs, this future renews the lease at a third of its length: nothing is
+    /// spawned, and dropping the future is a crash. A handler that blocks its thread also blocks
+    /// the renewal: see [`run_blocking`](Engine::run_blocking). If the lease is lost,
+    /// [`Lease::lost`] completes for the handler, and the result is [`RunError::LeaseLost`],
+    /// whatever the handler returns. After a panic the lease expires.
     ///
-    /// `Ok` is recorded as completed, `Err` by its [`Failure::retry`], both as JSON. **Everybody
-    /// gets the value that the recorded bytes read back as, this caller included**: fields that
-    /// serde skips are lost to all, and `Some(None)` is `None` to all. A value that cannot be
-    /// written as JSON or does not read back (a NaN) is [`RunError::Unwritable`]: the operation is
-    /// recorded as done without it. A value over `max_response` is recorded as done without it too,
-    /// whatever the policy's [`oversized`](crate::Policy::oversized) says: the handler has
-    /// returned, and must not run again.
+    /// `Ok` is recorded as completed, `Err` by its [`Failure::retry`], both as JSON. **Every
+    /// caller, this one included, gets the value that the recorded bytes read back as**: fields
+    /// that serde skips are lost to all, and `Some(None)` becomes `None` for all. A value that
+    /// cannot be written as JSON or does not read back (a NaN) is [`RunError::Unwritable`]: the
+    /// operation is recorded as done without it. A value over `max_response` is recorded as done
+    /// without it too, whatever the policy's [`oversized`](crate::Policy::oversized) says: the
+    /// handler has returned, and must not run again.
     ///
-    /// A store that is away when the handler returns is tried until the lease ends (the policy's
-    /// [`finish_timeout`](crate::Policy::finish_timeout)); then the error carries what the handler
-    /// returned. A handler that [released](Lease::release) its lease said that nothing happened:
-    /// nothing is recorded, and what it returned goes to this caller as it is.
+    /// If the store is unavailable when the handler returns, the finish is retried until the lease
+    /// ends (or for the policy's [`finish_timeout`](crate::Policy::finish_timeout)); then the error
+    /// carries the value that the handler returned. If the handler [released](Lease::release) its
+    /// lease, nothing is recorded, and this caller gets the returned value as it is.
     ///
     /// ```
     /// use nevertwice::{Engine, Failure, MemoryStore, Request, Retry};
@@ -90,8 +90,9 @@ impl Engine {
         result
     }
 
-    /// [`run`](Engine::run) for an error that serde cannot write: `classify` says what is recorded
-    /// of it. The first caller gets the error itself beside that, duplicates get what was recorded.
+    /// [`run`](Engine::run) for an error type without serde: `classify` makes the part that is
+    /// recorded. The first caller also gets the error itself, duplicates get only the recorded
+    /// part.
     ///
     /// ```
     /// use nevertwice::{Classified, Engine, MemoryStore, Request, Retry, RunError};
@@ -143,7 +144,7 @@ impl Engine {
         result.map_err(|error| error.map(|classified| Reported::new(classified, original)))
     }
 
-    /// The lease to execute under, or the answer without one.
+    /// The lease to execute under, or the result if there is none.
     async fn lease_or_replay<T, E>(
         &self,
         request: &Request,
@@ -170,9 +171,9 @@ impl Engine {
     }
 }
 
-/// What `work` gives, with the lease renewed while it goes on: at a third of it, and each renewal
-/// may take a sixth. After one that failed comes the next at a twelfth: two in a row may fail, and
-/// there is still time for a third.
+/// Runs `work` and renews the lease meanwhile. A renewal is due at a third of the lease and may
+/// take a sixth of it. After a failed renewal the next follows at a twelfth: two in a row may fail,
+/// and there is still time for a third.
 async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let length = lease.length();
@@ -196,7 +197,7 @@ async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
                 step.end();
                 match renewed {
                     Ok(()) => length / 3,
-                    // The work is told, and what it returns does not count.
+                    // `Lease::lost` completes for the work, and its result does not count.
                     Err(Error::LeaseLost { .. }) => return work.await,
                     Err(_) => retry_pause(length),
                 }
@@ -205,26 +206,26 @@ async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// How long to wait after a renewal that failed.
+/// The pause after a failed renewal.
 pub(crate) fn retry_pause(length: Duration) -> Duration {
     (length / 12).max(Duration::from_millis(1))
 }
 
-/// A part of a renewal: the pause before it, or the renewal itself. If it lasts far longer than it
-/// should, whoever polls it was held up.
+/// A part of a renewal: the pause before it, or the renewal itself. If it takes far longer than
+/// planned, the task that polls it was blocked.
 pub(crate) struct Step<'a> {
     lease: &'a Lease,
-    /// When it should be over.
+    /// The time at which it should end.
     due: Duration,
 }
 
 impl<'a> Step<'a> {
-    /// A part that lasts `time` at most.
+    /// A part that takes `time` at most.
     pub(crate) fn begin(lease: &'a Lease, time: Duration) -> Step<'a> {
         Step { lease, due: lease.engine().clock().monotonic().saturating_add(time) }
     }
 
-    /// Tells operators if it ends at least a sixth of the lease late.
+    /// Reports the part to operators if it ends at least a sixth of the lease late.
     pub(crate) fn end(self) {
         let engine = self.lease.engine();
         let late = engine.clock().monotonic().saturating_sub(self.due);

@@ -1,5 +1,5 @@
-//! [`Engine::run_blocking`]: a handler that blocks its thread, with its lease renewed from
-//! elsewhere.
+//! [`Engine::run_blocking`]: a handler that blocks its thread, with its lease renewed from another
+//! task.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,15 +18,15 @@ use crate::observe::{self, Op};
 use crate::request::Request;
 
 impl Engine {
-    /// [`run`](Engine::run) for a handler that blocks: it runs on a thread of its own, made for it,
-    /// and the lease is renewed from this future meanwhile, which needs no runtime but must be
-    /// polled as any.
+    /// [`run`](Engine::run) for a handler that blocks: the handler gets a new thread of its own,
+    /// and this future renews the lease meanwhile. It needs no runtime, but must be polled like any
+    /// future.
     ///
     /// The handler calls the lease through the `block_on` of a small executor, or of its runtime's
-    /// handle ([guide](crate::guide#synchronous-code)), and should look at [`Lease::is_lost`]
-    /// between its steps. A panic in it is a crash, as in `run`, and goes on in the caller. **A
-    /// thread cannot be stopped**: if this future is dropped, the handler goes on, its lease is no
-    /// longer renewed and runs out, and nothing is recorded.
+    /// handle ([guide](crate::guide#synchronous-code)), and should check [`Lease::is_lost`] between
+    /// its steps. A panic in it is a crash, as in `run`, and is resumed in the caller. **A thread
+    /// cannot be stopped**: if this future is dropped, the handler continues, its lease is no
+    /// longer renewed and expires, and nothing is recorded.
     ///
     /// ```
     /// use futures_executor::block_on;
@@ -44,8 +44,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`RunError`], as for [`run`](Engine::run); [`RunError::NoThread`] if the system gives no
-    /// thread: then the handler did not run and the key is free.
+    /// [`RunError`], as for [`run`](Engine::run); [`RunError::NoThread`] if the system cannot start
+    /// a thread: then the handler did not run and the key is free.
     pub async fn run_blocking<T, E, F>(
         &self,
         request: &Request,
@@ -70,7 +70,7 @@ impl Engine {
                 there.give(result);
             };
             if let Err(error) = std::thread::Builder::new().name("nevertwice-run".to_owned()).spawn(work) {
-                // If that fails too, the lease runs out.
+                // If that fails too, the lease expires.
                 drop(lease.release().await);
                 return Err(RunError::NoThread(error));
             }
@@ -85,7 +85,7 @@ impl Engine {
     }
 }
 
-/// What a thread gives to the future that waits for it.
+/// A slot through which a thread passes its result to the future that waits for it.
 struct Handover<R> {
     result: Mutex<Option<R>>,
     waiter: AtomicWaker,
@@ -102,7 +102,7 @@ impl<R> Handover<R> {
     }
 
     fn poll(&self, context: &mut Context<'_>) -> Poll<R> {
-        // Before it looks: a result given in between wakes it.
+        // Registers before it reads the result: a result given in between wakes the waiter.
         self.waiter.register(context.waker());
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.map_or(Poll::Pending, Poll::Ready)

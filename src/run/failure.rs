@@ -1,4 +1,4 @@
-//! Errors of handlers: [`Failure`], and [`Classified`] for those that serde cannot write.
+//! Errors of handlers: [`Failure`], and [`Classified`] for errors without serde.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::Retry;
 
-/// An error of a handler that says what the next begin may do: what
-/// [`Engine::run`](crate::Engine::run) records it by.
+/// An error of a handler. It states what the next begin may do, and
+/// [`Engine::run`](crate::Engine::run) records it accordingly.
 ///
 /// ```
 /// use nevertwice::{Failure, Retry};
@@ -34,18 +34,18 @@ use crate::policy::Retry;
 ///
 /// For an error without serde there is [`Classified`].
 pub trait Failure: Serialize + DeserializeOwned {
-    /// What the next begin may do.
+    /// The retry disposition: what the next begin may do.
     fn retry(&self) -> Retry;
 }
 
-/// What is recorded of an error that serde cannot write.
-/// [`Engine::run_classified`](crate::Engine::run_classified) asks a closure for it; it is a
-/// [`Failure`] too, for a handler that returns it itself. `Debug` does not show the message.
+/// The recorded part of an error without serde.
+/// [`Engine::run_classified`](crate::Engine::run_classified) gets it from a closure. It is a
+/// [`Failure`] too, so that a handler can return it directly. `Debug` does not show the message.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Classified {
-    /// What the next begin may do.
+    /// The retry disposition: what the next begin may do.
     pub retry: Retry,
-    /// What duplicates are told. It is stored as it is: no secrets.
+    /// The message that duplicates get. It is stored as it is: no secrets.
     pub message: String,
 }
 
@@ -62,8 +62,9 @@ impl fmt::Debug for Classified {
     }
 }
 
-/// An error as [`Engine::run_classified`](crate::Engine::run_classified) gives it: what everybody
-/// is told, and to the caller whose handler failed the error itself. `Debug` shows neither.
+/// An error returned by [`Engine::run_classified`](crate::Engine::run_classified): the recorded
+/// part, which every caller gets, and for the caller whose handler failed also the error itself.
+/// `Debug` shows neither.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Reported<E> {
     classified: Classified,
@@ -75,22 +76,22 @@ impl<E> Reported<E> {
         Reported { classified, original }
     }
 
-    /// The message that is recorded.
+    /// The recorded message.
     pub fn message(&self) -> &str {
         &self.classified.message
     }
 
-    /// What the next begin may do, as it is recorded.
+    /// The recorded retry disposition: what the next begin may do.
     pub fn retry(&self) -> Retry {
         self.classified.retry
     }
 
-    /// The handler's error, unless this is a replay.
+    /// The handler's error; `None` in a replay.
     pub fn original(&self) -> Option<&E> {
         self.original.as_ref()
     }
 
-    /// The same, by value.
+    /// Returns the handler's error by value; `None` in a replay.
     pub fn into_original(self) -> Option<E> {
         self.original
     }

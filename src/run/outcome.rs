@@ -1,4 +1,4 @@
-//! What a run comes to: [`Outcome`] and [`RunError`].
+//! The result of a run: [`Outcome`] and [`RunError`].
 
 use std::any::type_name;
 use std::fmt;
@@ -9,7 +9,7 @@ use thiserror::Error as ThisError;
 use crate::begin::Unresolved;
 use crate::error::Error;
 
-/// What [`Engine::run`](crate::Engine::run) returns when the operation is done.
+/// The result of [`Engine::run`](crate::Engine::run) for an operation that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome<T> {
     value: T,
@@ -25,108 +25,111 @@ impl<T> Outcome<T> {
         Outcome { value, replayed: true }
     }
 
-    /// What the handler returned, now or when it was executed, as it is recorded.
+    /// The value that the handler returned, in this call or an earlier one, as it is recorded.
     pub fn value(&self) -> &T {
         &self.value
     }
 
-    /// The same, by value.
+    /// Returns the value.
     pub fn into_value(self) -> T {
         self.value
     }
 
-    /// Whether it was executed before, and this is the recorded value.
+    /// Returns true if the operation was executed before, and this is the recorded value.
     pub fn is_replayed(&self) -> bool {
         self.replayed
     }
 }
 
-/// Why [`Engine::run`](crate::Engine::run) has no recorded value to return. `T` is the handler's
-/// value, `E` its own error; neither is shown by `Debug` or `Display`.
+/// The reason [`Engine::run`](crate::Engine::run) has no recorded value to return. `T` is the
+/// handler's value, `E` its own error; `Debug` and `Display` show neither.
 ///
 /// After [`LeaseLost`](RunError::LeaseLost), [`Unwritable`](RunError::Unwritable) and
-/// [`Unrecorded`](RunError::Unrecorded) the handler has run, and the error carries what it
-/// returned: see [`into_outcome`](RunError::into_outcome).
+/// [`Unrecorded`](RunError::Unrecorded) the handler has run, and the error carries the value that
+/// it returned: see [`into_outcome`](RunError::into_outcome).
 #[derive(ThisError)]
 #[non_exhaustive]
 pub enum RunError<T, E> {
-    /// The handler failed, now or when it was executed.
+    /// The handler failed, in this call or an earlier one.
     #[error("the operation failed{}", if *.replayed { " before" } else { "" })]
     Failed {
-        /// Its error, as it is recorded.
+        /// The handler's error, as it is recorded.
         error: E,
-        /// Whether it is a replay.
+        /// True if this is a replay.
         replayed: bool,
-        /// When it may be executed again, in whole seconds, at least one; `None`: never, or nobody
-        /// knows.
+        /// The time after which the operation may be executed again, in whole seconds, at least
+        /// one; `None` if it never may, or if its effect may have happened.
         retry_after: Option<Duration>,
     },
-    /// Somebody else is still at it after the policy's `run_wait`.
+    /// Another caller still executes the operation after the policy's `run_wait`.
     #[error("the operation is in progress elsewhere, try again in {retry_after:?}")]
     InProgress {
-        /// When to come back.
+        /// The time after which to come back.
         retry_after: Duration,
     },
-    /// Nobody may execute it until somebody has looked.
+    /// The operation is not executed until an operator resolves it.
     #[error("the operation is unresolved: {:?}", .0.reason())]
     Unresolved(Unresolved),
     /// The key was used for another request.
     #[error("the key was used for another request")]
     Mismatch,
-    /// The lease was lost while the handler ran: somebody else may have executed too, and what this
-    /// handler returned is not recorded.
+    /// The lease was lost while the handler ran: another caller may have executed too, and the
+    /// value that this handler returned is not recorded.
     #[error("the lease was lost while the operation ran")]
     LeaseLost {
-        /// What this handler returned.
+        /// The value that this handler returned.
         outcome: Result<T, E>,
     },
-    /// The operation was done or failed, and what is recorded cannot be had as a value. Nothing is
-    /// executed again.
+    /// The operation was done or failed, and its recorded value cannot be read. It is not executed
+    /// again.
     #[error("the recorded {what} is no {type_name}: {detail}")]
     Unreadable {
         /// `response` or `error`.
         what: &'static str,
         /// The type that was expected.
         type_name: &'static str,
-        /// Where it went wrong, or that it is not kept.
+        /// The position of the error in the JSON, or that the value is not kept.
         detail: String,
     },
-    /// The handler ran, and what it returned cannot be recorded so that duplicates get the same.
-    /// That it was done (or failed, and what may be done about it) is recorded without it: nothing
-    /// is executed again because of this, and duplicates get [`Unreadable`](RunError::Unreadable).
+    /// The handler ran, and the value that it returned cannot be recorded so that duplicates get
+    /// the same. The operation is recorded as done (or failed, with its retry disposition) without
+    /// the value: this causes no second execution, and duplicates get
+    /// [`Unreadable`](RunError::Unreadable).
     #[error("the operation is recorded without its {what}, since a {type_name} {detail}")]
     Unwritable {
-        /// What the handler returned.
+        /// The value that the handler returned.
         outcome: Result<T, E>,
         /// `response` or `error`.
         what: &'static str,
-        /// Its type.
+        /// The type of the value.
         type_name: &'static str,
-        /// Why.
+        /// The reason.
         detail: String,
     },
-    /// The handler ran, and the store did not take its outcome before the lease ended (the policy's
-    /// [`finish_timeout`](crate::Policy::finish_timeout)), or refused it. It may be recorded or
-    /// not; if not, the key goes the way of a crash: it is executed again, or is unresolved if the
-    /// effect was marked.
+    /// The handler ran, and the store refused its outcome or did not accept it before the lease
+    /// ended (or within the policy's [`finish_timeout`](crate::Policy::finish_timeout)). The
+    /// outcome may be recorded or not. If not, the key is left as by a crash: the operation is
+    /// executed again, or is unresolved if the effect was marked.
     #[error("the operation ran, and its outcome could not be recorded: {error}")]
     Unrecorded {
-        /// What the handler returned.
+        /// The value that the handler returned.
         outcome: Result<T, E>,
-        /// What went wrong.
+        /// The error of the finish.
         #[source]
         error: Box<Error>,
     },
-    /// The system has no thread for a blocking handler: it did not run, and nothing is recorded.
+    /// The system cannot start a thread for a blocking handler: the handler did not run, and
+    /// nothing is recorded.
     #[error("no thread for the operation, which did not run")]
     NoThread(#[source] std::io::Error),
-    /// The store or the request: see [`Error`]. The handler did not run.
+    /// An error of the store or of the request: see [`Error`]. The handler did not run.
     #[error(transparent)]
     Engine(#[from] Error),
 }
 
 impl<T, E> RunError<T, E> {
-    /// What the handler returned, if it ran in this very call and duplicates may not get the same.
+    /// Returns the handler's value, if the handler ran in this call and duplicates may not get the
+    /// same value.
     pub fn into_outcome(self) -> Option<Result<T, E>> {
         match self {
             RunError::LeaseLost { outcome }
@@ -142,7 +145,7 @@ impl<T, E> RunError<T, E> {
         }
     }
 
-    /// The same with another error of the handler.
+    /// Converts the handler's error.
     pub(super) fn map<F>(self, change: impl FnOnce(E) -> F) -> RunError<T, F> {
         match self {
             RunError::Failed { error, replayed, retry_after } => {
@@ -167,7 +170,7 @@ impl<T, E> RunError<T, E> {
     }
 }
 
-/// What the handler returned, by its type only.
+/// The handler's value, shown by its type only.
 struct Hidden<'a, T, E>(&'a Result<T, E>);
 
 impl<T, E> fmt::Debug for Hidden<'_, T, E> {

@@ -1,4 +1,4 @@
-//! What a handler returned, to the bytes that are recorded and back.
+//! Conversion between the value of a handler and the bytes that are recorded.
 
 use std::any::type_name;
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::lease::Lease;
 use crate::policy::Retry;
 use crate::record::Body;
 
-/// Records what a handler returned, and gives it as everybody gets it.
+/// Records the value of a handler, and returns it as every caller gets it.
 pub(super) async fn record<T, E>(lease: &Lease, outcome: Result<T, E>) -> Result<Outcome<T>, RunError<T, E>>
 where
     T: Serialize + DeserializeOwned,
     E: Failure,
 {
-    // The handler said that nothing happened: nothing is recorded over that.
+    // A released lease states that nothing happened: nothing is recorded over that.
     if lease.is_released() {
         return answer(outcome, Retry::Now);
     }
@@ -58,24 +58,25 @@ fn answer<T, E>(outcome: Result<T, E>, retry: Retry) -> Result<Outcome<T>, RunEr
     }
 }
 
-/// A hint in whole seconds, rounded up and never 0: who comes back earlier is turned away again.
+/// A retry hint in whole seconds, rounded up and never 0: a caller that returned earlier would be
+/// refused again.
 pub(super) fn whole_seconds(wait: Duration) -> Duration {
     let rounded = if wait.subsec_nanos() > 0 { wait.as_secs().saturating_add(1) } else { wait.as_secs() };
     Duration::from_secs(rounded.max(1))
 }
 
-/// What is recorded of a value.
+/// The recorded form of a value.
 struct Image {
     body: Body,
     what: &'static str,
     type_name: &'static str,
-    /// Why the value cannot be had back, and is left out.
+    /// The reason the value cannot be read back and is left out.
     loss: Option<String>,
 }
 
 impl Image {
-    /// `value` as its bytes read back, and these. A value that does not read back is left as it is,
-    /// and its bytes out.
+    /// The value as its bytes read back, and its image. A value that does not read back is returned
+    /// as it is, and its bytes are left out of the image.
     fn of<V: Serialize + DeserializeOwned>(what: &'static str, value: V, limit: usize) -> (V, Image) {
         let image = |body, loss| Image { body, what, type_name: type_name::<V>(), loss };
         let left_out = |bytes| Body::kept(bytes).without_bytes();
@@ -93,7 +94,7 @@ impl Image {
     }
 }
 
-/// The value that `body` was recorded of.
+/// The value that `body` was recorded from.
 pub(super) fn read<V: DeserializeOwned, T, E>(
     what: &'static str,
     body: Option<&Bytes>,
@@ -105,7 +106,7 @@ pub(super) fn read<V: DeserializeOwned, T, E>(
     serde_json::from_slice(bytes).map_err(|error| unreadable(Place(&error).to_string()))
 }
 
-/// Where JSON went wrong, without the content that `serde_json` would quote.
+/// The position of a JSON error, without the content that `serde_json` would quote.
 struct Place<'a>(&'a serde_json::Error);
 
 impl fmt::Display for Place<'_> {
