@@ -1,4 +1,4 @@
-//! Waiting for a duplicate in flight: [`Engine::begin_or_wait`].
+//! [`Engine::begin_or_wait`]: waits for a duplicate in flight.
 
 mod room;
 #[cfg(all(test, feature = "memory", nevertwice_shuttle))]
@@ -24,11 +24,12 @@ use crate::wake::{Contained, guarded};
 use room::RENEWAL;
 pub(crate) use room::WaitingRoom;
 
-/// What a watch over a record ends with: what there is then and when it was asked for, or nothing, if the store could not
-/// be asked.
+/// The result of a watch over a record: the snapshot and the time at which it was requested, or
+/// `None` if the store could not be read.
 type Watch = Shared<Look>;
 type Look = BoxFuture<'static, Option<(Snapshot, Duration)>>;
-/// A waiter's part in a watch: leaves the room tidy, also if its future is dropped.
+/// A waiter's share in a watch. Dropping it, also with its future, removes a watch that has ended
+/// or has no other waiter.
 struct Waiter<'a> {
     engine: &'a Engine,
     known: (RecordId, Stamp),
@@ -44,13 +45,17 @@ impl Drop for Waiter<'_> {
 }
 
 impl Engine {
-    /// [`begin`](Engine::begin), but a duplicate in flight is waited for, up to `limit`: then, or with
-    /// [`max_waiters`](crate::Policy::max_waiters) waiting already (or as many of [one key](crate::Policy::max_waiters_per_key) or
-    /// [one scope](crate::Policy::max_waiters_per_scope) as may), it is [`Begin::InProgress`] all the same.
+    /// [`begin`](Engine::begin), but it waits up to `limit` for a duplicate in flight. It returns
+    /// [`Begin::InProgress`] after that time, or at once if there are already
+    /// [`max_waiters`](crate::Policy::max_waiters) waiters, or as many on [one
+    /// key](crate::Policy::max_waiters_per_key) or in [one
+    /// scope](crate::Policy::max_waiters_per_scope) as the policy allows.
     ///
-    /// A waiter is woken when the other finishes (memory and Redis push it, SQLite within some milliseconds) or its lease
-    /// runs out, looks at the record again, and is answered by the rules like any begin. That the wait is over is never a
-    /// reason to act: only `Acquired` is, as when the other attempt crashed or failed with [`Retry::Now`](crate::Retry::Now).
+    /// A waiter wakes when the other caller finishes (memory and Redis push this, SQLite notices
+    /// within some milliseconds) or its lease expires. It then reads the record again and is
+    /// answered by the rules like any begin. The end of the wait is never a reason to act. Only
+    /// `Acquired` is, for example after the other attempt crashed or failed with
+    /// [`Retry::Now`](crate::Retry::Now).
     ///
     /// ```
     /// use nevertwice::{Begin, Engine, MemoryStore, Request};
@@ -77,7 +82,7 @@ impl Engine {
         begin
     }
 
-    /// The same, and when it asked for the last time.
+    /// The same; `asked` is set to the time of its last request to the store.
     async fn begin_until(
         &self,
         request: &Request,
@@ -124,7 +129,8 @@ impl Engine {
         }
     }
 
-    /// Waits until the record changes or its lease is over, at most for `limit`, and says what is known then.
+    /// Waits until the record changes or its lease expires, at most for `limit`. Returns what is
+    /// known then.
     async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View<'static> {
         let until = self.clock().monotonic().saturating_add(limit);
         loop {
@@ -132,7 +138,7 @@ impl Engine {
             let watch = self.waiting().join(known, now, || self.watch(known, lease_left));
             let waiter = Waiter { engine: self, known, watch: Some(watch.clone()) };
             let patience = until.saturating_sub(now).min(RENEWAL);
-            // The watch is polled in the task of one waiter and wakes them all.
+            // The watch is polled in the task of one waiter and wakes all of them.
             let found = match guarded(select(watch, self.clock().sleep(patience))).await {
                 Either::Left((found, _)) => Some(found),
                 Either::Right(_) => None,
@@ -148,7 +154,8 @@ impl Engine {
     }
 
     fn watch(&self, (id, stamp): (RecordId, Stamp), lease_left: Duration) -> Watch {
-        /// Between two looks at a store that says too early that something has changed, or cannot say it at all.
+        /// The pause between two reads of a store that reports a change too early, or cannot report
+        /// one.
         const PAUSE: Duration = Duration::from_millis(50);
         let engine = self.clone();
         let look = async move {
@@ -169,7 +176,7 @@ impl Engine {
                 clock.sleep(PAUSE).await;
             }
         };
-        // Should a store or a clock panic in it, each waiter finds out for itself.
+        // If a store or a clock panics in it, each waiter reads the store itself.
         Contained::new(look).map(Option::flatten).boxed().shared()
     }
 }
@@ -204,7 +211,7 @@ mod tests {
             match ending {
                 Ending::Dropped => {}
                 Ending::Timeout => {
-                    // They begin new watches meanwhile.
+                    // The waiters start new watches meanwhile.
                     for _ in 0..11 {
                         clock.advance(Duration::from_secs(1));
                         waits.iter_mut().for_each(|wait| assert!(wait.poll_unpin(&mut context).is_pending()));

@@ -1,5 +1,6 @@
-//! Code of the application's that runs inside other callers' calls and on this crate's threads: wakers above all, and
-//! values that it gave away. Its panics end here, so that one bad waker harms nobody else.
+//! Panic containment for code of the application that runs inside other callers' calls and on this
+//! crate's threads: above all wakers, and values that the application passed in. Its panics end
+//! here, so that one bad waker harms no other caller.
 
 use std::any::Any;
 use std::fmt;
@@ -9,19 +10,20 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Runs `foreign`; `None` if it panicked. The panic hook has reported it by then.
+/// Runs `foreign`; `None` if it panicked. The panic hook has reported the panic by then.
 pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(foreign)).map_err(dispose).ok()
 }
 
-/// Drops what a panic left. That may panic too: what is left then is leaked, since it could go on like this.
+/// Drops a panic's payload. If that panics too, the second payload is leaked, since its drop could
+/// panic again and again.
 fn dispose(payload: Box<dyn Any + Send>) {
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(second);
     }
 }
 
-/// Drops each of `values`, and those that follow on one whose drop panics as well.
+/// Drops each of `values`, also those that follow one whose drop panics.
 #[cfg(any(feature = "memory", feature = "sqlite"))]
 pub(crate) fn discard<T>(values: impl IntoIterator<Item = T>) {
     for value in values {
@@ -29,13 +31,15 @@ pub(crate) fn discard<T>(values: impl IntoIterator<Item = T>) {
     }
 }
 
-/// A waker of a caller's. Neither waking nor dropping it panics.
+/// A waker from a caller. Neither waking nor dropping it panics.
 ///
-/// Both may run code of the application's, which may come back here: neither is done under a lock.
+/// Both may run the application's code, which may call back into this crate: neither is done under
+/// a lock.
 pub(crate) struct ForeignWaker(Option<Waker>);
 
 impl ForeignWaker {
-    /// A clone of `waker`. This may panic: in the caller's own task, whose waker it is.
+    /// A clone of `waker`. Cloning may panic, but only in the task of the caller that owns the
+    /// waker.
     pub(crate) fn of(waker: &Waker) -> ForeignWaker {
         ForeignWaker(Some(waker.clone()))
     }
@@ -44,7 +48,8 @@ impl ForeignWaker {
         self.0.as_ref().is_some_and(|known| known.will_wake(waker))
     }
 
-    /// By reference, and dropped for itself: a waker that panics in both would end the process.
+    /// Wakes by reference, then drops separately: a waker that panics in both would abort the
+    /// process.
     pub(crate) fn wake(self) {
         self.wake_by_ref();
     }
@@ -70,12 +75,13 @@ impl fmt::Debug for ForeignWaker {
     }
 }
 
-/// Wakes all of `wakers`, whatever one of them does.
+/// Wakes all of `wakers`, even if one of them panics.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = ForeignWaker>) {
     wakers.into_iter().for_each(ForeignWaker::wake);
 }
 
-/// A future of the application's, such as a store's. Neither a poll nor its drop panics; `None` if a poll did.
+/// A future of the application's, such as a store's. Neither polling nor dropping it panics; its
+/// output is `None` if a poll did.
 pub(crate) struct Contained<F>(Option<Pin<Box<F>>>);
 
 impl<F> Contained<F> {
@@ -116,8 +122,9 @@ impl Wake for Guard {
     }
 }
 
-/// Polls `future` with a waker whose clones, wakes and drops do not panic, whatever the caller's does: for channels, shared
-/// futures and connections, which wake their callers one from within the other's call.
+/// Polls `future` with a waker whose clones, wakes and drops do not panic, whatever the caller's
+/// waker does. For channels, shared futures and connections, which wake one caller from within
+/// another's call.
 pub(crate) async fn guarded<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let mut known: Option<(Arc<Guard>, Waker)> = None;
@@ -139,7 +146,7 @@ pub(crate) mod tests {
     use std::panic::panic_any;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// A payload that does not even go in peace.
+    /// A payload whose drop panics too.
     struct Worse;
 
     impl Drop for Worse {

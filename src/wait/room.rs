@@ -1,4 +1,4 @@
-//! Where an engine's waiters are counted and find each other: [`WaitingRoom`].
+//! [`WaitingRoom`]: counts an engine's waiters and lets them share watches.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,21 +14,24 @@ use crate::policy::Policy;
 use crate::record::Stamp;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How old a watch gets before whoever still waits begins another. It is driven by the task of one of its waiters, and what
-/// that task's runtime has to do with it (a timer, a socket) stands still if that runtime does.
+/// The age at which waiters replace a watch by a new one. The task of one waiter drives it, and
+/// everything that this task's runtime provides to it (a timer, a socket) stops if that runtime
+/// does.
 pub(super) const RENEWAL: Duration = Duration::from_secs(5);
 
-/// The watches and when each began.
+/// The watches and the time at which each began.
 type Watches = HashMap<(RecordId, Stamp), (WeakShared<Look>, Duration)>;
 
-/// The watches over records that somebody waits for: all waiters of one key share one, and so one look at the store.
+/// The watches over records that callers wait for. All waiters of one key share one watch, and thus
+/// one call to the store.
 #[derive(Default)]
 pub(crate) struct WaitingRoom {
     waiters: Mutex<Waiters>,
     watches: Mutex<Watches>,
 }
 
-/// How many wait: in all, for each key and in each scope. Nothing is kept of a key or a scope that nobody waits for.
+/// The number of waiters in all, per key and per scope. A key or a scope without waiters has no
+/// entry.
 #[derive(Default)]
 struct Waiters {
     all: usize,
@@ -43,7 +46,8 @@ impl fmt::Debug for WaitingRoom {
 }
 
 impl WaitingRoom {
-    /// A place for one more who waits for `key` of `scope`, as far as `policy` has one; given back when it is dropped.
+    /// Counts one more waiter for `key` of `scope`, if `policy` allows it. Dropping the slot
+    /// removes the waiter from the counts.
     pub(super) fn enter(&self, policy: &Policy, key: RecordId, scope: ScopeId) -> Option<WaiterSlot<'_>> {
         let mut waiters = self.waiters();
         let Waiters { all, keys, scopes } = &mut *waiters;
@@ -67,7 +71,8 @@ impl WaitingRoom {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The watch over what is known, if it is still under way and not old; else one that `start` begins.
+    /// The running watch over what is known, if there is one and it is not too old; otherwise a new
+    /// one from `start`.
     pub(super) fn join(
         &self,
         known: (RecordId, Stamp),
@@ -87,7 +92,7 @@ impl WaitingRoom {
         }
     }
 
-    /// Forgets a watch that is over, or that nobody else waits on any more.
+    /// Removes a watch that has ended, or that has no other waiter.
     pub(super) fn leave(&self, known: (RecordId, Stamp), watch: Watch) {
         let mut watches = self.watches();
         drop(watch);
@@ -117,7 +122,7 @@ fn count_down<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
     }
 }
 
-/// A waiter's place in the room.
+/// A counted waiter.
 pub(super) struct WaiterSlot<'a> {
     room: &'a WaitingRoom,
     key: RecordId,

@@ -1,4 +1,4 @@
-//! Who begins, waits, renews, finishes and leaves at the same time, under many schedules.
+//! Callers that begin, wait, renew, finish and leave at the same time, under many schedules.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize as Count, Ordering};
@@ -17,7 +17,7 @@ use crate::sync::schedules::explore;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// An engine whose clock stands still: nothing but a wake-up ends a wait.
+/// An engine whose clock stands still: only a wake-up ends a wait.
 fn engine() -> (Engine, Request, ManualClock) {
     let clock = ManualClock::new();
     let store = MemoryStore::builder().clock(clock.clone()).build();
@@ -36,7 +36,8 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
     thread::spawn(work)
 }
 
-/// S1, S2, S5: of those that begin at once one holds the key, its fences grow, and once it is completed all get that.
+/// S1, S2, S5: of callers that begin at once, one holds the key and its fences increase; once the
+/// key is completed, all of them get that outcome.
 #[test]
 fn schedules_of_begins() {
     explore("begins that race", 30_000, || {
@@ -46,7 +47,7 @@ fn schedules_of_begins() {
             let (engine, request) = (engine.clone(), request.clone());
             let (holders, fence) = (holders.clone(), fence.clone());
             spawn(move || {
-                // The first word is no outcome: what it says is whether the key was free.
+                // The first answer may be no outcome: it only shows if the key was free.
                 for round in 0..2 {
                     let lease = match block_on(engine.begin(&request)).unwrap() {
                         Begin::Acquired(lease) => lease,
@@ -74,7 +75,8 @@ fn schedules_of_begins() {
     });
 }
 
-/// L4: whoever waits is woken by the finish, whenever it comes, and whoever leaves takes nobody's wake-up along.
+/// L4: a finish wakes every waiter, whenever it comes, and a waiter that leaves does not take the
+/// wake-up of another.
 #[test]
 fn schedules_of_waiters() {
     explore("waiters, a finish, and one who leaves", 40_000, || {
@@ -85,7 +87,7 @@ fn schedules_of_waiters() {
             spawn(move || {
                 block_on(async {
                     let wait = Box::pin(engine.begin_or_wait(&request, LIMIT));
-                    // The first goes after some steps, wherever he is.
+                    // The first waiter leaves after some steps, at any point of its wait.
                     let steps = if number == 0 { 1 } else { usize::MAX };
                     match select(wait, Box::pin(after(steps))).await {
                         Either::Left((begin, _)) => match begin.unwrap() {
@@ -104,7 +106,7 @@ fn schedules_of_waiters() {
     });
 }
 
-/// Ready when it was polled that often after the first time; it never comes to `usize::MAX`, nor does it wake anybody then.
+/// Completes after that many further polls. With `usize::MAX` it never completes and wakes no task.
 async fn after(steps: usize) {
     if steps == usize::MAX {
         return std::future::pending().await;
@@ -114,7 +116,7 @@ async fn after(steps: usize) {
     }
 }
 
-/// L4: a key that is given back goes to one of those who wait, and so on until all had it.
+/// L4: a released key goes to one of the waiters, and so on until all of them had it.
 #[test]
 fn schedules_of_handing_on() {
     explore("a key handed on among waiters", 20_000, || {
@@ -140,8 +142,8 @@ fn schedules_of_handing_on() {
     });
 }
 
-/// S2, S3: a renewal beside the finish does no harm, nobody is told that a finished lease was lost, and the clone of a token
-/// finishes the same lease once.
+/// S2, S3: a renewal beside the finish does no harm, a finished lease is never reported as lost,
+/// and the clone of a token finishes the same lease once.
 #[test]
 fn schedules_of_a_lease() {
     explore("renewals and two finishes of one lease", 20_000, || {
@@ -173,8 +175,8 @@ fn schedules_of_a_lease() {
     });
 }
 
-/// S3, L3: of a holder whose time is over and the one who takes over, one finishes; the other is told, also if he only waits
-/// to be told.
+/// S3, L3: of a holder whose lease expired and the caller that takes over, one finishes; the other
+/// learns that it lost, also if it only waits for `lost`.
 #[test]
 fn schedules_of_a_takeover() {
     explore("a takeover beside a late finish", 20_000, || {
@@ -182,7 +184,7 @@ fn schedules_of_a_takeover() {
         let lease = Arc::new(acquire(&engine, &request));
         let finished = Arc::new(Count::new(0));
         let watching = lease.clone();
-        // He waits for ever if it is finished before anybody takes it.
+        // It waits forever if the lease is finished before another caller takes it.
         let watcher = shuttle::future::spawn(async move { watching.lost().await });
         let (late, count) = (lease.clone(), finished.clone());
         let late = spawn(move || match block_on(late.complete("first")) {
@@ -196,7 +198,8 @@ fn schedules_of_a_takeover() {
                 assert!(next.takeover() && next.fence() > lease.fence());
                 block_on(next.complete("second")).unwrap();
                 finished.fetch_add(1, Ordering::SeqCst);
-                // It was over before it was taken, and is still: also for who asks only now.
+                // The lease had expired before it was taken, and it is still lost, also for a check
+                // made only now.
                 block_on(watcher).unwrap();
                 assert!(lease.is_lost());
             }
