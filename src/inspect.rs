@@ -1,4 +1,4 @@
-//! What operators see of a key: [`Inspection`].
+//! The operator's view of a key: [`Inspection`].
 
 use std::fmt;
 use std::time::Duration;
@@ -10,58 +10,59 @@ use crate::policy::{Policy, Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
 use crate::store::Snapshot;
 
-/// What is recorded under a key, without its content: made by [`Engine::inspect`](crate::Engine::inspect). `Debug` does
+/// A record without its content: made by [`Engine::inspect`](crate::Engine::inspect). `Debug` does
 /// not show the key.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Where the operation stands.
+    /// The state of the operation.
     pub state: StateKind,
-    /// Its scope as it is typed ([`Scope`](crate::Scope)), cut to at most 48 bytes; then it ends in
-    /// `…`.
+    /// Its scope in typed form ([`Scope`](crate::Scope)), cut to at most 48 bytes; a cut scope ends
+    /// in `…`.
     pub scope: String,
-    /// Its key as it is typed ([`Key`](crate::Key)), if the policy says that stores may see it.
+    /// Its key in typed form ([`Key`](crate::Key)), if the policy lets stores see keys.
     pub key: Option<String>,
-    /// Which execution was the last, from 1; 0 after a resolution to rerun.
+    /// The number of the last execution, from 1; 0 after a resolution to rerun.
     pub attempt: u32,
-    /// The fence of the latest grant: what [`Engine::resolve`](crate::Engine::resolve) asks for.
+    /// The fence of the latest grant, to pass to [`Engine::resolve`](crate::Engine::resolve).
     pub fence: Stamp,
-    /// The stamp of the record: what [`Engine::amend`](crate::Engine::amend) asks for.
+    /// The stamp of the record, to pass to [`Engine::amend`](crate::Engine::amend).
     pub stamp: Stamp,
-    /// How long ago the record was last written, in the store's time.
+    /// The time since the record was last written, in the store's time.
     pub age: Duration,
-    /// How long ago the latest execution was granted.
+    /// The time since the latest execution was granted.
     pub granted_ago: Duration,
-    /// What the holder of a lease calls itself ([`Policy::holder`](crate::Policy::holder)).
+    /// The name of the lease's holder ([`Policy::holder`](crate::Policy::holder)).
     pub holder: Option<String>,
-    /// How long a lease still runs: zero if it is over, `None` if the operation is finished.
+    /// The remaining time of the lease: zero if it has expired, `None` if the operation is
+    /// finished.
     pub lease_remaining: Option<Duration>,
-    /// How long the record is still kept, if nothing changes.
+    /// The time for which the record is still kept, if nothing changes.
     pub kept_for: Duration,
-    /// Whether an attempt in progress has marked its effect.
+    /// True if an attempt in progress has marked its effect.
     pub effect_marked: bool,
-    /// The recovery that the grant of an attempt in progress was asked for with.
+    /// The recovery that the grant of an attempt in progress was requested with.
     pub recovery: Option<Recovery>,
-    /// Whether the effect may have happened and nobody knows: no lease runs, and the record is
-    /// kept until it is settled, at most for [`kept_for`](Inspection::kept_for).
+    /// True if the effect may have happened and the operation is not settled: no lease runs, and
+    /// the record is kept until it is settled, at most for [`kept_for`](Inspection::kept_for).
     pub unresolved: bool,
-    /// Whether an operator settled it, so that it can be [amended](crate::Engine::amend).
+    /// True if an operator settled it, so that it can be [amended](crate::Engine::amend).
     pub resolved: bool,
-    /// What a failure said about retrying.
+    /// The retry disposition of a failure.
     pub retry: Option<Retry>,
-    /// How long the checkpoint is, in bytes.
+    /// The length of the checkpoint in bytes.
     pub checkpoint_bytes: Option<usize>,
-    /// How long the response or error is, in bytes, kept or not.
+    /// The length of the response or error in bytes, kept or not.
     pub body_bytes: Option<u64>,
-    /// How long its head is, in bytes.
+    /// The length of its head in bytes.
     pub head_bytes: Option<usize>,
     reason: Option<Reason>,
 }
 
 impl Inspection {
-    /// The reason why a begin would be told that the operation is unresolved; `None` if it would
-    /// not. An attempt that ran out of its lease is judged by the recovery that its grant was asked
-    /// for with, and attempts are counted against the policy of the engine that inspects.
+    /// The reason for which a begin would return `Unresolved`; `None` if it would not. An attempt
+    /// whose lease expired is judged by the recovery of its grant, and attempts are counted against
+    /// the policy of the inspecting engine.
     pub fn reason(&self) -> Option<Reason> {
         self.reason
     }
@@ -111,15 +112,16 @@ fn holder(state: &State) -> Option<String> {
     }
 }
 
-/// What is recorded under a key: made by [`Engine::content`](crate::Engine::content). `Debug` shows lengths only.
+/// The content of a record: made by [`Engine::content`](crate::Engine::content). `Debug` shows
+/// lengths only.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Content {
     /// The response of a completed operation, if it is kept.
     pub response: Option<Bytes>,
-    /// The error of a failed one, if it is kept.
+    /// The error of a failed operation, if it is kept.
     pub error: Option<Bytes>,
-    /// What an attempt saved for the next.
+    /// The checkpoint that an attempt saved for the next.
     pub checkpoint: Option<Bytes>,
 }
 

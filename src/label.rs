@@ -1,11 +1,12 @@
-//! What operators see of a text: [`Label`].
+//! A short text for operators: [`Label`].
 
 use std::fmt;
 use std::ops::Deref;
 
-/// The first 48 bytes of a text (fewer, where a character would be cut): a scope or a holder as operators see it.
+/// The first 48 bytes of a text (fewer if a character would be cut): a scope or a holder as
+/// operators see it.
 ///
-/// It is kept in place and costs no allocation, neither to make nor to copy nor to read from a store.
+/// It is stored inline, so that making it, copying it and reading it from a store do not allocate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Label {
     len: u8,
@@ -17,17 +18,17 @@ impl Label {
     /// The longest label, in bytes.
     pub const MAX_BYTES: usize = 48;
 
-    /// The label that shows nothing.
+    /// The empty label.
     pub const EMPTY: Label = Label { len: 0, bytes: [0; Label::MAX_BYTES] };
 
-    /// As much of `text` as there is room for.
+    /// As much of `text` as fits.
     pub fn new(text: &str) -> Label {
         let mut label = Label::EMPTY;
         label.push(text);
         label
     }
 
-    /// Appends as much of `text` as there is room for, and says whether that was all of it.
+    /// Appends as much of `text` as fits. Returns true if all of it did.
     pub(crate) fn push(&mut self, text: &str) -> bool {
         let used = usize::from(self.len);
         let mut fits = text.len().min(Label::MAX_BYTES - used);
@@ -39,8 +40,8 @@ impl Label {
         fits == text.len()
     }
 
-    /// Makes room for `mark` at the end and puts it there. What is cut away is whole: neither a
-    /// character nor a backslash and what it escapes are parted.
+    /// Ends the label with `mark`, cutting as much of its text as needed. The cut splits neither a
+    /// character nor an escape sequence (a backslash and the character after it).
     pub(crate) fn cut(&mut self, mark: &str) {
         let mut kept = self.as_str();
         while kept.len() + mark.len() > Label::MAX_BYTES {
@@ -52,14 +53,15 @@ impl Label {
         *self = cut;
     }
 
-    /// The label whose text these bytes are; `None` if none has them.
+    /// The label with these bytes as its text; `None` if they are too long or not UTF-8.
     pub(crate) fn from_bytes(text: &[u8]) -> Option<Label> {
         let fits = text.len() <= Label::MAX_BYTES;
         std::str::from_utf8(text).ok().filter(|_| fits).map(Label::new)
     }
 
-    /// The label of a text of this length that `window` starts with, and that a label once was cut to. What follows is masked
-    /// away in registers: a copy of just the text could not be read again until it had reached the cache.
+    /// The label of this length at the start of `window`. The text must be a whole label. The bytes
+    /// after it are masked in registers: a copy of the text alone could not be read again until it
+    /// had reached the cache.
     #[cfg(feature = "memory")]
     pub(crate) fn from_window(window: &[u8; Label::MAX_BYTES], len: u8) -> Label {
         let mut bytes = *window;
@@ -67,14 +69,14 @@ impl Label {
         Label { len: len.min(Label::MAX_BYTES as u8), bytes }
     }
 
-    /// Its bytes.
+    /// The label as bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Its text.
+    /// The label as text.
     pub fn as_str(&self) -> &str {
-        // Only whole characters are ever put in.
+        // Only whole characters are ever added.
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }

@@ -1,14 +1,15 @@
-//! The process that something was made in: [`Process`].
+//! The process that a resource was made in: [`Process`].
 
-/// The process that threads were started in, files opened or connections made. A forked child has a copy of all that,
-/// but neither the threads nor a right to the rest.
+/// The process that started threads, opened files or made connections. A forked child has a copy of
+/// its memory, but neither the threads nor the right to use the files and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Process(u32);
 
 impl Process {
-    /// The process that asks: some 50 ns, a system call.
+    /// The calling process. Costs a system call, some 50 ns.
     ///
-    /// A child in a PID namespace of its own may have the number of its parent, and is not told from it then.
+    /// A child in its own PID namespace may have the same process id as its parent, and cannot be
+    /// told apart then.
     pub(crate) fn current() -> Process {
         Process(if cfg!(target_family = "wasm") { 0 } else { std::process::id() })
     }

@@ -1,4 +1,4 @@
-//! An operator's word on many keys, page by page: [`Engine::resolve_many`] and
+//! Operator actions on many keys, page by page: [`Engine::resolve_many`] and
 //! [`Engine::forget_many`].
 
 use std::iter::zip;
@@ -17,12 +17,12 @@ use crate::observe::{self, Op};
 use crate::record::Stamp;
 use crate::store::{Cursor, Snapshot, Swap};
 
-/// Whether a bulk call writes.
+/// The mode of a bulk call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bulk {
-    /// Nothing is written: [`BulkPage::done`] is what would be done.
+    /// Writes nothing: [`BulkPage::done`] lists what would be done.
     DryRun,
-    /// It is done.
+    /// Writes the changes.
     Apply,
 }
 
@@ -30,36 +30,36 @@ pub enum Bulk {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BulkPage {
-    /// The operations that were settled, or would be, each as it was before.
+    /// The operations that were settled or removed, or would be, each as it was before.
     pub done: Vec<Unfinished>,
-    /// The operations that were not.
+    /// The operations that were not changed.
     pub refused: Vec<Refused>,
-    /// Ids whose record could not be read. They are left alone: [`Engine::forget_id`] is the way
-    /// out.
+    /// Ids whose record could not be read. They are not changed; remove them with
+    /// [`Engine::forget_id`].
     pub unreadable: Vec<RecordId>,
-    /// The start of the next page; `None`: this was the last.
+    /// The start of the next page; `None` after the last one.
     pub next: Option<Cursor>,
 }
 
-/// An operation of a [`BulkPage`] that was left as it is.
+/// An operation of a [`BulkPage`] that was not changed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Refused {
     /// The operation, as it was found.
     pub operation: Unfinished,
-    /// The reason: [`Error::NotResolvable`] if it changed since it was found.
+    /// The reason: [`Error::NotResolvable`] if the operation changed since it was found.
     pub error: Error,
 }
 
 impl Engine {
-    /// Settles the unfinished operations that `filter` chooses as [`resolve`](Engine::resolve) does
-    /// one, and reports each: up to about `limit` records are looked at, from where `after` says,
-    /// and what was chosen is written at once where the store can. Go on with
-    /// [`next`](BulkPage::next) until there is none.
+    /// Settles the unfinished operations that match `filter`, as [`resolve`](Engine::resolve) does
+    /// one, and reports each. It reads up to about `limit` records, starting at `after`, and writes
+    /// the changes of a page in one call if the store can. Continue with [`next`](BulkPage::next)
+    /// until it is `None`.
     ///
-    /// A filter without a [`need`](Filter::need) chooses what needs an operator
-    /// ([`Need::Operator`](crate::Need::Operator)) here, and not what may simply be retried. What
-    /// changed between the look and the write is refused.
+    /// A filter without a [`need`](Filter::need) matches here only operations that need an operator
+    /// ([`Need::Operator`](crate::Need::Operator)), and none that only need a retry. An operation
+    /// that changed between the read and the write is refused.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -119,12 +119,13 @@ impl Engine {
         Ok(BulkPage::of(chosen, results.collect()))
     }
 
-    /// Removes the records of the unfinished operations that `filter` chooses, as
+    /// Removes the records of the unfinished operations that match `filter`, as
     /// [`resolve_many`](Engine::resolve_many) settles them. **The next begin of each executes.** A
-    /// record that changed between the look and the removal is refused.
+    /// record that changed between the read and the removal is refused.
     ///
     /// # Errors
-    /// As for [`resolve_many`](Engine::resolve_many).
+    /// As for [`unfinished`](Engine::unfinished), with nothing done. Errors of single operations
+    /// are in [`refused`](BulkPage::refused).
     pub async fn forget_many(
         &self,
         filter: &Filter,
@@ -148,7 +149,7 @@ impl Engine {
     async fn remove(&self, id: RecordId, stamp: Stamp) -> Result<(), Error> {
         match Call::new(self, &id).swap(Some(stamp), None).await? {
             Swap::Done(_) => Ok(()),
-            // It is gone: an earlier try did it, most likely.
+            // The record is gone: most likely an earlier try removed it.
             Swap::Conflict(Snapshot { record: None, .. }) => Ok(()),
             Swap::Conflict(Snapshot { record, .. }) => {
                 Err(Error::NotResolvable { current: Current::of(record.as_deref()) })
@@ -163,7 +164,7 @@ impl BulkPage {
         BulkPage::of(chosen, results)
     }
 
-    /// The page of what was `chosen`, by what came of each.
+    /// Sorts the operations of `chosen` by their `results`.
     fn of(chosen: Chosen, results: Vec<Result<(), Error>>) -> BulkPage {
         let Chosen { operations, unreadable, next } = chosen;
         let mut page = BulkPage { done: Vec::new(), refused: Vec::new(), unreadable, next };

@@ -1,4 +1,4 @@
-//! Which of the unfinished operations are meant: [`Filter`].
+//! Selection among unfinished operations: [`Filter`].
 
 use std::time::Duration;
 
@@ -10,18 +10,19 @@ use crate::label::Label;
 /// The step that an unfinished operation waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Need {
-    /// An operator's word, since the effect may have happened and nobody knows
-    /// ([`Inspection::unresolved`]). Such records are kept until they are settled, and a store that
-    /// [finds](crate::Store::finds_unsettled) them lists them without a walk over the others.
+    /// A resolution by an operator, since the effect may have happened
+    /// ([`Inspection::unresolved`]). Such records are kept until they are settled. A store that
+    /// [indexes](crate::Store::finds_unsettled) them lists them without reading the others.
     Settling,
-    /// An operator's word for whatever [`Reason`]: as `Settling`, and crashed attempts that may not
-    /// be rerun, and operations whose attempts are used up.
+    /// A resolution by an operator, for any [`Reason`]: the operations of `Settling`, crashed
+    /// attempts that may not be rerun, and operations whose attempts are used up.
     Operator,
-    /// Nothing but the next begin, which executes.
+    /// Only the next begin, which executes.
     Retry,
 }
 
-/// A choice among unfinished operations, by all of what is set. **Default: all of them.**
+/// Conditions on unfinished operations, all of which must hold. **Default: none, so that every
+/// unfinished operation matches.**
 ///
 /// ```
 /// use nevertwice::{Filter, Need, Reason};
@@ -44,22 +45,22 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// All unfinished operations.
+    /// A filter that matches all unfinished operations.
     pub fn new() -> Filter {
         Filter::default()
     }
 
-    /// Only operations that wait for this.
+    /// Matches only operations that wait for this.
     pub fn need(mut self, need: Need) -> Filter {
         self.need = Some(need);
         self
     }
 
-    /// Only operations of this scope, and of those whose first parts it has: `["acct_42"]` stands
-    /// for `["acct_42", "charges"]` too, and not for `["acct_421"]`.
+    /// Matches only operations of this scope, and of scopes that start with its parts:
+    /// `["acct_42"]` matches `["acct_42", "charges"]` too, but not `["acct_421"]`.
     ///
     /// # Errors
-    /// [`KeyError`], if it is no scope; [`KeyError::Cut`], if its typed form is over 48 bytes,
+    /// [`KeyError`], if it is not a scope; [`KeyError::Cut`], if its typed form is over 48 bytes,
     /// since records show no more of their scope.
     pub fn scope<S>(mut self, scope: S) -> Result<Filter, KeyError>
     where
@@ -74,26 +75,27 @@ impl Filter {
         Ok(self)
     }
 
-    /// Only operations whose scope is shown with these characters in front, whether or not a part
-    /// ends there.
+    /// Matches only operations whose scope, as shown, starts with these characters, which may end
+    /// within a part.
     pub fn scope_starts_with(mut self, typed: impl Into<String>) -> Filter {
         self.prefix = Some(typed.into());
         self
     }
 
-    /// Only operations that are unresolved for this reason.
+    /// Matches only operations that are unresolved for this reason.
     pub fn reason(mut self, reason: Reason) -> Filter {
         self.reason = Some(reason);
         self
     }
 
-    /// Only operations whose record was last written so long ago ([`Inspection::age`]) or longer.
+    /// Matches only operations whose record was last written at least this long ago
+    /// ([`Inspection::age`]).
     pub fn older_than(mut self, age: Duration) -> Filter {
         self.age = age;
         self
     }
 
-    /// Whether it chooses this operation, which is unfinished.
+    /// Returns true if an unfinished operation with this inspection matches.
     pub fn matches(&self, seen: &Inspection) -> bool {
         let needs_operator = seen.unresolved || seen.reason().is_some();
         let need = match self.need {
@@ -108,19 +110,20 @@ impl Filter {
             && self.scope.is_none_or(|scope| is_within(&seen.scope, &scope))
     }
 
-    /// Whether all that it chooses is [evidence](crate::Record::is_evidence).
+    /// Returns true if every match is [evidence](crate::Record::is_evidence).
     pub(super) fn is_evidence_only(&self) -> bool {
         self.need == Some(Need::Settling)
             || matches!(self.reason, Some(Reason::Reported | Reason::EffectMarked))
     }
 
-    /// The same for a call that settles: what may simply be retried only if that was asked for.
+    /// This filter for a call that settles: without a need it matches only operations that need an
+    /// operator.
     pub(super) fn for_settling(&self) -> Filter {
         Filter { need: Some(self.need.unwrap_or(Need::Operator)), ..self.clone() }
     }
 }
 
-/// Whether a scope that is shown so is this one, or has its parts in front.
+/// Returns true if the shown scope equals `scope` or starts with its parts.
 fn is_within(shown: &str, scope: &str) -> bool {
     shown.strip_prefix(scope).is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
 }

@@ -1,4 +1,4 @@
-//! Listing and counting what is unfinished.
+//! Lists and counts of unfinished operations.
 
 use std::cmp::Reverse;
 
@@ -12,31 +12,29 @@ use crate::key::RecordId;
 use crate::observe;
 use crate::store::{Cursor, Snapshot};
 
-/// An operation that nobody is at work on and that is not settled either: made by
-/// [`Engine::unfinished`].
+/// An operation that is neither being executed nor settled: made by [`Engine::unfinished`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unfinished {
-    /// The id that it is filed under: what [`Engine::resolve_id`] and [`Engine::forget_id`] ask
-    /// for.
+    /// The id of its record, to pass to [`Engine::resolve_id`] and [`Engine::forget_id`].
     pub id: RecordId,
     /// Its present state.
     pub inspection: Inspection,
 }
 
-/// A part of what is unfinished.
+/// A page of unfinished operations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnfinishedPage {
-    /// The operations, the longest unchanged first within the page.
+    /// The operations, within the page those unchanged for the longest time first.
     pub operations: Vec<Unfinished>,
-    /// Ids whose record could not be read: [`Engine::forget_id`] is the way out.
+    /// Ids whose record could not be read. Remove them with [`Engine::forget_id`].
     pub unreadable: Vec<RecordId>,
-    /// The start of the next page; `None`: this was the last.
+    /// The start of the next page; `None` after the last one.
     pub next: Option<Cursor>,
 }
 
-/// A page of what a filter chooses, with the records as they were found.
+/// A page of the operations that match a filter, with their records as they were found.
 pub(super) struct Chosen {
     pub(super) operations: Vec<(Unfinished, Snapshot)>,
     pub(super) unreadable: Vec<RecordId>,
@@ -44,14 +42,15 @@ pub(super) struct Chosen {
 }
 
 impl Engine {
-    /// Up to about `limit` records are looked at, from where `after` says (`None`: from the start),
-    /// and those are returned whose attempt ran out of its lease, failed without certainty, or
-    /// could be executed again and was not. Go on with [`next`](UnfinishedPage::next) until there
-    /// is none; a page may be empty and not the last.
+    /// Lists unfinished operations: attempts whose lease expired, failures whose effect is
+    /// uncertain, and operations that could be executed again and were not. It reads up to about
+    /// `limit` records, starting at `after` (`None`: from the start). Continue with
+    /// [`next`](UnfinishedPage::next) until it is `None`; a page may be empty without being the
+    /// last.
     ///
-    /// It reads the whole store, page by page, in the store's order: for an operator's tool or an
-    /// hourly alert, not for a request's path. [`unfinished_by`](Engine::unfinished_by) can do with
-    /// less.
+    /// A full listing reads the whole store, page by page, in the store's order. Use it in an
+    /// operator's tool or an hourly alert, not while serving a request.
+    /// [`unfinished_by`](Engine::unfinished_by) can read less.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -75,14 +74,14 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Store`], also where the store cannot list; [`Error::TimedOut`].
+    /// [`Error::Store`], also if the store cannot list; [`Error::TimedOut`].
     pub async fn unfinished(&self, after: Option<&Cursor>, limit: usize) -> Result<UnfinishedPage, Error> {
         self.unfinished_by(&Filter::new(), after, limit).await
     }
 
-    /// [`unfinished`](Engine::unfinished), as far as `filter` chooses it. Every page is asked for
-    /// with the same filter. With [`Need::Settling`](crate::Need::Settling), or by a reason that
-    /// stands for it, a memory or SQLite store looks at nothing else.
+    /// Lists the [`unfinished`](Engine::unfinished) operations that match `filter`. Use the same
+    /// filter for every page. With [`Need::Settling`](crate::Need::Settling), or a reason that
+    /// implies it, a memory or SQLite store reads only what its index lists.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -134,9 +133,9 @@ impl Engine {
         Ok(Chosen { operations, unreadable: page.unreadable, next: page.next })
     }
 
-    /// The number of operations whose effect may have happened and nobody knows
-    /// ([`Need::Settling`](crate::Need::Settling)), which the gauge `nevertwice_unresolved` is set
-    /// to as well. Memory and SQLite look at nothing else; other stores are read as a whole.
+    /// Counts the operations whose effect may have happened and that are not settled
+    /// ([`Need::Settling`](crate::Need::Settling)), and sets the gauge `nevertwice_unresolved`.
+    /// Memory and SQLite read only what their index lists; other stores are read completely.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -164,7 +163,7 @@ impl Engine {
         }
     }
 
-    /// The number of such operations on one page, and the next one's start.
+    /// The number of such operations on one page, and the start of the next page.
     pub(super) async fn count_unsettled(
         &self,
         after: Option<&Cursor>,

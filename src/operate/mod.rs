@@ -1,4 +1,4 @@
-//! The operators' calls of an [`Engine`]: looking, listing, settling and purging.
+//! Operators' calls of an [`Engine`]: inspecting, listing, settling and purging.
 
 mod bulk;
 mod filter;
@@ -23,7 +23,7 @@ use crate::store::Snapshot;
 use crate::token;
 
 impl Engine {
-    /// The record of a key, without its content; `None` if there is none.
+    /// Returns the record of a key, without its content; `None` if there is none.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -48,8 +48,8 @@ impl Engine {
         self.inspect_id(&id_of(scope, key)?).await
     }
 
-    /// [`inspect`](Engine::inspect) by the id that a listing or an error names, which is read back
-    /// by `parse`.
+    /// [`inspect`](Engine::inspect) by the id that a listing or an error shows. `parse` reads such
+    /// an id back.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -69,7 +69,7 @@ impl Engine {
         Ok(Inspection::of(&self.look(id).await?, self.policy()))
     }
 
-    /// The content of a key's record: for an operator who has to know. `None` if there is no
+    /// Returns the content of a key's record, for an operator that needs it; `None` if there is no
     /// record.
     ///
     /// ```
@@ -94,7 +94,7 @@ impl Engine {
         self.content_id(&id_of(scope, key)?).await
     }
 
-    /// [`content`](Engine::content) by the id that a listing or an error names.
+    /// [`content`](Engine::content) by the id that a listing or an error shows.
     ///
     /// # Errors
     /// As for [`begin`](Engine::begin).
@@ -102,8 +102,8 @@ impl Engine {
         Ok(Content::of(&self.look(id).await?))
     }
 
-    /// The downstream key that every attempt of the operation under `id` derived for `label`
-    /// ([`Lease::derive_key`](crate::Lease::derive_key)): what to ask a provider for when an
+    /// The downstream key that every attempt of the operation under `id` derives for `label`
+    /// ([`Lease::derive_key`](crate::Lease::derive_key)). Ask the provider about this key when the
     /// operation is unresolved.
     ///
     /// ```
@@ -123,7 +123,7 @@ impl Engine {
         Call::new(self, id).load().await
     }
 
-    /// What the store answers, if it does before the policy's `call_timeout`.
+    /// The store's answer to `call`, if it comes within the policy's `call_timeout`.
     pub(crate) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<T, StoreError>> + Unpin,

@@ -1,4 +1,4 @@
-//! Removing what is over its time: [`Engine::purge`], and a purger that runs by itself.
+//! Removal of expired records: [`Engine::purge`], and a purger that runs in the background.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,22 +15,25 @@ use crate::request::Request;
 use crate::store::{Cursor, Snapshot};
 use crate::wake::contain;
 
-/// How a background purger goes about it: see [`Engine::purge_regularly`].
+/// Settings of a background purger: see [`Engine::purge_regularly`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PurgePlan {
-    /// How long from one purge to the next, over all processes together. **Default 1 min.**
+    /// The interval between two purges, over all processes together. **Default 1 min.**
     pub every: Duration,
-    /// How many records are removed at a time. **Default 500**; sixteen times as many once the purge is behind.
+    /// The number of records removed in one step. **Default 500**; sixteen times as many once the
+    /// purge is behind.
     pub step: usize,
-    /// How long to rest between two steps. **Default 20 ms.** A purge that has taken a quarter of [`every`](PurgePlan::every)
-    /// is behind, and rests for 1 ms at most from then on: records go at least as fast as they come.
+    /// The pause between two steps. **Default 20 ms.** A purge that has taken a quarter of
+    /// [`every`](PurgePlan::every) is behind, and pauses for 1 ms at most from then on, so that
+    /// records are removed at least as fast as they are written.
     pub rest: Duration,
-    /// The most records removed in one purge. **Default 1 000 000.** Where there may be more, the next one, on this process or
-    /// another, does not wait for [`every`](PurgePlan::every).
+    /// The number of records removed in one purge at most. **Default 1 000 000.** If there may be
+    /// more, the next purge, in this process or another, does not wait for
+    /// [`every`](PurgePlan::every).
     pub limit: u64,
-    /// Whether each purge counts what is unresolved, for the gauge `nevertwice_unresolved`, on a
-    /// store that is read as a whole for it (Redis) too. **Default no**: then only where the store
-    /// [finds](crate::Store::finds_unsettled) it.
+    /// True if each purge also counts unresolved operations, for the gauge `nevertwice_unresolved`,
+    /// on a store that has to be read completely for it (Redis). **Default: false**: they are
+    /// counted only if the store [indexes](crate::Store::finds_unsettled) them.
     pub count_unresolved: bool,
 }
 
@@ -46,25 +49,26 @@ impl Default for PurgePlan {
     }
 }
 
-/// What one purge of [`Engine::purge_regularly`] did.
+/// The result of one purge of [`Engine::purge_regularly`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Purged {
-    /// It ended, and removed this many records.
+    /// The purge ended and removed this many records.
     Removed(u64),
-    /// It goes on, and has removed this many records so far: told every ten seconds, or every
-    /// [`every`](PurgePlan::every) if that is shorter.
+    /// The purge continues and has removed this many records so far. Reported every ten seconds, or
+    /// every [`every`](PurgePlan::every) if that is shorter.
     Progress(u64),
-    /// Another process sees to it at present, or just did.
+    /// Another process is purging, or just did.
     Elsewhere,
-    /// It ended early: this many records were removed, then the store said no. The next one goes on.
+    /// The purge ended early: this many records were removed, then the store returned this error.
+    /// The next purge continues.
     Failed(u64, Error),
 }
 
 impl Engine {
-    /// Removes up to `limit` records whose retention is over, in steps that do not hold up other
-    /// calls, and says how many. Run it now and then; a store whose server does it by itself
-    /// answers 0.
+    /// Removes up to `limit` expired records, in steps that do not block other calls, and returns
+    /// how many. Run it from time to time. A store whose server removes expired records by itself
+    /// returns 0.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -75,13 +79,13 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// Evidence of an effect that nobody settled in its time
-    /// ([`Policy::unresolved_retention`](crate::Policy::unresolved_retention)) goes too, with a
-    /// WARN event and `nevertwice_unsettled_expired_total` where the store can tell.
+    /// Evidence of an effect that no operator settled in time
+    /// ([`Policy::unresolved_retention`](crate::Policy::unresolved_retention)) is removed too, with
+    /// a WARN event and `nevertwice_unsettled_expired_total` where the store can tell.
     ///
     /// # Errors
     /// [`Error::Store`], and [`Error::TimedOut`] if a step of a thousand records takes longer than
-    /// the policy's `call_timeout`. What was removed before stays removed.
+    /// the policy's `call_timeout`. Records removed before stay removed.
     pub async fn purge(&self, limit: usize) -> Result<u64, Error> {
         const STEP: usize = 1000;
         let seen = observe::call(self, Op::Purge, &|| None);
@@ -105,9 +109,10 @@ impl Engine {
         purged
     }
 
-    /// Removes what is over its time, again and again, until it is dropped: spawn it once in every process. Of all
-    /// processes on one store only one purges at a time, and only once per [`every`](PurgePlan::every), which they agree on by an
-    /// operation of their own (scope `nevertwice`). `report` is told what each purge did.
+    /// Removes expired records at regular intervals, until the future is dropped: spawn it once in
+    /// every process. Of all processes on one store only one purges at a time, and only once per
+    /// [`every`](PurgePlan::every). They coordinate through an operation of their own in the store
+    /// (scope `nevertwice`). `report` receives the result of each purge.
     ///
     /// ```
     /// use nevertwice::{Engine, MemoryStore, PurgePlan, Purged};
@@ -142,14 +147,14 @@ impl Engine {
         }
     }
 
-    /// One purge, if no other process is at it or just was; and whether there may be more to remove. `report` is told how it
-    /// gets on.
+    /// Purges once, unless another process is purging or just did. Returns the result, and true if
+    /// there may be more to remove. `report` receives the progress.
     async fn purge_in_turn(
         &self,
         plan: &PurgePlan,
         report: &mut (impl FnMut(Purged) + Send),
     ) -> (Purged, bool) {
-        // A little less than the interval, so that the next turn does not find this one's end.
+        // Slightly less than the interval, so that this time has passed when the next purge is due.
         let pause = plan.every / 10 * 9;
         let turn = match purge_turn() {
             Ok(turn) => turn
@@ -168,7 +173,8 @@ impl Engine {
                 let detail = "the purger's own operation was tampered with: forget it".to_owned();
                 return (Purged::Failed(0, StoreError::Unusable { backend: "engine", detail }.into()), false);
             }
-            // There is no room even for this turn: make some, without agreeing with anybody.
+            // The store has no room even for this operation: remove some records without
+            // coordinating with other processes.
             Err(full @ Error::Store(StoreError::Full { .. })) => {
                 let step = self.purge(plan.step.max(1)).await;
                 let dropped = self.drop_responses(None, plan.step.max(1)).await;
@@ -185,7 +191,7 @@ impl Engine {
         if result.is_ok() && (plan.count_unresolved || self.store().finds_unsettled()) {
             result = self.count_in_steps(plan, &lease).await;
         }
-        // The next one is due after the interval, whoever's turn it is.
+        // The next purge, in any process, is due after the interval.
         let next = if more { Retry::Now } else { Retry::After(pause) };
         match (result, lease.fail("", next).await) {
             (Ok(()), Ok(())) => (Purged::Removed(removed), more),
@@ -237,7 +243,7 @@ impl Engine {
         }
     }
 
-    /// Refreshes the gauge of what is unresolved.
+    /// Counts unresolved operations and sets the gauge.
     async fn count_in_steps(&self, plan: &PurgePlan, turn: &Lease) -> Result<(), Error> {
         let (mut count, mut after) = (0, None);
         loop {
@@ -253,9 +259,11 @@ impl Engine {
         }
     }
 
-    /// Frees the room of responses that are no longer given out ([`Policy::response_retention`](crate::Policy::response_retention))
-    /// among up to about `limit` records from where `after` says, and says how many there were and where to go on. The purger
-    /// of [`purge_regularly`](Engine::purge_regularly) does this too.
+    /// Drops the responses that are no longer replayed
+    /// ([`Policy::response_retention`](crate::Policy::response_retention)) and frees their space.
+    /// It reads up to about `limit` records, starting at `after`, and returns the number of dropped
+    /// responses and the position at which to continue. The purger of
+    /// [`purge_regularly`](Engine::purge_regularly) does this too.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -298,14 +306,14 @@ impl Engine {
     }
 }
 
-/// A purger that died is replaced after this time.
+/// The time after which a purger that died is replaced.
 const PURGE_LEASE: Duration = Duration::from_secs(60);
-/// How often a purge that goes on for long says so.
+/// The interval between two progress reports of a long purge.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// The rest of a purge that is behind: others on the same store come in between.
+/// The pause of a purge that is behind: it lets other callers of the store in between.
 const LEAST_REST: Duration = Duration::from_millis(1);
 
-/// The operation by which purgers take turns.
+/// The operation through which purgers coordinate.
 pub(super) fn purge_turn() -> Result<Request, KeyError> {
     Request::new(["nevertwice", "background"], "purge").map(Request::internal)
 }

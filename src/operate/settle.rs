@@ -1,4 +1,4 @@
-//! An operator's word on one key: [`Engine::resolve`], [`Engine::amend`] and [`Engine::forget`].
+//! Operator actions on one key: [`Engine::resolve`], [`Engine::amend`] and [`Engine::forget`].
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::observe::{self, Op};
 use crate::record::{Body, Stamp};
 
 impl Resolution {
-    /// It was done, with this value as the JSON that [`Engine::run`] reads.
+    /// The operation was done, with this value as the JSON that [`Engine::run`] reads.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -30,12 +30,12 @@ impl Resolution {
     /// ```
     ///
     /// # Errors
-    /// The serialiser's, if the value has no JSON.
+    /// The serialiser's error, if the value cannot be written as JSON.
     pub fn completed<T: Serialize + ?Sized>(value: &T) -> Result<Resolution, serde_json::Error> {
         Ok(Resolution::Completed(Body::kept(serde_json::to_vec(value)?.into())))
     }
 
-    /// It failed for good, with this error as the JSON that [`Engine::run`] reads.
+    /// The operation failed for good, with this error as the JSON that [`Engine::run`] reads.
     ///
     /// # Errors
     /// As for [`completed`](Resolution::completed).
@@ -43,8 +43,8 @@ impl Resolution {
         Ok(Resolution::Failed(Body::kept(serde_json::to_vec(error)?.into())))
     }
 
-    /// Refuses what is longer than an outcome may be. An operator can say it shorter, so it is
-    /// never left out.
+    /// Refuses a body or head that is longer than an outcome may be. An operator can shorten it, so
+    /// it is never replaced by a marker.
     pub(super) fn check(&self, limit: usize) -> Result<(), Error> {
         let (what, body) = match self {
             Resolution::Completed(body) => ("response", body),
@@ -62,8 +62,8 @@ impl Resolution {
     }
 }
 
-/// A correction of an operator's earlier word: see [`Engine::amend`]. Made from a [`Resolution`];
-/// to order a rerun takes [`Amendment::rerun`].
+/// A correction of an operator's earlier resolution: see [`Engine::amend`]. Made from a
+/// [`Resolution`]; a rerun requires [`Amendment::rerun`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Amendment {
     resolution: Resolution,
@@ -71,8 +71,8 @@ pub struct Amendment {
 }
 
 impl Amendment {
-    /// It had no effect after all: the next begin executes. **Duplicates may have been told the
-    /// outcome that stood until now**, and acted on it.
+    /// The operation had no effect after all: the next begin executes. **Duplicates may have
+    /// received the earlier outcome**, and acted on it.
     pub fn rerun() -> Amendment {
         Amendment { resolution: Resolution::Rerun, may_rerun: true }
     }
@@ -85,10 +85,10 @@ impl From<Resolution> for Amendment {
 }
 
 impl Engine {
-    /// Settles an unresolved operation: one that crashed and may not be rerun, failed without
-    /// certainty, or used up its attempts. `fence` is what
+    /// Settles an unresolved operation: one that crashed and may not be rerun, failed with an
+    /// uncertain effect, or used up its attempts. `fence` is the value of
     /// [`Unresolved::fence`](crate::Unresolved::fence) or
-    /// [`Inspection::fence`](crate::Inspection::fence) said; repeating the same word is fine.
+    /// [`Inspection::fence`](crate::Inspection::fence). Repeating the same resolution is safe.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -106,7 +106,7 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or somebody
+    /// [`Error::NotResolvable`] if the operation is finished, its lease still runs, or it was
     /// executed since; [`Error::TooLarge`] for a response or error over the policy's
     /// `max_response`.
     pub async fn resolve<S, K>(
@@ -124,7 +124,8 @@ impl Engine {
         self.resolve_id(&id_of(scope, key)?, fence, resolution).await
     }
 
-    /// [`resolve`](Engine::resolve) for what a listing found, whose key nobody may know.
+    /// [`resolve`](Engine::resolve) by the id that a listing shows, for an operation whose key may
+    /// be unknown.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -146,13 +147,12 @@ impl Engine {
         self.operate(Op::Resolve, id, Command::Resolve(fence, resolution)).await
     }
 
-    /// Corrects what an operator said of a key, whose record then was
+    /// Corrects an operator's earlier resolution of a key, whose record shows
     /// [`resolved`](crate::Inspection::resolved). `stamp` is the
-    /// [`Inspection::stamp`](crate::Inspection::stamp) that was shown; repeating the same word is
-    /// fine. An outcome that an application recorded cannot be amended.
+    /// [`Inspection::stamp`](crate::Inspection::stamp) that was shown. Repeating the same amendment
+    /// is safe. An outcome that an application recorded cannot be amended.
     ///
-    /// Duplicates may have been answered with the earlier word: to order a rerun takes
-    /// [`Amendment::rerun`].
+    /// Duplicates may have received the earlier outcome, so a rerun requires [`Amendment::rerun`].
     ///
     /// ```
     /// # use nevertwice::*;
@@ -174,7 +174,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NotAmendable`] if no operator settled the key, or it changed since;
-    /// [`Error::RerunNotMeant`] for [`Resolution::Rerun`] as it is; [`Error::TooLarge`] as for
+    /// [`Error::RerunNotMeant`] for a plain [`Resolution::Rerun`]; [`Error::TooLarge`] as for
     /// [`resolve`](Engine::resolve).
     pub async fn amend<S, K>(
         &self,
@@ -191,7 +191,7 @@ impl Engine {
         self.amend_id(&id_of(scope, key)?, stamp, amendment).await
     }
 
-    /// [`amend`](Engine::amend) for a key that is known by its id only.
+    /// [`amend`](Engine::amend) by the id of the record.
     ///
     /// # Errors
     /// As for [`amend`](Engine::amend).
@@ -209,7 +209,7 @@ impl Engine {
         self.operate(Op::Amend, id, Command::Amend { stamp, resolution, may_rerun }).await
     }
 
-    /// Carries out an operator's word, seen as `op`.
+    /// Executes an operator's command, observed as `op`.
     async fn operate(&self, op: Op, id: &RecordId, command: Command) -> Result<(), Error> {
         let seen = observe::call(self, op, &|| None);
         let result = observe::in_span(&seen, async {
@@ -224,9 +224,8 @@ impl Engine {
         result
     }
 
-    /// Removes what is recorded under a key, on an operator's word, a damaged record included. Says
-    /// whether there was anything. **The next begin executes.** A holder at work may still record
-    /// its outcome.
+    /// Removes the record of a key, even a damaged one. Returns true if there was a record. **The
+    /// next begin executes.** A holder that is still working may record its outcome afterwards.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -240,7 +239,7 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// As for [`begin`](Engine::begin). A record of a newer release is left alone.
+    /// As for [`begin`](Engine::begin). A record of a newer release is not removed.
     pub async fn forget<S, K>(&self, scope: S, key: K) -> Result<bool, Error>
     where
         S: TryInto<Scope>,
@@ -250,8 +249,8 @@ impl Engine {
         self.forget_id(&id_of(scope, key)?).await
     }
 
-    /// [`forget`](Engine::forget) for what a listing found, whose key nobody may know. **The next
-    /// begin executes.**
+    /// [`forget`](Engine::forget) by the id that a listing shows, for an operation whose key may be
+    /// unknown. **The next begin executes.**
     ///
     /// ```
     /// # use nevertwice::*;
