@@ -97,7 +97,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
     Some(match &record.state {
         State::InProgress { owner, lease, effect, takeover, .. } => {
             let lease_remaining = record.stamp.after(*lease).since(now);
-            // The asking owner's own grant with nothing written since: its answer may have been lost.
+            // The owner's own grant, with nothing written since: its answer may have been lost.
             let is_own = *owner == ask.owner && record.stamp == record.fence;
             if !lease_remaining.is_zero() {
                 let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);

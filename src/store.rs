@@ -93,7 +93,7 @@ pub struct Purge {
 /// * **Never early.** Nothing is removed before its [`deadline`](Record::deadline).
 /// * **Fail closed.** A record that cannot be read is an error, never an absent record.
 /// * **Finish when full.** A store that runs out of space may refuse, with [`StoreError::Full`],
-///   only what [`may_be_refused`](Record::may_be_refused).
+///   only records for which [`may_be_refused`](Record::may_be_refused) returns true.
 /// * **Cancel safe.** A dropped future leaves the record as it was or as it was to become, and
 ///   nothing in between.
 #[async_trait]
