@@ -85,8 +85,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when it is told to, for tests. Clones share one time and one boot, as
-/// the processes of one machine do. Two clocks that were created separately are two machines.
+/// A clock that moves only when a test advances it. Clones share one time and one boot, as the
+/// processes of one machine do. Two clocks that were created separately are two machines.
 ///
 /// ```
 /// use nevertwice::{Clock, ManualClock};

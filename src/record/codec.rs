@@ -410,7 +410,7 @@ mod tests {
     }
 
     /// Releases of two neighbouring formats share a store: the newer one writes the older format
-    /// until it is told that every process runs it.
+    /// until it is configured to write the new one.
     #[test]
     fn s14_a_rolling_upgrade_reads_both_formats_and_writes_the_old_one_until_it_is_told() {
         let write = |formats: Formats| formats.encode(&record(), &id(), Stamp(9));
