@@ -40,13 +40,14 @@ use crate::wake::{ForeignWaker, wake_all};
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;
 
-/// Records in this process's memory, gone with it ([`Durability::Memory`]).
+/// A store in this process's memory. Its records are lost when the process ends
+/// ([`Durability::Memory`]).
 ///
-/// For tests, and for services that run as one process and can live with losing what they know in a crash.
-/// Bounded by the number of records and by bytes: when it is full, begins are refused with [`StoreError::Full`], what
-/// is under way can be finished (and may take it over the limit by its checkpoints and responses), and nothing is
-/// evicted before its time. What is over its time is removed by and
-/// by as new records come, or by [`Engine::purge`](crate::Engine::purge).
+/// Meant for tests, and for single-process services that can afford to lose their records in a
+/// crash. The store is bounded by a number of records and by bytes. When it is full, a begin is
+/// refused with [`StoreError::Full`]; work in progress can still be finished, and its checkpoints
+/// and responses may exceed the limit. Nothing is evicted before it expires. Expired records are
+/// removed gradually as new records arrive, or by [`Engine::purge`](crate::Engine::purge).
 ///
 /// Clones share their records.
 ///
@@ -60,17 +61,18 @@ const SHARDS: usize = 128;
 pub struct MemoryStore(Arc<Inner>);
 
 struct Inner {
-    /// Made where they stay: they are larger than the stack of some threads.
+    /// Built directly on the heap: the array is larger than the stack of some threads.
     shards: Box<[Mutex<Shard>]>,
     timeline: Timeline,
-    /// Drawn when the store is made: nobody else ever has its records.
+    /// Random, drawn when the store is built: no other store ever has these records.
     identity: StoreId,
-    /// What the shards have told of their sizes.
+    /// The sum of the sizes that the shards have reported.
     total: Total,
-    /// How many records each scope has, by its label. Counted only where there is a quota.
+    /// The number of records in each scope, by label. Maintained only if there is a quota.
     scopes: Mutex<HashMap<Label, usize>>,
     limits: Limits,
-    /// By how much a shard's size may differ from what it has told. So a begin seldom writes what all begins read.
+    /// The difference a shard's size may have from the size it last reported. It keeps most begins
+    /// from writing the totals, which every begin reads.
     slack: Size,
 }
 
@@ -79,13 +81,13 @@ struct Total {
     records: AtomicUsize,
     bytes: AtomicUsize,
     evidence: AtomicUsize,
-    /// How many records of evidence expired since the last purge told of them.
+    /// Records of evidence that expired since the last purge reported them.
     expired_evidence: AtomicUsize,
 }
 
 impl Inner {
     fn new(limits: Limits, timeline: Timeline) -> Inner {
-        // All shards together are off by less than a hundredth, and by nothing where the limit is low.
+        // All shards together are off by less than 1 %, and exact if the limit is low.
         let part = |limit: usize| limit / SHARDS / 128;
         Inner {
             shards: (0..SHARDS).map(|_| Mutex::new(Shard::new(limits.scope.is_some()))).collect(),
@@ -104,22 +106,22 @@ impl Inner {
 }
 
 impl MemoryStore {
-    /// A store with the default limits.
+    /// Creates a store with the default limits.
     pub fn new() -> MemoryStore {
         MemoryStore::builder().build()
     }
 
-    /// Starts to set up a store.
+    /// Starts building a store.
     pub fn builder() -> MemoryStoreBuilder {
         MemoryStoreBuilder::new()
     }
 
-    /// How many records there are, those over their time but not yet removed included.
+    /// Returns the number of records, including expired ones that are not yet removed.
     pub fn len(&self) -> usize {
         self.0.shards.iter().map(|shard| shard.lock().size().records).sum()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no records.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -128,14 +130,14 @@ impl MemoryStore {
         &self.0.shards[shard_of(id)]
     }
 
-    /// A page of what `list` gives of each shard.
+    /// Collects one page, calling `list` on each shard.
     fn page(&self, after: Option<&Cursor>, limit: usize, list: Listing) -> Result<Page, StoreError> {
         let after = after.map(Place::read).transpose()?;
         let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
         for number in after.map_or(0, |place| place.shard)..SHARDS {
             let passed = after.filter(|place| place.shard == number).map(|place| place.id);
             let room = limit.max(1) - page.records.len();
-            // One more, to know whether it is the end.
+            // One more than fits, to detect the end of the shard.
             let mut records = list(&self.0.shards[number].lock(), passed, room.saturating_add(1));
             let more = records.len() > room;
             records.truncate(room);
@@ -155,7 +157,8 @@ impl MemoryStore {
         expected: Option<Stamp>,
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
-        // Before the lock, for whoever waits for it: a moment that is too early ends nothing too early.
+        // Read before taking the lock, to keep the critical section short: a time that is slightly
+        // early expires nothing early.
         let now = self.0.timeline.now();
         let mut expired = Removed::default(); // dropped when the lock is not held any more
         let mut shard = self.shard(id).lock();
@@ -192,14 +195,16 @@ impl MemoryStore {
         Ok(Swap::Done(stamp))
     }
 
-    /// The stamp of a write that is asked for at `now`: greater than all before it in the shard.
+    /// Returns the stamp of a write requested at `now`: greater than every earlier stamp of the
+    /// shard.
     fn stamp(&self, shard: &mut Shard, now: Stamp) -> Stamp {
         let stamp = if now > shard.last { now } else { self.0.timeline.stamp_after(shard.last) };
         shard.last = stamp;
         stamp
     }
 
-    /// Removes some of what is over its time to make way for `next`, and refuses it if there is no room all the same.
+    /// Removes some expired records to make room for `next`, and refuses `next` if there is still
+    /// none.
     fn make_way(
         &self,
         shard: &mut Shard,
@@ -209,7 +214,8 @@ impl MemoryStore {
     ) -> Result<(), StoreError> {
         if next.may_be_refused() && self.full(&next.scope).is_some() {
             expired.absorb(self.expire(shard, now, FULL_STEP));
-            // The other shards too, as far as nobody is at work there: this one's lock is held.
+            // The other shards too, but only those not locked at the moment: this shard's lock is
+            // held.
             for mut other in self.0.shards.iter().filter_map(Mutex::try_lock) {
                 if self.full(&next.scope).is_none() {
                     break;
@@ -228,7 +234,7 @@ impl MemoryStore {
         Ok(())
     }
 
-    /// Removes up to `limit` records of a shard that are over their time.
+    /// Removes up to `limit` expired records of a shard.
     fn expire(&self, shard: &mut Shard, now: Stamp, limit: usize) -> Removed {
         let removed = shard.expire(now, limit);
         self.tell(shard, Size::default());
@@ -243,7 +249,7 @@ impl MemoryStore {
         }
     }
 
-    /// Which limit is reached, if one is.
+    /// Describes the limit that is reached, if any.
     fn full(&self, scope: &Label) -> Option<String> {
         let Limits { records: most, bytes: most_bytes, scope: quota } = self.0.limits;
         let Total { records, bytes, evidence, .. } = &self.0.total;
@@ -263,14 +269,14 @@ impl MemoryStore {
         (used >= quota).then(|| format!("{used} records of {quota} for one scope{}", unresolved()))
     }
 
-    /// Adds to the totals what has changed in a shard, if it is more than `slack`.
+    /// Adds a shard's change in size to the totals if it exceeds `slack`.
     fn tell(&self, shard: &mut Shard, slack: Size) {
         let (size, told) = (shard.size(), shard.told);
         if size.records.abs_diff(told.records) > slack.records
             || size.bytes.abs_diff(told.bytes) > slack.bytes
             || size.evidence.abs_diff(told.evidence) > slack.evidence
         {
-            // Additions wrap, so that less is added too.
+            // The addition wraps, so a decrease works too.
             let Total { records, bytes, evidence, .. } = &self.0.total;
             records.fetch_add(size.records.wrapping_sub(told.records), Ordering::Relaxed);
             bytes.fetch_add(size.bytes.wrapping_sub(told.bytes), Ordering::Relaxed);
@@ -281,7 +287,7 @@ impl MemoryStore {
         }
     }
 
-    /// Keeps count of the scopes, where there is a quota.
+    /// Updates the number of records per scope, if there is a quota.
     fn count_scopes(&self, added: Option<&Record>, removed: &Removed) {
         if self.0.limits.scope.is_none() {
             return;
@@ -301,15 +307,16 @@ impl MemoryStore {
     }
 }
 
-/// Records of a shard and their ids, in the order of the ids: up to so many behind an id.
+/// Lists up to the given number of a shard's records with their ids, in id order after an id.
 type Listing = fn(&Shard, Option<RecordId>, usize) -> Vec<(RecordId, Record)>;
 
-/// In which shard a record is. The first shards get up to twice as many as the last: their tables double one after the
-/// other as the store grows, and so there are never many of them half empty.
+/// Returns the index of the shard that holds a record. The first shards get up to twice as many
+/// records as the last, so that their hash tables double one after another as the store grows and
+/// few are ever half empty.
 fn shard_of(id: &RecordId) -> usize {
     let [.., high, low] = *id.as_bytes();
     let part = u64::from(u16::from_be_bytes([high, low]));
-    // 128 log2(1 + part / 2^16), to a hundredth: the shares of the shards are a geometric series.
+    // 128 log2(1 + part / 2^16), accurate to 1 %: the shares of the shards form a geometric series.
     (part * ((4 << 16) - part) / ((3 << 32) / SHARDS as u64)) as usize
 }
 
@@ -325,9 +332,10 @@ impl fmt::Debug for MemoryStore {
     }
 }
 
-/// How many records a new one makes way for, so that a store that nobody purges does not grow for ever.
+/// Expired records that each new one removes, so that a store that is never purged does not grow
+/// without bound.
 const INSERT_STEP: usize = 2;
-/// How many a begin looks for when the store is full.
+/// Expired records that a begin tries to remove when the store is full.
 const FULL_STEP: usize = 64;
 
 #[async_trait]
@@ -425,7 +433,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// A caller that waits for a record to change. It leaves when it is dropped.
+/// A caller waiting for a record to change. Dropping it unregisters its waker.
 struct Seat<'a> {
     store: &'a MemoryStore,
     id: &'a RecordId,
@@ -440,7 +448,7 @@ impl Drop for Seat<'_> {
     }
 }
 
-/// Where a listing goes on: behind this record of this shard.
+/// The position after which a listing resumes: the last listed record and its shard.
 #[derive(Clone, Copy)]
 struct Place {
     shard: usize,

@@ -1,12 +1,13 @@
-//! The stores that come with the crate, one per cargo feature.
+//! The stores that ship with the crate, one per cargo feature.
 //!
 //! | feature | store | acknowledged writes survive | runs on |
 //! |---|---|---|---|
 //! | `memory` | `memory::MemoryStore` | nothing ([`Durability::Memory`](crate::Durability::Memory)) | any executor |
-//! | `sqlite` | `sqlite::SqliteStore` | power cuts ([`Durability::Power`](crate::Durability::Power)), with `synchronous=NORMAL` `kill -9` only | any executor |
-//! | `redis` | `redis::RedisStore` | what the server's AOF setting keeps: `always` power cuts, `everysec` `kill -9`, none nothing | tokio |
+//! | `sqlite` | `sqlite::SqliteStore` | power cuts ([`Durability::Power`](crate::Durability::Power)); with `synchronous=NORMAL` only `kill -9` | any executor |
+//! | `redis` | `redis::RedisStore` | depends on the server's AOF: `always` survives power cuts, `everysec` `kill -9`, off nothing | tokio |
 //!
-//! A backend implements [`Store`](crate::Store), contains no rule, and passes `conformance!` (feature `testing`).
+//! A backend implements [`Store`](crate::Store), contains no rules, and passes `conformance!`
+//! (feature `testing`).
 
 #[cfg(feature = "memory")]
 pub mod memory;

@@ -1,5 +1,5 @@
-//! The SQLite store: [`SqliteStore`], and [`begin_in`] with its companions, which put record and effect into one
-//! transaction of the application's own.
+//! The SQLite store: [`SqliteStore`], and [`begin_in`] with its companions, which commit record and
+//! effect in one transaction of the application's own.
 
 mod anchor;
 mod batch;
@@ -66,72 +66,92 @@ use watcher::Watch;
 use writer::Writer;
 
 pub use builder::{SqliteStoreBuilder, Synchronous};
-/// The very `rusqlite` that the store is built with: [`begin_in`] and its companions take its transactions.
+/// The `rusqlite` that the store is built with. [`begin_in`] and its companions take its
+/// transactions.
 pub use rusqlite;
 pub use transaction::{TxLease, begin_in, complete_in, fail_in, resume_in};
 pub use warning::Warning;
 
 const BACKEND: &str = "SQLite store";
-/// What logs call it.
+/// The name used in logs.
 const NAME: &str = "sqlite";
-/// How many rows a purge removes in a commit, so that begins come in between, of other processes too: a millisecond. Where more
-/// are written in the same commit, up to twice as many as those.
+/// The number of rows that a purge removes per commit, about a millisecond, so that begins of any
+/// process get in between. If the same commit writes more rows, the purge may remove up to twice as
+/// many as those.
 const PURGE_STEP: usize = 100;
 
-/// Records in a SQLite file, for one machine: one process or several that share the file.
+/// A store in a SQLite file, for one machine: one process, or several that share the file.
 ///
-/// What it acknowledged survives a power cut ([`Durability::Power`]); see [`SqliteStoreBuilder::synchronous`]. It runs
-/// on any executor, or none: a thread of its own does the writing and commits whatever is queued at the moment together,
-/// so that many callers share the cost of one sync of the disk. Replays are read on the caller's thread, in some ten
-/// microseconds, and wait for no writer. Who waits for a record to change is woken by the write itself if it is
-/// this store's; for all others a second thread watches the file, as long as somebody waits.
+/// Acknowledged writes survive a power cut ([`Durability::Power`]); see
+/// [`SqliteStoreBuilder::synchronous`]. The store runs on any executor, or none. A writer thread
+/// commits everything queued at the moment in one transaction, so that many callers share the cost
+/// of one disk sync. Replays are read on the caller's thread in about ten microseconds and wait for
+/// no writer. A caller waiting for a record to change is woken by the write itself if this store
+/// makes it; for other writes a second thread watches the file while there are waiters.
 ///
-/// The file is made for its owner only (mode 0600), with SQLite's `-wal` and `-shm` beside it. It must be on a
-/// local disk: SQLite's locks cannot be trusted on network file systems. Its two tables can live in a
-/// database of the application's own, under a [name](SqliteStoreBuilder::table) of their own: then
-/// [`begin_in`] commits effect and record together. The database is switched to WAL then.
+/// The file is created for its owner only (mode 0600), with SQLite's `-wal` and `-shm` beside it.
+/// It must be on a local disk, because SQLite's locks are unreliable on network file systems. The
+/// store's two tables can live in the application's own database, under a configurable
+/// [name](SqliteStoreBuilder::table). [`begin_in`] then commits effect and record together. The
+/// database is switched to WAL.
 ///
-/// # The file while it is open
+/// # Replacing or copying an open file
 ///
-/// SQLite knows its files by their names. When one of them leads elsewhere meanwhile, two users of "the" file see two, and
-/// what one acknowledged the other does not know. So the store looks whether the path, the `-wal` and the `-shm` still lead to the
-/// files that it opened (device, inode, and one name only): in every commit before anything is acknowledged, in reads at
-/// least every 50 ms, and around every connection that it opens. Once they do not (moved, replaced, removed, hard-linked, a
-/// link or folder on the way moved, a log that somebody "cleaned up"), every call is [`StoreError::Unusable`] and says what
-/// happened, until the file is in its place and the store is opened anew; it does not touch the files any more. What was
-/// acknowledged just before is in the file that was moved, or in the log that was removed.
+/// SQLite identifies its files by name. If a name leads to another file while the store is open,
+/// two connections may use different files, and one does not see what the other acknowledged. The
+/// store therefore checks that the path, the `-wal` and the `-shm` still lead to the files it
+/// opened (same device and inode, and no second name): in every commit before it acknowledges
+/// anything, in reads at least every 50 ms, and around every connection it opens. Once they do not
+/// (moved, replaced, removed, hard-linked, a symbolic link or folder on the way changed, a log that
+/// was "cleaned up"), every call returns [`StoreError::Unusable`] with the reason, and the store no
+/// longer touches the files. To recover, put the file in its place and open the store again. The
+/// last acknowledged writes are in the file that was moved, or in the log that was removed.
 ///
-/// Not everything can be noticed, so:
+/// Not everything can be detected, so:
 ///
-/// * **Copy it by `VACUUM INTO` or SQLite's backup API**, never by `cp` or `std::fs::copy`, which take the file and its log at two
-///   moments. To restore a backup, close every store on the file first.
-/// * **Do not open the file in this process by anything but SQLite**, and by no second copy of SQLite
-///   either: as POSIX has it, closing it drops the locks of the whole process. On Linux (64 bits) the store has locks that
-///   survive that; elsewhere it says so in its [`warnings`](SqliteStore::warnings).
-/// * A process in a container needs the *folder* mounted, not the file alone: the log is beside it.
-/// * Bytes that somebody writes into the file, or a file that is cut, are found by its checksums only where they hit a record.
-/// * A transaction of the application's own ([`begin_in`]) is looked at in each call, but not in its `commit`.
-/// * Where the system has no inode numbers (not Unix), names are compared; an open file cannot be replaced there.
+/// * **Copy the file with `VACUUM INTO` or SQLite's backup API**, never with `cp` or
+///   `std::fs::copy`, which read the file and its log at two different moments. To restore a
+///   backup, first close every store on the file.
+/// * **Within this process, open the file only through SQLite**, and only through one copy of
+///   SQLite. POSIX drops all of a process's locks on a file when any descriptor of it is closed. On
+///   64-bit Linux the store holds additional locks that survive this; elsewhere
+///   [`warnings`](SqliteStore::warnings) reports the risk.
+/// * A process in a container needs the *folder* mounted, not only the file: the log is beside it.
+/// * Bytes that another program writes into the file, or a truncated file, are detected by
+///   checksums only where a record is hit.
+/// * An application's own transaction ([`begin_in`]) is checked in each call, but not in its
+///   `commit`.
+/// * On systems without inode numbers (not Unix), names are compared. An open file cannot be
+///   replaced there.
 ///
-/// A store takes eight file descriptors, and up to ten more while many threads read or wait.
+/// A store uses eight file descriptors, and up to ten more while many threads read or wait.
 ///
-/// Time is the machine's, and one for all processes: they derive it from an anchor in the file by the clock that counts from the
-/// [`boot`](crate::Clock::boot) of the machine, suspends included. The wall clock is read once, when the file is first opened after the
-/// machine was started, and then time does not go back behind where it had got to in the file (after a crash, at most
-/// 100 ms): a clock set back revives no lease and repeats no fence, one set forward ends none, and one that is wrong by
-/// more than [`max_clock_step`](SqliteStoreBuilder::max_clock_step) then is not believed.
+/// # Time
 ///
-/// So a file is for **one machine at a time**, and for containers that share its boot id and time namespace, as they do unless told
-/// otherwise: opening it elsewhere is refused while a store has it open. An empty file `-{table}-lock` beside it tells.
-/// Where locks do not reach the other side (most folders shared between virtual machines), the store that had it open first is
-/// refused its next write instead; SQLite itself is not safe there. Copies of one snapshot of a virtual machine have one boot id, and are not told apart.
-/// On systems other than Linux there is no boot id: each process goes by the wall clock as it was when that process opened the
-/// file, and on from there, and a warning is logged (`nevertwice.clock_without_boot`). Two that were opened before and after the
-/// clock was set disagree then, until one finds the other's later stamps.
+/// All processes on the machine share one time. They derive it from an anchor in the file and from
+/// the clock that counts from the [`boot`](crate::Clock::boot) of the machine, suspends included.
+/// The wall clock is read once, when the file is first opened after a boot. Even then the time does
+/// not fall behind the last time the file has seen (after a crash, by at most 100 ms). A clock set
+/// back therefore revives no lease and repeats no fence, and a clock set forward later ends no
+/// lease. A wall clock that is ahead by more than
+/// [`max_clock_step`](SqliteStoreBuilder::max_clock_step) is not believed.
 ///
-/// Nothing is removed before its time, and nothing by itself: call [`Engine::purge`](crate::Engine::purge) now and then.
+/// A file is therefore for **one machine at a time**. Containers may share it if they share the
+/// boot id and the time namespace, as they do by default. While a store has the file open, opening
+/// it elsewhere is refused; an empty file `-{table}-lock` beside it carries the lock. Where locks
+/// do not reach the other side (most folders shared between virtual machines), the store that had
+/// the file open first is refused its next write instead; SQLite itself is not safe there. Copies
+/// of one virtual machine snapshot share a boot id and are not told apart. Systems other than Linux
+/// have no boot id. There, each process starts from the wall clock as it was when the process
+/// opened the file, and a warning is logged (`nevertwice.clock_without_boot`). If the clock was set
+/// in between, two processes disagree until one of them reads a later stamp of the other.
 ///
-/// Clones share everything. Dropping the last one waits until what is queued is written.
+/// # Lifetime
+///
+/// Nothing is removed before it expires, and nothing automatically: call
+/// [`Engine::purge`](crate::Engine::purge) regularly.
+///
+/// Clones share everything. Dropping the last one blocks until all queued writes are done.
 ///
 /// ```
 /// use nevertwice::{Begin, Engine, Request, SqliteStore};
@@ -150,7 +170,8 @@ const PURGE_STEP: usize = 100;
 #[derive(Clone)]
 pub struct SqliteStore(Arc<Inner>);
 
-/// In this order they are dropped: the last connection to be closed is the writer's, which moves the log into the file.
+/// Fields are dropped in this order. The writer's connection must be the last to close: it moves
+/// the log into the file.
 struct Inner {
     watch: Watch,
     readers: Readers,
@@ -162,27 +183,29 @@ struct Inner {
     durability: Durability,
     path: PathBuf,
     identity: StoreId,
-    /// Given up last, when nobody writes any more.
+    /// Released after the writer has ended.
     _claim: Claim,
-    /// The last to be dropped.
+    /// Dropped last.
     fork: ForkGuard,
 }
 
 impl SqliteStore {
-    /// Opens the store in the file at `path`, with the defaults; makes it if there is none.
+    /// Opens the store in the file at `path` with default settings. Creates the file if there is
+    /// none.
     ///
     /// # Errors
-    /// As for [`SqliteStoreBuilder::open`].
+    /// The same as for [`SqliteStoreBuilder::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<SqliteStore, StoreError> {
         SqliteStore::builder(path).open()
     }
 
-    /// Starts to set up a store in the file at `path`.
+    /// Starts building a store in the file at `path`.
     pub fn builder(path: impl AsRef<Path>) -> SqliteStoreBuilder {
         SqliteStoreBuilder::new(path.as_ref())
     }
 
-    /// What an operator should know at present. Each is also an event of level `WARN`, `nevertwice.store_warning`, when it is found.
+    /// Returns the current warnings for an operator. Each is also logged when it is detected, as a
+    /// `WARN` event `nevertwice.store_warning`.
     ///
     /// ```
     /// # use nevertwice::SqliteStore;
@@ -205,7 +228,7 @@ impl SqliteStore {
         self.0.readers.read(|db| table.snapshot(db, id, timeline))
     }
 
-    /// What the store works with, in the process that opened it.
+    /// Returns the shared state, or an error in a forked child.
     fn inner(&self) -> Result<&Inner, StoreError> {
         self.0.fork.check()?;
         Ok(&self.0)
@@ -213,7 +236,8 @@ impl SqliteStore {
 }
 
 impl Drop for SqliteStore {
-    /// A forked child must not even close what its parent opened, and has no threads to wait for: it leaves all of it alone.
+    /// Leaks the store in a forked child: the child must not close what its parent opened, and has
+    /// no threads to wait for.
     fn drop(&mut self) {
         if !self.0.fork.is_here() {
             std::mem::forget(self.0.clone());
@@ -245,7 +269,7 @@ impl Store for SqliteStore {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError> {
         if expected.is_none() {
-            // A duplicate learns all there is without the write lock. The writer compares anew.
+            // A duplicate is answered without the write lock. The writer compares again.
             let snapshot = self.read(id)?;
             if snapshot.record.is_some() {
                 return Ok(Swap::Conflict(snapshot));
@@ -270,7 +294,7 @@ impl Store for SqliteStore {
 
     async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
         let steps = self.inner()?.writer.run(Purge::new(limit)).await?;
-        // Full begins make room too.
+        // A full begin removes expired records too.
         let unsettled = steps.unsettled + self.0.limits.unsettled.swap(0, Ordering::Relaxed);
         Ok(store::Purge { removed: steps.removed as u64, unsettled })
     }

@@ -1,4 +1,5 @@
-//! Time as an argument: the [`Clock`] that engines and stores are given, and the [`Timeline`] that stores stamp with.
+//! Time as an argument: the [`Clock`] that engines and stores are given, and the [`Timeline`] by
+//! which stores stamp.
 
 mod boot;
 mod timer;
@@ -14,48 +15,54 @@ use crate::record::{Stamp, micros};
 use crate::sync::atomic::{AtomicI64, Ordering};
 use crate::wake::{ForeignWaker, wake_all};
 
-/// What [`Clock::sleep`] returns.
+/// The future that [`Clock::sleep`] returns.
 pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where an engine or a store takes its time from.
+/// The source of time of an engine or a store.
 ///
 /// The default is [`SystemClock`]; tests pass a [`ManualClock`] and never wait.
 pub trait Clock: Debug + Send + Sync + 'static {
-    /// The time since the Unix epoch as the machine believes it. It may jump either way.
+    /// Returns the time since the Unix epoch as the machine believes it. It may jump either way.
     fn wall(&self) -> Duration;
 
-    /// The time since some fixed moment. It never goes back, does not follow changes of the wall clock, and goes on while the
-    /// machine is suspended: a holder counts its lease by it, and others are granted the key meanwhile.
+    /// Returns the time since some fixed point. It never goes back, does not follow changes of the
+    /// wall clock, and advances while the machine is suspended: a holder measures its lease by it,
+    /// and another caller may be granted the key during the suspend.
     fn monotonic(&self) -> Duration;
 
     /// Completes once `time` has passed on the monotonic clock, on any executor.
     fn sleep(&self, time: Duration) -> Sleep;
 
-    /// The boot that the machine is in, from which processes that share a file derive one time. A clock that has one always has
-    /// one. **Provided**: `None`; each process then goes by its own wall clock as it is when the file is opened.
+    /// Returns the machine's present boot, from which processes that share a file derive one time.
+    /// A clock that has a boot must always return one. **Provided**: `None`; each process then uses
+    /// its own wall clock as it was when the file was opened.
     fn boot(&self) -> Option<Boot> {
         None
     }
 }
 
-/// One boot of a machine, and how long it has lasted.
+/// One boot of a machine, and the time since then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boot {
-    /// The identity of the boot: equal in two processes if, and only if, `elapsed` is one and the same clock to both. Not 0.
+    /// The identity of the boot: equal in two processes if, and only if, `elapsed` is the same
+    /// clock for both. Not 0.
     pub id: u128,
-    /// The time since the boot. It never goes back, does not follow changes of the wall clock, and includes suspends.
+    /// The time since the boot. It never goes back, does not follow changes of the wall clock, and
+    /// includes suspends.
     pub elapsed: Duration,
 }
 
 /// The operating system's clocks.
 ///
-/// On Linux, with the feature `sqlite` or `redis`, [`monotonic`](Clock::monotonic) and [`boot`](Clock::boot) read `CLOCK_BOOTTIME`, which
-/// goes on in a suspend. A boot is told from others by the kernel's boot id and the time namespace of the process; both are read once, from
-/// `/proc`, and where that is not mounted there is no boot.
+/// On Linux, with the feature `sqlite` or `redis`, [`monotonic`](Clock::monotonic) and
+/// [`boot`](Clock::boot) read `CLOCK_BOOTTIME`, which advances during a suspend. The kernel's boot
+/// id and the time namespace of the process identify a boot. Both are read once, from `/proc`;
+/// where that is not mounted there is no boot.
 ///
-/// On other systems, and without these features, there is no boot, and `monotonic` is [`Instant`](std::time::Instant): on most systems
-/// it stands still in a suspend. **A machine that is suspended there must not hold leases of a store that others use
-/// meanwhile**: its holders believe in them longer than the store does.
+/// On other systems, and without these features, there is no boot, and `monotonic` is
+/// [`Instant`](std::time::Instant), which stops during a suspend on most systems. **A machine that
+/// is suspended there must not hold leases of a store that others use meanwhile**: its holders
+/// believe in them longer than the store does.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -78,8 +85,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move, for tests. Clones share one time and one boot: they are the processes of
-/// one machine. Two clocks that were made apart are two machines.
+/// A clock that moves only when a test advances it. Clones share one time and one boot, as the
+/// processes of one machine do. Two clocks that were created separately are two machines.
 ///
 /// ```
 /// use nevertwice::{Clock, ManualClock};
@@ -98,25 +105,26 @@ struct Hands {
     wall: Duration,
     monotonic: Duration,
     boot: u128,
-    /// When that boot began, on the monotonic clock.
+    /// The time of that boot, on the monotonic clock.
     booted: Duration,
     sleepers: Vec<(Duration, ForeignWaker)>,
 }
 
 impl ManualClock {
-    /// A clock that reads 2026-01-01 00:00 UTC.
+    /// Creates a clock that reads 2026-01-01 00:00 UTC.
     pub fn new() -> ManualClock {
         ManualClock::starting_at(Duration::from_secs(1_767_225_600))
     }
 
-    /// A clock that reads `wall` after the Unix epoch.
+    /// Creates a clock that reads `wall` after the Unix epoch.
     pub fn starting_at(wall: Duration) -> ManualClock {
         let (monotonic, booted) = (Duration::ZERO, Duration::ZERO);
         let hands = Hands { wall, monotonic, boot: boot::random(), booted, sleepers: Vec::new() };
         ManualClock(Arc::new(Mutex::new(hands)))
     }
 
-    /// Lets `time` pass: all clocks move on, and sleepers whose time has come are woken. A suspend is no different.
+    /// Advances all clocks by `time` and wakes the sleepers that are due. A suspend is no
+    /// different.
     pub fn advance(&self, time: Duration) {
         let mut hands = self.hands();
         hands.wall = hands.wall.saturating_add(time);
@@ -128,20 +136,21 @@ impl ManualClock {
         wake_all(Vec::into_iter(due).map(|(_, waker)| waker));
     }
 
-    /// Sets the wall clock, forward or back, as an operator or NTP would. The monotonic clock does not notice.
+    /// Sets the wall clock, forward or back, as an operator or NTP would. The monotonic clock is
+    /// unaffected.
     pub fn set_wall(&self, wall: Duration) {
         self.hands().wall = wall;
     }
 
-    /// Restarts the machine: another boot begins, and its time at zero. The wall clock goes on, and so does the
-    /// monotonic one, for whoever should have survived. Stores that are open are to be dropped before.
+    /// Restarts the machine: another boot begins, at time zero. The wall clock continues, and so
+    /// does the monotonic one, for any process that should have survived. Drop open stores first.
     pub fn reboot(&self) {
         let mut hands = self.hands();
         hands.boot = boot::random();
         hands.booted = hands.monotonic;
     }
 
-    /// How many sleeps are pending: what a test waits for before it advances the clock.
+    /// Returns the number of pending sleeps. Tests wait for it before they advance the clock.
     pub fn sleepers(&self) -> usize {
         self.hands().sleepers.len()
     }
@@ -198,32 +207,33 @@ impl Future for ManualSleep {
     }
 }
 
-/// The time of a store that keeps its own: what memory and SQLite stamp their writes with.
+/// The time of a store that keeps its own: memory and SQLite stamp their writes with it.
 ///
-/// It starts at the wall clock (or at `floor`, if that is later) and from then on follows the monotonic clock,
-/// so that a wall clock set back revives no lease and one set forward ends none. [`observe`](Timeline::observe)
-/// lifts it to a later stamp found in the store (another process's), and it goes on from there: time never
-/// stands still, even after a clock that once was years ahead has been corrected.
+/// It starts at the wall clock (or at `floor`, if that is later) and then follows the monotonic
+/// clock, so that setting the wall clock back revives no lease and setting it forward ends none.
+/// [`observe`](Timeline::observe) raises it to a later stamp found in the store (another
+/// process's), and it continues from there. Time never stops, even after the correction of a clock
+/// that was once years ahead.
 #[derive(Debug)]
 pub struct Timeline {
     clock: Arc<dyn Clock>,
-    /// Whether it counts from the clock's boot, and not from where the monotonic clock does.
+    /// True if it counts from the clock's boot, and not from the monotonic clock's starting point.
     by_boot: bool,
-    /// What is added to the clock, in microseconds, to give the store's time. It only grows.
+    /// The offset from the clock to the store's time, in microseconds. It only grows.
     offset: AtomicI64,
 }
 
 /// A reading of the clock that a [`Timeline`] counts by.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    /// The boot that it counts from; 0 if it counts from a moment that means nothing to other processes.
+    /// The boot that it counts from; 0 if its starting point has no meaning in other processes.
     pub(crate) boot: u128,
-    /// In microseconds.
+    /// The reading, in microseconds.
     pub(crate) elapsed: u64,
 }
 
 impl Moment {
-    /// The present moment of `clock`, from its boot on if it has one.
+    /// Reads `clock`, from its boot if it has one.
     #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
     pub(crate) fn of(clock: &dyn Clock) -> Moment {
         match clock.boot() {
@@ -234,47 +244,50 @@ impl Moment {
 }
 
 impl Timeline {
-    /// A timeline that starts at the wall clock's time, but not before `floor`.
+    /// Creates a timeline that starts at the wall clock's time, but not before `floor`.
     pub fn new(clock: Arc<dyn Clock>, floor: Stamp) -> Timeline {
         let start = micros(clock.wall()).max(floor.0);
         let elapsed = micros_down(clock.monotonic());
         Timeline::starting(clock, Moment { boot: 0, elapsed }, Stamp(start))
     }
 
-    /// A timeline that reads `time` at `moment`, so that all that are made of the same two are one, in whichever process.
+    /// Creates a timeline that reads `time` at `moment`. All timelines made from the same pair
+    /// agree, in any process.
     pub(crate) fn starting(clock: Arc<dyn Clock>, moment: Moment, time: Stamp) -> Timeline {
         let offset = AtomicI64::new(offset(time, moment.elapsed));
         Timeline { clock, by_boot: moment.boot != 0, offset }
     }
 
-    /// The present time of the store.
+    /// Returns the present time of the store.
     pub fn now(&self) -> Stamp {
         self.time_at(self.elapsed())
     }
 
-    /// Takes note of a stamp that the store already holds, so that [`now`](Timeline::now) is not before it.
+    /// Takes a stamp that the store already holds into account, so that [`now`](Timeline::now) is
+    /// not before it.
     pub fn observe(&self, stamp: Stamp) {
         self.align(self.elapsed(), stamp);
     }
 
-    /// Sees to it that the time at the moment `elapsed` is not before `time`, and goes on from there.
+    /// Ensures that the time at the moment `elapsed` is not before `time`, and continues from
+    /// there.
     pub(crate) fn align(&self, elapsed: u64, time: Stamp) {
         self.offset.fetch_max(offset(time, elapsed), Ordering::AcqRel);
     }
 
-    /// The store's time at the moment `elapsed`.
+    /// Returns the store's time at the moment `elapsed`.
     pub(crate) fn time_at(&self, elapsed: u64) -> Stamp {
         Stamp(elapsed.saturating_add_signed(self.offset.load(Ordering::Acquire)))
     }
 
-    /// The present moment of the clock, whose boot may be another by now than the one it was made in.
+    /// Reads the clock. Its boot may by now differ from the one in which the timeline was made.
     #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
     pub(crate) fn moment(&self) -> Moment {
         Moment::of(&*self.clock)
     }
 
-    /// The stamp of a write: the present time, forced greater than `last`, the greatest stamp that any
-    /// earlier write to the same keys was given. The caller serialises calls for the same keys.
+    /// Returns the stamp of a write: the present time, forced greater than `last`, the greatest
+    /// stamp of any earlier write to the same keys. The caller serialises calls for the same keys.
     pub fn stamp_after(&self, last: Stamp) -> Stamp {
         let stamp = self.now().max(last.next());
         self.observe(stamp);
@@ -287,13 +300,14 @@ impl Timeline {
     }
 }
 
-/// What is to be added to `elapsed` to give `time`.
+/// Returns the difference to add to `elapsed` to give `time`.
 fn offset(time: Stamp, elapsed: u64) -> i64 {
     let most = i64::MAX as u64;
     time.0.min(most) as i64 - elapsed.min(most) as i64
 }
 
-/// Elapsed time, rounded down: a moment that has not come yet is not claimed.
+/// Returns the elapsed microseconds, rounded down so as not to claim a moment that has not come
+/// yet.
 fn micros_down(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

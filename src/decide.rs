@@ -13,8 +13,9 @@
 //!                           └────────┘ begin, if its `Retry` says so: in progress again
 //! ```
 //!
-//! It does no I/O, reads no clock and draws no random number: [`Store`](crate::Store)s only swap records by version. So it can be
-//! fuzzed and checked alone, and a backend cannot get a rule wrong. Applications use [`Engine`](crate::Engine).
+//! It does no I/O, reads no clock and draws no random number: [`Store`](crate::Store)s only swap
+//! records by version. It can therefore be fuzzed and checked in isolation, and a backend cannot
+//! get a rule wrong. Applications use [`Engine`](crate::Engine).
 
 mod command;
 
@@ -28,14 +29,15 @@ use crate::policy::{Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State, micros};
 use crate::token::LeaseToken;
 
-/// What is to be done about `command` at `now`, given what is recorded.
+/// Decides what `command` does at `now`, given the recorded state.
 ///
 /// A record whose retention is over is treated as absent, whether or not its store has removed it.
 pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decision {
     rule(now, record, command).unwrap_or_else(|| replay(record.map(|record| record.state.clone())))
 }
 
-/// The same about a record that is of no other use: a response is taken out of it, which is cheaper than a copy.
+/// Decides as [`decide`] does, for a record that is not used afterwards: a response is moved out of
+/// it, which is cheaper than a copy.
 pub(crate) fn decide_last(now: Stamp, record: &mut Option<Box<Record>>, command: &Command) -> Decision {
     let decision = rule(now, record.as_deref(), command);
     decision.unwrap_or_else(|| replay(record.take().map(|record| record.state)))
@@ -50,7 +52,7 @@ fn replay(state: Option<State>) -> Decision {
     }
 }
 
-/// `None`: the recorded response is the answer, as it is.
+/// Returns `None` if the recorded response is the answer, unchanged.
 fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decision> {
     let record = record.filter(|record| record.is_kept(now));
     Some(match command {
@@ -95,7 +97,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
     Some(match &record.state {
         State::InProgress { owner, lease, effect, takeover, .. } => {
             let lease_remaining = record.stamp.after(*lease).since(now);
-            // A grant whose answer was lost: nothing was written since, so its holder knows of none.
+            // The owner's own grant, with nothing written since: its answer may have been lost.
             let is_own = *owner == ask.owner && record.stamp == record.fence;
             if !lease_remaining.is_zero() {
                 let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);
@@ -129,7 +131,8 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
     })
 }
 
-/// Why an attempt that ran out of its lease is not executed again under `recovery`, if it is not.
+/// Returns the reason why an attempt whose lease expired is not executed again under `recovery`;
+/// `None` if it may be.
 fn crash(recovery: Recovery, effect: bool) -> Option<Reason> {
     match recovery {
         Recovery::Never => Some(Reason::CrashedAttempt),
@@ -138,25 +141,26 @@ fn crash(recovery: Recovery, effect: bool) -> Option<Reason> {
     }
 }
 
-/// When to come back to an operation in progress: an eighth of what its lease still runs, in whole
-/// seconds from 1 to 30. The outcome is usually there long before the lease ends, and a lease that is
-/// renewed says nothing of when.
+/// Returns how long a caller should wait before it retries an operation in progress: an eighth of
+/// the remaining lease, in whole seconds from 1 to 30. The outcome usually arrives long before the
+/// lease ends, and a lease that is renewed does not predict when.
 fn retry_hint(lease_remaining: Duration) -> Duration {
     Duration::from_secs((lease_remaining / 8).as_millis().div_ceil(1000).clamp(1, 30) as u64)
 }
 
-/// The recorded error, as long as it is given out.
+/// Returns the recorded error, without its bytes once they have expired.
 fn shown(now: Stamp, record: &Record, error: &Body) -> Body {
     if record.is_response_over(now) { error.without_bytes() } else { error.clone() }
 }
 
-/// What stores can keep, so that a record is the same before and after it was stored.
+/// Rounds to what stores can keep, so that a record is the same before and after it is stored.
 fn whole_micros(time: Duration) -> Duration {
     Duration::from_micros(micros(time))
 }
 
-/// Whether nobody is at work on the operation and it is not settled either: an attempt ran out of its lease, or failed
-/// without knowing whether its effect happened, or could be executed again and was not. What operators look for.
+/// Returns true if no holder is working on the operation and it is not settled either: the lease of
+/// an attempt expired, or the attempt failed without knowing whether its effect happened, or the
+/// operation could be executed again and was not. These are the operations that operators look for.
 pub fn is_unfinished(now: Stamp, record: &Record) -> bool {
     record.is_kept(now)
         && match &record.state {
@@ -167,8 +171,8 @@ pub fn is_unfinished(now: Stamp, record: &Record) -> bool {
         }
 }
 
-/// Why a begin under `recovery`, with so many attempts allowed, would be told that the operation is
-/// unresolved; `None` if it would not.
+/// Returns the reason that a begin under `recovery` and `max_attempts` would give for an unresolved
+/// operation; `None` if the begin would not answer so.
 pub fn unresolved_reason(
     now: Stamp,
     record: &Record,
@@ -185,11 +189,11 @@ pub fn unresolved_reason(
     }
 }
 
-/// What an earlier attempt may have left behind.
+/// Marks that an earlier attempt may have left behind.
 struct Traces {
-    /// The effect may have happened. It stays marked: the next attempt may crash as well.
+    /// The effect may have happened. It stays marked, since the next attempt may crash as well.
     effect: bool,
-    /// The attempt ran out of its lease.
+    /// The lease of the attempt expired.
     takeover: bool,
 }
 
@@ -240,7 +244,7 @@ fn unresolved(now: Stamp, record: &Record, reason: Reason) -> Decision {
     })
 }
 
-/// The record without its response or error, for as long as it was to be kept anyway.
+/// Drops the record's response or error. The record's deadline stays the same.
 fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
     let nothing = Decision::Reply(Reply::Done { existed: false });
     let Some(record) = record.filter(|record| record.is_response_over(now)) else { return nothing };
@@ -270,9 +274,9 @@ fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
     Decision::Write { next: Some(next), reply: Reply::Done { existed: true } }
 }
 
-/// How a record stands to a token.
+/// The relation of a record to a token.
 enum Standing<'a> {
-    /// There is none.
+    /// There is no record.
     Absent,
     /// In progress by the token's grant.
     Held(&'a Record),
@@ -288,9 +292,9 @@ fn standing<'a>(record: Option<&'a Record>, token: &LeaseToken) -> Standing<'a> 
         _ if record.fence != token.fence || record.fingerprint != token.fingerprint => Standing::Foreign,
         State::InProgress { owner, .. } if *owner == token.owner => Standing::Held(record),
         State::InProgress { .. } => Standing::Foreign,
-        // An operator ordered a rerun: the grant counts no more.
+        // An operator ordered a rerun: the grant no longer counts.
         State::Completed(_) | State::Failed(..) if record.attempt == 0 => Standing::Foreign,
-        // A key's fences never repeat, so the fence alone names the grant that finished it.
+        // A key's fences never repeat, so the fence alone identifies the grant that finished it.
         State::Completed(_) | State::Failed(..) => Standing::Finished(record),
     }
 }
@@ -321,8 +325,8 @@ fn rewrite(record: Option<&Record>, token: &LeaseToken, change: impl FnOnce(&mut
 fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decision {
     let (checkpoint, existed) = match standing(record, token) {
         Standing::Held(held) => (held.checkpoint.clone().filter(|_| !is_final(&outcome)), true),
-        // The work is done all the same: a duplicate must not do it again. What was granted in a
-        // transaction and is absent was rolled back, and the work with it.
+        // The work is done all the same: a duplicate must not do it again. A grant that was made in
+        // a transaction and is absent was rolled back, and the work with it.
         Standing::Absent if !token.origin.in_transaction => (None, false),
         Standing::Absent => return lost(record),
         Standing::Finished(finished) if is_same(&finished.state, &outcome) => {
@@ -350,12 +354,13 @@ fn finish(record: Option<&Record>, token: &LeaseToken, outcome: State) -> Decisi
     Decision::Write { next: Some(next), reply: Reply::Done { existed } }
 }
 
-/// Whether two outcomes are one: a repetition may come from an engine that keeps longer responses.
+/// Returns true if two outcomes are the same. A repetition may come from an engine with a larger
+/// limit on responses.
 fn is_same(recorded: &State, outcome: &State) -> bool {
     match (recorded, outcome) {
         (State::Completed(one), State::Completed(other)) => one.is_same(other),
         (State::Failed(one, retry), State::Failed(other, again)) => {
-            // Dropping the bytes of an error counts the time of a retry anew.
+            // Dropping the bytes of an error restarts the time of a retry.
             let after = |retry: &Retry| matches!(retry, Retry::After(_));
             one.is_same(other) && (retry == again || one.is_omitted() && after(retry) && after(again))
         }
@@ -402,7 +407,7 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
     }
 }
 
-/// Corrects what an operator said. The answers of repetitions may differ before and after.
+/// Corrects an operator's resolution. Repeated calls may get different answers before and after.
 fn amend(record: Option<&Record>, stamp: Stamp, resolution: &Resolution, may_rerun: bool) -> Decision {
     let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
     let Some(record) = record.filter(|record| record.resolved) else { return refused };
@@ -418,7 +423,7 @@ fn amend(record: Option<&Record>, stamp: Stamp, resolution: &Resolution, may_rer
     }
 }
 
-/// The record as an operator settles it.
+/// Returns the record as the operator's resolution leaves it.
 fn settle(record: &Record, resolution: &Resolution) -> Box<Record> {
     let mut next = Box::new(record.clone());
     (next.resolved, next.unresolved_retention) = (true, None);

@@ -1,4 +1,4 @@
-//! What can go wrong, by meaning. No key, payload or response is in any message.
+//! Errors by meaning. No message contains a key, payload or response.
 
 use std::time::Duration;
 
@@ -11,56 +11,58 @@ use crate::policy::PolicyError;
 use crate::record::DecodeError;
 use crate::store_id::StoreId;
 
-/// Why a call of the engine or of a lease did not do what was asked.
+/// The reason why a call of the engine or of a lease failed.
 ///
-/// None of these is ever a grant: whoever gets one must not act.
+/// No error is ever a grant: a caller that gets one must not act.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The scope or the key is not one.
+    /// The scope or the key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The request's windows cannot be safe.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The operating system gave no random bytes to name the begin with: nothing was sent.
+    /// The operating system gave no random bytes for the begin's owner: nothing was sent.
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// Somebody else took the key, it is finished, or its record is gone: nothing was written. Stop acting. What was
-    /// done already should still be said: [`complete`](crate::Lease::complete) is accepted if the record is gone, and otherwise
-    /// refused like this.
+    /// Another caller took the key, it is finished, or its record is gone: nothing was written.
+    /// Stop acting. Still report what was done already: [`complete`](crate::Lease::complete) is
+    /// accepted if the record is gone, and otherwise refused with this error.
     #[error("the lease is lost: the key is now {:?}, attempt {}", current.state, current.attempt)]
     LeaseLost {
-        /// What the key shows instead.
+        /// The present state of the key.
         current: Current,
     },
-    /// This lease was finished before with another outcome, which stands.
+    /// This lease was already finished with another outcome, which is final.
     #[error("this lease was already finished with another outcome")]
     AlreadyFinished {
-        /// What the key shows.
+        /// The present state of the key.
         current: Current,
     },
-    /// There is nothing to resolve under this fence: the key is not unresolved, or somebody was faster.
+    /// There is nothing to resolve under this fence: the key is not unresolved, or another caller
+    /// was faster.
     #[error("nothing to resolve under this fence: the key is {:?}, fence {}", current.state, current.fence.0)]
     NotResolvable {
-        /// What the key shows.
+        /// The present state of the key.
         current: Current,
     },
-    /// There is no operator's word to amend under this stamp: none settled the key, or it changed
-    /// since.
+    /// There is no operator's resolution to amend under this stamp: no operator settled the key, or
+    /// it has changed since.
     #[error("nothing to amend under this stamp: the key is {:?}, fence {}", current.state, current.fence.0)]
     NotAmendable {
-        /// What the key shows.
+        /// The present state of the key.
         current: Current,
     },
-    /// An operator's word was to be amended to a rerun without saying so: duplicates may have been
-    /// told the outcome that stood until now. [`Amendment::rerun`](crate::Amendment::rerun) says
-    /// it.
+    /// The call would amend an operator's resolution to a rerun without asking for one explicitly.
+    /// Duplicates may already have received the previous outcome.
+    /// [`Amendment::rerun`](crate::Amendment::rerun) asks for it.
     #[error("a rerun in place of an outcome must be asked for as one (Amendment::rerun)")]
     RerunNotMeant,
-    /// The lease was granted by another store: nothing was written, since nobody would look for it here.
-    /// Resume it on the store that it names, or, if this store was renamed since, state its old identity
-    /// with [`accept_tokens_from`](crate::EngineBuilder::accept_tokens_from).
+    /// The lease was granted by another store: nothing was written, since no caller would look for
+    /// it here. Resume it on the store that it names or, if this store has been renamed since,
+    /// state its old identity with
+    /// [`accept_tokens_from`](crate::EngineBuilder::accept_tokens_from).
     #[error("the lease is of store {token}, and this is store {store}")]
     WrongStore {
         /// The store that granted the lease.
@@ -68,84 +70,89 @@ pub enum Error {
         /// This store.
         store: StoreId,
     },
-    /// A checkpoint is longer than the policy allows.
+    /// A value, such as a checkpoint, is longer than its limit.
     #[error("{what} of {bytes} bytes is over the limit of {limit}")]
     TooLarge {
-        /// What is.
+        /// The value that is too long.
         what: &'static str,
-        /// How long it is.
+        /// Its length.
         bytes: usize,
-        /// How long it may be.
+        /// The longest that is allowed.
         limit: usize,
     },
-    /// The store did not say what became of the call before its time limit: the policy's `call_timeout`, for a finish its
-    /// `finish_timeout`. It may or may not have been carried out; repeating it is safe.
+    /// The store did not report the result of the call within its time limit: the policy's
+    /// `call_timeout` or, for a finish, its `finish_timeout`. The call may or may not have been
+    /// carried out; repeating it is safe.
     #[error("no answer from the store within {limit:?} ({tries} tries)")]
     TimedOut {
         /// The time limit.
         limit: Duration,
-        /// How often the store was called.
+        /// The number of times that the store was called.
         tries: u32,
-        /// What the store said last.
+        /// The store's last error.
         #[source]
         last: Option<StoreError>,
     },
-    /// The store refused.
+    /// The store returned an error.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Why a store did not answer with a record or a swap.
+/// The reason why a store did not answer with a record or a swap.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The store could not be reached, or gave up half way: the write may or may not have happened. The engine
-    /// tries again.
+    /// The store could not be reached, or failed half way: the write may or may not have happened.
+    /// The engine tries again.
     #[error("{backend} is unavailable: {detail}")]
     Unavailable {
-        /// Which backend.
+        /// The backend.
         backend: &'static str,
-        /// What it said.
+        /// Its error.
         detail: String,
     },
-    /// There is no room for another record: nothing was written. Only begins are refused so.
+    /// There is no space for another record: nothing was written. Only begins are refused with this
+    /// error.
     #[error("{backend} is full: {detail}")]
     Full {
-        /// Which backend.
+        /// The backend.
         backend: &'static str,
-        /// Which limit was reached.
+        /// The limit that was reached.
         detail: String,
     },
-    /// What is stored under the id is not a record: nobody gets a lease on it until somebody looks
-    /// ([`Engine::forget`](crate::Engine::forget) removes it).
+    /// The stored value under the id is not a record: no caller gets a lease on it until an
+    /// operator acts ([`Engine::forget`](crate::Engine::forget) removes it).
     #[error("{backend} holds no readable record under {id}: {source}")]
     Corrupt {
-        /// Which backend.
+        /// The backend.
         backend: &'static str,
-        /// Under which id.
+        /// The id.
         id: RecordId,
-        /// What is wrong with it.
+        /// The fault that was found.
         source: DecodeError,
     },
-    /// The store as a whole is damaged, not a store, written by a newer release, or set up in a way that loses records.
+    /// The store as a whole is damaged, is not a store, was written by a newer release, or is
+    /// configured in a way that loses records.
     #[error("{backend} cannot be used: {detail}")]
     Unusable {
-        /// Which backend.
+        /// The backend.
         backend: &'static str,
-        /// What is wrong with it.
+        /// The fault that was found.
         detail: String,
     },
 }
 
 impl Error {
-    /// Whether a record cannot be read because it is damaged; one of a newer release is not.
+    /// Returns true if a record cannot be read because it is damaged, and not because a newer
+    /// release wrote it.
     pub(crate) fn is_damaged_record(&self) -> bool {
         matches!(self, Error::Store(StoreError::Corrupt { source: DecodeError::Damaged { .. }, .. }))
     }
 }
 
 impl StoreError {
-    /// Whether trying again may help. Everything else stands until somebody does something about it.
+    /// Returns true if trying again may help. Every other error persists until its cause is
+    /// removed.
     pub fn is_transient(&self) -> bool {
         match self {
             StoreError::Unavailable { .. } => true,

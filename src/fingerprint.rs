@@ -1,4 +1,4 @@
-//! What was asked for under a key: the [`Fingerprint`] of a request.
+//! The content of a request, condensed: its [`Fingerprint`].
 
 mod json;
 
@@ -8,19 +8,20 @@ use serde::{Deserialize, Serialize};
 
 pub use json::FingerprintError;
 
-/// A short digest of a request's content. A key that comes back with another fingerprint is another
-/// request under a used key, and gets [`Begin::Mismatch`](crate::Begin::Mismatch) (the
+/// A short digest of a request's content. A key that comes back with another fingerprint is a
+/// different request under a used key and gets [`Begin::Mismatch`](crate::Begin::Mismatch) (the
 /// Idempotency-Key draft's 422).
 ///
-/// It is the first 128 bits of a BLAKE3 hash with a scheme number before it. What a scheme computes
-/// never changes; fingerprints of different schemes (bytes, JSON, fields, none) are never equal.
+/// It is the first 128 bits of a BLAKE3 hash, after the number of the scheme. The result of a
+/// scheme never changes. Fingerprints of different schemes (bytes, JSON, fields, none) are never
+/// equal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fingerprint(#[serde(with = "hex::serde")] [u8; Fingerprint::BYTES]);
 
 #[derive(Clone, Copy)]
 enum Scheme {
     Bytes = 1,
-    // 2 and 3 were JSON and fields before the first release: not to be used again.
+    // 2 and 3 were JSON and fields before the first release: never reuse them.
     Json = 4,
     Fields = 5,
 }
@@ -28,10 +29,10 @@ enum Scheme {
 impl Fingerprint {
     pub(crate) const BYTES: usize = 17;
 
-    /// The fingerprint of a request that has none: it equals itself only.
+    /// The fingerprint of a request without one. It equals only itself.
     pub const NONE: Fingerprint = Fingerprint([0; Fingerprint::BYTES]);
 
-    /// The fingerprint of a body, byte for byte.
+    /// Returns the fingerprint of a body, byte for byte.
     ///
     /// ```
     /// use nevertwice::Fingerprint;
@@ -42,18 +43,18 @@ impl Fingerprint {
         Fingerprint::finish(Scheme::Bytes, blake3::hash(bytes.as_ref()))
     }
 
-    /// The fingerprint of a JSON text: white space, the order of members, escapes (`"\u00e9"` is
-    /// `"é"`) and the spelling of a number (`1`, `1.0`, `10e-1`; `-0` is `0`) do not matter;
-    /// everything else does. Numbers are compared as exact decimals of any length, never as floats;
-    /// strings character by character, without Unicode normalisation; `null` is not a member left
-    /// out.
+    /// Returns the fingerprint of a JSON text. White space, the order of members, escapes
+    /// (`"\u00e9"` is `"é"`) and the spelling of a number (`1`, `1.0`, `10e-1`; `-0` is `0`) do not
+    /// matter; everything else does. Numbers are compared as exact decimals of any length, never as
+    /// floats. Strings are compared character by character, without Unicode normalisation. A `null`
+    /// member differs from an absent one.
     ///
-    /// It is computed from the text as it was received, so that it is the same in every build and
-    /// for ever. A value that a program has read from a text lost some of that: `serde_json::Value`
-    /// keeps the last of two members with one name, and numbers as a float unless one of its
-    /// features says otherwise. Where there is only a value, write it to a string first
-    /// (`serde_json::to_string`); its fingerprint is then as stable as the value's numbers are. NaN
-    /// and infinity become `null`.
+    /// The fingerprint is computed from the text as received, so it is the same in every build, for
+    /// ever. A value that a program has parsed from a text has lost some of that:
+    /// `serde_json::Value` keeps the last of two members with one name, and numbers as floats
+    /// unless one of its features says otherwise. Where there is only a value, write it to a string
+    /// first (`serde_json::to_string`); its fingerprint is then as stable as the value's numbers
+    /// are. NaN and infinity become `null`.
     ///
     /// Time and memory are linear in the text (names are sorted), and it does not recurse.
     ///
@@ -75,8 +76,8 @@ impl Fingerprint {
         Ok(Fingerprint::finish(Scheme::Json, blake3::hash(&json::canonical(text.as_ref())?)))
     }
 
-    /// A fingerprint of chosen fields, for requests that carry what may differ in a retry (a time,
-    /// a trace id).
+    /// Returns a builder for the fingerprint of chosen fields, for requests with parts that may
+    /// differ in a retry (a time, a trace id).
     ///
     /// ```
     /// use nevertwice::Fingerprint;
@@ -104,13 +105,14 @@ impl Fingerprint {
 }
 
 impl fmt::Debug for Fingerprint {
-    /// The first 32 bits, enough to tell two apart in a log and too little to guess a payload from.
+    /// Shows the first 32 bits, enough to tell two apart in a log and too few to guess a payload
+    /// from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fingerprint({}..)", hex::encode(&self.0[..5]))
     }
 }
 
-/// Collects the fields of a [`Fingerprint`]; made by [`Fingerprint::builder`].
+/// A builder of a [`Fingerprint`] from fields; made by [`Fingerprint::builder`].
 ///
 /// Fields of different names may be added in any order. Fields of one name count in the order of
 /// the calls, as the elements of a list.
@@ -134,11 +136,11 @@ enum FieldKind {
 }
 
 impl FingerprintBuilder {
-    /// Adds a field by its text, which is as stable as the type's `Display`. `4200` and `"4200"` are
-    /// one text, and so are `10` and `10.0_f64`.
+    /// Adds a field by its text, which is as stable as the type's `Display`. `4200` and `"4200"`
+    /// are one text, and so are `10` and `10.0_f64`.
     ///
-    /// A negative zero (`-0.0_f64`, or a text such as `-0.00`) counts as zero, that is without its
-    /// sign. Use [`bytes`](Self::bytes) for strings of which `-0` and `0` are two.
+    /// A negative zero (`-0.0_f64`, or a text such as `-0.00`) counts as zero, that is, without its
+    /// sign. Use [`bytes`](Self::bytes) for strings in which `-0` and `0` differ.
     ///
     /// ```
     /// use nevertwice::Fingerprint;
@@ -174,7 +176,7 @@ impl FingerprintBuilder {
         Ok(self.with(name, FieldKind::Json, &canonical))
     }
 
-    /// The fingerprint of the fields given so far.
+    /// Returns the fingerprint of the fields added so far.
     pub fn build(mut self) -> Fingerprint {
         // Stable: fields of one name stay in the order of the calls.
         self.fields.sort_by(|one, other| one.name.cmp(&other.name));
@@ -204,7 +206,7 @@ fn hash_bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// Tells a decimal zero without a sign: `0`, or `0.` and zeros.
+/// Returns true for an unsigned decimal zero: `0`, or `0.` and zeros.
 fn is_zero(text: &str) -> bool {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     whole == "0" && !fraction.is_empty() && fraction.bytes().all(|digit| digit == b'0')
@@ -219,7 +221,7 @@ mod tests {
         assert_ne!(Fingerprint::of("1"), Fingerprint::of_json("1").unwrap());
         assert_ne!(Fingerprint::of(""), Fingerprint::NONE);
         assert_ne!(Fingerprint::builder().build(), Fingerprint::of(""));
-        // Stored records hold these: what a scheme computes must never change.
+        // Stored records contain these: the result of a scheme must never change.
         assert_eq!(hex::encode(Fingerprint::of("abc").0), "016437b3ac38465133ffb63b75273a8db5");
     }
 

@@ -1,4 +1,5 @@
-//! Where an operation is filed: [`Scope`] and [`Key`], parsed once, and the [`RecordId`] they map to.
+//! The address of an operation: [`Scope`] and [`Key`], parsed once, and the [`RecordId`] that they
+//! map to.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -10,11 +11,12 @@ use thiserror::Error;
 
 use crate::label::Label;
 
-/// Every [`RecordId`] is hashed under this key, so that no other hash of the same bytes is one. It is no secret. (In front of
-/// the bytes it would make a usual scope and key too long for one of BLAKE3's blocks, and the hash twice as dear.)
+/// The hash key of every [`RecordId`], so that no other hash of the same bytes equals one. It is
+/// not secret. (As a prefix of the bytes it would make a typical scope and key exceed one BLAKE3
+/// block, and double the cost of the hash.)
 const DOMAIN: &[u8; blake3::KEY_LEN] = b"nevertwice record id v2\0\0\0\0\0\0\0\0\0";
 
-/// The key that scopes by themselves are hashed under.
+/// The hash key of scopes on their own.
 const SCOPES: &[u8; blake3::KEY_LEN] = b"nevertwice scope id v1\0\0\0\0\0\0\0\0\0\0";
 
 /// The longest key, and the longest part of a scope, in bytes.
@@ -24,7 +26,8 @@ pub(crate) const MAX_TYPED_KEY_BYTES: usize = 2 + 2 * MAX_KEY_BYTES;
 /// The most parts of a scope.
 pub const MAX_SCOPE_PARTS: usize = 16;
 
-/// Why a scope or a key was refused. The offending text is not repeated: keys may be secrets.
+/// The reason why a scope or a key was refused. The offending text is not repeated, since keys may
+/// be secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -47,7 +50,7 @@ pub enum KeyError {
     ControlCharacter {
         /// `key` or `scope`.
         what: &'static str,
-        /// Where it stands, in bytes from the start.
+        /// Its position, in bytes from the start.
         at: usize,
     },
     /// The typed form has a backslash that escapes nothing, or bytes that are not hexadecimal.
@@ -55,19 +58,19 @@ pub enum KeyError {
     Escape {
         /// `key` or `scope`.
         what: &'static str,
-        /// Where it stands, in bytes from the start.
+        /// Its position, in bytes from the start.
         at: usize,
     },
-    /// The typed form of the scope was cut where it was shown: what it ended in is not known.
+    /// The typed form of the scope was cut when it was displayed: its end is unknown.
     #[error("scope was cut at the mark of omission at its end: write it out (\\… is the character itself)")]
     Cut,
-    /// The text is no record id, which has 64 hexadecimal digits.
+    /// The text is not a record id, which has 64 hexadecimal digits.
     #[error("a record id has 64 hexadecimal digits")]
     Id,
     /// The scope has too many parts, or none.
     #[error("scope has {parts} parts, 1 to {MAX_SCOPE_PARTS} are allowed")]
     Parts {
-        /// How many it has.
+        /// The number of parts.
         parts: usize,
     },
 }
@@ -94,19 +97,20 @@ fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
     }
 }
 
-/// Whose operation it is, and which: tenant and operation, in one string or several parts.
+/// The tenant and the operation that a key belongs to, in one string or several parts.
 ///
-/// Parts are hashed with their lengths, so that `["a", "bc"]` is another scope than `["ab", "c"]`, and neither is
-/// the one-part scope `"a/bc"`. Nothing recorded under one scope can be read under another. The scope is the
-/// service's own word and is kept readable for operators; do not put secrets into it.
+/// Parts are hashed with their lengths: `["a", "bc"]` is a different scope from `["ab", "c"]`, and
+/// neither equals the one-part scope `"a/bc"`. Nothing recorded under one scope can be read under
+/// another. The service chooses the scope, and it stays readable for operators; do not put secrets
+/// into it.
 ///
 /// # Typed form
 ///
 /// `Display` shows a scope as its parts joined by commas, and `parse` reads that back. A comma, a
-/// backslash and the character `…` within a part have a backslash in front. Listings, spans and
-/// [`Inspection::scope`](crate::Inspection::scope) show the same, cut to at most 48 bytes: what was
-/// cut ends in a `…` without a backslash, and is refused by `parse`. [`TryFrom`] is for programs:
-/// it takes a text as one part, as it is.
+/// backslash and the character `…` within a part are preceded by a backslash. Listings, spans and
+/// [`Inspection::scope`](crate::Inspection::scope) show the same form, cut to at most 48 bytes: a
+/// cut form ends in a `…` without a backslash, and `parse` refuses it. [`TryFrom`] is for programs:
+/// it takes the text as one part, unchanged.
 ///
 /// ```
 /// use nevertwice::Scope;
@@ -120,13 +124,13 @@ fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Scope {
-    /// As it is hashed: the number of parts, then each behind its length.
+    /// The bytes that are hashed: the number of parts, then each part after its length.
     framed: Vec<u8>,
     label: Label,
 }
 
 impl Scope {
-    /// A scope of 1 to 16 parts, each of 1 to 255 bytes without control characters.
+    /// Creates a scope of 1 to 16 parts, each of 1 to 255 bytes without control characters.
     pub fn new<P: AsRef<str>>(parts: impl IntoIterator<Item = P>) -> Result<Scope, KeyError> {
         let mut framed = Vec::with_capacity(Label::MAX_BYTES);
         framed.push(0);
@@ -149,25 +153,26 @@ impl Scope {
         bad.map_or(Ok(Scope { framed, label: label.done() }), Err)
     }
 
-    /// What tells the scope from every other, however long: for counts by scope.
+    /// Returns a digest that distinguishes the scope from every other, at any length: for counts by
+    /// scope.
     pub(crate) fn id(&self) -> ScopeId {
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::keyed_hash(SCOPES, &self.framed).as_bytes()[..16]);
         ScopeId(id)
     }
 
-    /// The typed form, cut to at most 48 bytes.
+    /// Returns the typed form, cut to at most 48 bytes.
     pub(crate) fn label(&self) -> Label {
         self.label
     }
 
-    /// Whether the label is not the whole typed form.
+    /// Returns true if the label is not the whole typed form.
     pub(crate) fn is_cut(&self) -> bool {
         let kept = self.label.strip_suffix(Scope::CUT);
         kept.is_some_and(|kept| kept.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0)
     }
 
-    /// The parts.
+    /// Returns the parts.
     fn parts(&self) -> impl Iterator<Item = &str> {
         let mut rest = &self.framed[1..];
         std::iter::from_fn(move || {
@@ -179,7 +184,7 @@ impl Scope {
     }
 }
 
-/// A scope's label in the making: its typed form, as far as there is room.
+/// A scope's label under construction: its typed form, as far as it fits.
 #[derive(Default)]
 struct Typed {
     label: Label,
@@ -187,7 +192,7 @@ struct Typed {
 }
 
 impl Typed {
-    /// Adds a part, behind a comma unless it is the first.
+    /// Adds a part, after a comma unless it is the first.
     fn add(&mut self, part: &str, behind_another: bool) {
         if behind_another {
             self.push(",");
@@ -212,7 +217,7 @@ impl Typed {
 }
 
 impl Scope {
-    /// The mark behind a typed form that was cut.
+    /// The mark at the end of a typed form that was cut.
     const CUT: &str = "…";
 
     fn is_special(c: char) -> bool {
@@ -220,14 +225,14 @@ impl Scope {
     }
 }
 
-/// Whether a part is its own typed form, as nearly all are.
+/// Returns true if a part equals its typed form, as nearly all do.
 fn is_plain(part: &str) -> bool {
-    // Without an early end, so that many bytes are compared at once.
+    // Without an early exit, so that many bytes are compared at once.
     let special = |byte: u8| byte == b',' || byte == b'\\' || byte == "…".as_bytes()[0];
     !part.bytes().fold(false, |found, byte| found | special(byte))
 }
 
-/// The typed form of a part, in pieces.
+/// Returns the typed form of a part, in pieces.
 fn escaped(part: &str) -> impl Iterator<Item = &str> {
     part.split_inclusive(Scope::is_special).flat_map(|piece| {
         let plain = piece.trim_end_matches(Scope::is_special);
@@ -251,7 +256,7 @@ impl fmt::Display for Scope {
 impl FromStr for Scope {
     type Err = KeyError;
 
-    /// Reads the typed form. [`TryFrom`] takes a text as one part, as it is.
+    /// Parses the typed form. [`TryFrom`] takes a text as one part, unchanged.
     fn from_str(typed: &str) -> Result<Scope, KeyError> {
         let mut parts = vec![String::new()];
         let mut characters = typed.char_indices();
@@ -334,17 +339,17 @@ impl<P: AsRef<str>> TryFrom<Vec<P>> for Scope {
     }
 }
 
-/// An idempotency key: 1 to 255 bytes of UTF-8 without control characters, taken as it is (no trimming, no
-/// case folding). Colons, slashes, ARNs and URLs are fine. `Debug` does not show it.
+/// An idempotency key: 1 to 255 bytes of UTF-8 without control characters, used unchanged (no
+/// trimming, no case folding). Colons, slashes, ARNs and URLs are fine. `Debug` does not show it.
 ///
-/// Other bytes, such as a broker's binary message id, become a key by
-/// [`from_bytes`](Key::from_bytes) only.
+/// Other bytes, such as a broker's binary message id, become a key only through
+/// [`from_bytes`](Key::from_bytes).
 ///
 /// # Typed form
 ///
-/// [`to_typed`](Key::to_typed) and `parse` are for operators: a text is itself, with its first
-/// character doubled if that is a backslash, and other bytes are `\x` and two hexadecimal digits
-/// for each. [`TryFrom`] is for programs: it takes a text as it is.
+/// [`to_typed`](Key::to_typed) and `parse` are for operators. A text is its own typed form, with a
+/// leading backslash doubled. Other bytes become `\x` and two hexadecimal digits for each.
+/// [`TryFrom`] is for programs: it takes a text unchanged.
 ///
 /// ```
 /// use nevertwice::Key;
@@ -359,8 +364,8 @@ impl<P: AsRef<str>> TryFrom<Vec<P>> for Scope {
 pub struct Key(Box<[u8]>);
 
 impl Key {
-    /// The key that is these 1 to 255 bytes, whatever they are: the same as the text's where they
-    /// are one that is a key, and another than every text's where they are not.
+    /// Creates a key from 1 to 255 arbitrary bytes. If they are a text that is a valid key, this is
+    /// the same key as that text's; otherwise it differs from the key of every text.
     pub fn from_bytes(bytes: &[u8]) -> Result<Key, KeyError> {
         match bytes.len() {
             0 => Err(KeyError::Empty { what: "key" }),
@@ -369,17 +374,17 @@ impl Key {
         }
     }
 
-    /// The key's bytes.
+    /// Returns the key's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key's text, if it is one.
+    /// Returns the key's text, if it is one.
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok().filter(|text| !text.chars().any(char::is_control))
     }
 
-    /// The typed form, which `parse` reads back: the text itself, unless it starts with a
+    /// Returns the typed form, which `parse` reads back: the text itself, unless it starts with a
     /// backslash.
     pub fn to_typed(&self) -> Cow<'_, str> {
         match self.as_str() {
@@ -398,7 +403,7 @@ impl Key {
 impl FromStr for Key {
     type Err = KeyError;
 
-    /// Reads the typed form. [`TryFrom`] takes a text as it is.
+    /// Parses the typed form. [`TryFrom`] takes a text unchanged.
     fn from_str(typed: &str) -> Result<Key, KeyError> {
         let wrong = KeyError::Escape { what: "key", at: 0 };
         match typed.strip_prefix('\\') {
@@ -407,7 +412,7 @@ impl FromStr for Key {
             Some(other) => {
                 let digits = other.strip_prefix('x').ok_or(wrong)?;
                 let key = Key::from_bytes(&hex::decode(digits).map_err(|_| wrong)?)?;
-                // A text has one typed form only.
+                // A text has only one typed form.
                 if key.as_str().is_some() { Err(wrong) } else { Ok(key) }
             }
         }
@@ -448,17 +453,17 @@ impl From<&Key> for Key {
     }
 }
 
-/// What a store files a record under: the BLAKE3 digest of scope and key. Different pairs have different
-/// digests, and a digest tells nothing of the key to whoever reads the store.
+/// The id of a record in a store: the BLAKE3 digest of scope and key. Different pairs have
+/// different digests, and a digest reveals nothing about the key to a reader of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RecordId(#[serde(with = "hex::serde")] [u8; 32]);
 
 impl RecordId {
-    /// The id of `key` in `scope`.
+    /// Returns the id of `key` in `scope`.
     pub fn new(scope: &Scope, key: &Key) -> RecordId {
         let length = [key.0.len() as u8]; // at most MAX_KEY_BYTES
         let pieces: [&[u8]; 3] = [&scope.framed, &length, &key.0];
-        // Nearly all are short enough to be hashed in one piece, which is the fastest.
+        // Nearly all are short enough to be hashed in one piece, which is fastest.
         let mut whole = [0_u8; 192];
         let mut used = 0;
         for piece in pieces {
@@ -473,12 +478,12 @@ impl RecordId {
         RecordId(*blake3::keyed_hash(DOMAIN, &whole[..used]).as_bytes())
     }
 
-    /// The digest's bytes.
+    /// Returns the digest's bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The id that has these bytes: for backends that list what they hold.
+    /// Creates an id from its bytes, for backends that list their records.
     pub const fn from_bytes(bytes: [u8; 32]) -> RecordId {
         RecordId(bytes)
     }
@@ -487,7 +492,7 @@ impl RecordId {
 impl FromStr for RecordId {
     type Err = KeyError;
 
-    /// Reads what `Display` shows, or `Debug`.
+    /// Parses the `Display` or `Debug` form.
     fn from_str(shown: &str) -> Result<RecordId, KeyError> {
         let inner = shown.strip_prefix("RecordId(").and_then(|inner| inner.strip_suffix(')'));
         let (digits, mut id) = (inner.unwrap_or(shown), [0; 32]);
@@ -546,7 +551,7 @@ mod tests {
         assert_eq!(id.as_bytes(), blake3::keyed_hash(DOMAIN, &whole).as_bytes());
     }
 
-    /// Stores hold these: what they are filed under must never change.
+    /// Stored records are addressed by these ids: they must never change.
     #[test]
     fn s7_ids_stay_as_they_are() {
         let id = id(["acct_42", "charges"], "8d7f-11");

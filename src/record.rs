@@ -1,4 +1,4 @@
-//! What a store keeps for a key: [`Record`], its [`State`], and their bytes.
+//! The contents of a store: [`Record`], its [`State`], and their encoding.
 
 mod codec;
 
@@ -15,100 +15,106 @@ use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::{Recovery, Retry};
 
-/// A moment in a store's time, in microseconds since the Unix epoch as that store counts it.
+/// A point in a store's time, in microseconds since the Unix epoch as that store counts it.
 ///
-/// Every write is given one by the store, strictly greater than the stamp of what it replaces. So it is the version
-/// for the next swap, the base of every deadline and, for the write that granted a lease, that grant's fence.
+/// The store stamps every write, strictly greater than the stamp that the write replaces. A stamp
+/// is therefore the version for the next swap, the base of every deadline and, for the write that
+/// granted a lease, the fence of that grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Stamp(pub u64);
 
 impl Stamp {
-    /// No write: less than every stamp that a store gives.
+    /// The stamp of a record that has not been written: less than every stamp that a store gives.
     pub const ZERO: Stamp = Stamp(0);
 
-    /// The moment `time` after this one.
+    /// Returns the point `time` after this one.
     pub fn after(self, time: Duration) -> Stamp {
         Stamp(self.0.saturating_add(micros(time)))
     }
 
-    /// How long after `earlier` this moment is; zero if it is not.
+    /// Returns the time elapsed since `earlier`, or zero if this point is not later.
     pub fn since(self, earlier: Stamp) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// The least stamp greater than this one.
+    /// Returns the least stamp greater than this one.
     pub fn next(self) -> Stamp {
         Stamp(self.0.saturating_add(1))
     }
 }
 
-/// A duration in whole microseconds, rounded up so that a lease is never shorter than asked; `u64::MAX` stands for
-/// everything longer.
+/// Returns a duration in whole microseconds, rounded up so that a lease is never shorter than
+/// requested. Saturates at `u64::MAX`.
 pub(crate) fn micros(time: Duration) -> u64 {
     let below = u64::from(time.subsec_nanos().div_ceil(1000));
     time.as_secs().saturating_mul(1_000_000).saturating_add(below)
 }
 
-/// What is recorded under one key. Durations count from the record's stamp; no caller's clock is in it.
+/// The record of one key. Durations count from the record's stamp; no caller's clock appears in it.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
-    /// When this record was written, in the store's time. [`Stamp::ZERO`] until it is written.
+    /// The time of this write, in the store's time. [`Stamp::ZERO`] until it is written.
     pub stamp: Stamp,
-    /// The stamp of the write that made the latest grant. [`Stamp::ZERO`] in a record that is about to make one.
+    /// The stamp of the write that made the latest grant. [`Stamp::ZERO`] in a record that is about
+    /// to make one.
     pub fence: Stamp,
-    /// What was asked for.
+    /// The fingerprint of the request.
     pub fingerprint: Fingerprint,
-    /// Which execution this is, counted from 1 (0 once an operator ordered a rerun).
+    /// The number of this attempt, counted from 1 (0 once an operator ordered a rerun).
     pub attempt: u32,
-    /// How long the record is kept from its stamp on.
+    /// The time for which the record is kept, from its stamp.
     pub retention: Duration,
-    /// How long a response or error is kept from the record's stamp on, if not as long as the record.
+    /// The time for which a response or error is kept, from the record's stamp, if not as long as
+    /// the record.
     pub response_retention: Option<Duration>,
-    /// How long the record is kept while it is [evidence](Record::is_evidence) of an effect that may
-    /// have happened, if that is longer than its retention.
+    /// The time for which the record is kept while it is [evidence](Record::is_evidence) of an
+    /// effect that may have happened, if that is longer than its retention.
     pub unresolved_retention: Option<Duration>,
     /// The typed form of the [`Scope`](crate::Scope), cut to at most 48 bytes, for operators.
     pub scope: Label,
-    /// The key, if the policy says that stores may see it.
+    /// The key, if the policy allows stores to see it.
     pub key: Option<Box<str>>,
-    /// What an attempt left for the next one.
+    /// The checkpoint that an attempt left for the next one.
     pub checkpoint: Option<Bytes>,
-    /// Whether an operator settled it: such an outcome may be amended, so it is not to be cached.
+    /// True if an operator settled the operation. Such an outcome may be amended, so it must not be
+    /// cached.
     pub resolved: bool,
-    /// Fields of a later release that this one keeps without reading them: see [`Record::decode`].
+    /// Fields of a later release, which this one keeps without reading them: see
+    /// [`Record::decode`].
     pub(crate) extra: Option<Bytes>,
-    /// Where the operation stands.
+    /// The state of the operation.
     pub state: State,
 }
 
-/// Where an operation stands. The absence of a record is the fourth state.
+/// The state of an operation. The absence of a record is the fourth state.
 #[derive(Clone, PartialEq, Eq)]
 pub enum State {
-    /// Somebody has, or had, a lease on it.
+    /// A caller has, or had, a lease on it.
     InProgress {
-        /// Who.
+        /// The owner of the lease.
         owner: Owner,
-        /// For how long, from the record's stamp on.
+        /// The length of the lease, from the record's stamp.
         lease: Duration,
-        /// Whether the effect may have happened from here on.
+        /// True if the effect may have happened from here on.
         effect: bool,
-        /// Whether the attempt before this one ran out of its lease.
+        /// True if the lease of the previous attempt expired.
         takeover: bool,
-        /// The recovery that the grant was asked for with.
+        /// The recovery that the begin asked for.
         recovery: Recovery,
-        /// What the holder calls itself, for operators.
+        /// The holder's name for itself, for operators.
         holder: Label,
     },
-    /// It was done, with this response.
+    /// The operation completed with this response.
     Completed(Body),
-    /// It failed, with this error, and this is what the next begin may do about it.
+    /// The operation failed with this error. The [`Retry`] says what the next begin may do.
     Failed(Body, Retry),
 }
 
-/// A recorded response or error: bytes, which may be left out of the record, and a head, which is
-/// not: what a replay must show even then, such as a status and the location of what was made.
+/// A recorded response or error: bytes, which may be omitted from the record, and a head, which is
+/// always kept. The head holds what a replay must show even without the bytes, such as a status and
+/// the location of a created resource.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Body {
     /// Boxed, since most bodies have none.
@@ -119,8 +125,8 @@ pub struct Body {
 #[derive(Clone, PartialEq, Eq)]
 enum Content {
     Kept(Bytes),
-    /// The length in bytes and the first 64 bits of the BLAKE3 hash, by which a repetition is
-    /// recognised.
+    /// The length in bytes and the first 64 bits of the BLAKE3 hash, enough to recognise a
+    /// repetition.
     Omitted {
         bytes: u64,
         digest: u64,
@@ -128,38 +134,39 @@ enum Content {
 }
 
 impl Body {
-    /// The longest head, in bytes. What is longer is refused with
+    /// The longest head, in bytes. A longer one is refused with
     /// [`Error::TooLarge`](crate::Error::TooLarge).
     pub const MAX_HEAD: usize = 16 * 1024;
 
-    /// `bytes` if they are at most `limit` long, else their length and a digest.
+    /// Creates a body that keeps `bytes` if they are at most `limit` long, and only their length
+    /// and a digest otherwise.
     pub fn new(bytes: Bytes, limit: usize) -> Body {
         let content = if bytes.len() <= limit { Content::Kept(bytes) } else { Content::omitted(&bytes) };
         Body { head: None, content }
     }
 
-    /// All of `bytes`.
+    /// Creates a body that keeps all of `bytes`.
     pub fn kept(bytes: Bytes) -> Body {
         Body { head: None, content: Content::Kept(bytes) }
     }
 
-    /// A body of which only a length and the first 64 bits of its BLAKE3 hash remain.
+    /// Creates a body without bytes, from their length and the first 64 bits of their BLAKE3 hash.
     pub fn omitted(bytes: u64, digest: u64) -> Body {
         Body { head: None, content: Content::Omitted { bytes, digest } }
     }
 
-    /// The same with a head, which is kept whatever becomes of the bytes. An empty one is none.
+    /// Sets the head, which is kept even if the bytes are omitted. An empty head counts as none.
     pub fn with_head(mut self, head: &[u8]) -> Body {
         self.head = if head.is_empty() { None } else { Some(head.into()) };
         self
     }
 
-    /// The head; empty if there is none.
+    /// Returns the head; empty if there is none.
     pub fn head(&self) -> &[u8] {
         self.head.as_deref().unwrap_or_default()
     }
 
-    /// The bytes, unless they were left out.
+    /// Returns the bytes, unless they were omitted.
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.content {
             Content::Kept(bytes) => Some(bytes),
@@ -167,12 +174,12 @@ impl Body {
         }
     }
 
-    /// Whether the bytes were left out.
+    /// Returns true if the bytes were omitted.
     pub fn is_omitted(&self) -> bool {
         self.bytes().is_none()
     }
 
-    /// The length of the bytes, kept or not.
+    /// Returns the length of the bytes, kept or omitted.
     pub fn length(&self) -> u64 {
         match &self.content {
             Content::Kept(bytes) => bytes.len() as u64,
@@ -180,7 +187,7 @@ impl Body {
         }
     }
 
-    /// The length and the digest of bytes that were left out.
+    /// Returns the length and digest of omitted bytes.
     pub(crate) fn marker(&self) -> Option<(u64, u64)> {
         match &self.content {
             Content::Kept(_) => None,
@@ -188,12 +195,12 @@ impl Body {
         }
     }
 
-    /// Whether it stands for the same head and bytes, kept or left out.
+    /// Returns true if both have the same head and represent the same bytes, kept or omitted.
     pub(crate) fn is_same(&self, other: &Body) -> bool {
         self.head == other.head && self.content.is_same(&other.content)
     }
 
-    /// The same with the bytes left out.
+    /// Returns the same body with the bytes omitted.
     pub(crate) fn without_bytes(&self) -> Body {
         let content = match &self.content {
             Content::Kept(bytes) => Content::omitted(bytes),
@@ -227,10 +234,10 @@ impl Content {
 }
 
 impl Record {
-    /// How long the record must be kept from its stamp on: for its retention, which counts from the
-    /// end of a lease and from when a failed operation may be retried, so that what a crash leaves is
-    /// there when others may act on it. [Evidence](Record::is_evidence) is kept for its
-    /// `unresolved_retention`, if that is longer.
+    /// Returns the time for which the record must be kept, from its stamp. This is its retention,
+    /// counted from the end of the lease or from the time at which a failed operation may be
+    /// retried, so that what a crash leaves is still there when others may act on it.
+    /// [Evidence](Record::is_evidence) is kept for its `unresolved_retention` if that is longer.
     pub fn keep(&self) -> Duration {
         let least = match &self.state {
             State::InProgress { lease, .. } => *lease,
@@ -243,9 +250,9 @@ impl Record {
         self.retention.max(evidence).saturating_add(least)
     }
 
-    /// Whether the record says that an effect may have happened and nobody knows: the effect was
-    /// marked under a grant that is not to be rerun blindly, or the operation failed unresolved. It is
-    /// kept until it is settled, at most for its `unresolved_retention`.
+    /// Returns true if the record shows an effect that may or may not have happened: the effect was
+    /// marked under a grant that must not be rerun blindly, or the operation failed unresolved.
+    /// Such a record is kept until it is settled, at most for its `unresolved_retention`.
     pub fn is_evidence(&self) -> bool {
         match &self.state {
             State::InProgress { effect, recovery, .. } => *effect && *recovery != Recovery::Rerun,
@@ -254,19 +261,22 @@ impl Record {
         }
     }
 
-    /// Whether the record is unresolved evidence at `now`: as [`is_evidence`](Record::is_evidence), and
-    /// no lease runs under which it may still be settled.
+    /// Returns true if the record is unresolved evidence at `now`:
+    /// [`is_evidence`](Record::is_evidence) holds, and no lease is running under which it may still
+    /// be settled.
     pub fn is_unsettled(&self, now: Stamp) -> bool {
         let lease = self.lease().unwrap_or_default();
         self.is_evidence() && self.is_kept(now) && now >= self.stamp.after(lease)
     }
 
-    /// Whether it grants a lease whose holder marked the effect, or took over such a mark.
+    /// Returns true if the record grants a lease whose holder marked the effect, or which inherited
+    /// such a mark.
     pub(crate) fn is_effect_marked(&self) -> bool {
         matches!(self.state, State::InProgress { effect: true, .. })
     }
 
-    /// How long the lease is that the record grants from its stamp on; `None` once the operation is finished.
+    /// Returns the length of the lease that the record grants, from its stamp; `None` once the
+    /// operation is finished.
     pub(crate) fn lease(&self) -> Option<Duration> {
         match &self.state {
             State::InProgress { lease, .. } => Some(*lease),
@@ -274,34 +284,35 @@ impl Record {
         }
     }
 
-    /// Whether it grants a lease that was taken over from an attempt that ran out of its own.
+    /// Returns true if the record grants a lease that was taken over from an attempt whose own
+    /// lease expired.
     pub(crate) fn is_takeover(&self) -> bool {
         matches!(self.state, State::InProgress { takeover: true, .. })
     }
 
-    /// The moment from which on the record counts as absent and may be removed.
-    /// A record that is kept for ever has [`Stamp`]`(u64::MAX)`.
+    /// Returns the time from which the record counts as absent and may be removed. A record that is
+    /// kept for ever returns [`Stamp`]`(u64::MAX)`.
     pub fn deadline(&self) -> Stamp {
         self.stamp.after(self.keep())
     }
 
-    /// Whether the record still counts at `now`.
+    /// Returns true if the record still counts at `now`.
     pub fn is_kept(&self, now: Stamp) -> bool {
         now < self.deadline() || self.deadline() == Stamp(u64::MAX)
     }
 
-    /// Whether the response or error, if there is one, is no longer given out at `now`.
+    /// Returns true if the response or error, if there is one, is no longer returned at `now`.
     pub fn is_response_over(&self, now: Stamp) -> bool {
         self.response_retention.is_some_and(|kept| now >= self.stamp.after(kept))
     }
 
-    /// Whether a store that is full may refuse to write this record. Only a new grant may be refused: what
-    /// was done must be recorded.
+    /// Returns true if a full store may refuse to write this record. Only a new grant may be
+    /// refused: completed work must be recorded.
     pub fn may_be_refused(&self) -> bool {
         self.fence == Stamp::ZERO
     }
 
-    /// The record as it stands once a store has written it under `stamp`.
+    /// Returns the record as it is once a store has written it under `stamp`.
     pub fn stamped(mut self, stamp: Stamp) -> Record {
         self.stamp_with(stamp);
         self
@@ -314,8 +325,8 @@ impl Record {
         }
     }
 
-    /// Copies what is small, so that it does not keep the large buffer alive that it may be a slice of: for stores that
-    /// keep records in memory.
+    /// Copies small buffers, so that they do not keep alive the large buffer that they may be
+    /// slices of. For stores that keep records in memory.
     pub fn detach(&mut self) {
         const SMALL: usize = 4096;
         let copy = |bytes: &mut Bytes| {
@@ -334,7 +345,7 @@ impl Record {
         }
     }
 
-    /// About how many bytes of memory the record takes, for stores that count them.
+    /// Returns roughly how many bytes of memory the record takes, for stores that count them.
     pub fn weight(&self) -> usize {
         let body = match &self.state {
             State::InProgress { .. } => 0,

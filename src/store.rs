@@ -13,94 +13,101 @@ use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store_id::StoreId;
 
-/// What a store holds under an id, and its present time.
+/// The record that a store holds under an id, and the store's present time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The record, if there is one, with its stamp. One whose retention is over may or may not still be there.
+    /// The record, if there is one, with its stamp. It may be one whose retention is over.
     pub record: Option<Box<Record>>,
-    /// The store's time when it was read: never before the record's stamp.
+    /// The store's time of the read: never before the record's stamp.
     pub now: Stamp,
 }
 
-/// What became of a swap.
+/// The result of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
-    /// It was done; the write has this stamp (for a removal: the time of it).
+    /// The swap was done. This is the stamp of the write (of a removal: its time).
     Done(Stamp),
-    /// Nothing was written, because the record is not the expected one. This is what there is instead.
+    /// Nothing was written, because the record is not the expected one. This is the present one.
     Conflict(Snapshot),
 }
 
 /// One of the swaps of a [`swap_many`](Store::swap_many).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwapRequest {
-    /// Under which id.
+    /// The id of the record.
     pub id: RecordId,
-    /// The stamp that must be there; `None`: no record.
+    /// The expected stamp; `None`: no record.
     pub expected: Option<Stamp>,
-    /// What is to be there instead; `None`: nothing.
+    /// The record to write; `None`: remove it.
     pub next: Option<Box<Record>>,
 }
 
-/// Where a [`scan`](Store::scan) goes on. Only the store that made it can read it.
+/// The position at which a [`scan`](Store::scan) continues. Only the store that made it can read
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor(pub Vec<u8>);
 
-/// A part of what a store holds.
+/// A page of a store's records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// Records and their ids, in the store's order.
     pub records: Vec<(RecordId, Record)>,
     /// Ids whose record could not be read.
     pub unreadable: Vec<RecordId>,
-    /// Where the next page starts; `None`: this was the last.
+    /// The start of the next page; `None`: this was the last.
     pub next: Option<Cursor>,
     /// The store's time.
     pub now: Stamp,
 }
 
-/// The count of a [`purge`](Store::purge).
+/// The counts of a [`purge`](Store::purge).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Purge {
-    /// How many records were removed.
+    /// The number of records removed.
     pub removed: u64,
-    /// How many records, removed by this call or by the store itself since the last one, were
-    /// [evidence](Record::is_evidence) of an effect that nobody settled in time; 0 where the store
-    /// cannot tell.
+    /// The number of records that were [evidence](Record::is_evidence) of an effect and were not
+    /// settled in time, removed by this call or by the store itself since the last one; 0 where the
+    /// store cannot tell.
     pub unsettled: u64,
 }
 
-/// Where records are kept: anything that can replace a value if it has not changed.
+/// A place that keeps records: any medium that can replace a value atomically if it has not
+/// changed.
 ///
 /// # Contract
 ///
-/// A store knows no rules: it swaps records. To be correct it must see to this, and `conformance!`
-/// (feature `testing`) checks it:
+/// A store knows no rules: it swaps records. A correct store meets these obligations, which
+/// `conformance!` (feature `testing`) checks:
 ///
-/// * **Atomic.** [`swap`](Store::swap) compares and writes in one step for every caller in every process.
-/// * **Stamps.** Every write is stamped by the store's clock, in microseconds, forced strictly greater than
-///   the stamp of what it replaces, and greater than that of any record that was removed under the same id before.
-///   Callers' clocks decide nothing. [`Timeline`](crate::Timeline) does this for stores that keep their own time.
-/// * **Time.** A snapshot's `now` is not before the stamp of its record, and does not go back. A store that estimates its
-///   clock may go ahead of it by milliseconds, and back, as long as nothing of the record is over by the estimate alone.
-/// * **Durable.** After `Ok`, every later load anywhere sees the write, after a crash too as far as [`durability`](Store::durability)
-///   says.
+/// * **Atomic.** [`swap`](Store::swap) compares and writes in one step for every caller in every
+///   process.
+/// * **Stamps.** The store's clock stamps every write, in microseconds. A stamp is forced strictly
+///   greater than the stamp that it replaces and than that of any record removed under the same id
+///   before. Callers' clocks decide nothing. [`Timeline`](crate::Timeline) does this for stores
+///   that keep their own time.
+/// * **Time.** A snapshot's `now` is not before the stamp of its record and does not go back. A
+///   store that estimates its clock may run ahead of it by milliseconds, and fall back, as long as
+///   no deadline of the record passes by the estimate alone.
+/// * **Durable.** After `Ok`, every later load anywhere sees the write, even after a crash, as far
+///   as [`durability`](Store::durability) promises.
 /// * **Never early.** Nothing is removed before its [`deadline`](Record::deadline).
-/// * **Fail closed.** What cannot be read is an error, never an absent record.
-/// * **Finish when full.** A store that runs out of room may refuse what [`may_be_refused`](Record::may_be_refused), with
-///   [`StoreError::Full`], and nothing else.
-/// * **Cancel safe.** A dropped future leaves the record as it was, or as it was to become, and nothing between.
+/// * **Fail closed.** A record that cannot be read is an error, never an absent record.
+/// * **Finish when full.** A store that runs out of space may refuse, with [`StoreError::Full`],
+///   only records for which [`may_be_refused`](Record::may_be_refused) returns true.
+/// * **Cancel safe.** A dropped future leaves the record as it was or as it was to become, and
+///   nothing in between.
 #[async_trait]
 pub trait Store: Debug + Send + Sync + 'static {
-    /// The record under `id`, and the store's present time.
+    /// Returns the record under `id` and the store's present time.
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError>;
 
-    /// Replaces (or with `None` removes) the record under `id`, if its stamp still is `expected` (`None`: if there
-    /// is no record). `next`'s own stamp is not looked at.
+    /// Replaces (or with `None` removes) the record under `id` if its stamp is still `expected`
+    /// (`None`: if there is no record). The stamp in `next` is ignored.
     ///
-    /// Removing what is not there is `Done`, or, where a stamp was expected, a `Conflict` that shows that there is nothing: to the
-    /// engine it is the same. A lost race returns the present snapshot. An `Err` may mean either
-    /// outcome, unless the error says that nothing was done: the engine repeats the swap and recognises its own write.
+    /// Removing an absent record is `Done` or, where a stamp was expected, a `Conflict` that shows
+    /// no record: the engine treats both alike. A lost race returns the present snapshot. An `Err`
+    /// may mean either outcome, unless the error says that nothing was done: the engine repeats the
+    /// swap and recognises its own write.
     async fn swap(
         &self,
         id: &RecordId,
@@ -108,8 +115,9 @@ pub trait Store: Debug + Send + Sync + 'static {
         next: Option<&Record>,
     ) -> Result<Swap, StoreError>;
 
-    /// Does the swaps in their order and answers in the same, each for itself: at the cost of one where the backend can
-    /// (one commit, one round trip). Two swaps of one id see each other. **Provided**: one after the other.
+    /// Does the swaps in order and returns one answer for each, in the same order, at the cost of
+    /// one where the backend can (one commit, one round trip). Two swaps of one id see each other.
+    /// **Provided**: one after the other.
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut answers = Vec::with_capacity(swaps.len());
         for swap in swaps {
@@ -118,9 +126,10 @@ pub trait Store: Debug + Send + Sync + 'static {
         answers
     }
 
-    /// Waits until the record under `id` no longer has this stamp (or may not have it any more), at most for about `within`.
-    /// No change is missed: one that comes between the caller's last look and this call ends it at once. It may end
-    /// early; the caller looks again. Dropping it ends the wait. **Provided**: looks again and again, ever more seldom.
+    /// Waits until the record under `id` no longer has this stamp (or may no longer have it), for
+    /// about `within` at most. No change is missed: one that comes between the caller's last load
+    /// and this call ends the wait at once. The wait may end early, so the caller loads again.
+    /// Dropping it ends the wait. **Provided**: polls, with growing pauses.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         let mut pause = Duration::from_millis(2);
         let mut waited = Duration::ZERO;
@@ -135,63 +144,70 @@ pub trait Store: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Up to `limit` of the records, in an order of the store's own, from where `after` says (`None`: from the start). What
-    /// is there all the time comes exactly once (where the backend cannot promise that: at least once). **Provided**: refuses.
+    /// Returns up to `limit` of the records, in the store's own order, starting at `after` (`None`:
+    /// at the beginning). A record that exists throughout is returned exactly once (at least once
+    /// where the backend cannot promise that). **Provided**: refuses.
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let _ = (after, limit);
         let detail = "it cannot list its records".to_owned();
         Err(StoreError::Unusable { backend: "this store", detail })
     }
 
-    /// A page of the records that may be [evidence](Record::is_evidence), as [`scan`](Store::scan) gives
-    /// pages: every record that is evidence comes, others may come too, and a page may be empty and not
-    /// the last. `limit` bounds the records that are looked at. **Provided**: a scan, filtered.
+    /// Returns a page of the records that may be [evidence](Record::is_evidence), paged as
+    /// [`scan`](Store::scan) is. Every record that is evidence is returned, others may be, and a
+    /// page may be empty without being the last. `limit` bounds the records that are examined.
+    /// **Provided**: a scan, filtered.
     async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let mut page = self.scan(after, limit).await?;
         page.records.retain(|(_, record)| record.is_evidence());
         Ok(page)
     }
 
-    /// Whether [`unsettled`](Store::unsettled) costs no walk over all records. **Provided**: no.
+    /// Returns true if [`unsettled`](Store::unsettled) needs no walk over all records.
+    /// **Provided**: no.
     fn finds_unsettled(&self) -> bool {
         false
     }
 
-    /// Removes up to `limit` records whose deadline is over and counts them, in steps that do not hold up other
-    /// calls. A store whose server removes them by itself has nothing to do.
+    /// Removes and counts up to `limit` expired records, in steps that do not block other calls. A
+    /// store whose server removes them itself has nothing to do.
     async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
         let _ = limit;
         Ok(Purge::default())
     }
 
-    /// Removes what is stored under `id`, readable or not, and says whether there was anything: the way out for a
-    /// damaged record, on an operator's word only. Fences go on increasing. **Provided**: refuses.
+    /// Removes the value stored under `id`, readable or not, and returns whether there was one. It
+    /// is the remedy for a damaged record, on an operator's order only. Fences keep increasing.
+    /// **Provided**: refuses.
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         let _ = id;
         let detail = "it cannot discard damaged records".to_owned();
         Err(StoreError::Unusable { backend: "this store", detail })
     }
 
-    /// What an acknowledged write survives. **Provided**: [`Durability::Memory`], nothing.
+    /// Returns the durability of an acknowledged write. **Provided**: [`Durability::Memory`], which
+    /// survives nothing.
     fn durability(&self) -> Durability {
         Durability::Memory
     }
 
-    /// Whether another process, a forked child of this one too, may ever see the records. One that says no spares every begin
-    /// a system call: who asks needs no name that a fork cannot repeat. **Provided**: yes, which is always right.
+    /// Returns true if another process, including a forked child of this one, may ever see the
+    /// records. A store that returns false saves every begin a system call, since owners need not
+    /// stay unique across a fork. **Provided**: true, which is always safe.
     fn is_shared(&self) -> bool {
         true
     }
 
-    /// The identity of the store, which its tokens carry: the same in every process that shares its records, another for every
-    /// other store. It must not change while the records live. **Provided**: one for all stores of this [name](Store::name),
-    /// so that a token is accepted by each of them.
+    /// Returns the identity of the store, which its tokens carry: the same in every process that
+    /// shares its records, and different for every other store. It must not change while the
+    /// records live. **Provided**: one identity for all stores of this [name](Store::name), so that
+    /// each of them accepts a token.
     fn identity(&self) -> StoreId {
         StoreId::of(self.name(), &[])
     }
 
-    /// What logs and metrics call this kind of store: see [`observe`](crate::observe). A wrapper says the name of what it wraps.
-    /// **Provided**: `store`.
+    /// Returns the name of this kind of store in logs and metrics: see [`observe`](crate::observe).
+    /// A wrapper returns the name of the store that it wraps. **Provided**: `store`.
     fn name(&self) -> &'static str {
         "store"
     }

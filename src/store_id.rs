@@ -1,23 +1,24 @@
-//! The name of one store among all others: [`StoreId`].
+//! The identity of a store among all others: [`StoreId`].
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The identity of a store: the same for every process that shares its records, another for every
-/// other store. A [`LeaseToken`](crate::LeaseToken) carries it, so that an outcome is never recorded
-/// where nobody looks for it.
+/// The identity of a store: the same in every process that shares its records, and different for
+/// every other store. A [`LeaseToken`](crate::LeaseToken) carries it, so that an outcome is never
+/// recorded in a store where no caller looks for it.
 ///
-/// It is 128 bits of a BLAKE3 hash, shown and read as 32 hexadecimal digits.
+/// It is 128 bits of a BLAKE3 hash, shown and parsed as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StoreId(#[serde(with = "hex::serde")] [u8; StoreId::BYTES]);
 
 impl StoreId {
     const BYTES: usize = 16;
 
-    /// The identity of a store of this `kind` that `parts` tell from the others of its kind: a
-    /// database and a prefix, an id that is kept in a file. Parts are hashed with their lengths.
+    /// Returns the identity of a store of this `kind`. `parts` distinguish it from others of its
+    /// kind: a database and a prefix, an id that is kept in a file. Parts are hashed with their
+    /// lengths.
     pub fn of(kind: &str, parts: &[&[u8]]) -> StoreId {
         let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 store id v1");
         for part in std::iter::once(kind.as_bytes()).chain(parts.iter().copied()) {
@@ -42,7 +43,7 @@ impl fmt::Debug for StoreId {
     }
 }
 
-/// The error of a text that is no [`StoreId`]: it takes 32 hexadecimal digits.
+/// The error for a text that is not a [`StoreId`], which has 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a store id is 32 hexadecimal digits")]
 #[non_exhaustive]

@@ -1,5 +1,6 @@
-//! What threads meet at. Normally it is the standard library's; under `--cfg nevertwice_shuttle`, for the tests called
-//! `schedules`, it is shuttle's, which decides at each of these who goes on, and so tries one schedule after the other.
+//! Synchronisation primitives. Normally these are the standard library's. Under `--cfg
+//! nevertwice_shuttle`, for the tests named `schedules`, they are shuttle's, which chooses at each
+//! of them which thread runs next and so explores one schedule after another.
 
 #[cfg(not(all(test, nevertwice_shuttle)))]
 mod primitives {

@@ -1,4 +1,4 @@
-//! What proves a lease elsewhere: [`LeaseToken`].
+//! The transferable proof of a lease: [`LeaseToken`].
 
 use std::fmt;
 use std::time::Duration;
@@ -12,11 +12,12 @@ use crate::owner::Owner;
 use crate::record::{Record, Stamp};
 use crate::store_id::StoreId;
 
-/// What proves a lease, to be handed to another process: begin in the API, complete in the worker through
-/// [`Engine::resume`](crate::Engine::resume). It serialises with serde (JSON and any other format).
+/// The proof of a lease, to be passed to another process: begin in the API, complete in the worker
+/// through [`Engine::resume`](crate::Engine::resume). It serialises with serde (JSON and any other
+/// format).
 ///
-/// Whoever holds it may finish the operation: send it over trusted channels only. It holds no key and no payload, but the
-/// first 48 bytes of the scope.
+/// Any process that holds it may finish the operation: send it over trusted channels only. It
+/// contains no payload and no key, but the first 48 bytes of the scope.
 ///
 /// ```
 /// use nevertwice::{Begin, Engine, LeaseToken, MemoryStore, Request};
@@ -50,17 +51,17 @@ pub struct LeaseToken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) store: StoreId,
-    /// Whether it was made in a transaction of the application's: if it is absent, that was rolled
-    /// back, and the effect with it.
+    /// True if the grant was made in a transaction of the application's. If its record is absent,
+    /// the transaction was rolled back, and the effect with it.
     pub(crate) in_transaction: bool,
 }
 
 impl LeaseToken {
-    /// The version that this release writes, and the only one that it reads. Fields that a reader may
-    /// pass over need no new one.
+    /// The version that this release writes, and the only one that it reads. A field that readers
+    /// may ignore needs no new version.
     const VERSION: u8 = 2;
 
-    /// The token of the grant that `record` holds for `owner`, asked for with this
+    /// Returns the token of the grant that `record` holds for `owner`, made with this
     /// `unresolved_retention`.
     pub(crate) fn of(
         id: RecordId,
@@ -84,18 +85,18 @@ impl LeaseToken {
         }
     }
 
-    /// The identity of the store that made the grant.
+    /// Returns the identity of the store that made the grant.
     pub fn store(&self) -> StoreId {
         self.origin.store
     }
 
-    /// The fence of the grant: greater than that of every earlier grant of the key. Pass it to systems that can
-    /// refuse what comes with a lower one.
+    /// Returns the fence of the grant: greater than that of every earlier grant of the key. Pass it
+    /// to systems that can refuse requests with a lower fence.
     pub fn fence(&self) -> Stamp {
         self.fence
     }
 
-    /// Which execution of the operation this is, from 1.
+    /// Returns the number of this attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -106,7 +107,7 @@ impl LeaseToken {
     }
 }
 
-/// The downstream key of the operation under `id` for `label`.
+/// Returns the downstream key of the operation under `id` for `label`.
 pub(crate) fn derive_key(id: &RecordId, label: &str) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 downstream key v1");
     hasher.update(id.as_bytes());
@@ -124,7 +125,7 @@ impl fmt::Debug for LeaseToken {
     }
 }
 
-/// A token as it is serialised. Fields that a later release adds are passed over.
+/// The serialised form of a token. Fields that a later release adds are ignored.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     version: u8,
@@ -153,7 +154,7 @@ impl TryFrom<Wire> for LeaseToken {
             let known = LeaseToken::VERSION;
             return Err(format!("lease token of version {}, this release reads {known}", wire.version));
         }
-        // No engine writes anything else, and what a token says may be recorded.
+        // No engine writes other values, and the contents of a token may be recorded.
         let Wire { fence, attempt, ref scope, ref key, .. } = wire;
         let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= Label::MAX_BYTES;
         if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_TYPED_KEY_BYTES) {

@@ -1,4 +1,5 @@
-//! What applications call: waiting, run, batches, purging; on the memory store and a manual clock.
+//! The calls of applications: waiting, run, batches, purging; on the memory store and a manual
+//! clock.
 #![cfg(feature = "memory")]
 
 use std::future::Future;
@@ -39,7 +40,7 @@ fn acquire(engine: &Engine, key: &str) -> Lease {
     }
 }
 
-/// Polls once, and says whether it is done.
+/// Polls once, and returns the output if it is ready.
 fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
@@ -47,7 +48,7 @@ fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
     }
 }
 
-/// What `call` gives, with the clock moved on by `step` whenever it waits.
+/// Returns the output of `call`, advancing the clock by `step` whenever it is pending.
 fn driven<T>(clock: &ManualClock, step: Duration, call: impl Future<Output = T>) -> T {
     let mut call = Box::pin(call);
     for _ in 0..10_000 {
@@ -127,7 +128,8 @@ fn waiters_beyond_the_limit_are_told_at_once() {
     assert!(matches!(poll(&mut waits[0]), Some(Ok(Begin::Completed(_)))));
 }
 
-/// One key, or one tenant, does not take every place: bound each for itself, and scopes told apart by all of their text.
+/// Neither one key nor one tenant can take every waiter slot: each has its own bound, and scopes
+/// are distinguished by their whole text.
 #[test]
 fn waiters_of_one_key_or_one_scope_leave_places_to_others() {
     let clock = ManualClock::new();
@@ -159,7 +161,7 @@ fn waiters_of_one_key_or_one_scope_leave_places_to_others() {
     assert!([hostile_a, hostile_a, hostile_b].map(wait).iter().all(Option::is_some));
 }
 
-/// The defaults hold off a storm of duplicates of one key before it takes every place.
+/// The defaults stop a storm of duplicates of one key before it takes every waiter slot.
 #[test]
 fn by_default_a_tenth_of_the_waiters_may_wait_for_one_key() {
     let policy = nevertwice::Policy::default();
@@ -167,7 +169,7 @@ fn by_default_a_tenth_of_the_waiters_may_wait_for_one_key() {
     assert_eq!(policy.max_waiters_per_scope, 5_000);
 }
 
-/// A store is made, and used, on a small stack: threads of other runtimes may have no more.
+/// A store is created and used on a small stack: threads of other runtimes may have no more.
 #[test]
 fn a_memory_store_is_made_on_a_stack_of_96_kib() {
     let thread = std::thread::Builder::new().stack_size(96 * 1024).spawn(|| {
@@ -187,7 +189,8 @@ fn s4_a_waiter_with_another_payload_does_not_wait() {
     drop(lease);
 }
 
-/// S11: whichever waiter is dropped, and it may be the one whose task looks for all, the others are woken.
+/// S11: any waiter may be dropped, including the one whose task polls the store for all: the others
+/// are woken.
 #[test]
 fn s11_a_dropped_waiter_takes_no_other_with_it() {
     let (_, _, engine) = setup();
@@ -246,7 +249,7 @@ fn l3_a_holder_learns_that_it_lost_before_anyone_else_is_granted() {
     );
 }
 
-/// Whatever is said to a lease that its holder finished itself, it was not lost.
+/// A lease that its holder finished itself is not lost, whatever its later calls return.
 #[test]
 fn l3_a_finished_lease_is_not_lost_by_a_late_renewal() {
     let (_, _, engine) = setup();
@@ -257,7 +260,8 @@ fn l3_a_finished_lease_is_not_lost_by_a_late_renewal() {
     assert_eq!(lease.remaining(), Duration::ZERO);
 }
 
-/// With a lease far shorter than the time-out of calls, a renewal that gets no answer leaves time for the next.
+/// With a lease far shorter than the timeout of calls, a renewal without an answer leaves time for
+/// the next.
 #[test]
 fn l3_a_short_lease_survives_renewals_without_an_answer() {
     let clock = ManualClock::new();
@@ -277,7 +281,8 @@ fn l3_a_short_lease_survives_renewals_without_an_answer() {
     assert!(!driven(&clock, Duration::from_millis(10), run).unwrap().is_replayed());
 }
 
-/// S8: a handler that returned something too long is not run again, whatever the policy says of that.
+/// S8: a handler that returned an oversized value is not run again, under any policy for oversized
+/// values.
 #[test]
 fn s8_run_records_what_is_too_long_and_does_not_repeat_it() {
     let (clock, store, _) = setup();
@@ -291,7 +296,7 @@ fn s8_run_records_what_is_too_long_and_does_not_repeat_it() {
     assert!(matches!(run(&engine, "u", Ok("again")), Err(RunError::Unresolved(_))));
 }
 
-/// What a batch was told late leaves its holders as much less time.
+/// A slow answer to a batch leaves its holders correspondingly less time.
 #[test]
 fn s13_a_batch_that_is_answered_late_counts_from_before_it_asked() {
     let (clock, store, engine) = setup();
@@ -304,7 +309,7 @@ fn s13_a_batch_that_is_answered_late_counts_from_before_it_asked() {
     }
 }
 
-/// A renewal that is answered late does not open a lease again that was released meanwhile.
+/// A renewal that is answered late does not reopen a lease that was released meanwhile.
 #[test]
 fn s3_a_late_renewal_does_not_reopen_a_released_lease() {
     let (clock, store, engine) = setup();
@@ -383,7 +388,7 @@ fn run_waits_for_the_one_in_flight() {
         engine.run(request, |lease| async move {
             executions.fetch_add(1, Ordering::SeqCst);
             lease.mark_effect().await.unwrap();
-            // Everybody else gets in between.
+            // All other callers run in between.
             let mut yielded = false;
             std::future::poll_fn(|context| {
                 context.waker().wake_by_ref();
@@ -411,7 +416,8 @@ fn run_that_waits_too_long_says_when_to_come_back() {
     drop(lease);
 }
 
-/// L3: a handler that runs for ten leases keeps its own, though two renewals in a row fail now and then.
+/// L3: a handler that runs for ten leases keeps its own, although two renewals in a row fail now
+/// and then.
 #[test]
 fn l3_run_renews_and_survives_two_lost_renewals_in_a_row() {
     for fault in [Fault::FailBefore, Fault::FailAfter, Fault::RequestLost, Fault::AnswerLost] {
@@ -425,7 +431,7 @@ fn l3_run_renews_and_survives_two_lost_renewals_in_a_row() {
         }));
         for second in 0..300 {
             assert!(poll(&mut run).is_none());
-            // Every renewal of a minute fails, with all that the engine tries for it.
+            // Every renewal of a minute fails, with all of the engine's retries.
             if second % 60 == 9 {
                 store.from_call(store.calls() + 1, fault);
             }
@@ -439,7 +445,7 @@ fn l3_run_renews_and_survives_two_lost_renewals_in_a_row() {
     }
 }
 
-/// A lost lease is told to the handler at once, and is never a silent success.
+/// A handler learns of a lost lease at once, and the loss is never a silent success.
 #[test]
 fn l3_run_tells_its_handler_and_its_caller_that_the_lease_is_lost() {
     let (clock, _, engine) = setup();
@@ -496,7 +502,8 @@ fn what_is_recorded_as_another_type_is_an_error_that_names_it_and_shows_nothing(
     assert!(matches!(run(&small, "k", Ok("x")), Err(RunError::Unreadable { what: "response", .. })));
 }
 
-/// S6, S11: whichever store call fails, or is the last before the run is dropped, the effect happens once.
+/// S6, S11: any store call may fail, or be the last before the run is dropped: the effect happens
+/// once.
 #[test]
 fn s6_run_survives_a_fault_at_any_call() {
     for fault in
@@ -671,7 +678,8 @@ fn l5_one_of_several_purgers_purges_once_an_interval() {
     assert!(removed.load(Ordering::SeqCst) >= 190, "{}", removed.load(Ordering::SeqCst));
     assert_eq!(store.inner().len(), 1, "the purgers' own");
     assert_eq!(elsewhere.load(Ordering::SeqCst), 2);
-    // The one that has the turn dies in the middle of it: another goes on when its lease is over.
+    // The purger that holds the purge lease dies midway: another continues once that lease has
+    // expired.
     for key in 0..200 {
         block_on(acquire(&engine, &format!("old {key}")).complete("done")).unwrap();
     }
@@ -687,7 +695,8 @@ fn l5_one_of_several_purgers_purges_once_an_interval() {
     assert!(removed.load(Ordering::SeqCst) > before);
 }
 
-/// Polls a purger for a time of the clock, in steps of 10 ms, and gives what it reported: `(seconds, what)`.
+/// Polls a purger for `seconds` of the clock, in steps of 10 ms, and returns its reports:
+/// `(seconds, what)`.
 fn reports_of(plan: PurgePlan, records: usize, seconds: u64) -> Vec<(u64, String)> {
     let (clock, _store, engine) = setup();
     for key in 0..records {
@@ -714,7 +723,8 @@ fn number(words: &str) -> u64 {
 
 #[test]
 fn l5_a_purge_that_takes_long_says_how_it_gets_on_and_then_rests_no_more() {
-    // Ten a second: 300 records in 30 s, a quarter of the interval, and the other 700 without a rest.
+    // Ten a second: 300 records in 30 s, a quarter of the interval, and the other 700 without a
+    // rest.
     let plan =
         PurgePlan { every: 120 * SECOND, step: 1, rest: Duration::from_millis(100), ..PurgePlan::default() };
     let reports = reports_of(plan, 1000, 40);
@@ -723,7 +733,7 @@ fn l5_a_purge_that_takes_long_says_how_it_gets_on_and_then_rests_no_more() {
         assert!((10 * (at as u64 + 1)..12 * (at as u64 + 1)).contains(second), "{reports:?}");
         assert!(words.ends_with("so far"), "{reports:?}");
     }
-    // The last ones may be where the store still writes.
+    // The last ones may be in the segment that the store still writes.
     let (second, words) = reports.iter().find(|(_, words)| words.ends_with("removed")).unwrap();
     assert!(*second <= 33 && number(words) >= 990, "{reports:?}");
 }
@@ -736,7 +746,8 @@ fn l5_a_purge_that_reached_its_limit_is_followed_by_the_next_at_once() {
     assert!(removed == 4 && number(&reports.last().unwrap().1) >= 40, "{reports:?}");
 }
 
-/// Two stages: the response goes first, and the key stays refused as done until its retention ends.
+/// Two stages: the response is dropped first, and the key stays refused as done until its retention
+/// ends.
 #[test]
 fn s2_a_key_stays_done_when_its_response_is_no_longer_given_out() {
     let clock = ManualClock::new();
@@ -754,7 +765,8 @@ fn s2_a_key_stays_done_when_its_response_is_no_longer_given_out() {
     assert!(kept(block_on(engine.begin(&request("k")))));
     clock.advance(SECOND);
     assert!(!kept(block_on(engine.begin(&request("k")))));
-    // The room is freed, the outcome is still known, and the key is not kept for longer than it was to be.
+    // The room is freed, the outcome is still known, and the key is not kept for longer than
+    // before.
     let (dropped, next) = block_on(engine.drop_responses(None, 100)).unwrap();
     assert_eq!((dropped, next), (2, None));
     assert_eq!(block_on(engine.drop_responses(None, 100)).unwrap().0, 0);
@@ -786,8 +798,8 @@ fn s6_a_resolution_repeated_after_its_response_is_gone_is_the_same() {
     resolve().unwrap();
 }
 
-/// A purger goes on for ever, whatever the policy says of attempts, shows nobody an operation to look at, and makes room
-/// where there is none for its own turn.
+/// A purger runs for ever, under any limit on attempts. It shows no operation of its own as
+/// unfinished, and makes room for its own record in a full store.
 #[test]
 fn l5_a_purger_is_stopped_by_no_limit() {
     let clock = ManualClock::new();

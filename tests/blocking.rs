@@ -1,11 +1,12 @@
-//! Synchronous code, on every store, as the guide says: threads without a runtime race, wait, and get the outcome.
+//! Synchronous code on every store, as the guide describes it: threads without a runtime race,
+//! wait, and get the outcome.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use nevertwice::{Begin, Engine, Request};
 
-/// What runs a future to its end on the calling thread.
+/// A function that runs a future to its end on the calling thread.
 type BlockOn<'a> = dyn Fn(Pin<Box<dyn Future<Output = ()> + '_>>) + Sync + 'a;
 
 fn threads_share_one_outcome(engine: &Engine, block_on: &BlockOn<'_>) {

@@ -10,7 +10,7 @@ use nevertwice::{
 #[cfg(feature = "memory")]
 nevertwice::conformance!(memory, async { (nevertwice::MemoryStore::new(), ()) });
 
-/// The least that a store of one's own has to be: what the README says of it.
+/// The minimal custom store, as the README describes it.
 #[derive(Debug)]
 struct Minimal {
     records: Mutex<(HashMap<RecordId, Record>, Stamp)>,

@@ -1,4 +1,4 @@
-//! Crashes of a process and of a machine: what was acknowledged is there, and nothing was done twice.
+//! Crashes of a process and of a machine: acknowledged writes survive, and no effect happens twice.
 #![cfg(all(feature = "sqlite", unix))]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
@@ -15,12 +15,12 @@ mod power;
 #[path = "crash/worker.rs"]
 mod worker;
 
-/// `few`, or ten times that in a long run.
+/// Returns `few`, or ten times that in a long run.
 fn scaled(few: u64) -> u64 {
     if std::env::var_os("NEVERTWICE_LONG").is_some() { 10 * few } else { few }
 }
 
-/// The seed of a test, from `NEVERTWICE_TEST_SEED` to repeat one that failed.
+/// Returns the seed of a test. `NEVERTWICE_TEST_SEED` sets it, to repeat a failed run.
 fn seed() -> u64 {
     std::env::var(worker::SEED).map_or(0x5eed, |seed| seed.parse().unwrap())
 }

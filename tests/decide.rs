@@ -1,5 +1,5 @@
-//! The rules one by one, where a history through an engine does not show them: each edge of time to the microsecond, each
-//! field of what is written, and what every answer shows of itself.
+//! The rules one by one, where a history through an engine does not show them: each time limit to
+//! the microsecond, each field of what is written, and the `Debug` form of every answer.
 
 use std::time::Duration;
 
@@ -45,12 +45,12 @@ fn write(decision: Decision) -> (Record, Reply) {
     }
 }
 
-/// The record of the first grant, as the store holds it.
+/// Returns the record of the first grant, as the store holds it.
 fn granted(ask: &Ask) -> Record {
     write(decide(Stamp::ZERO, None, &Command::Begin(ask.clone()))).0.stamped(GRANTED)
 }
 
-/// The token that the engine would make of it.
+/// Returns the token that the engine would create for the record.
 fn token_of(ask: &Ask, record: &Record) -> LeaseToken {
     token(ask, record, false)
 }
@@ -108,7 +108,7 @@ fn a_grant_says_all_that_was_asked_and_is_a_first_attempt() {
     assert_eq!(reply, Reply::Acquired);
     assert_eq!((next.stamp, next.fence, next.attempt), (Stamp::ZERO, Stamp::ZERO, 1));
     assert_eq!((next.fingerprint, next.scope, &next.key), (ask.fingerprint, ask.scope, &ask.key));
-    // What stores can keep: whole microseconds, never less than asked.
+    // Durations that stores can keep: whole microseconds, never less than requested.
     assert_eq!((next.retention, next.response_retention), (MICRO * 2, Some(MICRO * 3)));
     assert_eq!((next.checkpoint, next.unresolved_retention, next.resolved), (None, None, false));
     let granted = State::InProgress {
@@ -162,13 +162,14 @@ fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
     assert_eq!(next.checkpoint, record.checkpoint);
     let (next, _) = write(begin(Recovery::RerunUnlessEffect, &record));
     assert!(matches!(next.state, State::InProgress { effect: false, takeover: true, .. }), "{next:?}");
-    // Its own owner, which acts on it: answered like anybody's.
+    // The owner itself, which acted on the grant, is answered like any other.
     let again = |now| decide(now, Some(&marked), &Command::Begin(mine.clone()));
     assert_eq!(again(at(&marked, LEASE - MICRO)), Decision::Reply(busy(MICRO)));
     assert_eq!(again(at(&marked, LEASE)), unresolved(Reason::EffectMarked));
 }
 
-/// A begin whose answer was lost is known by its owner, as long as nothing was written since the grant.
+/// A begin whose answer was lost is recognised by its owner, as long as nothing was written since
+/// the grant.
 #[test]
 fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
     let mine = ask();
@@ -180,7 +181,7 @@ fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
     for owner_is_new in [false, true] {
         let running = at(&record, LEASE - MICRO);
         assert_eq!(begin(running, &record, owner_is_new), Decision::Reply(Reply::Acquired));
-        // Whatever is written raises the stamp, a renewal too.
+        // Every write raises the stamp, even a renewal.
         for command in [
             Command::Renew(token.clone()),
             Command::Checkpoint(token.clone(), Bytes::new()),
@@ -197,13 +198,14 @@ fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
             }
         }
     }
-    // Lease over: an earlier call's owner may have acted. This call's owner has not, and tries again.
+    // The lease has expired: an earlier call's owner may have acted. This call's owner has not, and
+    // gets the grant anew.
     let (next, _) = write(begin(at(&record, LEASE), &record, false));
     assert!(matches!(next.state, State::InProgress { takeover: true, .. }) && next.attempt == 2);
     let (next, reply) = write(begin(at(&record, LEASE), &record, true));
     assert_eq!((reply, next.attempt, next.fence), (Reply::Acquired, 1, Stamp::ZERO));
     assert_eq!(next.state, record.state);
-    // Also where no attempt would be left, and over a mark that an earlier attempt left.
+    // Even where no attempt would be left, and over a mark that an earlier attempt left.
     let mut last = record.clone();
     last.attempt = mine.max_attempts;
     if let State::InProgress { effect, takeover, .. } = &mut last.state {
@@ -244,7 +246,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
         assert_eq!(record.is_unsettled(at(&record, lease)), evidence);
         assert_eq!(record.is_unsettled(at(&record, keep - MICRO)), evidence);
         assert!(!record.is_unsettled(at(&record, keep)));
-        // By the recovery that it was granted with.
+        // The recovery that it was granted with.
         let recovery = match record.state {
             State::InProgress { recovery, .. } => recovery,
             _ => mine.recovery,
@@ -255,7 +257,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
         assert_eq!(unresolved, evidence, "{record:?}");
         assert_eq!(write(begin(keep)).0.attempt, 1);
     }
-    // A retention that is longer counts, and settling ends it.
+    // A longer retention takes precedence, and settling ends the unresolved retention.
     let mut long = failed(Retry::Unresolved);
     long.retention = UNRESOLVED * 2;
     assert_eq!(long.keep(), UNRESOLVED * 2);
@@ -266,7 +268,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
         let (settled, _) = write(decide(at(&open, UNRESOLVED - MICRO), Some(&open), &resolve));
         assert_eq!((settled.is_evidence(), settled.keep()), (false, RETENTION));
     }
-    // A takeover carries the mark, and what it is worth under its own recovery.
+    // A takeover inherits the mark, under its own recovery.
     let marked = marked(Recovery::RerunUnlessEffect);
     let begin = Command::Begin(Ask { recovery: Recovery::Rerun, ..ask() });
     let (next, _) = write(decide(at(&marked, LEASE), Some(&marked), &begin));
@@ -305,7 +307,7 @@ fn s4_a_second_fingerprint_is_accepted_where_the_request_says_so() {
     assert_eq!(begin(&other, at(&record, LEASE)), Decision::Reply(Reply::Mismatch));
 }
 
-/// What an operator said can be corrected, by the stamp that was shown.
+/// An operator's resolution can be corrected, by the stamp that was shown.
 #[test]
 fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
     let record = granted(&ask());
@@ -324,10 +326,11 @@ fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
     let failed = Resolution::Failed(body("no"));
     let (next, reply) = write(amend(&resolved, over, &failed, false));
     assert_eq!((reply, &next.state), (DONE, &State::Failed(body("no"), Retry::Never)));
-    // Its repetition, under the stamp of before.
+    // The same call repeated, under the old stamp.
     let next = next.stamped(over.next());
     assert_eq!(amend(&next, over, &failed, false), Decision::Reply(DONE));
-    // Another stamp than what was shown, a rerun that nobody meant, and what no operator said.
+    // A stamp other than the one shown, a rerun without `may_rerun`, and an outcome that no
+    // operator recorded.
     let completed = Resolution::Completed(body("other"));
     assert_eq!(amend(&next, over, &completed, false), refused(&next, StateKind::Failed));
     assert_eq!(amend(&resolved, over, &Resolution::Rerun, false), refused(&resolved, StateKind::Completed));
@@ -423,11 +426,11 @@ fn a_failure_is_due_at_the_microsecond_it_said() {
     let early = Reply::Failed { error: body("busy"), retry_after: Some(MICRO) };
     assert_eq!(begin(MICRO * 9), Decision::Reply(early));
     assert_eq!(write(begin(MICRO * 10)).0.attempt, 2);
-    // Its repetition is the same, with the nanoseconds that were given.
+    // A repetition is recognised, with the original nanoseconds.
     assert_eq!(decide(GRANTED, Some(&failed), &fail), Decision::Reply(DONE));
 }
 
-/// What operators look for: nobody is at work on it, and it is not settled.
+/// The operations that operators look for: no holder is working on them, and they are not settled.
 #[test]
 fn l6_unfinished_is_what_somebody_has_to_look_at() {
     let record = granted(&ask());
@@ -465,12 +468,12 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     assert_eq!((omitted.is_omitted(), omitted.length()), (true, 7));
     assert_eq!((next.retention, next.response_retention), (RETENTION - kept, None));
     assert_eq!((next.fence, next.attempt, next.fingerprint), (GRANTED, 1, record.fingerprint));
-    // Begins get the same before it is dropped as after.
+    // Begins get the same answer before and after it is dropped.
     let begin = |time, record: &Record| decide(at(record, time), Some(record), &Command::Begin(ask()));
     assert_eq!(begin(kept - MICRO, &record), Decision::Reply(Reply::Completed(body("receipt"))));
     let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
     assert_eq!(begin(kept, &record), Decision::Reply(Reply::Completed(omitted.clone())));
-    // Nothing else is touched: what has no response, and what is not there.
+    // Nothing else is touched: a record without a response, or an absent one.
     for state in [
         State::Completed(omitted.clone()),
         State::Failed(omitted.clone(), Retry::Never),
@@ -481,7 +484,7 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     assert_eq!(decide(GRANTED, None, &Command::DropResponse), Decision::Reply(NOTHING_THERE));
 }
 
-/// Bodies of errors go with the responses; what is known of the failure stays.
+/// Bodies of errors are dropped with the responses; the rest of the failure stays.
 #[test]
 fn s13_an_error_is_dropped_as_a_response_is() {
     let kept = RETENTION / 2;
@@ -498,7 +501,7 @@ fn s13_an_error_is_dropped_as_a_response_is() {
         assert_eq!(next.deadline(), record.deadline());
         let State::Failed(omitted, _) = &next.state else { panic!() };
         assert!(omitted.is_omitted());
-        // A begin is told the same before and after, and runs no earlier.
+        // A begin gets the same answer before and after, and runs no earlier.
         for time in [kept, kept * 3, kept * 4 - MICRO, kept * 4, kept * 5] {
             let now = at(&record, time);
             let begin = Command::Begin(Ask { max_attempts: 1, ..ask() });
@@ -510,7 +513,7 @@ fn s13_an_error_is_dropped_as_a_response_is() {
     }
 }
 
-/// What every command of a holder answers and writes, by how the record stands to the token.
+/// The answer and the write of every command of a holder, for every relation of record and token.
 #[test]
 fn s3_a_token_counts_for_its_own_grant_only() {
     let mine = ask();
@@ -581,7 +584,7 @@ fn s2_a_finish_is_recorded_as_the_token_says_and_stands() {
         assert_eq!(next, expected);
         for retry in [Retry::Now, Retry::After(MICRO), Retry::Never, Retry::Unresolved] {
             let (next, _) = write(decide(GRANTED, record, &fail("no", retry)));
-            // A final failure leaves nothing to a next attempt.
+            // A final failure leaves no checkpoint to a next attempt.
             let kept = record.and(held.checkpoint.clone()).filter(|_| retry != Retry::Never);
             assert_eq!((next.checkpoint, next.state), (kept, State::Failed(body("no"), retry)));
         }
@@ -697,7 +700,7 @@ fn forget_removes_what_is_kept_and_says_whether_it_was() {
     assert_eq!(decide(GRANTED, None, &Command::Forget), Decision::Reply(NOTHING_THERE));
 }
 
-/// A log line must tell commands and answers apart, and show no key and no content.
+/// A log line must distinguish commands and answers, and show no key and no content.
 #[test]
 fn s7_commands_and_answers_show_themselves_without_content() {
     let mine = ask();

@@ -1,4 +1,4 @@
-//! The engine over the memory store: windows, time-outs, lost answers, clocks, bounds, hand-over.
+//! The engine over the memory store: windows, timeouts, lost answers, clocks, bounds, handover.
 #![cfg(feature = "memory")]
 
 use std::future::Future;
@@ -39,7 +39,7 @@ fn acquire(engine: &Engine, key: &str) -> Lease {
     acquired(block_on(engine.begin(&request(key))))
 }
 
-/// What `call` gives, with the clock moved on by `step` whenever it waits.
+/// Returns the output of `call`, advancing the clock by `step` whenever it is pending.
 fn driven<T>(clock: &ManualClock, step: Duration, call: impl Future<Output = T>) -> T {
     let mut call = pin!(call);
     for _ in 0..10_000 {
@@ -118,8 +118,8 @@ impl Count for Lease {
     }
 }
 
-/// S6: whichever call of a whole operation fails, before or after it is done, or gets no answer, or is sent twice: one
-/// grant, one outcome.
+/// S6: any call of a whole operation may fail, before or after it is done, get no answer, or be
+/// sent twice: there is one grant and one outcome.
 #[test]
 fn s6_a_fault_at_any_call_changes_no_answer() {
     for fault in [
@@ -180,13 +180,14 @@ fn l1_every_call_ends_by_its_deadline_on_a_store_that_hangs() {
     let released = driven(&clock, step, lease.release());
     assert!(matches!(released, Err(Error::TimedOut { tries: 4, .. })), "{released:?}");
     store.heal();
-    // Nobody knows whether it is free, but this lease has given it up.
+    // It is unknown whether the key is free, but this lease has released it.
     assert!(matches!(block_on(lease.complete("late")), Err(Error::LeaseLost { .. })));
     block_on(lease.release()).unwrap();
     assert_eq!(acquire(&engine, "released").attempt(), 1);
 }
 
-/// A completion that is under way when its lease is released does not restore what the release removed.
+/// A completion that is in flight when its lease is released does not restore the record that the
+/// release removed.
 #[test]
 fn s3_a_completion_that_a_release_overtakes_records_nothing() {
     let (clock, store, engine) = setup();
@@ -202,8 +203,8 @@ fn s3_a_completion_that_a_release_overtakes_records_nothing() {
     assert_eq!(acquire(&engine, "k").attempt(), 1);
 }
 
-/// A finish ends with the lease, or by the policy's `finish_timeout`; once the lease is over, or is about to be, by the
-/// `call_timeout` as any call.
+/// A finish ends with the lease, or by the policy's `finish_timeout`. Once the lease has expired,
+/// or is about to, it ends by the `call_timeout` like any call.
 #[test]
 fn l1_a_finish_ends_by_its_deadline_on_a_store_that_hangs() {
     let step = Duration::from_millis(100);
@@ -238,7 +239,7 @@ fn l1_a_finish_ends_by_its_deadline_on_a_store_that_hangs() {
     assert!(matches!(zero, Err(PolicyError::Zero { what: "finish_timeout" })));
 }
 
-/// A finish that got no answer is asked again as soon as any other call, however long it may be tried.
+/// A finish without an answer is repeated as soon as any other call, however long its time limit.
 #[test]
 fn a_finish_without_an_answer_does_not_wait_for_half_a_lease() {
     let (clock, store, engine) = setup();
@@ -263,7 +264,8 @@ fn s11_a_begin_that_timed_out_is_found_again_by_its_owner() {
     assert!(lease.remaining() < 26 * SECOND, "the time that was lost is counted");
 }
 
-/// A holder counts its time from before it asked: an answer that took long leaves it less, never more.
+/// A holder counts its time from before it sent the begin: a slow answer leaves it less time, never
+/// more.
 #[test]
 fn s13_a_holder_never_believes_in_more_than_it_was_granted() {
     let (clock, store, engine) = setup();
@@ -276,14 +278,15 @@ fn s13_a_holder_never_believes_in_more_than_it_was_granted() {
     assert_eq!(lease.remaining(), 30 * SECOND);
     clock.advance(31 * SECOND);
     assert_eq!(lease.remaining(), Duration::ZERO);
-    // Nobody took it meanwhile: it can still be renewed, and then counts anew.
+    // No other caller took the key meanwhile: the lease can still be renewed, and then counts anew.
     block_on(lease.renew()).unwrap();
     assert_eq!(lease.remaining(), 30 * SECOND);
     block_on(lease.complete("done")).unwrap();
     assert_eq!(lease.remaining(), Duration::ZERO);
 }
 
-/// Callers' clocks decide nothing: an engine whose clock is a year ahead takes over no running lease.
+/// Callers' clocks decide nothing: an engine whose clock is a year ahead takes over no running
+/// lease.
 #[test]
 fn s13_callers_clocks_change_no_decision() {
     let clock = ManualClock::new();
@@ -313,7 +316,7 @@ fn l2_a_lease_ends_exactly_when_its_time_is_over() {
     assert!(acquire(&engine, "k").takeover());
 }
 
-/// Nothing of what is stored behind it.
+/// The scope is read back without any of the bytes stored after it.
 #[test]
 fn s7_a_scope_comes_back_as_it_was_stored() {
     let (_, store, engine) = setup();
@@ -341,7 +344,7 @@ fn only_what_a_crash_left_behind_is_a_takeover() {
     clock.advance(30 * SECOND);
     let third = acquire(&engine, "k");
     assert_eq!((third.attempt(), third.takeover()), (3, true));
-    // So it stays where the lease is handed over, while it is held.
+    // It stays a takeover where the lease is handed over, while it is held.
     assert!(block_on(engine.resume(&third.token())).unwrap().takeover());
     block_on(third.complete("done")).unwrap();
     assert!(!block_on(engine.resume(&third.token())).unwrap().takeover());
@@ -359,7 +362,7 @@ fn s2_an_outcome_is_kept_until_its_retention_is_over() {
     assert_eq!(store.inner().len(), 1);
 }
 
-/// A handle that knows an older version of its record is not told that an older renewal was its own.
+/// A handle with an outdated stamp does not mistake another handle's renewal for its own.
 #[test]
 fn l3_a_renewal_that_is_ok_has_renewed() {
     let (clock, _, engine) = setup();
@@ -388,7 +391,8 @@ fn l3_a_holder_that_lost_relies_on_nothing() {
     assert_eq!(late.remaining(), Duration::ZERO);
 }
 
-/// The retention counts from the end of the lease: even if it is no longer than that, a crash leaves its evidence.
+/// The retention counts from the end of the lease: even if the two are equally long, a crash leaves
+/// its evidence.
 #[test]
 fn s8_a_marked_effect_outlives_a_lease_as_long_as_the_retention() {
     let (clock, _, engine) = setup();
@@ -396,7 +400,7 @@ fn s8_a_marked_effect_outlives_a_lease_as_long_as_the_retention() {
     block_on(acquired(block_on(engine.begin(&request))).mark_effect()).unwrap();
     clock.advance(59 * SECOND);
     assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Unresolved(_))));
-    // So it does when a failure says to wait for longer than that.
+    // It also outlives a failure with a retry time longer than that.
     let request = self::request("waits").lease(30 * SECOND).retention(30 * SECOND).max_attempts(1);
     block_on(acquired(block_on(engine.begin(&request))).fail("busy", Retry::After(120 * SECOND))).unwrap();
     clock.advance(120 * SECOND);
@@ -429,7 +433,7 @@ fn l1_a_store_that_takes_two_seconds_is_slow_and_not_gone() {
     drop(acquired(driven(&clock, Duration::from_millis(10), engine.begin(&request("k")))));
 }
 
-/// Engines that keep responses of different lengths agree on what is a repetition.
+/// Engines with different limits on responses agree on what is a repetition.
 #[test]
 fn s6_a_finish_repeated_under_another_limit_is_the_same() {
     let store = MemoryStore::new();
@@ -470,7 +474,7 @@ fn no_debug_shows_a_key_or_a_payload() {
     }
 }
 
-/// Also while time stands still, and after what cannot be read was discarded.
+/// Even while time stands still, and after an unreadable record was discarded.
 #[test]
 fn s5_fences_increase_while_time_stands_still() {
     let (_, store, engine) = setup();
@@ -487,7 +491,7 @@ fn s5_fences_increase_while_time_stands_still() {
     }
 }
 
-/// An owner that comes back long after it marked its effect has crashed like anybody else.
+/// An owner that returns long after it marked its effect has crashed like any other.
 #[test]
 fn s8_a_marked_effect_is_not_handed_out_again_to_its_own_owner() {
     let (clock, _, engine) = setup();
@@ -500,7 +504,8 @@ fn s8_a_marked_effect_is_not_handed_out_again_to_its_own_owner() {
     assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Unresolved(_))));
 }
 
-/// Who was at work when an operator ordered a rerun is told that it lost, not that it had said something else.
+/// A holder whose operation an operator ordered to be rerun learns that it lost its lease, not that
+/// it finished with another outcome.
 #[test]
 fn s3_a_grant_that_an_operator_ordered_to_be_rerun_counts_no_more() {
     let (clock, _, engine) = setup();
@@ -512,7 +517,7 @@ fn s3_a_grant_that_an_operator_ordered_to_be_rerun_counts_no_more() {
     assert_eq!(acquire(&engine, "k").attempt(), 1);
 }
 
-/// A store that always says that somebody else was faster is given up, with pauses.
+/// A call gives up, after pauses, on a store that always reports a lost race.
 #[test]
 fn l1_a_race_that_is_always_lost_ends() {
     #[derive(Debug)]
@@ -540,7 +545,7 @@ fn l1_a_race_that_is_always_lost_ends() {
     assert!(store.0.load(std::sync::atomic::Ordering::SeqCst) < 200);
 }
 
-/// A small response that is a slice of a large buffer does not keep that in memory.
+/// A small response that is a slice of a large buffer does not keep the buffer in memory.
 #[test]
 fn l5_a_small_response_does_not_keep_a_large_buffer() {
     let (_, _, engine) = setup();
@@ -551,7 +556,8 @@ fn l5_a_small_response_does_not_keep_a_large_buffer() {
     assert!(large.is_unique());
 }
 
-/// A heartbeat beside a finish, in either order and with stale knowledge of the record, does no harm.
+/// A heartbeat concurrent with a finish, in either order and with a stale view of the record, does
+/// no harm.
 #[test]
 fn s6_a_renewal_beside_a_complete_does_no_harm() {
     let (_, _, engine) = setup();
@@ -582,21 +588,21 @@ fn a_full_memory_store_refuses_begins_and_no_finish() {
     let refused = block_on(engine.begin(&request("one too many")));
     let Err(Error::Store(full @ StoreError::Full { .. })) = refused else { panic!("{refused:?}") };
     assert!(full.to_string().starts_with("memory store is full: 3 records of 3"), "{full}");
-    // Finishing, also what was forgotten meanwhile, is not refused.
+    // A finish is not refused, even for a record that was forgotten meanwhile.
     assert!(block_on(engine.forget("tests", "0")).unwrap());
     drop(acquire(&engine, "takes its place"));
     for lease in &leases {
         block_on(lease.complete("done")).unwrap();
     }
     assert_eq!(store.len(), 4);
-    // A day later everything is over its time and makes room by itself.
+    // A day later everything has expired and makes room by itself.
     clock.advance(2 * 86_400 * SECOND);
     let fresh =
         (0..100).filter(|key| block_on(engine.begin(&request(&format!("new {key}")))).is_ok()).count();
     assert!(fresh >= 3, "{fresh}");
 }
 
-/// S12: one tenant's flood is refused, others' begins and everybody's finishes are not.
+/// S12: one tenant's flood is refused, but neither other tenants' begins nor any finish.
 #[test]
 fn s12_a_scope_over_its_quota_is_refused_begins_and_no_finish() {
     let clock = ManualClock::new();
@@ -613,7 +619,7 @@ fn s12_a_scope_over_its_quota_is_refused_begins_and_no_finish() {
     assert!(block_on(engine.forget("flood", "0")).unwrap());
     drop(acquired(begin("flood", 4)));
     assert!(begin("flood", 5).is_err());
-    // What was forgotten is finished all the same, and what is over its time makes room.
+    // A forgotten record can still be finished, and expired records make room.
     block_on(leases[0].complete("done")).unwrap();
     clock.advance(3 * 86_400 * SECOND);
     (6..9).for_each(|key| drop(acquired(begin("flood", key))));
@@ -644,7 +650,7 @@ fn l5_purge_keeps_storage_proportional_to_live_records_in_bounded_steps() {
     let before = store.len();
     let rest = block_on(engine.purge(usize::MAX)).unwrap();
     assert_eq!((before as u64 - rest, store.len()), (1, 1));
-    // Without any purge, new records make old ones' room free.
+    // Without any purge, new records free the room of old ones.
     for day in 0..20 {
         for key in 0..100 {
             block_on(acquire(&engine, &format!("{day} {key}")).complete("done")).unwrap();
@@ -734,7 +740,7 @@ fn an_engine_accepts_a_shared_store() {
     assert!(matches!(block_on(other.begin(&request("k"))), Ok(Begin::InProgress(_))));
 }
 
-/// A store that holds something unreadable under every id.
+/// A store with an unreadable record under every id.
 #[derive(Debug)]
 struct Damaged(DecodeError);
 
@@ -776,7 +782,7 @@ fn owners_do_not_repeat() {
     assert_eq!(owners.len(), 10_000);
 }
 
-/// Failed keys take a second step, each on its own: whose answer is whose must not depend on that.
+/// Failed keys take a second step, each on its own. Every answer must still reach its own request.
 #[test]
 fn s3_what_of_a_batch_goes_on_one_by_one_is_answered_to_its_own() {
     let (_, _, engine) = setup();

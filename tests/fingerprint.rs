@@ -1,5 +1,5 @@
-//! Fingerprints of JSON texts: one for every spelling of a value, another for another value, and an
-//! error, soon, for what is not JSON or means different things to different readers.
+//! Fingerprints of JSON texts: the same for every spelling of a value, different for another value,
+//! and a prompt error for a text that is not JSON or is ambiguous to its readers.
 
 use std::sync::mpsc;
 use std::thread;
@@ -92,7 +92,7 @@ fn s4_another_value_has_another_fingerprint() {
     }
 }
 
-/// The same event as the JSON writers of several languages put it, by their defaults.
+/// The same event as written by the JSON writers of several languages, with their defaults.
 #[test]
 fn what_other_languages_write_again_is_the_same() {
     let sent = r#"{"id":"evt_1","amount":1234500000000000000000,"rate":0.00001,"fee":10.0,"note":"<é & 😀>","at":1700000000000,"tags":["a/b"]}"#;
@@ -240,7 +240,8 @@ fn an_error_tells_nothing_of_the_text() {
     }
 }
 
-/// Runs in a thread with a stack of 96 KiB, and fails if that takes longer than anything linear.
+/// Runs `run` in a thread with a stack of 96 KiB, and fails if it takes longer than any linear
+/// algorithm would.
 fn promptly<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     let small = thread::Builder::new().stack_size(96 << 10);
@@ -307,7 +308,8 @@ fn large_and_hostile_texts_take_no_longer_than_their_length() {
 }
 
 proptest! {
-    /// Each also has the fingerprint of an implementation that shares no code with the crate's.
+    /// Each spelling also has the fingerprint of an implementation that shares no code with the
+    /// crate's.
     #[test]
     fn every_spelling_of_a_value_has_its_fingerprint(value: [u8; 96], one: Vec<u8>, other: Vec<u8>) {
         let value = Json::made(&mut value.into_iter(), 0);
@@ -346,7 +348,7 @@ proptest! {
         }
     }
 
-    /// What one reader refuses, the other refuses.
+    /// A text that one reader refuses is refused by the other.
     #[test]
     fn a_damaged_text_is_read_as_another_reader_reads_it(
         value: [u8; 48], spelling: Vec<u8>, damage in prop::collection::vec((any::<Index>(), 0_u8..4, any::<Index>()), 1..4),

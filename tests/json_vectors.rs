@@ -1,6 +1,5 @@
-//! The JSON texts and fields whose fingerprints are pinned: stored records hold such, so none may
-//! ever change, in whatever build. `tests/features` runs this file under each of serde_json's
-//! features.
+//! Pinned fingerprints of JSON texts and fields. Stored records contain them, so none may ever
+//! change, in any build. `tests/features` runs this file under each of serde_json's features.
 
 use nevertwice::Fingerprint;
 
@@ -36,8 +35,8 @@ fn s4_json_fingerprints_never_change() {
         ("{}", "046e46dd10defc9b56c29a6ec56b508c21"),
         ("[1,[2,3],[],[[]]]", "04233a07ea759c4224e9492266edfeb7a2"),
         (r#"{"b":1,"a":{"d":null,"c":[true,false]},"":"x"}"#, "043124fe610071c26069a4419e7be36253"),
-        // The longest value of a member that is hashed as it is, and the shortest that is hashed
-        // first.
+        // The longest value of a member that is hashed directly, and the shortest that is replaced
+        // by its hash.
         (
             r#"{"a":"12345678901234567890123456789012345678901234567890123456789012"}"#,
             "04f219bab790ecebe21897f2b5a67e7e7c",

@@ -1,4 +1,5 @@
-//! Histories on a manual clock against the reference model: time goes by in all lengths, and shrinking works.
+//! Histories on a manual clock against the reference model: durations of all lengths are tried, and
+//! shrinking works.
 #![cfg(feature = "memory")]
 
 use std::sync::Arc;
@@ -33,7 +34,8 @@ proptest! {
         compare(&bytes, |store| {
             let faulty = FaultyStore::new(store);
             for (call, fault) in faults {
-                // At most two in a row: the third repetition waits, and nobody moves the clock for it.
+                // At most two in a row: the third repetition waits, and nothing advances the clock
+                // for it.
                 if call % 3 != 0 {
                     faulty.on_call(call, [Fault::FailBefore, Fault::FailAfter, Fault::Duplicate][fault]);
                 }
@@ -43,7 +45,7 @@ proptest! {
     }
 }
 
-/// Every history of four calls out of those that change something, on one key.
+/// Every history of four calls, out of those that change something, on one key.
 #[test]
 fn s15_every_short_history_is_answered_as_by_the_model() {
     const CALLS: [[u8; 4]; 15] = [

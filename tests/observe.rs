@@ -1,4 +1,4 @@
-//! What operators see: exactly what src/observe.rs says, and nothing of what is secret.
+//! Observability: exactly what src/observe.rs documents, and no secrets.
 #![cfg(all(feature = "memory", any(feature = "tracing", feature = "metrics")))]
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What is in every key, payload, response, error and checkpoint of the story.
+/// The marker in every key, payload, response, error and checkpoint of the story.
 const SECRET: &str = "S3CR3T";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
     }
 }
 
-/// What `call` gives, with the clock moved on whenever it waits.
+/// Returns the output of `call`, advancing the clock whenever it is pending.
 fn driven<T>(clock: &ManualClock, call: impl Future<Output = T>) -> T {
     let mut call = Box::pin(call);
     loop {
@@ -61,17 +61,17 @@ fn driven<T>(clock: &ManualClock, call: impl Future<Output = T>) -> T {
     }
 }
 
-/// What the story cannot say beforehand.
+/// The numbers and secrets that are only known once the story has run.
 #[derive(Debug, Default)]
 struct Told {
-    /// How often the store was asked again by the call that was given up.
+    /// The number of store calls repeated by the call that timed out.
     repetitions: u64,
     purged: u64,
-    /// Ids and owners' proofs, which are not to be shown either.
+    /// Ids and owners' proofs, which must not be shown either.
     hidden: Vec<String>,
 }
 
-/// One of everything. Returns what it came to where that is not for the story to say.
+/// Runs one of everything. Returns the values that are not known in advance.
 fn story() -> Told {
     let clock = ManualClock::new();
     let store = FaultyStore::with_clock(MemoryStore::builder().clock(clock.clone()).build(), clock.clone());
@@ -113,7 +113,7 @@ fn story() -> Told {
     let again = block_on(resumed.complete(secret("another")));
     assert!(matches!(again, Err(Error::AlreadyFinished { .. })));
 
-    // A store in trouble: an error, no answer, no answer at all.
+    // A faulty store: an error, a lost answer, no answer at all.
     store.on_call(next_call(), Fault::FailAfter);
     let troubled = lease(begin("troubled"));
     store.on_call(next_call(), Fault::RequestLost);
@@ -125,7 +125,7 @@ fn story() -> Told {
     store.heal();
     told.repetitions = store.calls() - before - 1;
 
-    // Waiting: answered, for too long, no place.
+    // Waiting: answered, timed out, no free slot.
     let awaited = lease(begin("awaited"));
     let duplicate = request("awaited");
     let mut wait = Box::pin(engine.begin_or_wait(&duplicate, 5 * SECOND));
@@ -141,7 +141,7 @@ fn story() -> Told {
     assert!(matches!(wait, Ok(Begin::InProgress(_))));
     block_on(slow.release()).unwrap();
 
-    // A run that holds up its own renewal.
+    // A run that delays its own renewal.
     let (hold_up, delayed) = (clock.clone(), request("overdue"));
     let run = engine.run(&delayed, |_| async move {
         hold_up.advance(20 * SECOND);
@@ -159,7 +159,7 @@ fn story() -> Told {
     assert!(matches!(block_on(run), Err(RunError::Failed { replayed: false, .. })));
     assert!(matches!(begin("declined"), Ok(Begin::Failed(_))));
 
-    // An operator's work.
+    // An operator's actions.
     let unclear = lease(begin("unclear"));
     block_on(unclear.mark_effect()).unwrap();
     drop(unclear);
@@ -174,7 +174,7 @@ fn story() -> Told {
         assert_eq!(block_on(engine.forget("orders", secret("unclear"))).unwrap(), existed);
     }
 
-    // What keeps the store small.
+    // Calls that keep the store small.
     let brief = builder().response_retention(SECOND).build().unwrap();
     block_on(lease(block_on(brief.begin(&request("brief")))).complete(secret("response"))).unwrap();
     clock.advance(2 * SECOND);
@@ -186,13 +186,13 @@ fn story() -> Told {
     #[cfg(feature = "sqlite")]
     in_transactions();
 
-    // A batch, and the end of it all.
+    // A batch, begun and completed.
     let batch = block_on(engine.begin_many(&["one", "two"].map(request)));
     let leases: Vec<Lease> = batch.into_iter().map(lease).collect();
     let outcomes: Vec<_> = leases.iter().map(|lease| (lease, secret("response").into())).collect();
     assert!(block_on(engine.complete_many(&outcomes)).into_iter().all(|done| done.is_ok()));
 
-    // Many at once that nobody knows of: one is resolved, and that is amended, one is forgotten, one expires.
+    // Many unresolved at once: one is resolved and then amended, one is forgotten, one expires.
     let batch = block_on(engine.begin_many(&["three", "four", "five"].map(request)));
     let leases: Vec<Lease> = batch.into_iter().map(lease).collect();
     let held: Vec<&Lease> = leases.iter().collect();
@@ -218,7 +218,8 @@ fn story() -> Told {
     told
 }
 
-/// A purger with a store in trouble now and then, and dropped in the middle of a turn. Returns how many turns it took.
+/// Runs a purger on a store that fails now and then, and drops it midway through a purge. Returns
+/// the number of purges.
 fn purger() -> u64 {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -256,7 +257,7 @@ fn purger() -> u64 {
     taken
 }
 
-/// Leases that end in every way. Returns how many are abandoned.
+/// Ends leases in every way. Returns the number of abandoned ones.
 fn abandoned() -> u64 {
     let clock = ManualClock::new();
     let store = MemoryStore::builder().clock(clock.clone()).build();
@@ -275,16 +276,16 @@ fn abandoned() -> u64 {
     block_on(begin("released").release()).unwrap();
     lose("lost");
     let token = begin("handed over").token();
-    // One: resumed and dropped. Then resumed and finished, and resumed when it is finished.
+    // One: resumed and dropped. Then resumed and finished, and resumed after it is finished.
     drop(block_on(engine.resume(&token)).unwrap());
     block_on(block_on(engine.resume(&token)).unwrap().complete(secret("response"))).unwrap();
     drop(block_on(engine.resume(&token)).unwrap());
-    // Two and three: dropped in its time, and after it.
+    // Two and three: dropped within its lease, and after it.
     drop(begin("dropped"));
     let late = begin("late");
     clock.advance(2 * engine.policy().lease);
     drop(late);
-    // Four: a run that is dropped; five: one that panics, on a thread of its own.
+    // Four: a run that is dropped. Five: one that panics, on its own thread.
     let running = request("run");
     let mut run = Box::pin(engine.run(&running, |_| std::future::pending::<Result<(), Declined>>()));
     assert!(poll(&mut run).is_none());
@@ -297,7 +298,7 @@ fn abandoned() -> u64 {
     5
 }
 
-/// One of everything in transactions of the application's.
+/// Runs one of everything in transactions of the application's.
 #[cfg(feature = "sqlite")]
 fn in_transactions() {
     use nevertwice::{SqliteStore, sqlite};
@@ -328,7 +329,8 @@ fn in_transactions() {
     transaction.commit().unwrap();
 }
 
-/// The rows of one of the tables in the documentation of `observe`, without their backticks.
+/// Returns the rows of one of the tables in the documentation of `observe`, without their
+/// backticks.
 fn documented(table: &str) -> Vec<Vec<String>> {
     let docs = include_str!("../src/observe.rs");
     let section = docs.split("//! # ").find(|section| section.starts_with(table)).expect("a section");
@@ -353,7 +355,7 @@ mod measured {
 
     type Metrics = BTreeMap<String, (MetricKind, Option<Unit>, bool, DebugValue)>;
 
-    /// What was recorded, by name and labels.
+    /// Returns the recorded metrics, by name and labels.
     fn taken(snapshotter: &Snapshotter) -> Metrics {
         let mut metrics = Metrics::new();
         for (key, unit, description, value) in snapshotter.snapshot().into_vec() {
@@ -444,7 +446,8 @@ mod measured {
         assert!(cfg!(not(feature = "sqlite")) || in_transactions == expected, "{in_transactions:#?}");
     }
 
-    /// The operation by which purgers take turns is none of the application's.
+    /// The operation by which purgers exclude each other does not count as one of the
+    /// application's.
     #[test]
     fn a_purger_counts_what_it_removes_and_nothing_else() {
         let (turns, metrics) = recorded(|_| purger());
@@ -465,7 +468,7 @@ mod measured {
         assert!(!metrics.values().any(|(kind, ..)| *kind == MetricKind::Histogram));
     }
 
-    /// However a lease ends, it is told of at most once, and only if it was abandoned.
+    /// A lease is reported at most once, however it ends, and only if it was abandoned.
     #[test]
     fn only_abandoned_leases_are_counted() {
         let (expected, metrics) = recorded(|_| abandoned());
@@ -483,7 +486,7 @@ mod measured {
         let advised = nevertwice::observe::BUCKETS.map(|(name, bounds)| {
             assert!(bounds.len() > 5 && bounds[0] > 0.0, "{name}");
             assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]), "{name}");
-            // What the default policy allows, and one bound beyond what is usual.
+            // The range covers what the default policy allows, with one bound beyond what is usual.
             let longest = Engine::builder(MemoryStore::new()).build().unwrap().policy().run_wait;
             assert!(*bounds.last().unwrap() >= longest.as_secs_f64(), "{name}");
             name.to_owned()
@@ -500,7 +503,7 @@ mod measured {
         };
         assert_eq!(times("nevertwice_begin_seconds outcome=acquired store=memory"), [0.0; 16]);
         assert_eq!(times("nevertwice_begin_seconds outcome=error store=memory"), [5.0]);
-        // The time waited is not the begin's.
+        // The time waited does not count as the begin's latency.
         assert_eq!(times("nevertwice_begin_seconds outcome=completed store=memory"), [0.0; 3]);
         assert_eq!(times("nevertwice_wait_seconds end=changed store=memory"), [2.0]);
         assert_eq!(times("nevertwice_wait_seconds end=timeout store=memory"), [5.0]);
@@ -569,10 +572,10 @@ mod traced {
 
     #[derive(Debug, Default)]
     struct Trace {
-        /// Name, level and fields of what is declared.
+        /// The name, level and fields of each declared span.
         spans: BTreeSet<(String, Level, BTreeSet<String>)>,
         events: BTreeSet<(String, Level, BTreeSet<String>)>,
-        /// Everything that was said, a line each; of events also in which span.
+        /// Every recorded line. Those of events include their span.
         lines: Vec<String>,
     }
 
@@ -685,7 +688,7 @@ mod traced {
             r#"nevertwice.begin: nevertwice.unresolved message=nevertwice.unresolved: somebody has to look store="memory" "#,
             r#"reason="effect_marked" attempt=1"#
         ));
-        // Whoever drops a lease is in no call.
+        // A lease is dropped outside any call.
         let outside: Vec<&String> = trace.lines.iter().filter(|line| line.starts_with("no span")).collect();
         let abandoned = concat!(
             r#"no span: nevertwice.lease_abandoned message=nevertwice.lease_abandoned: dropped unfinished "#,
@@ -694,7 +697,7 @@ mod traced {
         assert_eq!(outside, [abandoned]);
     }
 
-    /// A terminal shows the message of an event and not its name: the one begins with the other.
+    /// A terminal shows the message of an event and not its name: the message begins with the name.
     #[test]
     fn every_event_says_its_name_in_its_message() {
         let (_, trace) = trace();

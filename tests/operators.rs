@@ -1,4 +1,4 @@
-//! The operators' calls: what they show, what they choose, and what they change.
+//! The operators' calls: their output, their filters and their changes.
 #![cfg(feature = "memory")]
 
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn reported(engine: &Engine, request: &Request) {
     block_on(acquire(engine, request).fail("?", Retry::Unresolved)).unwrap();
 }
 
-/// All that a filter chooses, read two records at a time.
+/// Returns all operations that a filter selects, read two records at a time.
 fn chosen(engine: &Engine, filter: &Filter) -> Vec<Unfinished> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
@@ -65,7 +65,7 @@ fn scopes(engine: &Engine, filter: &Filter) -> Vec<String> {
     found
 }
 
-// What is shown and typed
+// Display and parsing
 
 #[test]
 fn s7_scopes_are_shown_so_that_they_can_be_typed_back() {
@@ -148,10 +148,10 @@ fn s7_binary_keys_meet_no_text() {
         assert_eq!(text(other).to_typed().parse(), Ok(text(other)));
         assert_eq!(Key::from_bytes(other.as_bytes()), Ok(text(other)));
     }
-    // Control characters are no text: "a\n" is taken as bytes, and refused as a text.
+    // Text has no control characters: "a\n" is accepted as bytes, and refused as text.
     assert_eq!(Key::from_bytes(b"a\n").unwrap().to_typed(), r"\x610a");
     assert!(Key::try_from("a\n").is_err());
-    // What is a text has one typed form only.
+    // A text has only one typed form.
     for wrong in [r"\x6161", r"\x", r"\x0", r"\xzz", r"\a", r"\"] {
         assert!(wrong.parse::<Key>().is_err(), "{wrong}");
     }
@@ -232,7 +232,7 @@ fn an_inspection_says_why_nobody_may_execute_and_until_when_it_is_kept() {
     assert!(settled.stamp > found.stamp);
 }
 
-// What is chosen
+// Filters
 
 #[test]
 fn unfinished_operations_are_chosen_by_need_scope_reason_and_age() {
@@ -274,7 +274,7 @@ fn unfinished_operations_are_chosen_by_need_scope_reason_and_age() {
     assert_eq!(block_on(engine.unresolved_count()).unwrap(), evidence.len() as u64);
 }
 
-/// What is unresolved is found without a walk over what is not.
+/// Unresolved operations are found without a walk over the others.
 #[test]
 fn l5_what_is_unresolved_is_listed_without_a_walk() {
     let (clock, store, _) = setup();
@@ -293,7 +293,7 @@ fn l5_what_is_unresolved_is_listed_without_a_walk() {
     assert_eq!(store.calls() - before, 2);
 }
 
-// What is changed
+// Changes
 
 #[test]
 fn many_are_resolved_as_a_dry_run_foretold() {
@@ -328,7 +328,7 @@ fn many_are_resolved_as_a_dry_run_foretold() {
     assert!(all(Bulk::Apply).is_empty());
 }
 
-/// A store whose listings are stale: what is behind it was changed meanwhile.
+/// A store whose listings are stale: the records have changed since.
 #[derive(Debug)]
 struct Stale {
     inner: MemoryStore,
@@ -397,13 +397,13 @@ fn an_operators_word_is_amended_by_the_stamp_shown() {
     let seen = || block_on(engine.inspect("s", "k")).unwrap().unwrap();
     let amend = |stamp, amendment: Amendment| block_on(engine.amend("s", "k", stamp, amendment));
     let (right, wrong) = (Resolution::Completed(body("right")), Resolution::Failed(body("wrong")));
-    // What no operator settled is not an operator's word.
+    // An outcome that no operator recorded cannot be amended.
     let early = amend(seen().stamp, wrong.clone().into());
     assert!(matches!(early, Err(Error::NotAmendable { .. })), "{early:?}");
     block_on(engine.resolve("s", "k", lease.fence(), wrong.clone())).unwrap();
     let shown = seen();
     assert!(shown.resolved && shown.state == StateKind::Failed);
-    // Not by the fence of a resolution, and not by a stamp that is no longer the one.
+    // Neither the fence of a resolution nor an outdated stamp is accepted.
     let again = block_on(engine.resolve("s", "k", lease.fence(), right.clone()));
     assert!(matches!(again, Err(Error::NotResolvable { .. })), "{again:?}");
     assert!(matches!(amend(shown.fence, right.clone().into()), Err(Error::NotAmendable { .. })));
@@ -479,7 +479,7 @@ fn a_resolution_over_the_limit_is_refused_and_not_cut() {
     block_on(engine.resolve("s", "k", lease.fence(), fits)).unwrap();
 }
 
-// What ends unsettled
+// Evidence that expires unsettled
 
 #[test]
 fn evidence_that_expires_is_counted_by_the_purge_after_it() {
@@ -492,7 +492,7 @@ fn evidence_that_expires_is_counted_by_the_purge_after_it() {
     let purge = block_on(store.purge(100)).unwrap();
     assert_eq!((purge.removed, purge.unsettled), (3, 0));
     clock.advance(100 * DAY);
-    // New records make way for themselves: what they remove is told too.
+    // New records make room for themselves: the records that they remove are counted too.
     for key in 0..1000 {
         drop(acquire(&engine, &request("new", &key.to_string())));
     }
@@ -551,7 +551,7 @@ fn batches_renew_mark_and_fail_each_for_itself() {
         held.iter().map(|lease| lease.effect_marked()).collect::<Vec<_>>(),
         [false, true, true, false]
     );
-    // Somebody took the first, which was not marked.
+    // Another caller took the first, which was not marked.
     clock.advance(31 * SECOND);
     drop(acquire(&engine, &requests[0]));
     let outcomes: Vec<_> = held.iter().map(|lease| (*lease, "no".into(), Retry::Never)).collect();
@@ -565,7 +565,7 @@ fn batches_renew_mark_and_fail_each_for_itself() {
     }
 }
 
-/// A store that is not the memory store, as its name says.
+/// A store whose name differs from the memory store's.
 #[derive(Debug)]
 struct Named(MemoryStore);
 

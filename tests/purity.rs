@@ -1,11 +1,11 @@
-//! What the crate pulls in: the core names no driver, each feature brings only its own, and the stated Rust version
-//! is what the dependencies need.
+//! The crate's dependencies: the core names no driver, each feature adds only its own, and the
+//! stated Rust version is the one that the dependencies need.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// The crates that only a backend or the test kit may bring.
+/// The crates that only a backend or the test kit may add.
 const OPTIONAL: [&str; 8] =
     ["futures-channel", "metrics", "parking_lot", "pollster", "redis", "rusqlite", "tokio", "tracing"];
 
@@ -19,7 +19,7 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("cargo prints UTF-8")
 }
 
-/// The names of all crates that `features` pull in, at any depth.
+/// Returns the names of all crates that `features` add, at any depth.
 fn tree(features: &str) -> BTreeSet<String> {
     cargo(&["tree", "--no-default-features", "--features", features, "-e", "normal", "--prefix", "none"])
         .lines()
@@ -58,7 +58,7 @@ fn the_engine_names_no_driver() {
                 visit(&path);
                 continue;
             }
-            // It asks the operating system which boot this is.
+            // It asks the operating system for the identity of the boot.
             if path.ends_with("clock/boot.rs") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The stored form of a record: compact, stable, and never believed when it is damaged.
+//! The stored form of a record: compact, stable, and refused when damaged.
 
 use std::time::Duration;
 
@@ -181,7 +181,8 @@ fn s14_a_newer_format_is_refused_as_such() {
     assert_eq!(error.to_string(), "record format 3 is newer than this release's 2");
 }
 
-/// What releases have written must stay readable: this is a record of format 2, byte for byte.
+/// Records that releases have written must stay readable: this is a record of format 2, byte for
+/// byte.
 #[test]
 fn s14_format_2_stays_readable() {
     let written = "025910bdc5410001ec90915fa26ab012a89a88ecc8b47e4d07000000000000000180c0ddeec10201730163\
@@ -206,7 +207,7 @@ fn s7_debug_shows_no_content() {
     assert!(!shown.contains("secret") && !shown.contains("115, 101"), "{shown}");
 }
 
-/// `bytes` behind the version and the checksum, with the checksum that they must have.
+/// Returns `bytes` with a valid checksum in front.
 fn sealed(bytes: &[u8]) -> Bytes {
     let mut sum = crc32fast::Hasher::new();
     sum.update(id("k").as_bytes());
@@ -215,12 +216,13 @@ fn sealed(bytes: &[u8]) -> Bytes {
     [&[Record::VERSION], &sum.finalize().to_le_bytes()[..], bytes].concat().into()
 }
 
-/// Up to the scope: bits, fingerprint, fence, attempt, retention, and neither of the other two.
+/// Returns the fields up to the scope: bits, fingerprint, fence, attempt and retention, without the
+/// two optional retentions.
 fn head(bits: u16, attempt: &[u8], retention: &[u8]) -> Vec<u8> {
     [&bits.to_le_bytes()[..], &[1; 17], &7_u64.to_le_bytes(), attempt, retention].concat()
 }
 
-/// Damage that a checksum does not show, since a faulty release could have written it.
+/// Damage that a checksum does not detect, since a faulty release could have written it.
 #[test]
 fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     let (in_progress, completed, failed_now, failed_after) = (0, 1, 2, 3);
@@ -243,7 +245,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     for state in [6, 7] {
         assert_eq!(damaged(with(state, &[0])), "unknown state");
     }
-    // A body that was left out is a length and a digest, and nothing else.
+    // An omitted body is a length and a digest, and nothing else.
     let marker = Body::omitted(1, 2);
     let stored = [&[0][..], &1_u64.to_le_bytes(), &2_u64.to_le_bytes()].concat();
     assert_eq!(read(with(completed | omitted, &stored)).state, State::Completed(marker.clone()));
@@ -274,7 +276,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     }
     assert_eq!(damaged(with(completed | 1 << 15, &[0])), "a flag that no release sets");
     assert_eq!(damaged(with(in_progress | 3 << 8, &grant)), "unknown recovery");
-    // A head is there whether its body is or not, and never empty.
+    // A head may be present with or without a body, and is never empty.
     let (head, resolved) = (1 << 11, 1 << 10);
     let headed = read(with(completed | head | resolved, &[0, 2, b'h', b'd', b'x']));
     let body = Body::kept(Bytes::from_static(b"x")).with_head(b"hd");
@@ -283,7 +285,7 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     assert_eq!(omitted.state, State::Completed(Body::omitted(1, 2).with_head(b"h")));
     assert_eq!(damaged(with(completed | head, &[0, 0])), "an empty head");
     assert_eq!(damaged(with(completed | head, &[0, 2, b'h'])), "too short");
-    // Two retentions more, in this order.
+    // The two optional retentions, in this order.
     let kept = read(with(completed | 1 << 12 | 1 << 13, &[5, 6, 0]));
     let micros = |number| Some(Duration::from_micros(number));
     assert_eq!((kept.response_retention, kept.unresolved_retention), (micros(5), micros(6)));
@@ -432,7 +434,7 @@ fn l5_a_record_weighs_what_it_holds() {
     assert_eq!(weight(State::Completed(Body::new(Bytes::from_static(b"seven b"), 0))), least);
 }
 
-/// What operators see of a text is cut between characters, and nothing is put behind a cut.
+/// A label is cut between characters, and nothing follows the mark of a cut.
 #[test]
 fn a_label_is_as_much_as_there_is_room_for() {
     let scope = |parts: &[&str]| format!("{:?}", Scope::new(parts).unwrap());

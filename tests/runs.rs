@@ -1,5 +1,6 @@
-//! `run` and its kin: one value for everybody, outcomes that are not given up, errors without
-//! serde, blocking handlers, and leases kept alive; on the memory store and a manual clock.
+//! `run` and its relatives: one value for all callers, outcomes that are recorded despite outages,
+//! errors without serde, blocking handlers, and leases kept alive; on the memory store and a manual
+//! clock.
 #![cfg(feature = "memory")]
 
 use std::cell::Cell;
@@ -51,7 +52,7 @@ fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
     }
 }
 
-/// What `call` gives, with the clock moved on by `step` whenever it waits.
+/// Returns the output of `call`, advancing the clock by `step` whenever it is pending.
 fn driven<T>(clock: &ManualClock, step: Duration, call: impl Future<Output = T>) -> T {
     let mut call = Box::pin(call);
     for _ in 0..10_000 {
@@ -77,7 +78,7 @@ impl Failure for Trouble {
     }
 }
 
-// One value for everybody
+// One value for all callers
 
 type Ran<T> = Result<Outcome<T>, RunError<T, Trouble>>;
 
@@ -85,7 +86,7 @@ fn run<T: Serialize + DeserializeOwned>(engine: &Engine, key: &str, value: T) ->
     block_on(engine.run(&request(key), |_| std::future::ready(Ok(value))))
 }
 
-/// What the first caller and a duplicate get for `value`: the same.
+/// Returns the value that both the first caller and a duplicate get for `value`: they are the same.
 #[track_caller]
 fn both<T: Serialize + DeserializeOwned + Clone + Debug>(value: T) -> T {
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
@@ -132,7 +133,7 @@ fn s2_everybody_gets_one_and_the_same_value() {
     let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
     assert_eq!(both(time), time);
     both(());
-    // What JSON does not keep is lost to all, and to the first caller too.
+    // Information that JSON does not keep is lost to all callers, including the first.
     let quote = Quote { price: 1.0, note: Some(None), internal: 7 };
     assert_eq!(both(quote), Quote { price: 1.0, note: None, internal: 0 });
     assert_eq!(both(Some(None::<u8>)), None);
@@ -140,7 +141,7 @@ fn s2_everybody_gets_one_and_the_same_value() {
     assert_eq!(both(Some(())), None);
 }
 
-/// An ordinary computation of prices, of which one in seven came back one bit off.
+/// An ordinary computation of prices, of which one in seven once came back one bit off.
 #[test]
 fn s2_no_price_comes_back_as_another() {
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
@@ -181,7 +182,8 @@ fn s2_everybody_gets_one_and_the_same_error() {
     }
 }
 
-/// `value` ran, is recorded as done without itself, and is neither lost nor run again.
+/// Checks that `value` ran, is recorded as done without its value, and is neither lost nor run
+/// again.
 #[track_caller]
 fn unwritable<T: Serialize + DeserializeOwned + Clone + Debug>(value: T, why: &str) {
     let (clock, _, engine) = setup();
@@ -223,7 +225,7 @@ fn s8_what_does_not_read_back_is_done_and_not_lost() {
     unwritable(Odd, "cannot be written as JSON");
 }
 
-/// An error that cannot be recorded itself: what it says may be done is.
+/// An error that cannot be recorded itself: its retry is.
 #[test]
 fn s8_an_error_that_does_not_read_back_keeps_its_retry() {
     #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -275,9 +277,9 @@ fn errors_show_no_content() {
     assert!(shown(run("unrecorded", Ok(secret(1.0)))).contains("Unrecorded"));
 }
 
-// Outcomes that are not given up
+// Outcomes that are recorded despite outages
 
-/// A store that is away for seven seconds, of a lease of twenty: the outcome is recorded.
+/// A store that is down for seven seconds of a lease of twenty: the outcome is recorded.
 #[test]
 fn s2_an_outcome_is_recorded_though_the_store_is_away_for_a_while() {
     for fault in [Fault::FailBefore, Fault::FailAfter, Fault::RequestLost, Fault::AnswerLost] {
@@ -304,7 +306,7 @@ fn s2_an_outcome_is_recorded_though_the_store_is_away_for_a_while() {
     }
 }
 
-/// A store that stays away: the run ends with the lease, and its error carries what the handler
+/// A store that stays down: the run ends with the lease, and its error carries what the handler
 /// returned.
 #[test]
 fn l1_an_outcome_that_cannot_be_recorded_is_not_lost_to_its_caller() {
@@ -325,7 +327,7 @@ fn l1_an_outcome_that_cannot_be_recorded_is_not_lost_to_its_caller() {
     }
 }
 
-/// The store accepts a finish past the lease, as long as nobody took the key, and otherwise the
+/// The store accepts a finish past the lease as long as no other caller took the key. Otherwise the
 /// value comes with the error.
 #[test]
 fn s3_an_outcome_past_the_lease_is_recorded_unless_somebody_took_the_key() {
@@ -513,7 +515,7 @@ fn a_blocking_handlers_failure_is_recorded_and_its_panic_is_a_crash() {
     assert!(acquire(&engine, "p").takeover());
 }
 
-/// A handler whose caller gave up goes on, and what it returns is recorded by nobody.
+/// A handler whose caller was dropped continues, and its return value is not recorded.
 #[test]
 fn s11_a_dropped_blocking_run_is_a_crash() {
     let (clock, _, engine) = setup();
@@ -536,8 +538,8 @@ fn s11_a_dropped_blocking_run_is_a_crash() {
 
 // Leases kept alive
 
-/// L3: leases of several lengths are kept for as long as the work takes, though two renewals in a
-/// row fail; those that are finished meanwhile are left alone.
+/// L3: leases of several lengths are kept for as long as the work takes, although two renewals in a
+/// row fail. Those that are finished meanwhile are left alone.
 #[test]
 fn l3_many_leases_are_kept_alive() {
     for fault in [Fault::FailBefore, Fault::FailAfter, Fault::RequestLost, Fault::AnswerLost] {
@@ -610,8 +612,8 @@ fn l3_leases_are_renewed_at_a_third_and_together() {
     assert!(leases.iter().all(|lease| lease.is_lost()), "nobody renews what is dropped");
 }
 
-/// A lease that is lost or released, whatever came back, is given up, and holds up no other; none
-/// at all is no error.
+/// A lease that is lost or released, with any result, is dropped from renewal and delays no other.
+/// An empty set is no error.
 #[test]
 fn l3_a_lost_lease_holds_up_no_other() {
     let (clock, store, engine) = setup();

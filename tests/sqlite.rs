@@ -1,4 +1,5 @@
-//! The SQLite store: its file, its time, several users of one file, and transactions of the application's own.
+//! The SQLite store: its file, its time, several users of one file, and transactions of the
+//! application's own.
 #![cfg(feature = "sqlite")]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
@@ -52,7 +53,8 @@ nevertwice::conformance!(sqlite, async {
     (SqliteStore::open(dir.path().join("x.db")).unwrap(), dir)
 });
 
-/// The clock of another process on the machine of a [`ManualClock`], whose wall clock reads what this one's says.
+/// The clock of another process on the machine of a [`ManualClock`]. The second clock gives its
+/// wall time.
 #[derive(Debug, Clone)]
 struct Other(ManualClock, ManualClock);
 
@@ -74,12 +76,13 @@ impl Clock for Other {
     }
 }
 
-/// The clock of another process on the machine of `clock`, with a wall clock that reads `wall` for ever.
+/// Returns the clock of another process on the machine of `clock`, whose wall clock always reads
+/// `wall`.
 fn same_boot(clock: &ManualClock, wall: Duration) -> Other {
     Other(clock.clone(), ManualClock::starting_at(wall))
 }
 
-/// A file in a folder of its own, gone with it.
+/// A file in a temporary folder of its own.
 struct File(TempDir);
 
 impl File {
@@ -103,7 +106,7 @@ impl File {
         SqliteStore::builder(self.path()).clock(clock.clone())
     }
 
-    /// The file as `kill -9` leaves it: no store has had the time to close it.
+    /// Copies the file as `kill -9` leaves it: no store had the time to close it.
     fn killed(&self) -> File {
         let copy = File::new();
         for end in ["", "-wal"] {
@@ -141,7 +144,7 @@ fn stored(store: &SqliteStore, key: &str) -> Option<Record> {
     block_on(store.load(&id(key))).unwrap().record.map(|record| *record)
 }
 
-/// A record, to be stored under any id.
+/// Returns a record that can be stored under any id.
 fn sample() -> Record {
     let file = File::new();
     let store = file.store();

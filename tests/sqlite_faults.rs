@@ -1,5 +1,5 @@
-//! What a disk and a file do to a SQLite store: system calls that fail, a disk that is full, bytes that change, tables of
-//! another release. Each check says in the output what it did.
+//! Faults of the disk and the file of a SQLite store: failing system calls, a full disk, damaged
+//! bytes, tables of another release. Each check prints what it did.
 #![cfg(all(feature = "sqlite", unix))]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
@@ -30,7 +30,7 @@ fn request(key: &str) -> Request {
     Request::new("faults", key).unwrap()
 }
 
-/// An engine that gives up at `limit` what cannot be had.
+/// Creates an engine whose calls time out after `limit`.
 fn engine(store: SqliteStore, limit: Duration) -> Engine {
     Engine::builder(store).lease(LEASE).call_timeout(limit).finish_timeout(limit).build().unwrap()
 }
@@ -46,7 +46,8 @@ fn acquire(engine: &Engine, key: &str) -> Lease {
     }
 }
 
-/// The response that [`acquire`]d keys are completed with: each its own, and of another length than its neighbours'.
+/// Returns the response for an [`acquire`]d key: unique, and of another length than its
+/// neighbours'.
 fn response(key: &str) -> Vec<u8> {
     let times = 5 + key.bytes().map(usize::from).sum::<usize>() % 20;
     key.repeat(times).into_bytes()

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 use tempfile::NamedTempFile;
 
-/// Built with what this test was built with, so that nothing is compiled twice.
+/// Runs the example, built with this test's features so that nothing is compiled twice.
 fn storm(args: &[&str]) -> Output {
     let features = [
         ("memory", cfg!(feature = "memory")),
@@ -32,7 +32,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// The numbers of the last line, after it was checked for its names and their order.
+/// Returns the numbers of the last line, after a check of its names and their order.
 fn numbers(output: &Output) -> HashMap<String, f64> {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let stdout = text(&output.stdout);

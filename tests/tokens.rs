@@ -1,4 +1,4 @@
-//! What a holder may still say: on another store, after a release, and with windows that cannot be safe.
+//! The limits of a token: on another store, after a release, and with windows that cannot be safe.
 #![cfg(feature = "memory")]
 
 use std::time::Duration;
@@ -14,7 +14,8 @@ fn engine_on(store: MemoryStore) -> Engine {
     Engine::builder(store).build().unwrap()
 }
 
-/// A token is of the store that made the grant. Elsewhere nobody would look for the outcome.
+/// A token belongs to the store that made the grant. On another store no caller would look for the
+/// outcome.
 #[test]
 fn s3_a_token_of_another_store_records_nothing() {
     let there = MemoryStore::new();
@@ -29,15 +30,16 @@ fn s3_a_token_of_another_store_records_nothing() {
         if *token == there.identity() && *store == here.identity()));
     assert!(refused.to_string().contains(&here.identity().to_string()));
     assert_eq!(block_on(engine.inspect("tests", "moved")).unwrap(), None);
-    // A store that was renamed says its old name.
+    // A renamed store states its old name.
     let renamed = Engine::builder(here).accept_tokens_from(there.identity()).build().unwrap();
     let resumed = block_on(renamed.resume(&token)).unwrap();
     block_on(resumed.complete("done")).unwrap();
-    // A clone of the store is the store.
+    // A clone of the store is the same store.
     assert!(block_on(engine_on(there).resume(&token)).is_ok());
 }
 
-/// Once a release was sent, whatever came back, the record may be gone: nothing is recorded over that.
+/// Once a release has been sent, with any result, the record may be gone: nothing is recorded over
+/// that.
 #[test]
 fn s3_a_released_lease_records_nothing() {
     for fault in [None, Some(Fault::FailBefore), Some(Fault::FailAfter)] {
@@ -78,7 +80,7 @@ fn windows_of_a_request_are_refused_as_the_builders_are() {
     };
     assert!(short(request("a").retention(hour)) && short(request("a").lease(hour / 2)));
     assert!(!short(request("a").retention(day * 3).lease(hour)));
-    // The purger's own operation is no caller's.
+    // The purger's own operation is not affected by callers' windows.
     let (told, heard) = std::sync::mpsc::channel();
     let purger = engine.purge_regularly(PurgePlan::default(), move |purged| told.send(purged).unwrap());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -1,4 +1,4 @@
-//! docs/VERIFICATION.md names tests: they exist, and no invariant is without one.
+//! The tests named in docs/VERIFICATION.md exist, and every invariant has one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn sources(folder: &Path, text: &mut String) {
     }
 }
 
-/// The invariant that a name starts with.
+/// Returns the invariant that a name starts with.
 fn invariant(name: &str) -> Option<&str> {
     let (start, _) = name.split_once('_')?;
     let number = start.strip_prefix(['s', 'l'])?;

@@ -1,4 +1,5 @@
-//! One bad waker harms nobody else: wakers of the application's that panic, whoever wakes or drops them.
+//! A faulty waker of the application's affects no other caller: wakers that panic, on any thread
+//! that wakes or drops them.
 #![cfg(feature = "memory")]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
@@ -20,11 +21,11 @@ use nevertwice::{
     Snapshot, Stamp, Store, StoreError, Swap,
 };
 
-/// How long anything that must happen may take.
+/// The time limit for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What a panic leaves, and panics itself when it is dropped.
+/// A panic payload that panics itself when it is dropped.
 struct Worse;
 
 impl Drop for Worse {
@@ -33,7 +34,8 @@ impl Drop for Worse {
     }
 }
 
-/// A waker that panics when it is woken and when it is dropped, as an executor's with too many tasks or a closed queue.
+/// A waker that panics when it is woken and when it is dropped, like that of an executor with too
+/// many tasks or a closed queue.
 struct Bad;
 
 impl Wake for Bad {
@@ -48,17 +50,17 @@ impl Drop for Bad {
     }
 }
 
-/// Polls `future` once in a task of such a waker, of which the future has the only clone afterwards.
+/// Polls `future` once with such a waker, of which the future then holds the only clone.
 fn poll_badly<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     let bad = Arc::new(Bad);
     let waker = Waker::from(bad);
     let polled = pin!(future).poll(&mut Context::from_waker(&waker));
-    // Dropped here if nobody has a clone: then it is this task's own affair.
+    // Dropped here if no clone exists: the panic then concerns only this task.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(waker)));
     polled
 }
 
-/// What `work` gives on a thread of its own, or a panic if it hangs.
+/// Returns the output of `work` on its own thread, or panics if it hangs.
 fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     thread::spawn(move || sender.send(work()));
@@ -91,12 +93,12 @@ fn the_timer_goes_on_after_a_waker_that_panics() {
     let _lease = acquire(&engine, "k");
     for _ in 0..3 {
         let request = request("k");
-        // On a busy machine a millisecond may be over before the first look.
+        // On a busy machine a millisecond may pass before the first poll.
         let wait = || engine.begin_or_wait(&request, Duration::from_millis(1)).boxed();
         let _wait = std::iter::repeat_with(wait)
             .map(|mut wait| (poll_badly(&mut wait), wait))
             .find(|(polled, _)| polled.is_pending());
-        // The bad one is due first, so that the timer has met it when this sleep is over.
+        // The faulty waker is due first, so that the timer has woken it by the end of this sleep.
         ends("a sleep", || block_on(nevertwice::SystemClock.sleep(Duration::from_millis(20))));
     }
     let other = ends("another engine's wait", || {
@@ -107,7 +109,8 @@ fn the_timer_goes_on_after_a_waker_that_panics() {
     assert!(matches!(other, Begin::InProgress(_)));
 }
 
-/// All waiters of a key share one look at the store: the first drives it, and its waker stands among all of theirs.
+/// All waiters of a key share one watch of the store: the first one drives it, and its waker is
+/// kept among those of all the others.
 fn waiters_of_a_key(engine: &Engine) {
     let lease = acquire(engine, "shared");
     let mut bad = [waiting(engine, "shared"), waiting(engine, "shared")];
@@ -167,7 +170,7 @@ fn whoever_waits_for_a_lease_to_be_lost_harms_no_other() {
         let (woken, wakes) = channel();
         let waker = Waker::from(Arc::new(Tell(woken)));
         assert!(good.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        // The clock wakes whose time has come, the lease those who wait for its end.
+        // The clock wakes sleepers that are due; the lease wakes those that wait for its end.
         clock.advance(engine.policy().lease);
         assert!(wakes.try_recv().is_ok() && good.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
     }
@@ -177,7 +180,8 @@ fn whoever_waits_for_a_lease_to_be_lost_harms_no_other() {
     block_on(lease.complete("done")).unwrap();
 }
 
-/// Bytes of the application's that panic when they go: the last to hold them may be another's call.
+/// Bytes of the application's that panic when they are freed: the last reference may be held by
+/// another caller's call.
 #[test]
 fn a_body_that_panics_when_it_is_freed_harms_no_other_call() {
     struct Brittle(Vec<u8>);
@@ -206,7 +210,7 @@ fn a_body_that_panics_when_it_is_freed_harms_no_other_call() {
     assert!(store.is_empty());
 }
 
-/// The report of a purger is the application's too.
+/// The report callback of a purger is the application's code too.
 #[test]
 fn a_report_that_panics_does_not_end_the_purger() {
     let clock = ManualClock::new();
@@ -224,7 +228,7 @@ fn a_report_that_panics_does_not_end_the_purger() {
     }
 }
 
-/// A store that cannot even say that it fails.
+/// A store that panics instead of returning an error.
 #[derive(Debug)]
 struct Panicking(MemoryStore);
 
@@ -289,7 +293,7 @@ mod sqlite {
         let (engine, _dir) = open();
         for round in 0..3 {
             let bad = request(&format!("bad {round}"));
-            // A writer that is fast may answer before the second look, and wake nobody.
+            // A fast writer may answer before the second poll, and wake no task.
             let _ = poll_badly(&mut engine.begin(&bad).boxed());
             drop(engine.begin(&request(&format!("worse {round}"))).now_or_never());
             let other = engine.clone();
@@ -303,7 +307,7 @@ mod sqlite {
         waiters_of_a_key(&engine);
     }
 
-    /// A clock that panics when it is told to.
+    /// A clock that panics on demand.
     #[derive(Debug, Clone)]
     struct Moody(ManualClock, Arc<AtomicBool>);
 
@@ -313,7 +317,7 @@ mod sqlite {
         }
 
         fn monotonic(&self) -> Duration {
-            // The writer's thread only: elsewhere it is the caller's own affair.
+            // On the writer's thread only: elsewhere the panic concerns only the caller.
             let thread = thread::current();
             let is_writer = thread.name().is_some_and(|name| name.starts_with("nevertwice"));
             assert!(!(is_writer && self.1.swap(false, Ordering::SeqCst)), "the clock panics");
@@ -333,7 +337,7 @@ mod sqlite {
         let engine = Engine::builder(store).build().unwrap();
         let lease = acquire(&engine, "k");
         clock.1.store(true, Ordering::SeqCst);
-        // Tried again, as after any commit of which nobody knows.
+        // Repeated, as after any commit with an unknown result.
         ends("a finish", move || block_on(lease.complete("done")).unwrap());
         assert!(!clock.1.load(Ordering::SeqCst), "it did panic");
     }
@@ -353,11 +357,12 @@ fn callers_of_one_connection_are_answered_beside_one_whose_waker_panics() {
     let store = runtime.block_on(nevertwice::RedisStore::connect(&server.url())).unwrap();
     let engine = Engine::builder(store).build().unwrap();
     for round in 0..5 {
-        // Two have the connection's pipelines, and the others wait for them.
+        // Two occupy the connection's pipelines, and the others wait for them.
         let requests: Vec<Request> = (0..6).map(|at| request(&format!("bad {round} {at}"))).collect();
         let mut bad: Vec<_> = requests.iter().map(|request| engine.begin(request).boxed()).collect();
         bad.iter_mut().for_each(|bad| drop(poll_badly(bad)));
-        // As if each were the task that is polled in vain: one that has the others to send passes that on when it goes.
+        // Each is dropped as if it were the task that is polled in vain: one that has to send for
+        // the others passes that duty on when it is dropped.
         for bad in bad {
             runtime.block_on(tokio::task::yield_now());
             drop(bad);

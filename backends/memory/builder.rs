@@ -1,4 +1,4 @@
-//! How a memory store is set up: [`MemoryStoreBuilder`].
+//! The configuration of a memory store: [`MemoryStoreBuilder`].
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(super) struct Limits {
     pub(super) scope: Option<usize>,
 }
 
-/// Sets up a [`MemoryStore`]; made by [`MemoryStore::builder`].
+/// Configures a [`MemoryStore`]. Created by [`MemoryStore::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct MemoryStoreBuilder {
@@ -27,33 +27,40 @@ impl MemoryStoreBuilder {
         MemoryStoreBuilder { limits, clock: Arc::new(SystemClock) }
     }
 
-    /// How many records there may be, to about a hundredth: begins at the same moment may all find the last place free. What is
-    /// over its time makes room, but behind what was recorded before it and is kept for a 32nd longer at most. **Default 1 000 000.**
+    /// Sets the maximum number of records. **Default: 1 000 000.**
+    ///
+    /// The limit holds to within about 1 %, and concurrent begins may all find the last free place.
+    /// Expired records make room, roughly oldest first: an expired record can be removed only after
+    /// those written before it whose retention is at most 1/32 longer.
     pub fn max_records(mut self, records: usize) -> MemoryStoreBuilder {
         self.limits.records = records;
         self
     }
 
-    /// How many bytes the records may take, about. **Default 1 GiB.**
+    /// Sets the approximate maximum number of bytes that the records may occupy. **Default: 1
+    /// GiB.**
     pub fn max_bytes(mut self, bytes: usize) -> MemoryStoreBuilder {
         self.limits.bytes = bytes;
         self
     }
 
-    /// How many records there may be of one scope, so that one tenant cannot use up the room of all. **Default: no limit.** Scopes
-    /// that are shown alike (their first 45 bytes are the same) count as one. Counting takes a lock that all begins share.
+    /// Sets the maximum number of records per scope, so that one tenant cannot fill the store.
+    /// **Default: no limit.**
+    ///
+    /// Scopes that display alike (their first 45 bytes are equal) count as one. Counting takes a
+    /// lock that all begins share.
     pub fn max_records_per_scope(mut self, records: usize) -> MemoryStoreBuilder {
         self.limits.scope = Some(records);
         self
     }
 
-    /// Takes time from `clock` instead of the operating system.
+    /// Reads the time from `clock` instead of the operating system.
     pub fn clock(mut self, clock: impl Clock) -> MemoryStoreBuilder {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The store.
+    /// Builds the store.
     pub fn build(self) -> MemoryStore {
         MemoryStore(Arc::new(Inner::new(self.limits, Timeline::new(self.clock, Stamp::ZERO))))
     }

@@ -1,10 +1,11 @@
-//! Where a shard finds a record by its id: [`Index`].
+//! The index of a shard, from record ids to places: [`Index`].
 
 use hashbrown::HashTable;
 
 use crate::key::RecordId;
 
-/// Places by ids: eight bytes a record. It knows ids by 32 bits of them; whoever has the records compares the rest.
+/// A map from ids to places, eight bytes per record. It stores only 32 bits of an id; the caller,
+/// which has the records, compares the rest.
 #[derive(Default)]
 pub(super) struct Index(HashTable<Slot>);
 
@@ -14,13 +15,15 @@ struct Slot {
     place: u32,
 }
 
-/// The first bits of an id: ids are digests, so these are as good a hash as any. They are in the order of the ids.
+/// Returns the first 32 bits of an id. Ids are digests, so these bits are as good a hash as any.
+/// Hashes sort in the same order as ids.
 pub(super) fn hash_of(id: &RecordId) -> u32 {
     let [first, second, third, fourth, ..] = *id.as_bytes();
     u32::from_be_bytes([first, second, third, fourth])
 }
 
-/// The table takes a bucket from the low bits of a hash and a tag from the high ones.
+/// Repeats the hash in both halves: the table takes a bucket from the low bits and a tag from the
+/// high ones.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
@@ -30,7 +33,7 @@ impl Index {
         self.0.len()
     }
 
-    /// The place of a record with this hash that `is` the one looked for.
+    /// Returns the place of the record with this hash for which `is` returns true.
     pub(super) fn find(&self, hash: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
         self.0.find(spread(hash), |slot| slot.hash == hash && is(slot.place)).map(|slot| slot.place)
     }
@@ -49,13 +52,15 @@ impl Index {
         if let Ok(entry) = self.0.find_entry(spread(hash), |slot| slot.place == place) {
             entry.remove();
         }
-        // A table does not shrink by itself, and storage is to be proportional to what is there.
+        // Tables do not shrink by themselves, and memory must stay proportional to the live
+        // records.
         if self.0.len() < self.0.capacity() / 4 {
             self.0.shrink_to(self.0.len() * 2, |slot| spread(slot.hash));
         }
     }
 
-    /// Hashes and places of the records whose hash is not before `from`, in no order.
+    /// Returns the hashes and places of records whose hash is at least `from`, in no particular
+    /// order.
     pub(super) fn since(&self, from: u32) -> impl Iterator<Item = (u32, u32)> {
         self.0.iter().filter(move |slot| slot.hash >= from).map(|slot| (slot.hash, slot.place))
     }

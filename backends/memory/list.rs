@@ -1,6 +1,6 @@
-//! Lists through nodes that lie in a vector: [`List`].
+//! Doubly linked lists whose nodes live in a vector: [`List`].
 
-/// No node.
+/// The index that stands for no node.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// The neighbours of a node in its list.
@@ -14,12 +14,12 @@ impl Links {
     pub(super) const NONE: Links = Links { before: NONE, behind: NONE };
 }
 
-/// What can be in a list, at most in one.
+/// A node of a [`List`]. It can be in at most one list at a time.
 pub(super) trait Linked {
     fn links(&mut self) -> &mut Links;
 }
 
-/// A list of nodes, which are named by their index in a vector. Each call gets the same vector.
+/// A list of nodes, identified by their index in a vector. Every call must pass the same vector.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct List {
     pub(super) first: u32,
@@ -45,7 +45,7 @@ impl List {
         self.set_before(nodes, behind, before);
     }
 
-    /// Tells the neighbours of a node of the list that it has moved to `node`.
+    /// Updates the neighbours of a node of the list after it has moved to `node`.
     pub(super) fn moved<N: Linked>(&mut self, nodes: &mut [N], node: u32) {
         let Links { before, behind } = *nodes[node as usize].links();
         self.set_behind(nodes, before, node);
@@ -69,7 +69,7 @@ impl List {
 
 #[cfg(test)]
 impl List {
-    /// The nodes in their order, the same from either end.
+    /// Returns the nodes in order, after checking that both directions agree.
     pub(super) fn nodes<N: Linked>(self, nodes: &mut [N]) -> Vec<u32> {
         let mut found = Vec::new();
         let (mut node, mut before) = (self.first, NONE);

@@ -1,12 +1,13 @@
-//! The bytes of a finished record in a segment: [`fits`], [`Log::write`] and [`View`].
+//! The encoding of a finished record in a segment: [`fits`], [`Log::write`] and [`View`].
 //!
 //! ```text
 //! flags 1 · id 32 · scope · fingerprint 1 or 17 · stamp · fence · [more flags 1] ·
 //! [retention · response retention] · [unresolved retention] · [attempt] · [wait] · [key] · [head] · body
 //! ```
-//! Numbers are LEB128. The stamp counts from the segment's, the fence back from the stamp. What is the same for many
-//! records is written once: retentions only where they are not the segment's, and a scope, where one of those written last is
-//! the same, as the number of bytes that it is before the record's own place for it.
+//! Numbers are LEB128. The stamp is an offset from the segment's stamp, the fence an offset back
+//! from the record's stamp. Values that many records share are written once: retentions only if
+//! they differ from the segment's, and a scope that equals one of the last few written as the
+//! distance in bytes back to it.
 
 use std::time::Duration;
 
@@ -26,15 +27,15 @@ mod bits {
     pub(super) const FAILED_AFTER: u8 = 2;
     pub(super) const FAILED_NEVER: u8 = 3;
     pub(super) const FAILED_UNRESOLVED: u8 = 4;
-    /// The state is in a second byte of flags.
+    /// The state is in the second byte of flags.
     pub(super) const EXTENDED: u8 = 5;
     pub(super) const OMITTED: u8 = 1 << 3;
     pub(super) const KEY: u8 = 1 << 4;
     /// The attempt is not the first, and is written.
     pub(super) const ATTEMPT: u8 = 1 << 5;
-    /// The retentions are not the segment's, and are written.
+    /// The retentions differ from the segment's, and are written.
     pub(super) const RETENTIONS: u8 = 1 << 6;
-    /// Nobody's any more.
+    /// The record was removed.
     pub(super) const DEAD: u8 = 1 << 7;
 }
 
@@ -50,10 +51,11 @@ const SCOPE: usize = ID + 32;
 /// The longest body and key that are copied into a segment.
 const MAX_BODY: usize = 1024;
 const MAX_KEY: usize = 255;
-/// How many of the scopes written last are looked through for the same.
+/// The number of recently written scopes that are searched for an equal one.
 const RECENT: usize = 8;
 
-/// At most how many bytes the record takes in a segment; `None` if it is not one to be packed.
+/// Returns an upper bound of the bytes that the record takes in a segment, or `None` if it cannot
+/// be packed.
 pub(super) fn fits(record: &Record) -> Option<usize> {
     let body = match &record.state {
         State::Completed(body) | State::Failed(body, _) => {
@@ -68,36 +70,36 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
         State::Failed(_, Retry::After(wait)) => *wait,
         State::Failed(..) | State::Completed(_) | State::InProgress { .. } => Duration::ZERO,
     };
-    // One is added to the response's retention.
+    // The response's retention is stored plus one.
     let response = record.response_retention.map(|kept| exact_micros(kept).filter(|kept| *kept < u64::MAX));
     let unresolved = record.unresolved_retention.unwrap_or_default();
     let exact = response != Some(None)
         && [record.retention, unresolved, wait].map(exact_micros).iter().all(Option::is_some);
-    // One that starts with 0 and does not stand for none is not of this crate's making.
+    // A fingerprint that starts with 0 and is not `NONE` was not made by this crate.
     let fingerprint = record.fingerprint == Fingerprint::NONE || record.fingerprint.as_bytes()[0] != 0;
     // Seven numbers of at most 10 bytes, four lengths and a distance of at most 3, more flags.
     let bound = SCOPE + Fingerprint::BYTES + 7 * 10 + 5 * 3 + 1 + scope + key + body;
     (small && exact && fingerprint).then_some(bound)
 }
 
-/// The duration in microseconds, if that is what it is to the last nanosecond.
+/// Returns the duration in microseconds if it is a whole number of them.
 fn exact_micros(time: Duration) -> Option<u64> {
     let micros = time.as_secs().checked_mul(1_000_000)?.checked_add(u64::from(time.subsec_micros()))?;
     time.subsec_nanos().is_multiple_of(1000).then_some(micros)
 }
 
-/// A duration of a record that fits.
+/// Returns the microseconds of a duration in a record that fits.
 fn whole_micros(time: Duration) -> u64 {
     exact_micros(time).unwrap_or(u64::MAX)
 }
 
-/// What is the same for most of the records of a segment: its first record's.
+/// The values that most records of a segment share: those of its first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Base {
-    /// What the stamps count from.
+    /// The stamp that the records' stamps are offsets from.
     stamp: Stamp,
     retention: u64,
-    /// 0 for none, else one more.
+    /// 0 for none, otherwise the value plus one.
     response_retention: u64,
 }
 
@@ -112,19 +114,19 @@ impl Base {
 #[derive(Default)]
 pub(super) struct Log {
     pub(super) bytes: Vec<u8>,
-    /// Where the scopes written last are.
+    /// The offsets of the scopes written last.
     recent: [u16; RECENT],
     written: usize,
 }
 
 impl Log {
-    /// An empty one in `bytes`.
+    /// Creates an empty log that reuses `bytes`.
     pub(super) fn new(mut bytes: Vec<u8>) -> Log {
         bytes.clear();
         Log { bytes, ..Log::default() }
     }
 
-    /// Writes a record that [`fits`] behind the others and says where it starts.
+    /// Appends a record that [`fits`] and returns its offset.
     pub(super) fn write(&mut self, base: Base, id: &RecordId, record: &Record, stamp: Stamp) -> usize {
         let at = self.bytes.len();
         let own = Base::of(record, base.stamp);
@@ -174,7 +176,7 @@ impl Log {
         at
     }
 
-    /// Copies a record out of another segment's bytes with the same base and says where it starts here.
+    /// Appends a record of another log with the same base and returns its offset here.
     pub(super) fn copy(&mut self, view: &View<'_>) -> usize {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&view.bytes[view.at..view.at + SCOPE]);
@@ -200,7 +202,7 @@ impl Log {
         }
     }
 
-    /// The id of the record that starts at `at`.
+    /// Returns the id of the record at offset `at`.
     pub(super) fn id_at(&self, at: usize) -> &[u8] {
         &self.bytes[at + ID..at + SCOPE]
     }
@@ -223,7 +225,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// The flags of a finished record in two bytes, its body, and how long it waits for its retry.
+/// Returns a finished record's two bytes of flags, its body, and the wait until its retry.
 fn summary(record: &Record) -> (u8, u8, &Body, Option<Duration>) {
     let (state, body, wait) = match &record.state {
         State::Completed(body) => (bits::COMPLETED, body, None),
@@ -243,22 +245,22 @@ fn summary(record: &Record) -> (u8, u8, &Body, Option<Duration>) {
     (flags | state_here, more | state, body, wait)
 }
 
-/// A record in a segment's bytes, read as far as to its end.
+/// A record in a segment's bytes, parsed to its end.
 pub(super) struct View<'a> {
     bytes: &'a [u8],
     flags: u8,
     at: usize,
     scope: &'a [u8],
-    /// The scope and what follows, if that is long enough.
+    /// The scope and the bytes after it, if there are enough.
     window: Option<&'a [u8; Label::MAX_BYTES]>,
-    /// Where it goes on behind its scope.
+    /// The offset of the part after the scope.
     rest: usize,
-    /// Where the next record starts.
+    /// The offset of the next record.
     pub(super) end: usize,
     pub(super) stamp: Stamp,
     fence: Stamp,
     base: Base,
-    /// The second byte of flags, or what it would be.
+    /// The second byte of flags; if there is none, the state alone.
     more: u8,
     unresolved_retention: Option<u64>,
     attempt: u32,
@@ -269,7 +271,7 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The record that starts at `at`.
+    /// Parses the record at offset `at`.
     pub(super) fn read(bytes: &'a [u8], mut base: Base, at: usize) -> View<'a> {
         let flags = bytes[at];
         let has = |flag: u8| flags & flag != 0;
@@ -331,25 +333,25 @@ impl<'a> View<'a> {
         Stamp(self.stamp.0.saturating_add(keep))
     }
 
-    /// As [`Record::is_evidence`].
+    /// See [`Record::is_evidence`].
     pub(super) fn is_evidence(&self) -> bool {
         self.more & bits::STATE == bits::FAILED_UNRESOLVED
     }
 
     pub(super) fn scope(&self) -> Label {
-        // It was written from a label.
+        // These bytes were written from a label.
         match self.window {
             Some(window) => Label::from_window(window, self.scope.len() as u8), // at most 48
             None => Label::from_bytes(self.scope).unwrap_or_default(),
         }
     }
 
-    /// About how many bytes of memory it takes.
+    /// Returns the approximate memory use in bytes.
     pub(super) fn weight(&self) -> usize {
         weight(self.scope.len(), self.key.map_or(0, <[u8]>::len), self.head.len() + self.body.len())
     }
 
-    /// The record as it was written.
+    /// Returns the record as it was written.
     pub(super) fn record(&self) -> Record {
         Record {
             stamp: self.stamp,
@@ -389,18 +391,18 @@ impl<'a> View<'a> {
             bits::FAILED_NOW => State::Failed(body, Retry::Now),
             bits::FAILED_AFTER => State::Failed(body, Retry::After(Duration::from_micros(self.wait))),
             bits::FAILED_NEVER => State::Failed(body, Retry::Never),
-            // What is left: only `summary` writes these bits.
+            // Only `Unresolved` is left: `summary` writes no other bits.
             _ => State::Failed(body, Retry::Unresolved),
         }
     }
 }
 
-/// About how many bytes a packed record takes, its place in the index included.
+/// Returns the approximate memory use of a packed record in bytes, including its index entry.
 fn weight(scope: usize, key: usize, body: usize) -> usize {
     96 + scope + key + body
 }
 
-/// The same, of a record that is about to be packed.
+/// Returns the weight that a record will have once packed.
 pub(super) fn weight_of(record: &Record) -> usize {
     let body = summary(record).2;
     let body = body.head().len() + body.bytes().map_or(16, Bytes::len);

@@ -1,4 +1,4 @@
-//! Swaps, waits and purges that meet in the store, under many schedules.
+//! Concurrent swaps, waits and purges of the store, explored under many schedules.
 
 use std::sync::Mutex as Plain;
 
@@ -55,10 +55,11 @@ fn all(threads: Vec<JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A swap that was done: what it expected, the stamp it got, and what is there then.
+/// A completed swap: the stamp it expected, the stamp it got, and the stamp it left behind, if any.
 type Write = (Option<Stamp>, Stamp, Option<Stamp>);
 
-/// S1, S5: the swaps of a record that were done form one chain: each replaced what the one before it left.
+/// S1, S5: The successful swaps of a record form a chain. Each replaced what the one before it
+/// left.
 #[test]
 fn schedules_of_swaps() {
     explore("memory: swaps of one record", 30_000, || {
@@ -100,7 +101,7 @@ fn schedules_of_swaps() {
     });
 }
 
-/// L4: who waits for a change hears of it, however it is made, and who leaves leaves nothing behind.
+/// L4: Every waiter sees a change, however it is made. A waiter that leaves leaves nothing behind.
 #[test]
 fn schedules_of_changes() {
     explore("memory: waits for a change", 30_000, || {
@@ -133,8 +134,9 @@ fn schedules_of_changes() {
     });
 }
 
-/// S12, L5: begins in several shards of a full store, each of which looks for room in the others, finishes and a purge: nobody
-/// waits for ever, finishes are never refused, and what is counted is what is there.
+/// S12, L5: Begins in several shards of a full store, each searching the others for room, race with
+/// finishes and a purge. None of them deadlocks, no finish is refused, and the counters match the
+/// records.
 #[test]
 fn schedules_of_a_full_store() {
     explore("memory: a full store makes room", 4_000, || {

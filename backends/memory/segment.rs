@@ -1,32 +1,34 @@
-//! Finished records of like deadlines, packed one behind the other: [`Segment`].
+//! Finished records of similar deadlines, packed one after the other: [`Segment`].
 
 use super::list::{Linked, Links};
 use super::packed::{Base, Log, View};
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 
-/// How many bits of a place say where in its segment a record starts.
+/// The bits of a place that hold a record's offset in its segment.
 pub(super) const OFFSET_BITS: u32 = 15;
 pub(super) const CAPACITY: usize = 1 << OFFSET_BITS;
-/// What a segment starts with, so that few records of their own deadline do not take the room of many.
+/// The initial size of a segment, so that a few records with a deadline of their own take little
+/// room.
 const FIRST: usize = 1 << 10;
 
-/// Records in the order they were written in. What dies stays where it is until the segment is dropped or rewritten.
+/// Records in the order they were written. A dead record stays in place until the segment is
+/// dropped or rewritten.
 pub(super) struct Segment {
     log: Log,
     base: Base,
-    /// How many of the records are alive.
+    /// The number of live records.
     pub(super) records: u32,
-    /// How many bytes are those of dead records.
+    /// The number of bytes that dead records occupy.
     dead: usize,
-    /// All records that start before here are dead.
+    /// All records that start before this offset are dead.
     swept: usize,
     pub(super) class: u16,
     links: Links,
 }
 
 impl Default for Segment {
-    /// What stands where no segment is.
+    /// Returns the placeholder for an unused segment number.
     fn default() -> Segment {
         let log = Log::default();
         Segment { log, base: Base::default(), records: 0, dead: 0, swept: 0, class: 0, links: Links::NONE }
@@ -40,17 +42,17 @@ impl Linked for Segment {
 }
 
 impl Segment {
-    /// A segment in `bytes` for records like the one that `base` is of.
+    /// Creates a segment in `bytes` for records that share `base`.
     pub(super) fn new(class: u16, base: Base, bytes: Vec<u8>) -> Segment {
         Segment { log: Log::new(bytes), base, class, ..Segment::default() }
     }
 
-    /// Whether a record of `bytes` bytes can be written here.
+    /// Returns true if `bytes` more bytes fit.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.log.bytes.len() + bytes <= CAPACITY
     }
 
-    /// Writes a record that there is room for, and says where.
+    /// Writes a record that there is room for, and returns its offset.
     pub(super) fn write(&mut self, id: &RecordId, record: &Record, stamp: Stamp, bytes: usize) -> usize {
         let (length, capacity) = (self.log.bytes.len(), self.log.bytes.capacity());
         if length + bytes > capacity {
@@ -76,7 +78,7 @@ impl Segment {
         self.log.kill(at);
     }
 
-    /// The first record that is alive, and where it is.
+    /// Returns the first live record and its offset.
     pub(super) fn first(&mut self) -> Option<(usize, View<'_>)> {
         while self.swept < self.log.bytes.len() {
             let view = self.view(self.swept);
@@ -88,7 +90,7 @@ impl Segment {
         (self.swept < self.log.bytes.len()).then(|| (self.swept, self.view(self.swept)))
     }
 
-    /// The bytes that it was in.
+    /// Returns the underlying buffer.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.log.bytes
     }
@@ -97,10 +99,10 @@ impl Segment {
         self.dead > self.log.bytes.len() / 2
     }
 
-    /// Drops what is dead. `moved` is told of each record: its id, where it was and where it is.
-    /// Gives back the bytes that it was in.
+    /// Drops the dead records, and calls `moved` for each live one with its id, old offset and new
+    /// offset. Returns the old buffer.
     pub(super) fn rewrite(&mut self, mut moved: impl FnMut(&RecordId, usize, usize)) -> Vec<u8> {
-        // A scope that was shared with a record that is dead is written out.
+        // A scope that was shared with a dead record is written out again.
         let mut log = Log::new(Vec::with_capacity(self.log.bytes.len() - self.dead + 64));
         let mut at = self.swept;
         while at < self.log.bytes.len() {
@@ -117,12 +119,13 @@ impl Segment {
 
 #[cfg(test)]
 impl Segment {
-    /// How many bytes of memory it takes.
+    /// Returns the memory use in bytes.
     pub(super) fn footprint(&self) -> usize {
         self.log.bytes.capacity() + size_of::<Segment>()
     }
 
-    /// Where the live records are, after a look at whether the segment counts them and the dead ones' bytes rightly.
+    /// Returns the offsets of the live records, after checking the counts of live records and dead
+    /// bytes.
     pub(super) fn live(&self) -> Vec<usize> {
         let (mut live, mut dead, mut at) = (Vec::new(), 0, 0);
         while at < self.log.bytes.len() {

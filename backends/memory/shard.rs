@@ -1,4 +1,4 @@
-//! A part of a memory store's records, and how they are found and expire: [`Shard`].
+//! One shard of a memory store, with lookup and expiry: [`Shard`].
 
 #[cfg(test)]
 mod tests;
@@ -16,33 +16,34 @@ use crate::label::Label;
 use crate::record::{Record, Stamp};
 use crate::wake::discard;
 
-/// A part of the records, under a lock of its own.
+/// A part of the store's records, under its own lock.
 ///
-/// Finished records are packed into segments; the others (in progress, of a large body, with a checkpoint) are *loose*: kept
-/// as they are. Both are listed by the class of time they are kept for, in the order they were written in. So what is over
-/// its time is at the front of a list, and expiry looks at nothing else.
+/// Finished records are packed into segments. The others (in progress, with a large body or with a
+/// checkpoint) are *loose*: kept unpacked. Both kinds are listed by class of retention time, in the
+/// order they were written. Expired records are therefore at the front of a list, and expiry reads
+/// nothing else.
 pub(super) struct Shard {
     index: Index,
     loose: Vec<Loose>,
     segments: Vec<Segment>,
-    /// Numbers of segments that are not in use.
+    /// The numbers of unused segments.
     free: Vec<u32>,
-    /// What segments were in, for the next ones.
+    /// Buffers of former segments, for reuse.
     spare: Vec<Vec<u8>>,
-    /// In the order of their numbers.
+    /// Sorted by number.
     classes: Vec<Class>,
     /// The ids of the records that are evidence of an effect that may have happened.
     evidence: BTreeSet<RecordId>,
-    /// Nothing is over its time before this.
+    /// Nothing expires before this.
     due: Stamp,
-    /// The greatest stamp that was given here, to removed records too.
+    /// The greatest stamp given out here, including those of removed records.
     pub(super) last: Stamp,
     pub(super) waiters: Waiters,
-    /// About how many bytes the records take.
+    /// The approximate memory use of the records in bytes.
     bytes: usize,
-    /// What the store's totals have of this shard.
+    /// This shard's part of the store's totals.
     pub(super) told: Size,
-    /// Whether the scopes of removed records are asked for.
+    /// True if removals must report the scopes of removed records.
     counts_scopes: bool,
 }
 
@@ -50,25 +51,26 @@ pub(super) struct Shard {
 pub(super) struct Size {
     pub(super) records: usize,
     pub(super) bytes: usize,
-    /// How many of the records are evidence of an effect that may have happened.
+    /// The number of records that are evidence of an effect that may have happened.
     pub(super) evidence: usize,
 }
 
-/// What was taken out of a shard.
+/// The result of a removal.
 #[derive(Default)]
 pub(super) struct Removed {
     pub(super) records: usize,
-    /// How many of them were evidence of an effect that may have happened.
+    /// The number of removed records that were evidence of an effect that may have happened.
     pub(super) evidence: usize,
-    /// The scope of each, if they are counted.
+    /// The scope of each, if scopes are counted.
     pub(super) scopes: Vec<Label>,
-    /// What takes time to free, and is to be dropped without the lock: an allocator may give much back at once.
+    /// Memory that is slow to free and must be dropped outside the lock: an allocator may return
+    /// much of it to the system at once.
     large: Vec<Record>,
     buffers: Vec<Vec<u8>>,
 }
 
 impl Removed {
-    /// Takes over what another removal left to be dropped.
+    /// Takes over the memory that another removal left to be dropped.
     pub(super) fn absorb(&mut self, mut other: Removed) {
         self.large.append(&mut other.large);
         self.buffers.append(&mut other.buffers);
@@ -76,7 +78,8 @@ impl Removed {
 }
 
 impl Drop for Removed {
-    /// The bytes of a large record are the application's own, and so may be what happens when they are dropped.
+    /// Drops the large records with care: their bytes come from the application, and dropping them
+    /// may run its code.
     fn drop(&mut self) {
         for record in &mut self.large {
             discard(record.checkpoint.take());
@@ -98,17 +101,18 @@ impl Linked for Loose {
     }
 }
 
-/// The records that are kept for about as long. There is at least one.
+/// The records with about the same retention time. A class has at least one record.
 #[derive(Clone, Copy)]
 struct Class {
     number: u16,
-    /// None of them is over its time before this.
+    /// No record of the class expires before this.
     due: Stamp,
     loose: List,
     segments: List,
 }
 
-/// Where a record is, in the 32 bits that the index has for it: which of the loose, or which segment and where in it.
+/// The location of a record, packed into the 32 bits that the index stores: the number of a loose
+/// record, or a segment and the offset in it.
 #[derive(Clone, Copy)]
 enum Place {
     Loose(usize),
@@ -116,7 +120,7 @@ enum Place {
 }
 
 const LOOSE: u32 = 1 << 31;
-/// A shard that has this many packs no more records until some are gone: 2 GiB.
+/// The number of segments at which a shard stops packing records until some are removed: 2 GiB.
 const MAX_SEGMENTS: usize = 1 << (31 - OFFSET_BITS);
 const MAX_LOOSE: usize = LOOSE as usize - 1;
 
@@ -128,7 +132,8 @@ impl Place {
         Place::Packed(place >> OFFSET_BITS, (place & ((1 << OFFSET_BITS) - 1)) as usize)
     }
 
-    /// Neither part is larger than its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and the capacity of a segment.
+    /// Encodes the place. Neither part overflows its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and
+    /// the capacity of a segment.
     fn bits(self) -> u32 {
         match self {
             Place::Loose(at) => LOOSE | at as u32,
@@ -160,12 +165,12 @@ impl Shard {
         Size { records: self.index.len(), bytes: self.bytes, evidence: self.evidence.len() }
     }
 
-    /// Whether another record can be told from the others by its place.
+    /// Returns true if there is a free place for another record.
     pub(super) fn has_place(&self) -> bool {
         self.loose.len() < MAX_LOOSE
     }
 
-    /// The place of a record: for the other calls, until the next that changes something.
+    /// Returns the place of a record, valid until the next call that changes the shard.
     pub(super) fn find(&self, id: &RecordId) -> Option<u32> {
         self.index.find(hash_of(id), |place| self.id_at(place) == id.as_bytes())
     }
@@ -198,10 +203,11 @@ impl Shard {
         }
     }
 
-    /// Records and their ids, in the order of the ids: up to `limit` behind `after`.
+    /// Lists up to `limit` records with their ids, in id order after `after`.
     pub(super) fn list(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
         let mut slots: Vec<(u32, u32)> = self.index.since(after.as_ref().map_or(0, hash_of)).collect();
-        // Of one hash there may be ids on both sides of an end, so hashes are taken as a whole: of `after` too.
+        // Ids of one hash may lie on both sides of a boundary, so whole hashes are taken first,
+        // including the hash of `after`.
         let passed = |place: u32| after.is_some_and(|after| self.id(place) <= after);
         slots.retain(|(hash, place)| Some(*hash) != after.as_ref().map(hash_of) || !passed(*place));
         if slots.len() > limit {
@@ -214,14 +220,14 @@ impl Shard {
         slots.into_iter().take(limit).map(place).collect()
     }
 
-    /// The same of those that are evidence of an effect that may have happened.
+    /// Like [`Shard::list`], but only the evidence of effects that may have happened.
     pub(super) fn list_evidence(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let ids = self.evidence.range((start, Bound::Unbounded)).take(limit);
         ids.filter_map(|id| Some((*id, self.read(self.find(id)?)))).collect()
     }
 
-    /// Puts a record in the place of `old`, or in a new one.
+    /// Writes a record, replacing the one at `old` if there is one.
     pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
         let deadline = stamp.after(record.keep());
         let class = self.class(deadline, stamp);
@@ -251,12 +257,12 @@ impl Shard {
         removed
     }
 
-    /// Whether a record may be over its time at `now`.
+    /// Returns true if a record may have expired at `now`.
     pub(super) fn is_due(&self, now: Stamp) -> bool {
         now >= self.due
     }
 
-    /// Removes up to `limit` records that are over their time at `now`.
+    /// Removes up to `limit` records that have expired at `now`.
     pub(super) fn expire(&mut self, now: Stamp, limit: usize) -> Removed {
         let mut removed = Removed::default();
         if !self.is_due(now) {
@@ -273,7 +279,8 @@ impl Shard {
         removed
     }
 
-    /// Removes the first record of a class if it is over its time. The class may be gone then, and the next in its place.
+    /// Removes the first record of a class if it has expired. This may remove the class, and the
+    /// next one then takes its index.
     fn expire_first(&mut self, class: usize, now: Stamp, removed: &mut Removed) -> bool {
         let Some((place, deadline)) = self.first(class) else { return false };
         self.classes[class].due = deadline;
@@ -285,7 +292,7 @@ impl Shard {
         over
     }
 
-    /// The record of a class that is over its time first, and when.
+    /// Returns the record of a class that expires first, and its deadline.
     fn first(&mut self, class: usize) -> Option<(u32, Stamp)> {
         let Class { loose, segments, .. } = self.classes[class];
         let loose = self
@@ -300,7 +307,7 @@ impl Shard {
         first.map(|(place, deadline)| (place.bits(), deadline))
     }
 
-    /// Where the class of a record is.
+    /// Returns the index of the class for a record, which is created if necessary.
     fn class(&mut self, deadline: Stamp, stamp: Stamp) -> usize {
         let number = class_of(deadline, stamp);
         self.classes.binary_search_by_key(&number, |class| class.number).unwrap_or_else(|at| {
@@ -310,7 +317,7 @@ impl Shard {
         })
     }
 
-    /// Writes the record into the class's last segment, if it is one to be packed.
+    /// Writes the record into the class's last segment, if it can be packed.
     fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Place> {
         let bytes = packed::fits(record)?;
         let Class { number, segments, .. } = self.classes[class];
@@ -321,7 +328,7 @@ impl Shard {
         Some(Place::Packed(segment, at))
     }
 
-    /// A new segment at the end of a class, unless there are too many.
+    /// Opens a new segment at the end of a class, unless there are too many.
     fn open(&mut self, class: usize, number: u16, base: Base) -> Option<u32> {
         let list = &mut self.classes[class].segments;
         let bytes = if list.is_empty() {
@@ -357,7 +364,7 @@ impl Shard {
         Place::Loose(at)
     }
 
-    /// Frees what a record took that the index no longer knows.
+    /// Frees the space of a record that the index no longer knows.
     fn vacate(&mut self, place: u32, removed: &mut Removed) {
         removed.records += 1;
         let class = match Place::of(place) {
@@ -439,7 +446,8 @@ impl Shard {
         self.spare(segment.into_bytes(), removed);
     }
 
-    /// Keeps what a segment was in for the next one, as long as that is little beside what is live.
+    /// Keeps a segment's buffer for reuse, as long as spare buffers are few compared with the live
+    /// data.
     fn spare(&mut self, bytes: Vec<u8>, removed: &mut Removed) {
         let most = self.bytes / CAPACITY / 16;
         if bytes.capacity() == CAPACITY && self.spare.len() < most {
@@ -450,22 +458,22 @@ impl Shard {
         removed.buffers.extend(self.spare.drain(most.min(self.spare.len())..));
     }
 
-    /// Where the class of a record that is there is.
+    /// Returns the index of the class of a listed record.
     fn class_at(&self, number: u16) -> usize {
         let found = self.classes.binary_search_by_key(&number, |class| class.number);
         found.unwrap_or_else(|_| unreachable!("a class is there as long as one of its records"))
     }
 }
 
-/// A freed record of more bytes than this is dropped without the lock.
+/// The weight above which a freed record is dropped outside the lock.
 const LARGE: usize = 4096;
 
 fn loose_weight(record: &Record) -> usize {
     record.weight() + size_of::<Loose>() - size_of::<Record>()
 }
 
-/// The number of the class of records that are kept from `stamp` to `deadline`: the five bits from the highest one that is
-/// set, and where that is. So records of one class are kept equally long, to a 32nd.
+/// Returns the class of records kept from `stamp` to `deadline`: the five bits from the highest set
+/// bit, and that bit's position. The retention times of one class differ by at most 1/32.
 fn class_of(deadline: Stamp, stamp: Stamp) -> u16 {
     if deadline == Stamp(u64::MAX) {
         return u16::MAX; // for ever

@@ -1,11 +1,11 @@
-//! Who waits for a record of a shard to change: [`Waiters`].
+//! The callers waiting for a record of a shard to change: [`Waiters`].
 
 use std::collections::HashMap;
 
 use crate::key::RecordId;
 use crate::wake::ForeignWaker;
 
-/// Wakers by record, and by the number of the seat.
+/// Wakers by record and by registration number.
 #[derive(Default)]
 pub(super) struct Waiters {
     seats: u64,
@@ -13,8 +13,9 @@ pub(super) struct Waiters {
 }
 
 impl Waiters {
-    /// Has `waker` woken when the record changes, in the seat `number` if there is one already. Returns the number of the
-    /// seat, and the waker that was in it: it is dropped without the lock, as every waker.
+    /// Registers `waker` to be woken when the record changes, replacing the one registered under
+    /// `number` if given. Returns the registration number and the replaced waker, which, like every
+    /// waker, must be dropped outside the lock.
     pub(super) fn sit(
         &mut self,
         id: &RecordId,
@@ -28,7 +29,7 @@ impl Waiters {
         (number, self.waiting.entry(*id).or_default().insert(number, waker))
     }
 
-    /// Gives a seat up. Returns the waker that was in it, to be dropped without the lock.
+    /// Unregisters a waiter. Returns its waker, to be dropped outside the lock.
     pub(super) fn leave(&mut self, id: &RecordId, number: u64) -> Option<ForeignWaker> {
         let waiters = self.waiting.get_mut(id)?;
         let waker = waiters.remove(&number);
@@ -38,7 +39,7 @@ impl Waiters {
         waker
     }
 
-    /// Who waited for the record to change. None of them does any more.
+    /// Removes and returns all waiters of a record that changed.
     pub(super) fn call(&mut self, id: &RecordId) -> Vec<ForeignWaker> {
         if self.waiting.is_empty() {
             return Vec::new();

@@ -1,14 +1,17 @@
-//! The anchor of the time in a file: what keeps the processes of one boot from disagreeing.
+//! The time anchor of a file, which makes all processes of one boot agree on the time.
 //!
-//! The rule: **the time is the anchor's stamp plus what the boot clock has counted since**, the same number in every process,
-//! whatever their wall clocks say and whenever each opened the file. The wall clock is read only where there is no anchor of this
-//! boot: see [`open`]. An anchor is replaced by the write transaction that finds it damaged, or the time that it gives
-//! below the high-water mark (the machine was set back to a snapshot): time goes on from the mark, and does not freeze there.
+//! The rule: **the time is the anchor's stamp plus what the boot clock has counted since**. It is
+//! the same number in every process, whatever the wall clocks say and whenever each process opened
+//! the file. The wall clock is read only if there is no anchor of this boot: see [`open`]. A write
+//! transaction replaces an anchor that is damaged, or whose time is below the high-water mark (the
+//! machine was set back to a snapshot). The time then continues from the mark instead of freezing
+//! there.
 //!
-//! No two boots use a file at once, since each would go by its own clock. Every open store shares the lock of a [`Claim`], so
-//! whoever finds an anchor of another boot and gets that lock for itself knows that nobody is left of it. Where
-//! locks do not reach (a folder shared with a machine that has locks of its own), the store that was there first finds the
-//! other's anchor in its next write transaction, and writes nothing.
+//! Two boots never use a file at once, since each would follow its own clock. Every open store
+//! shares the lock of a [`Claim`], so a process that finds an anchor of another boot and gets that
+//! lock exclusively knows that no store of that boot is left. Where locks do not reach (a folder
+//! shared with a machine that has its own locks), the store that was there first finds the other's
+//! anchor in its next write transaction, and writes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,25 +31,25 @@ use crate::store_id::StoreId;
 /// A stamp, and the moment of a boot at which it was the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Anchor {
-    /// The boot's id; 0 for clocks without one, which derive nothing from an anchor.
+    /// The boot's id, or 0 for clocks without one, which derive nothing from an anchor.
     pub(super) boot: u128,
     pub(super) elapsed: u64,
     pub(super) time: Stamp,
 }
 
-/// What the file says of time.
+/// The time data stored in the file.
 pub(super) struct Times {
     pub(super) mark: Stamp,
-    /// `None` if there is none yet, or it is damaged.
+    /// `None` if it is missing or damaged.
     pub(super) anchor: Option<Anchor>,
 }
 
-/// How an open store's time may start.
+/// The rules by which an opening store may use the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Start {
-    /// How far beyond the high-water mark the wall clock is believed.
+    /// The distance beyond the high-water mark up to which the wall clock is believed.
     pub(super) max_step: Duration,
-    /// Whether it is believed at any distance, and even though there is an anchor.
+    /// True if the wall clock is believed at any distance, even if there is an anchor.
     pub(super) accept: bool,
 }
 
@@ -59,7 +62,8 @@ impl Anchor {
         Stamp(time as u64)
     }
 
-    /// Whether the time that it gives is below what the file has seen, by more than a process may be ahead of it.
+    /// Returns true if the anchor's time is below the mark by more than a process may be ahead of
+    /// it.
     pub(super) fn is_behind(&self, mark: Stamp, elapsed: u64) -> bool {
         self.boot != 0 && self.time_at(elapsed).after(LAG) < mark
     }
@@ -81,14 +85,14 @@ impl Anchor {
     }
 }
 
-/// `bytes`, and a checksum behind them.
+/// Appends a checksum to `bytes`.
 pub(super) fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let sum = crc32fast::hash(&bytes);
     bytes.extend(sum.to_le_bytes());
     bytes
 }
 
-/// What [`sealed`] was given, if nothing is damaged.
+/// Returns the bytes given to [`sealed`], or `None` if they are damaged.
 fn opened<const BYTES: usize>(sealed: &[u8]) -> Option<[u8; BYTES]> {
     let (bytes, sum) = sealed.split_last_chunk::<4>()?;
     let sound = crc32fast::hash(bytes) == u32::from_le_bytes(*sum);
@@ -96,7 +100,7 @@ fn opened<const BYTES: usize>(sealed: &[u8]) -> Option<[u8; BYTES]> {
 }
 
 impl Table {
-    /// The high-water mark and the anchor: see [`Stamps`](super::mark::Stamps).
+    /// Reads the high-water mark and the anchor. See [`Stamps`](super::mark::Stamps).
     pub(super) fn times(&self, db: &Connection) -> Result<Times, Trouble> {
         let row = |row: &rusqlite::Row<'_>| -> rusqlite::Result<_> {
             Ok((row.get(0)?, Anchor::decode(row.get_ref(1)?.as_blob()?)))
@@ -107,7 +111,7 @@ impl Table {
         times.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
     }
 
-    /// Raises the high-water mark. It never goes back.
+    /// Raises the high-water mark. It never moves back.
     pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
         prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
         Ok(())
@@ -118,16 +122,16 @@ impl Table {
         Ok(())
     }
 
-    /// The identity of the store: an id that is kept with the table, and its name.
+    /// Returns the store's identity, made of an id stored with the table and the table's name.
     pub(super) fn identity(&self, db: &Connection) -> Result<StoreId, StoreError> {
         let read = |row: &rusqlite::Row<'_>| Ok(opened::<16>(row.get_ref(0)?.as_blob()?));
         let id = prepare(db, &self.store)?.query_row([], read).map_err(Trouble::from)?;
         let id = id.ok_or_else(|| unusable(format!("the id in table {}_meta is damaged", self.name)))?;
-        // To SQLite it is the same table in either case.
+        // SQLite treats names that differ only in case as the same table.
         Ok(StoreId::of("sqlite", &[&id, self.name.to_ascii_lowercase().as_bytes()]))
     }
 
-    /// Whether the time of the boot that `moment` is of can be derived from the file as it is.
+    /// Returns true if the file allows deriving the time for the boot of `moment`.
     fn is_anchored(&self, db: &Connection, moment: Moment) -> Result<bool, Trouble> {
         let Times { mark, anchor } = self.times(db)?;
         let own = anchor.filter(|anchor| anchor.boot == moment.boot);
@@ -135,8 +139,9 @@ impl Table {
     }
 }
 
-/// The time of the store, for a process that opens it: derived from the anchor if there is one of this boot. Otherwise the wall clock
-/// is read and the file anchored anew; refused if it is open in another boot. `claim` is shared from here on.
+/// Determines the store's time for a process that opens it. If there is an anchor of this boot, the
+/// time is derived from it. Otherwise the wall clock is read and a new anchor is written, or the
+/// open is refused because the file is open in another boot. On return, `claim` is held shared.
 pub(super) fn open(
     db: &Connection,
     table: &Table,
@@ -149,7 +154,7 @@ pub(super) fn open(
         anchor_anew(db, table, claim, &*clock, start)?;
     }
     claim.share()?;
-    // From here on nobody of another boot can anchor anew. Until here it could.
+    // From here on no process of another boot can replace the anchor. It may have done so before.
     let Times { mark, anchor } = table.times(db)?;
     let anchor = anchor.filter(|anchor| anchor.boot == now.boot).ok_or_else(in_use_elsewhere)?;
     let timeline = if now.boot == 0 {
@@ -163,7 +168,7 @@ pub(super) fn open(
     Ok(timeline)
 }
 
-/// Writes an anchor of this boot, unless another process was faster.
+/// Writes an anchor of this boot, unless another process already did.
 fn anchor_anew(
     db: &Connection,
     table: &Table,
@@ -181,7 +186,7 @@ fn anchor_anew(
     }
     let derived = own.map_or(mark, |own| own.time_at(elapsed).max(mark));
     let time = match own {
-        // Clocks without a boot derive nothing from it.
+        // Clocks without a boot derive nothing from an anchor.
         _ if boot == 0 => Stamp::ZERO,
         Some(_) if !start.accept => derived,
         Some(_) | None => start.by_wall(mark, clock).max(derived),
@@ -189,16 +194,16 @@ fn anchor_anew(
     if own.is_none_or(|own| own.time_at(elapsed) < time) {
         table.save_anchor(&transaction, Anchor { boot, elapsed, time })?;
     }
-    // With the claim still taken alone: nobody shares it who has not seen the new anchor.
+    // The claim is still exclusive: a process that shares it later has seen the new anchor.
     transaction.commit().map_err(Trouble::from)?;
     Ok(())
 }
 
 impl Start {
-    /// The time by the wall clock: never below the mark, and not too far above it.
+    /// Returns the wall-clock time, never below the mark and not too far above it.
     fn by_wall(self, mark: Stamp, clock: &dyn Clock) -> Stamp {
         let wall = Stamp(micros(clock.wall()));
-        // A file without a mark holds nothing that could end early.
+        // A file without a mark holds no record that could end early.
         if mark == Stamp::ZERO || self.accept || wall <= mark.after(self.max_step) {
             return wall.max(mark);
         }
@@ -221,7 +226,7 @@ fn damaged() -> StoreError {
     )
 }
 
-/// The anchor is another boot's, under a store that is open.
+/// Returns the error for an anchor of another boot under an open store.
 pub(super) fn taken_over() -> Trouble {
     Trouble::lasting(
         "another machine, or a container with a boot id or a time namespace of its own, has opened it meanwhile, and its clock is \

@@ -9,7 +9,8 @@ use crate::error::StoreError;
 use crate::store::{Swap, SwapRequest};
 
 impl SqliteStore {
-    /// [`Store::swap_many`](crate::Store::swap_many): what is a replay is answered by a reader, the rest by the writer.
+    /// Implements [`Store::swap_many`](crate::Store::swap_many): replays are answered by a reader,
+    /// the rest by the writer.
     pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         if let Err(error) = self.inner() {
             return swaps.iter().map(|_| Err(same(&error))).collect();
@@ -34,9 +35,10 @@ impl SqliteStore {
         replays.into_iter().map(answer).collect()
     }
 
-    /// The conflicts of those swaps that expect nothing and find a record: they need no write lock. `None` for what the
-    /// writer has to see to. That is also whatever follows, under the same id, on something left to him: it may
-    /// find what that has written. And it is what could not be read: he will say so.
+    /// Returns the conflicts of swaps that expect no record and find one: these need no write lock.
+    /// `None` marks a swap for the writer. That includes every later swap of an id that already has
+    /// one for the writer, since it may depend on the first, and every swap whose row cannot be
+    /// read, so that the writer reports the error.
     fn replays(&self, swaps: &[SwapRequest]) -> Vec<Option<Swap>> {
         let mut left = HashSet::new();
         let mut replay = |swap: &SwapRequest| {

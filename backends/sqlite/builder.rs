@@ -1,4 +1,4 @@
-//! Setting a store up: [`SqliteStoreBuilder`].
+//! The configuration of a SQLite store: [`SqliteStoreBuilder`].
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -24,27 +24,29 @@ use crate::error::StoreError;
 use crate::observe;
 use crate::policy::Durability;
 
-/// When the disk is told to keep what was committed.
+/// The moment at which commits are forced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Synchronous {
-    /// At every commit, before anybody is answered: what was acknowledged survives a power cut. The default.
+    /// At every commit, before callers are answered: acknowledged writes survive a power cut. The
+    /// default.
     #[default]
     Full,
-    /// At checkpoints only. Faster for a few callers, and **a power cut takes back the last of what was acknowledged**:
-    /// what was done is then done again. A killed process loses nothing.
+    /// At checkpoints only. Faster with few callers, but **a power cut may undo the most recent
+    /// acknowledged writes**, and their operations then run again. A killed process loses nothing.
     Normal,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) bytes: Option<u64>,
-    /// The bytes of the log, which count too.
+    /// The size of the log in bytes, which counts towards the limit.
     pub(super) log: Arc<AtomicU64>,
-    /// How much evidence was removed, unsettled, to make room for begins, since a purge last told of it.
+    /// The number of unresolved records removed to make room for begins since a purge last reported
+    /// them.
     pub(super) unsettled: Arc<AtomicU64>,
 }
 
-/// Sets up a [`SqliteStore`]; made by [`SqliteStore::builder`].
+/// Configures a [`SqliteStore`]. Created by [`SqliteStore::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct SqliteStoreBuilder {
@@ -70,69 +72,83 @@ impl SqliteStoreBuilder {
         }
     }
 
-    /// The name of the table; a second one has `_meta` behind it. **Default `nevertwice`.** A letter or `_`, then
-    /// up to 62 letters, digits and `_`.
+    /// Sets the name of the table. **Default: `nevertwice`.** A second table is named after it with
+    /// the suffix `_meta`. A name is a letter or `_`, followed by up to 62 letters, digits and `_`.
     pub fn table(mut self, table: impl Into<String>) -> SqliteStoreBuilder {
         self.table = table.into();
         self
     }
 
-    /// Takes time from `clock` instead of the operating system. All stores on a file must have a clock of the same
-    /// [`boot`](Clock::boot).
+    /// Reads the time from `clock` instead of the operating system. All stores on a file need
+    /// clocks of the same [`boot`](Clock::boot).
     pub fn clock(mut self, clock: impl Clock) -> SqliteStoreBuilder {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// How far the wall clock may be ahead of the last time that the file has seen, when it is first opened after a start of the machine.
-    /// **Default 30 days.** A clock that is further ahead is taken to be wrong: a warning is logged
-    /// ([`nevertwice.clock_step`](crate::observe)), and time goes on from where it had got to, until [`accept_clock`](Self::accept_clock).
-    /// *Longer*, a clock that once is wrong by so much makes every record older than its retention. *Shorter* than the machine is ever off, or the
-    /// file unused, and leases and retentions last longer by that time, each time. A new file takes any time.
+    /// Sets how far the wall clock may be ahead of the last time the file has seen, when the file
+    /// is first opened after a boot. **Default: 30 days.**
+    ///
+    /// A clock that is further ahead is considered wrong: a warning is logged
+    /// ([`nevertwice.clock_step`](crate::observe)), and the time continues from where it was, until
+    /// [`accept_clock`](Self::accept_clock) is used. With a *longer* step, a single clock that is
+    /// wrong by that much can expire every record. With a step *shorter* than the machine is ever
+    /// off or the file unused, leases and retentions are prolonged by that time, each time it
+    /// happens. A new file accepts any time.
     pub fn max_clock_step(mut self, step: Duration) -> SqliteStoreBuilder {
         self.start.max_step = step;
         self
     }
 
-    /// Takes the wall clock as it is now, however far it is ahead, in place of the time that the file has got to: once, when the store is
-    /// opened, and for every process that has it open. For an operator who has looked at the clock, after the warning
-    /// `nevertwice.clock_step`. Time does not go back: a clock that is behind changes nothing.
+    /// Accepts the wall clock as it is now, however far ahead of the file's time: once, when the
+    /// store is opened, and for every process that has the file open. For an operator who has
+    /// checked the clock after the warning `nevertwice.clock_step`. The time does not move back: a
+    /// clock that is behind changes nothing.
     ///
-    /// **Not for a program to call at every start**: that is [`max_clock_step`](Self::max_clock_step) without a bound.
+    /// **Do not call this at every start**: that would be [`max_clock_step`](Self::max_clock_step)
+    /// without a bound.
     pub fn accept_clock(mut self) -> SqliteStoreBuilder {
         self.start.accept = true;
         self
     }
 
-    /// When the disk is told to keep what was committed. **Default [`Synchronous::Full`]**, which is
-    /// [`Durability::Power`]; [`Synchronous::Normal`] is [`Durability::Process`].
+    /// Sets when commits are forced to disk. **Default: [`Synchronous::Full`]**, which gives
+    /// [`Durability::Power`]; [`Synchronous::Normal`] gives [`Durability::Process`].
     pub fn synchronous(mut self, synchronous: Synchronous) -> SqliteStoreBuilder {
         self.synchronous = synchronous;
         self
     }
 
-    /// How long a write waits while another process, or a transaction of the application's own, holds the file's one
-    /// write lock; then it is [`StoreError::Unavailable`], and the engine tries again until its `call_timeout`.
-    /// **Default 1 s.** *Longer* than a third of the `call_timeout` gains nothing: the engine gives up a try then.
+    /// Sets how long a write waits while another process, or an application's own transaction,
+    /// holds the file's write lock. **Default: 1 s.**
+    ///
+    /// After that the write fails with [`StoreError::Unavailable`], and the engine retries until
+    /// its `call_timeout`. A value *longer* than a third of the `call_timeout` gains nothing: the
+    /// engine gives up a single try by then.
     pub fn busy_timeout(mut self, busy_timeout: Duration) -> SqliteStoreBuilder {
         self.busy_timeout = busy_timeout;
         self
     }
 
-    /// From how many bytes in use in the file on, other tables' included, and in its log what goes beyond 8 MiB, begins of new keys are refused with
-    /// [`StoreError::Full`]. **Default: no limit.** Set it well below the size of the disk: what is under way must still be
-    /// finished, which is never refused here. Records over their time make way first.
+    /// Sets the number of bytes in use at which begins of new keys are refused with
+    /// [`StoreError::Full`]. **Default: no limit.**
+    ///
+    /// The file counts, including other tables in it, and so does the part of its log beyond 8 MiB.
+    /// Expired records are removed first to make room. Set the limit well below the size of the
+    /// disk: this limit never refuses a finish, and work in progress must still be finished.
     pub fn max_bytes(mut self, bytes: u64) -> SqliteStoreBuilder {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Opens the file, and makes it and the tables if they are not there. Blocks for some milliseconds.
+    /// Opens the file, and creates it and the tables if necessary. Blocks for some milliseconds.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`] if the file is not a SQLite database, or cannot be written to, or its tables are not a
-    /// store's or of another release: nothing in it is changed then. So too if a process of another boot has it open: another machine, or
-    /// a container with a boot id or a time namespace of its own. [`StoreError::Unavailable`] if it stays locked.
+    /// [`StoreError::Unusable`] if the file is not a SQLite database or not writable, or if its
+    /// tables do not belong to a store or are of another release. The file is then left unchanged.
+    /// The same error reports that a process of another boot has the file open: another machine, or
+    /// a container with its own boot id or time namespace. [`StoreError::Unavailable`] if the file
+    /// stays locked.
     pub fn open(self) -> Result<SqliteStore, StoreError> {
         if !is_identifier(&self.table) {
             return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
@@ -145,7 +161,7 @@ impl SqliteStoreBuilder {
         let table = Arc::new(Table::new(self.table));
         let identity = table.identity(&db)?;
         let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
-        // All that may refuse the file comes before the anchor, which is written to it.
+        // Every step that may refuse the file comes before the anchor, which is written to it.
         let first = place.open_reader()?;
         table.probe(&first)?;
         let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock.clone(), self.start)?);
@@ -189,7 +205,8 @@ impl SqliteStoreBuilder {
     }
 }
 
-/// Whether `name` can stand in a statement as it is. SQLite keeps names that start with `sqlite_` for itself.
+/// Returns true if `name` can be used in a statement as it is. SQLite reserves names that start
+/// with `sqlite_`.
 fn is_identifier(name: &str) -> bool {
     let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');

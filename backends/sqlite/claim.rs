@@ -1,4 +1,4 @@
-//! The file beside the database by whose lock stores show that they are open: [`Claim`].
+//! The lock file beside the database, by which stores show that they are open: [`Claim`].
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -10,9 +10,10 @@ use super::path;
 use super::trouble::{unavailable, unusable};
 use crate::error::StoreError;
 
-/// A lock that every open store of a table shares. The system frees it with the process, however that ends, so a stale one
-/// cannot be met. It is on a file of its own: to open and close the database would free SQLite's locks on it. An empty file is
-/// left behind, which may be removed when no store is open.
+/// A lock that all open stores of a table share. The system releases it when the process ends,
+/// however it ends, so it is never stale. It is on a file of its own, because opening and closing
+/// the database would release SQLite's locks on it. The empty file is left behind, and may be
+/// removed while no store is open.
 #[derive(Debug)]
 pub(super) struct Claim {
     file: File,
@@ -20,14 +21,15 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// The claim on `table` in the database at `database`, which is there. It is not taken yet. Others take theirs for a moment only, so
-    /// `patience` is for those that a machine is slow to run.
+    /// Prepares the claim on `table` in the existing database at `database`, without taking it.
+    /// Other processes hold theirs exclusively only for a moment, so `patience` is meant for slow
+    /// machines.
     pub(super) fn new(database: &Path, table: &str, patience: Duration) -> Result<Claim, StoreError> {
         let refused = |error: io::Error| match path::explain(&error) {
             Some(why) => unavailable(format!("the lock file beside it cannot be opened: {why}")),
             None => unusable(format!("the lock file beside it cannot be opened: {error}")),
         };
-        // By whichever name the database is opened, it has one lock; and the table's name in either case is the same table.
+        // The database has one lock under all of its names, and the table's name ignores case.
         let mut lock = fs::canonicalize(database).map_err(refused)?.into_os_string();
         lock.push(format!("-{}-lock", table.to_ascii_lowercase()));
         let lock = PathBuf::from(lock);
@@ -44,15 +46,17 @@ impl Claim {
         Ok(Claim { file, patience })
     }
 
-    /// Takes it alone, or says that somebody else has it. A file system that knows no locks gives it to everybody.
+    /// Tries to take the claim exclusively. Returns false if another process holds it. A file
+    /// system without locks grants it to every process.
     pub(super) fn take_alone(&self) -> Result<bool, StoreError> {
         taken(self.file.try_lock())
     }
 
-    /// Shares it, until it is dropped.
+    /// Takes the claim shared, until it is dropped.
     pub(super) fn share(&self) -> Result<(), StoreError> {
         const PAUSE: Duration = Duration::from_millis(5);
-        // Some systems change one kind of lock into the other only by way of none, and some not at all.
+        // Some systems convert one kind of lock into the other only by way of none, and some not at
+        // all.
         let _ = self.file.unlock();
         let mut tries = self.patience.as_millis() / PAUSE.as_millis() + 1;
         while !taken(self.file.try_lock_shared())? {
@@ -77,7 +81,8 @@ fn taken(locked: Result<(), TryLockError>) -> Result<bool, StoreError> {
     }
 }
 
-/// Makes an empty file for those who may open `model`, as SQLite does with the files beside a database.
+/// Creates an empty file for the users that may open `model`, as SQLite does for its own side
+/// files.
 fn create_like(path: &Path, model: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     #[cfg(unix)]
@@ -85,7 +90,7 @@ fn create_like(path: &Path, model: &Path) -> io::Result<File> {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
         let model = fs::metadata(model)?;
         file.set_permissions(PermissionsExt::from_mode(model.mode() & 0o666))?;
-        // Only root may, and nobody else need.
+        // Only root may do this, and only root needs to.
         let _ = fchown(&file, Some(model.uid()), Some(model.gid()));
     }
     #[cfg(not(unix))]

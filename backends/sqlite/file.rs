@@ -1,15 +1,18 @@
-//! The file that a store opened, and the check that it still is the one: [`OpenFile`].
+//! The file that a store opened, and the check that it is still the same: [`OpenFile`].
 //!
-//! SQLite opens files by name: the database and its log with every connection, and the log's index once a process. When a name
-//! leads elsewhere meanwhile, connections of one process see different files, and what is acknowledged on one of them is not
-//! on the other. So the three names are looked up
+//! SQLite opens files by name: the database and its log with every connection, and the log's index
+//! once per process. If a name leads elsewhere in the meantime, the connections of one process use
+//! different files, and one of them lacks what another acknowledged. So the three names are looked
+//! up
 //!
-//! * by the writer after every commit, before anybody is answered, and before it the database's name,
+//! * by the writer after every commit, before it answers; before the commit, only the database's
+//!   name,
 //! * by readers and the watcher every [`EVERY`], and around every connection that is opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
-//! The store's connections keep all three files open, so a number that is freed and given to another file does not deceive.
-//! From the first sign on every call fails, and no connection moves its log into the file when it is closed.
+//! The store's connections keep all three files open, so an inode number cannot be freed and reused
+//! unnoticed. After the first mismatch every call fails, and no connection moves its log into the
+//! file when it closes.
 
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
@@ -27,10 +30,10 @@ use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::observe;
 
-/// How old a check may be that a reader goes by.
+/// The maximum age of a check that a reader relies on.
 const EVERY: Duration = Duration::from_millis(50);
 
-/// What tells a file from every other that exists at the same time.
+/// The identity of a file among all that exist at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,
@@ -44,34 +47,37 @@ impl FileId {
         FileId { device: file.dev(), inode: file.ino() }
     }
 
-    /// There is no such number that is stable; an open file cannot be replaced there either.
+    /// Returns the same id for every file: there is no stable number here, but an open file cannot
+    /// be replaced either.
     #[cfg(not(unix))]
     pub(super) fn of(_file: &Metadata) -> FileId {
         FileId { device: 0, inode: 0 }
     }
 }
 
-/// The three files, as they were opened.
+/// The three files as they were opened.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    /// As the application named it.
+    /// The path that the application passed.
     path: PathBuf,
     database: HeldFile,
     log: (PathBuf, FileId),
     index: (PathBuf, HeldFile),
-    /// Whether the locks on them are the store's own too, and cannot be lost.
+    /// True for the database and the index if the store holds its own lock on it, which cannot be
+    /// lost.
     locked: [bool; 2],
     unlocked: AtomicBool,
     clock: Arc<dyn Clock>,
-    /// When it was last looked at, in microseconds of the clock.
+    /// The time of the last check, in microseconds of the clock.
     looked: AtomicU64,
     log_bytes: Arc<AtomicU64>,
-    /// The first sign that it is no longer the file that was opened.
+    /// The first mismatch found.
     lost: OnceLock<String>,
 }
 
 impl OpenFile {
-    /// The file at `path`, which `database` holds and connections have read from.
+    /// Records the files at `path`; `database` holds the database, and connections have read from
+    /// it.
     pub(super) fn new(
         path: &Path,
         database: HeldFile,
@@ -79,7 +85,7 @@ impl OpenFile {
     ) -> Result<OpenFile, StoreError> {
         let gone =
             |error: io::Error| Trouble::lasting(format!("its files changed while it was opened: {error}"));
-        // SQLite names the log after the file that links lead to.
+        // SQLite names the log after the file that symbolic links lead to.
         let real = if cfg!(unix) { fs::canonicalize(path).map_err(gone)? } else { path.to_owned() };
         let (log, index) = (beside(&real, "-wal"), beside(&real, "-shm"));
         let log_id = FileId::of(&fs::metadata(&log).map_err(gone)?);
@@ -101,22 +107,22 @@ impl OpenFile {
         Ok(file)
     }
 
-    /// Whether closing the file elsewhere in the process leaves it locked.
+    /// Returns true if the file stays locked when another part of the process closes it.
     pub(super) fn is_locked(&self) -> bool {
         self.locked == [true; 2]
     }
 
-    /// The bytes in the log, when it was last looked at.
+    /// Returns the size of the log in bytes at the last check.
     pub(super) fn log_bytes(&self) -> u64 {
         self.log_bytes.load(Ordering::Relaxed)
     }
 
-    /// What keeps [`log_bytes`](OpenFile::log_bytes).
+    /// Returns the counter behind [`log_bytes`](OpenFile::log_bytes).
     pub(super) fn log_counter(&self) -> Arc<AtomicU64> {
         self.log_bytes.clone()
     }
 
-    /// Looks whether the names still lead to the files that were opened: three system calls.
+    /// Checks that the names still lead to the files that were opened. Takes three system calls.
     pub(super) fn check(&self) -> Result<(), Trouble> {
         let now = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
         self.judge(|| self.look())?;
@@ -124,12 +130,12 @@ impl OpenFile {
         Ok(())
     }
 
-    /// The same of the database alone: one system call.
+    /// Checks the database's name only. Takes one system call.
     pub(super) fn check_name(&self) -> Result<(), Trouble> {
         self.judge(|| self.look_at_database())
     }
 
-    /// What to make of `look`, and of what was seen before.
+    /// Returns the result of `look`, or the error of an earlier mismatch.
     fn judge(&self, look: impl FnOnce() -> Result<(), Sign>) -> Result<(), Trouble> {
         self.verdict()?;
         match look() {
@@ -150,14 +156,14 @@ impl OpenFile {
         }
     }
 
-    /// The same, unless somebody looked a moment ago.
+    /// Checks the files like [`OpenFile::check`], unless the last check is recent enough.
     pub(super) fn glance(&self) -> Result<(), Trouble> {
         let now = self.clock.monotonic();
         let looked = Duration::from_micros(self.looked.load(Ordering::Relaxed));
         if now.saturating_sub(looked) < EVERY { self.verdict() } else { self.check() }
     }
 
-    /// The connection that `open` gives, if it was opened while the names led to the right files.
+    /// Opens a connection, and makes sure that the names led to the right files before and after.
     pub(super) fn opening(
         &self,
         open: impl FnOnce() -> Result<Connection, StoreError>,
@@ -167,12 +173,12 @@ impl OpenFile {
         if let Ok(db) = &opened {
             leave_log(db, true)?;
         }
-        // Should it have failed, this may be why.
+        // If opening failed, this may be the reason.
         self.check()?;
         opened
     }
 
-    /// Whether `path` leads to this database.
+    /// Returns true if `path` leads to this database.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         if cfg!(unix) {
             return fs::metadata(path).is_ok_and(|file| FileId::of(&file) == self.database.id());
@@ -180,7 +186,7 @@ impl OpenFile {
         fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(&self.path).is_ok_and(|own| own == path))
     }
 
-    /// Gives the locks back, for the last connection to close the file.
+    /// Releases the locks, for the last connection to close the file.
     pub(super) fn unlock(&self) {
         if self.unlocked.swap(true, Ordering::AcqRel) {
             return;
@@ -226,12 +232,12 @@ impl Drop for OpenFile {
 }
 
 enum Sign {
-    /// It could not be looked at.
+    /// The file could not be examined.
     Unknown(io::Error),
     Lost(String),
 }
 
-/// The length of the file at `path` and how many names it has, if it is the one called `id`.
+/// Returns the length of the file at `path` and its number of names, if its id is `id`.
 fn same(path: &Path, id: FileId, what: &str) -> Result<(u64, u64), Sign> {
     match fs::metadata(path) {
         Ok(file) if FileId::of(&file) == id => Ok((file.len(), names(&file))),
@@ -256,14 +262,15 @@ fn names(_file: &Metadata) -> u64 {
     1
 }
 
-/// Whether `db`, should it be the last connection to be closed, leaves the log as it is. A store's do, so that nothing is moved from a
-/// log into a file that no longer belong together; the writer moves it, once it has looked.
+/// Sets whether `db`, if it is the last connection to close, leaves the log alone. All of a store's
+/// connections do, so that no log is moved into a file it does not belong to. The writer moves it
+/// after a check.
 pub(super) fn leave_log(db: &Connection, leave: bool) -> Result<(), Trouble> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave)?;
     Ok(())
 }
 
-/// The name of a file that SQLite keeps beside the one at `path`.
+/// Returns the name of a file that SQLite keeps beside the one at `path`.
 pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);

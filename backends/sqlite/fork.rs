@@ -1,7 +1,9 @@
-//! The files that this process has open, for its children to keep their hands off them: [`ForkGuard`].
+//! The files that this process has open, so that its forked children leave them alone:
+//! [`ForkGuard`].
 //!
-//! A process counts in memory which locks it has on a file. A forked child has a copy of the count, but not of the
-//! locks: what it opened would go without them, and others would reset or remove the log under it.
+//! A process counts its locks on a file in memory. A forked child inherits the count but not the
+//! locks: its connections would be unprotected, and others would reset or remove the log under
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +16,7 @@ use crate::process::Process;
 
 static OPEN: Mutex<Vec<(Process, FileId)>> = Mutex::new(Vec::new());
 
-/// A file that this process has open, until it is dropped.
+/// An entry for a file that this process has open, until it is dropped.
 #[derive(Debug)]
 pub(super) struct ForkGuard {
     process: Process,
@@ -22,8 +24,11 @@ pub(super) struct ForkGuard {
 }
 
 impl ForkGuard {
+    /// Checks that the file at `path` was not opened before a fork.
+    ///
     /// # Errors
-    /// [`StoreError::Unusable`] if a process that this one was forked from had the file at `path` open.
+    /// [`StoreError::Unusable`] if a process that this one was forked from had the file at `path`
+    /// open.
     pub(super) fn check_path(path: &Path) -> Result<(), StoreError> {
         let (process, file) = (Process::current(), id(path));
         if open().iter().any(|(owner, known)| Some(*known) == file && *owner != process) {
@@ -35,13 +40,15 @@ impl ForkGuard {
         Ok(())
     }
 
-    /// Takes down that the file at `path` is open.
+    /// Registers the file at `path` as open.
     pub(super) fn new(path: &Path) -> ForkGuard {
         let (process, file) = (Process::current(), id(path));
         open().extend(file.map(|file| (process, file)));
         ForkGuard { process, file }
     }
 
+    /// Checks that this process opened the file.
+    ///
     /// # Errors
     /// [`StoreError::Unusable`] in a child that was forked since.
     pub(super) fn check(&self) -> Result<(), StoreError> {
@@ -53,7 +60,7 @@ impl ForkGuard {
         ))
     }
 
-    /// Whether it was opened by this process, and not by one that this was forked from.
+    /// Returns true if this process opened the file, not one that it was forked from.
     pub(super) fn is_here(&self) -> bool {
         self.process.is_current()
     }

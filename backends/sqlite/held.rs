@@ -1,12 +1,14 @@
 //! A lock of the store's own on a file that SQLite has open: [`HeldFile`].
 //!
-//! SQLite's locks are POSIX's. They belong to the process, and the process loses all that it has on a file as soon as it closes
-//! *any* descriptor of it: after a `std::fs::copy` of the database, another process would take itself for the only one, and
-//! remove the log under this one. A lock that belongs to an open file description, which Linux has, is not lost that way.
-//! It is a shared lock on the bytes on which SQLite takes its own, so that it means the same to every other process.
+//! SQLite uses POSIX locks. They belong to the process, and a process loses all of its locks on a
+//! file as soon as it closes *any* descriptor of it. After a `std::fs::copy` of the database,
+//! another process would believe that it is the only user and remove the log under this one. A lock
+//! of an open file description, which Linux has, is not lost that way. It is a shared lock on the
+//! bytes that SQLite locks, so it means the same to every other process.
 //!
-//! For the same reason the descriptor that carries the lock must not be closed while SQLite has locks on the file. It is kept
-//! in [`KEPT`], for the next store on the file, until no lock of this process is on it.
+//! For the same reason the descriptor that carries the lock must not be closed while SQLite has
+//! locks on the file. It is kept in [`KEPT`], for the next store on the file, until this process
+//! has no lock on it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -20,16 +22,17 @@ use nix::libc;
 
 use super::file::FileId;
 
-/// The bytes of a file that a lock is on.
+/// The byte range of a lock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     start: i64,
     length: i64,
 }
 
-/// The bytes of a database that every connection in WAL mode has a shared lock on (`SHARED_FIRST` in SQLite's sources).
+/// The bytes of a database on which every WAL connection has a shared lock (`SHARED_FIRST` in
+/// SQLite's sources).
 pub(super) const DATABASE: Range = Range { start: 0x4000_0002, length: 510 };
-/// The byte of a `-shm` that every process which uses it has a shared lock on (`UNIX_SHM_DMS`).
+/// The byte of a `-shm` on which every process that uses it has a shared lock (`UNIX_SHM_DMS`).
 pub(super) const INDEX: Range = Range { start: 128, length: 1 };
 
 /// A file that is held open.
@@ -53,7 +56,7 @@ fn kept() -> MutexGuard<'static, Vec<Kept>> {
 }
 
 impl HeldFile {
-    /// Holds the file at `path`, and makes it, for its owner only, if there is none.
+    /// Holds the file at `path`, and creates it, for its owner only, if there is none.
     pub(super) fn make(path: &Path, range: Range) -> io::Result<HeldFile> {
         let mut kept = kept();
         let mut options = OpenOptions::new();
@@ -75,13 +78,14 @@ impl HeldFile {
             known.holders += 1;
             return Ok(HeldFile { id, range });
         }
-        // To read it is enough for a shared lock.
+        // Read access is enough for a shared lock.
         HeldFile::keep(kept, File::open(path)?, range)
     }
 
     fn keep(kept: &mut Vec<Kept>, file: File, range: Range) -> io::Result<HeldFile> {
         let id = FileId::of(&file.metadata()?);
-        // A second descriptor of a file that is known (its name moved meanwhile) is not closed either: see above.
+        // A second descriptor of a known file (its name moved in between) must not be closed
+        // either: see above.
         kept.push(Kept { id, file, holders: 1, locks: 0 });
         Ok(HeldFile { id, range })
     }
@@ -90,7 +94,7 @@ impl HeldFile {
         self.id
     }
 
-    /// Takes the lock; says whether it is there now.
+    /// Takes the lock. Returns true if it is held now.
     pub(super) fn lock(&self) -> bool {
         let mut kept = kept();
         let Some(known) = kept.iter_mut().find(|known| known.id == self.id) else { return false };
@@ -101,7 +105,7 @@ impl HeldFile {
         false
     }
 
-    /// Gives it back, once for every [`lock`](HeldFile::lock) that took it.
+    /// Releases the lock. Call it once for every successful [`lock`](HeldFile::lock).
     pub(super) fn unlock(&self) {
         if let Some(known) = kept().iter_mut().find(|known| known.id == self.id) {
             known.locks = known.locks.saturating_sub(1);
@@ -126,12 +130,12 @@ fn set(file: &File, range: Range, kind: i32) -> bool {
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock_on(range, kind))).is_ok()
 }
 
-/// Whether this process may have a lock on the file that closing it would take away.
+/// Returns true if this process may have a lock on the file that closing it would release.
 fn is_in_use(known: &Kept) -> bool {
     let mut found = lock_on(Range { start: 0, length: 0 }, libc::F_WRLCK);
     let asked = fcntl(&known.file, FcntlArg::F_OFD_GETLK(&mut found));
     let free = asked.is_ok() && i32::from(found.l_type) == libc::F_UNLCK;
-    // Another process's lock hides this one's: then it is a matter of who has it open.
+    // Another process's lock hides this one's. Then another descriptor decides.
     !free && has_another_descriptor(known)
 }
 

@@ -1,4 +1,5 @@
-//! What [`HeldFile`] is where a process has only locks that closing a file takes away: the file is made, and known.
+//! The [`HeldFile`] of systems without locks that survive a close: it only creates and identifies
+//! the file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};

@@ -1,4 +1,4 @@
-//! What the writer is asked to do.
+//! The jobs of the writer.
 
 use std::cell::Cell;
 
@@ -11,51 +11,52 @@ use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 use crate::store::Swap;
 
-/// Something to be done in the writer's transaction, which gives `stamps`.
+/// A task to run in the writer's transaction, with stamps from `stamps`.
 pub(super) trait Work: Send + 'static {
     type Output: Send + 'static;
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Self::Output, StoreError>;
 
-    /// What to answer if the transaction came to nothing, or may have.
+    /// Returns the answer for a transaction that failed, or may have failed.
     fn failed(&self, trouble: Trouble) -> Result<Self::Output, StoreError> {
         Err(trouble.into())
     }
 
-    /// Names the records that have changed if this is what came of it, and the stamps that they have now (of those
-    /// removed: any that no record has).
+    /// Calls `name` for each record that `output` says has changed, with its present stamp (for a
+    /// removed record, any stamp that no record has).
     fn written(&self, output: &Self::Output, name: &mut dyn FnMut(RecordId, Stamp)) {
         let _ = (output, name);
     }
 
-    /// Whether there is more to do in the next commit, now that what gave `output` is committed.
+    /// Returns true if there is more to do in the next commit, now that `output` is committed.
     fn goes_on(&self, output: &Self::Output) -> bool {
         let _ = output;
         false
     }
 
-    /// About how many bytes it writes.
+    /// Returns the approximate number of bytes it writes.
     fn weight(&self) -> usize {
         0
     }
 
-    /// About how many rows it writes.
+    /// Returns the approximate number of rows it writes.
     fn rows(&self) -> usize {
         1
     }
 }
 
-/// A [`Work`], whatever it gives.
+/// A [`Work`] with its output type erased.
 pub(super) trait Job: Send {
-    /// Does it and keeps the result.
+    /// Runs the work and keeps its result.
     fn run(&mut self, desk: &Desk, stamps: &mut Stamps<'_>);
-    /// Hands out the result: only once it is committed.
+    /// Sends the result. To be called only after the commit.
     fn answer(self: Box<Self>);
-    /// Whether it takes part in the next commit too, before it has a result to hand out: asked once this one is done.
+    /// Returns true if the job continues in the next commit before it has a result to send. To be
+    /// called only after the commit.
     fn goes_on(&self) -> bool;
-    /// Hands out what went wrong with the transaction instead.
+    /// Sends the transaction's failure instead of a result.
     fn fail(self: Box<Self>, trouble: Trouble);
-    /// Whether nobody waits for it any more.
+    /// Returns true if the caller no longer waits.
     fn is_abandoned(&self) -> bool;
     /// See [`Work::written`].
     fn written(&self, name: &mut dyn FnMut(RecordId, Stamp));
@@ -63,7 +64,7 @@ pub(super) trait Job: Send {
     fn rows(&self) -> usize;
 }
 
-/// A work, its result, and who waits for that.
+/// A work with its result and the channel to its caller.
 pub(super) struct Pending<W: Work> {
     work: W,
     result: Option<Result<W::Output, StoreError>>,
@@ -84,7 +85,7 @@ impl<W: Work> Job for Pending<W> {
     }
 
     fn answer(self: Box<Self>) {
-        // Without a result the sender is dropped, and the caller hears that there is none.
+        // Without a result the sender is dropped, which tells the caller.
         if let Some(result) = self.result {
             let _ = self.answer.send(result);
         }
@@ -148,7 +149,7 @@ impl Work for Exchange {
     }
 }
 
-/// Several compare-and-swaps, of one call.
+/// Several compare-and-swaps of one call.
 pub(super) struct Exchanges(pub(super) Vec<Exchange>);
 
 impl Work for Exchanges {
@@ -159,7 +160,8 @@ impl Work for Exchanges {
         for exchange in &self.0 {
             answers.push(exchange.run(desk, stamps));
             if desk.db.is_autocommit() {
-                // The transaction is gone: what follows would be committed by itself. All of it fails.
+                // The transaction is gone, and later swaps would be committed one by one. All of
+                // them fail.
                 return Err(Trouble::rolled_back().into());
             }
         }
@@ -187,10 +189,10 @@ impl Work for Exchanges {
     }
 }
 
-/// A purge of at most `limit` rows, over as many commits as it takes.
+/// A purge of at most `limit` rows, spread over as many commits as necessary.
 pub(super) struct Purge {
     limit: usize,
-    /// How many it has looked at, and removed, in the commits before.
+    /// The totals of the previous commits.
     before: Cell<Steps>,
 }
 
@@ -198,9 +200,9 @@ pub(super) struct Purge {
 pub(super) struct Steps {
     looked: usize,
     pub(super) removed: usize,
-    /// How many of those were evidence.
+    /// The number of removed rows that were evidence.
     pub(super) unsettled: u64,
-    /// Whether there may be more to remove.
+    /// True if there may be more to remove.
     more: bool,
 }
 
@@ -226,7 +228,7 @@ impl Work for Purge {
         })
     }
 
-    /// What the commits before this one removed stays removed.
+    /// Reports the rows that earlier commits removed: they stay removed.
     fn failed(&self, trouble: Trouble) -> Result<Steps, StoreError> {
         match self.before.get() {
             Steps { removed: 0, .. } => Err(trouble.into()),
@@ -239,7 +241,7 @@ impl Work for Purge {
         steps.more
     }
 
-    /// It takes its measure from the others.
+    /// Returns 0: its share of a commit depends on the other jobs.
     fn rows(&self) -> usize {
         0
     }

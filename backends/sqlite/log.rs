@@ -1,8 +1,9 @@
-//! The write-ahead log: it is moved into the file as it grows, and cut once it is longer than usual.
+//! The write-ahead log: checkpointed as it grows, and truncated once it is longer than usual.
 //!
-//! SQLite moves no page that a reader may still need, and starts the log anew only when no reader needs it. A reader that stays
-//! open therefore lets it grow for as long as it is. Then the log counts where the file is limited, an operator is warned, and once
-//! the reader is gone the log is cut: what is a lot is moved by a thread of its own, on which no caller waits.
+//! SQLite moves no page that a reader may still need, and restarts the log only when no reader
+//! needs it. A reader that stays open therefore makes it grow. In that case the log counts towards
+//! the file's limit, an operator is warned, and the log is truncated once the reader is gone. A
+//! large log is moved by a separate thread that no caller waits for.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -17,33 +18,34 @@ use crate::clock::Clock;
 use crate::observe;
 use crate::sync::thread::{self, JoinHandle};
 
-/// The longest log, in bytes, that nothing is made of.
+/// The largest log in bytes that does not count as long.
 pub(super) const USUAL: u64 = 8 << 20;
-/// The shortest log, in bytes, that an operator is warned of; then of each time that it has doubled.
+/// The log size in bytes at which an operator is first warned, and again each time it doubles.
 pub(super) const WARNED: u64 = 64 << 20;
-/// How many pages may wait in the log before they are moved into the file: 4 MiB.
+/// The number of pages that may wait in the log before they are moved into the file: 4 MiB.
 const CHECKPOINT_PAGES: i64 = 1000;
-/// How many pages the writer moves by itself: its callers wait for that.
+/// The number of pages that the writer moves itself, while its callers wait.
 const INLINE_PAGES: i64 = 4 * CHECKPOINT_PAGES;
-/// After how many pages written, as it is estimated, the log is asked how many wait. The question costs some microseconds.
+/// The estimated number of written pages after which the log is queried. The query takes some
+/// microseconds.
 const LOOK_PAGES: usize = 100;
-/// How long from one try to the next to move or cut a log that is in use.
+/// The interval between attempts to move or truncate a log that is in use.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Older releases do not know the question, and take it for the order to move.
+/// The first SQLite release with the `NOOP` mode. Older ones run a checkpoint instead.
 const ASKS_SINCE: i32 = 3_051_000;
 
-/// The thread that moves what is a lot, and whether it is done.
+/// A thread that moves a large log, and a flag that it is done.
 type Mover = (JoinHandle<()>, Arc<AtomicBool>);
 
-/// What the writer does about the log.
+/// The writer's state for maintaining the log.
 pub(super) struct Log {
     place: Place,
     clock: Arc<dyn Clock>,
-    /// About how many pages were written since the log was last asked.
+    /// The estimated number of pages written since the last query.
     pages: Cell<usize>,
-    /// When a long log may be looked at again.
+    /// The earliest time of the next attempt on a long log.
     again: Cell<Duration>,
-    /// The length of the log from which on somebody is to be warned next.
+    /// The log size in bytes at which the next warning is due.
     warn: Cell<u64>,
     mover: RefCell<Option<Mover>>,
 }
@@ -60,13 +62,13 @@ impl Log {
         }
     }
 
-    /// About so many pages were written.
+    /// Adds to the estimate of pages written.
     pub(super) fn wrote(&self, pages: usize) {
         self.pages.set(self.pages.get() + pages);
     }
 
-    /// Moves the log into the file if it has grown, and cuts it if it is long. Callers have their answers already, but
-    /// those that come meanwhile wait. Should it fail, the next one does it.
+    /// Moves the log into the file if it has grown, and truncates it if it is long. Callers already
+    /// have their answers, but new ones wait meanwhile. After a failure the next call tries again.
     pub(super) fn tend(&self, db: &Connection, file: &Arc<OpenFile>) {
         let bytes = file.log_bytes();
         let is_long = bytes > USUAL && self.clock.monotonic() >= self.again.get();
@@ -92,7 +94,7 @@ impl Log {
         self.warn(bytes);
     }
 
-    /// Ends what was begun.
+    /// Waits for the moving thread to finish.
     pub(super) fn wait(&self) {
         if let Some((mover, _)) = self.mover.take() {
             let _ = mover.join();
@@ -110,7 +112,7 @@ impl Log {
         self.mover.borrow().is_some()
     }
 
-    /// Moves what can be moved, beside the writer.
+    /// Moves as much as possible on a separate thread.
     fn move_apart(&self, file: &Arc<OpenFile>) {
         let (place, file) = (self.place.clone(), file.clone());
         let done = Arc::new(AtomicBool::new(false));
@@ -124,7 +126,8 @@ impl Log {
         *self.mover.borrow_mut() = mover.ok().map(|mover| (mover, done));
     }
 
-    /// Cuts the log if all of it is in the file and nobody reads from it: it waits for nobody.
+    /// Truncates the log if all of it is in the file and no reader uses it. Never blocks on
+    /// readers.
     fn cut(&self, db: &Connection) {
         let is_moved = ask(db, "NOOP").is_ok_and(|waiting| waiting == 0);
         if is_moved && db.busy_timeout(Duration::ZERO).is_ok() {
@@ -143,7 +146,7 @@ impl Log {
     }
 }
 
-/// How many pages of the log are not in the file yet, after a checkpoint of this mode.
+/// Runs a checkpoint of the given mode and returns the number of pages still only in the log.
 fn ask(db: &Connection, mode: &str) -> rusqlite::Result<i64> {
     db.prepare_cached(&format!("PRAGMA main.wal_checkpoint({mode})"))?
         .query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))

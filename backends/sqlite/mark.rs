@@ -1,18 +1,23 @@
-//! The high-water mark: what keeps time in a file from going back, over removals, restarts and several processes.
+//! The high-water mark, which keeps the time of a file from moving back across removals, restarts
+//! and several processes.
 //!
-//! The rule, which holds at every commit, whoever makes it:
+//! Two rules hold at every commit of every process:
 //!
-//! 1. **The mark is not less than the stamp of any row that was removed.** It is raised in the very transaction that removes. A write
-//!    takes a stamp greater than the mark and greater than that of the row it replaces, so no fence of a key is given
-//!    twice, whether its row is there or gone, and whatever the clocks of the processes say.
-//! 2. **No row's stamp is more than [`LAG`] above the mark.** The write that would be raises it. So the mark costs a page in some
-//!    commits and not in all; and whoever opens the file finds there, up to `LAG`, how far time had got. Every row that he reads
-//!    lifts his time further, and a store that is closed leaves the mark where its time is.
+//! 1. **The mark is at least the stamp of every removed row.** The transaction that removes a row
+//!    raises it. A write takes a stamp greater than the mark and than the row it replaces, so no
+//!    fence of a key is given twice, whether its row exists or not, and whatever the processes'
+//!    clocks say.
+//! 2. **No row's stamp is more than [`LAG`] above the mark.** A write that would break this raises
+//!    the mark. So the mark costs a page in some commits but not in all, and a process that opens
+//!    the file finds there, to within `LAG`, the time reached so far. Every row it reads moves its
+//!    time further, and a store that closes sets the mark to its own time.
 //!
-//! So after a restart of the machine together with a clock set back, up to `LAG` may be counted a second time: a lease that nobody
-//! took ends that much later. None is revived that was taken: the row that took it shows the time.
+//! So if the machine restarts with its clock set back, up to `LAG` may be counted twice: a lease
+//! that was not taken over ends that much later. A lease that was taken over is never revived,
+//! because the row of the takeover shows the time.
 //!
-//! How far time has got meanwhile is derived from the [`anchor`](super::anchor), which is seen to here as well.
+//! The time reached since is derived from the [`anchor`](super::anchor), which is maintained here
+//! too.
 
 use std::time::Duration;
 
@@ -24,30 +29,30 @@ use super::trouble::Trouble;
 use crate::clock::{Moment, Timeline};
 use crate::record::Stamp;
 
-/// How far the stamps of a file's rows may be above its mark.
+/// The maximum distance of the stamps of a file's rows above its mark.
 pub(super) const LAG: Duration = Duration::from_millis(100);
 
-/// The stamps that a write transaction gives, and what it does to the mark.
+/// The source of stamps for one write transaction, which also maintains the mark.
 pub(super) struct Stamps<'a> {
     timeline: &'a Timeline,
-    /// The mark as it stands in this transaction.
+    /// The mark in this transaction.
     mark: Stamp,
-    /// The greatest stamp given.
+    /// The greatest stamp given out.
     last: Stamp,
 }
 
 impl<'a> Stamps<'a> {
-    /// For the transaction that `db` is in. It must have the write lock: what another process has removed is known by
-    /// the mark alone.
+    /// Creates the stamps for the transaction of `db`. It must have the write lock: rows that
+    /// another process removed are known only by the mark.
     ///
     /// # Errors
-    /// If the anchor is another boot's: its processes go by another clock.
+    /// Fails if the anchor is of another boot, whose processes use another clock.
     pub(super) fn of(db: &Connection, table: &Table, timeline: &'a Timeline) -> Result<Stamps<'a>, Trouble> {
         let Times { mark, anchor } = table.times(db)?;
         let Moment { boot, elapsed } = timeline.moment();
         match anchor {
             Some(anchor) if anchor.boot != boot => return Err(taken_over()),
-            // Another process may have anchored anew.
+            // Another process may have replaced the anchor.
             Some(anchor) if boot != 0 => timeline.align(anchor.elapsed, anchor.time),
             Some(_) | None => {}
         }
@@ -58,23 +63,23 @@ impl<'a> Stamps<'a> {
         Ok(Stamps { timeline, mark, last: mark })
     }
 
-    /// The stamp of a write that replaces a row with stamp `found`.
+    /// Returns the stamp of a write that replaces a row with stamp `found`.
     pub(super) fn next(&mut self, found: Option<Stamp>) -> Stamp {
         self.last = self.timeline.stamp_after(self.last.max(found.unwrap_or_default()));
         self.last
     }
 
-    /// The present time.
+    /// Returns the present time.
     pub(super) fn now(&self) -> Stamp {
         self.timeline.now().max(self.last)
     }
 
-    /// Sees to the second rule, before a row is written with `stamp`.
+    /// Ensures the second rule before a row is written with `stamp`.
     pub(super) fn cover(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<(), Trouble> {
         if stamp > self.mark.after(LAG) { self.raise(db, table, stamp) } else { Ok(()) }
     }
 
-    /// Sees to the first rule, where a row is removed that had no greater stamp than `stamp`.
+    /// Ensures the first rule where a row is removed whose stamp is at most `stamp`.
     pub(super) fn raise(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<(), Trouble> {
         if stamp > self.mark {
             table.save_high_water(db, stamp)?;
@@ -84,7 +89,7 @@ impl<'a> Stamps<'a> {
         Ok(())
     }
 
-    /// A stamp that no row of the file is above, by the second rule: also where one cannot be read.
+    /// Returns a stamp that no row exceeds, by the second rule, not even an unreadable one.
     pub(super) fn above_all(&self) -> Stamp {
         self.now().max(self.mark.after(LAG))
     }

@@ -1,4 +1,4 @@
-//! Paths that SQLite would take, and that are not meant as it takes them.
+//! Checks for paths that SQLite would accept but interpret differently than intended.
 
 use std::fs;
 use std::io;
@@ -7,11 +7,11 @@ use std::path::Path;
 use super::trouble::unusable;
 use crate::error::StoreError;
 
-/// The options of SQLite's URIs: a path that ends in one of them is meant as a URI.
+/// Options of SQLite's URIs. A path that ends in one of them is meant as a URI.
 const OPTIONS: [&str; 7] = ["mode", "cache", "vfs", "immutable", "nolock", "psow", "modeof"];
 const SCHEMES: [&str; 4] = ["file", "sqlite", "sqlite3", "jdbc"];
 
-/// Refuses what would become a file with a strange name, or none at all.
+/// Refuses paths that would create a file with a strange name, or none at all.
 pub(super) fn check(path: &Path) -> Result<(), StoreError> {
     if path.as_os_str().is_empty() {
         return Err(unusable("the path is empty; pass the path of a file, such as `keys.db`"));
@@ -49,14 +49,14 @@ fn is_url(text: &str) -> bool {
         return true;
     }
     let Some((scheme, rest)) = text.split_once(':') else { return false };
-    // One letter is a drive of Windows.
+    // A single letter is a Windows drive.
     let is_scheme = scheme.len() > 1
         && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
     is_scheme && (rest.starts_with("//") || SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known)))
 }
 
-/// Why the process cannot open another file, if it is that it has too many open.
+/// Returns an explanation if the process cannot open another file because too many are open.
 pub(super) fn out_of_descriptors() -> Option<&'static str> {
     #[cfg(unix)]
     if let Err(error) = fs::File::open("/") {
@@ -65,7 +65,7 @@ pub(super) fn out_of_descriptors() -> Option<&'static str> {
     None
 }
 
-/// What an error of opening a file means, if it is that there are too many.
+/// Explains an error of opening a file if its cause is too many open files.
 pub(super) fn explain(error: &io::Error) -> Option<&'static str> {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;

@@ -1,4 +1,4 @@
-//! Connections that read beside the writer, and never wait for it.
+//! The reading connections, which never wait for the writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use super::trouble::Trouble;
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// A few connections, opened as they are needed. A read takes some ten microseconds, on the caller's own thread.
+/// A few connections, opened on demand. A read takes about ten microseconds on the caller's thread.
 #[derive(Debug)]
 pub(super) struct Readers {
     place: Place,
@@ -20,7 +20,8 @@ pub(super) struct Readers {
     slots: [Slot; READERS],
 }
 
-/// Far enough from the next one that two threads do not fetch it from each other.
+/// A connection on its own cache line, so that threads do not contend for the line of their
+/// neighbour.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Slot(Mutex<Option<Connection>>);
@@ -28,7 +29,7 @@ struct Slot(Mutex<Option<Connection>>);
 const READERS: usize = 4;
 
 thread_local! {
-    /// Where this thread looks first: its own connection, most likely, with what that has in the processor's cache.
+    /// The slot this thread tries first: most likely its own connection, still in the CPU's cache.
     static SEAT: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % READERS
@@ -41,7 +42,7 @@ impl Readers {
         Readers { place, file, slots: std::array::from_fn(|_| Slot(Mutex::new(first.take()))) }
     }
 
-    /// What `read` makes of a connection that nobody else reads on meanwhile.
+    /// Calls `read` with a connection that no other thread uses meanwhile.
     pub(super) fn read<T>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -58,7 +59,7 @@ impl Readers {
         })
     }
 
-    /// Whether a transaction somewhere has the file's write lock.
+    /// Returns true if some transaction holds the file's write lock.
     pub(super) fn is_locked(&self) -> Result<bool, StoreError> {
         self.read(|db| {
             let taken = db
@@ -78,7 +79,8 @@ impl Readers {
         })
     }
 
-    /// The thread's own slot, or else one that is free; if none is, its own: reads are short.
+    /// Returns the thread's own slot, else a free one. If none is free, waits for its own: reads
+    /// are short.
     fn slot(&self) -> MutexGuard<'_, Option<Connection>> {
         let seat = SEAT.with(|seat| *seat);
         let mut slots = (seat..READERS).chain(0..seat).map(|at| &self.slots[at].0);

@@ -1,5 +1,5 @@
-//! The rows of a store's tables: how they are found, compared and written. Everything here runs inside a transaction of
-//! the caller's, except what reads one row, which may stand alone.
+//! Finding, comparing and writing the rows of a store's tables. Everything here runs inside a
+//! transaction of the caller, except reading a single row, which needs none.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -45,26 +45,26 @@ struct Found {
     record: Record,
 }
 
-/// The count of one step of a purge.
+/// The counts of one step of a purge.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Looked {
     pub(super) looked: usize,
     pub(super) removed: usize,
-    /// How many of the removed ones were evidence that nobody settled in time.
+    /// The number of removed rows that were evidence and were not settled in time.
     pub(super) unsettled: u64,
 }
 
-/// The largest number that a column holds. As a deadline it is never.
+/// The largest number that a column holds. As a deadline it means never.
 const NEVER: i64 = i64::MAX;
-/// Deadlines are counted in units of 2^26 µs, about 67 s, and rounded up.
+/// The unit of deadlines: 2^26 µs, about 67 s. They are rounded up.
 const GRAIN: u64 = 1 << 26;
-/// The most rows of evidence that a full store counts before it refuses.
+/// The maximum number of evidence rows that a full store counts before it refuses.
 const MOST_COUNTED: u64 = 100_000;
-/// How much of an id the index knows.
+/// The number of id bytes that the index contains.
 const PREFIX: usize = 6;
-/// The rows whose ids start as `?1` does, which is what the index knows: nearly always one or none.
+/// Matches rows whose ids start like `?1`, by the index: nearly always one or none.
 const ALIKE: &str = "substr(id, 1, 6) = substr(?1, 1, 6)";
-/// The row under `?1`.
+/// Matches the row with id `?1`.
 const OF_ID: &str = "substr(id, 1, 6) = substr(?1, 1, 6) AND id = ?1";
 
 impl Table {
@@ -105,13 +105,14 @@ impl Table {
         }
     }
 
-    /// The row under `id`. What cannot be read is an error, never an absent record: that goes for a row too that the index
-    /// leads to and that shows another id, unless it is sound under that.
+    /// Returns the row under `id`. An unreadable row is an error, never an absent record. That
+    /// includes a row that the index leads to but that shows another id, unless it is intact under
+    /// that id.
     fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
         self.first(db, id, |row, record| Ok(Found { seq: row.get(3)?, due: row.get(4)?, record }))
     }
 
-    /// The record of the row under `id`, likewise.
+    /// Returns the record under `id`, with the same checks.
     fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>, StoreError> {
         self.first(db, id, |_, record| Ok(record))
     }
@@ -132,7 +133,7 @@ impl Table {
         Ok(None)
     }
 
-    /// The stamp of the row under `id`, if it has one.
+    /// Returns the stamp of the row under `id`, if there is one.
     pub(super) fn stamp(&self, db: &Connection, id: &RecordId) -> Result<Option<Stamp>, StoreError> {
         let stamp: Option<i64> = prepare(db, &self.stamp)?
             .query_row([id.as_bytes().as_slice()], |row| row.get(0))
@@ -141,12 +142,12 @@ impl Table {
         Ok(stamp.and_then(|stamp| u64::try_from(stamp).ok()).map(Stamp))
     }
 
-    /// Whether the table has the columns that are asked for here.
+    /// Checks that the table has the expected columns.
     pub(super) fn probe(&self, db: &Connection) -> Result<(), StoreError> {
         self.find(db, &RecordId::from_bytes([0; 32])).map(|_| ())
     }
 
-    /// What is under `id`, and the time.
+    /// Returns the record under `id`, and the time.
     pub(super) fn snapshot(
         &self,
         db: &Connection,
@@ -162,8 +163,9 @@ impl Table {
         Ok(Snapshot { record: record.map(Box::new), now })
     }
 
-    /// Compares and writes. Nothing but the look before it keeps an id from being added twice: `db` has the write lock, which
-    /// `stamps` shows, or is refused it if somebody wrote since it first read.
+    /// Compares and writes. The id column is not unique: only the lookup keeps an id from being
+    /// inserted twice. So `db` must have the write lock, which `stamps` shows; otherwise SQLite
+    /// refuses it if another writer committed since its first read.
     pub(super) fn swap(
         &self,
         db: &Connection,
@@ -239,7 +241,7 @@ impl Table {
         Ok(())
     }
 
-    /// Refuses if the file is over its soft limit. What is over its time is removed first: it is in nobody's way.
+    /// Returns an error if the file is over its limit, after removing expired rows to make room.
     fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: &Limits) -> Result<(), StoreError> {
         let Some(most) = limits.bytes else { return Ok(()) };
         let log = limits.log.load(Ordering::Relaxed).saturating_sub(log::USUAL);
@@ -265,15 +267,16 @@ impl Table {
         }
     }
 
-    /// The number of rows that are evidence of an effect, settled by nobody yet, up to [`MOST_COUNTED`].
+    /// Returns the number of rows that are evidence of an effect and not yet settled, up to
+    /// [`MOST_COUNTED`].
     fn evidence(&self, db: &Connection) -> Result<i64, Trouble> {
         Ok(prepare(db, &self.count_evidence)?.query_row([], |row| row.get(0))?)
     }
 
-    /// Looks at up to `limit` rows that are due, the oldest first and evidence last, and removes those
-    /// whose deadline is over. The column that they are found by carries no checksum: where the record
-    /// says that it is not over, or not evidence, it is put right. What cannot be read is believed to be
-    /// over.
+    /// Examines up to `limit` due rows, oldest first and evidence last, and removes those whose
+    /// deadline has passed. The column that finds them has no checksum, so it is corrected if the
+    /// record shows that it has not expired, or is not evidence. An unreadable row counts as
+    /// expired.
     pub(super) fn purge(
         &self,
         db: &Connection,
@@ -300,14 +303,14 @@ impl Table {
             }
         }
         if purged.removed > 0 {
-            // A deadline is not before its row's stamp.
+            // No deadline is before its row's stamp.
             stamps.raise(db, self, now)?;
         }
         Ok(purged)
     }
 
-    /// Up to `limit` rows that `sql` finds due at `now`: their numbers, and their records where they can
-    /// be read.
+    /// Returns up to `limit` rows that `sql` finds due at `now`: their numbers, and their records
+    /// if they can be read.
     fn due_rows(
         &self,
         db: &Connection,
@@ -355,7 +358,7 @@ pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStateme
     Ok(db.prepare_cached(sql)?)
 }
 
-/// The database's pages that hold something, its other tables' included.
+/// Returns the bytes of the database's pages in use, including its other tables.
 fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
     let number = |pragma: &str| -> Result<u64, Trouble> {
         Ok(prepare(db, pragma)?.query_row([], |row| row.get::<_, i64>(0))?.unsigned_abs())
@@ -364,7 +367,7 @@ fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
     Ok(pages.saturating_mul(number("PRAGMA main.page_size")?))
 }
 
-/// A stamp as a column holds it.
+/// Converts a stamp to the type of its column.
 pub(super) fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
@@ -373,7 +376,8 @@ fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, StoreError>
     decode(id, stamp, bytes).map_err(|source| StoreError::Corrupt { backend: BACKEND, id: *id, source })
 }
 
-/// The record of a row that the index says may be the one under `id`; `None` if it is another's.
+/// Returns the record of a row that the index found for `id`, or `None` if it belongs to another
+/// id.
 fn shown(row: &Row<'_>, id: &RecordId) -> Result<Option<Record>, StoreError> {
     let columns = || -> rusqlite::Result<_> { Ok((row.get_ref(0)?.as_blob()?, row.get(1)?, blob(row, 2)?)) };
     let (own, stamp, bytes): (&[u8], i64, Bytes) = columns().map_err(Trouble::from)?;
@@ -396,8 +400,9 @@ pub(super) fn blob(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
 }
 
-/// Whether the column may keep its value in a row that is to be kept until `deadline`: not before it, and not much longer after it
-/// than it is kept anyway. To finish what was begun brings the deadline forward by a lease, and that is not worth the page.
+/// Returns true if the column may keep its value for a row kept until `deadline`: it is not before
+/// the deadline, and not much later in proportion to the retention. A finish makes the deadline
+/// earlier by a lease, which does not justify writing another page.
 fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
     let spare = Duration::from_micros(2 * GRAIN).saturating_add(keep / 16);
     match (due(deadline), due(deadline.after(spare))) {
@@ -406,19 +411,19 @@ fn may_stay(column: i64, deadline: Stamp, keep: Duration) -> bool {
     }
 }
 
-/// The column of a record that is kept until `deadline`. That of evidence is negative: so it is found
-/// without a walk over the others, and purged when its own time is over.
+/// Returns the column value of a record kept until `deadline`. Evidence gets a negative value, so
+/// that it is found without scanning other rows and purged at its own deadline.
 fn column(deadline: Stamp, record: &Record) -> i64 {
     let due = due(deadline);
     if record.is_evidence() { -due } else { due }
 }
 
-/// A deadline as the column holds it: rounded up, so that nothing is removed early.
+/// Converts a deadline to the column's unit, rounded up so that nothing is removed early.
 fn due(deadline: Stamp) -> i64 {
     if deadline.0 > i64::MAX as u64 { NEVER } else { deadline.0.div_ceil(GRAIN) as i64 }
 }
 
-/// The greatest number in the column whose rows are over at `now`.
+/// Returns the greatest column value that has expired at `now`.
 fn over(now: Stamp) -> i64 {
     (now.0 / GRAIN) as i64 // 38 bits
 }

@@ -1,4 +1,4 @@
-//! All that a store holds, page by page, in the order in which it came in.
+//! Listing of all records, page by page, in the order they were inserted.
 
 use rusqlite::{Connection, Row, Rows};
 
@@ -10,12 +10,13 @@ use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::store::{Cursor, Page};
 
-/// About the most bytes of records in one page: reading it takes a thread of the caller's, and one of a few connections.
+/// The approximate maximum of record bytes per page. Reading one occupies a caller's thread and one
+/// of a few connections.
 const PAGE_BYTES: usize = 4 << 20;
 
 impl Table {
-    /// Up to `limit` rows after the one that `after` names. A row keeps its number as long as it is there, so
-    /// what comes and goes meanwhile moves no other.
+    /// Returns up to `limit` rows after the cursor. A row keeps its number while it exists, so
+    /// concurrent inserts and removals do not shift others.
     pub(super) fn page(
         &self,
         db: &Connection,
@@ -30,8 +31,8 @@ impl Table {
         collect(rows, place, timeline, limit)
     }
 
-    /// Up to `limit` of the rows that are evidence of an effect, after the one that `after` names, those
-    /// that are kept longest first. They are found by their column, without a walk over the others.
+    /// Returns up to `limit` rows that are evidence of an effect, after the cursor, those kept
+    /// longest first. They are found by their column, without scanning other rows.
     pub(super) fn evidence_page(
         &self,
         db: &Connection,
@@ -44,18 +45,18 @@ impl Table {
         let mut statement = prepare(db, &self.list_evidence)?;
         let rows = statement.query([due, seq, one_more(limit)]).map_err(Trouble::from)?;
         let mut page = collect(rows, place, timeline, limit)?;
-        // The column carries no checksum.
+        // The column has no checksum.
         page.records.retain(|(_, record)| record.is_evidence());
         Ok(page)
     }
 }
 
-/// One more than `limit`, to know whether there is a next page.
+/// Returns `limit` plus one, to detect a next page.
 fn one_more(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
 }
 
-/// The page that `rows` give, of which `place` says where each is.
+/// Builds a page from `rows`; `place` returns the position of each.
 fn collect<const NUMBERS: usize>(
     mut rows: Rows<'_>,
     place: impl Fn(&Row<'_>) -> rusqlite::Result<[i64; NUMBERS]>,
@@ -77,8 +78,8 @@ fn collect<const NUMBERS: usize>(
     Ok(page)
 }
 
-/// Adds the record of `row` to `page`, and says about how much it weighs. An id that is none is passed over: no
-/// key leads to it.
+/// Adds the record of `row` to `page` and returns its approximate size. Skips a malformed id, since
+/// no key leads to it.
 fn add(page: &mut Page, row: &Row<'_>, timeline: &Timeline) -> rusqlite::Result<usize> {
     const ROW: usize = 200;
     let (id, stamp, record) = (blob(row, 1)?, row.get(2)?, blob(row, 3)?);
@@ -93,7 +94,7 @@ fn add(page: &mut Page, row: &Row<'_>, timeline: &Timeline) -> rusqlite::Result<
     Ok(ROW + record.len())
 }
 
-/// The numbers that a cursor of so many holds.
+/// Reads the numbers of a cursor.
 fn numbers<const NUMBERS: usize>(cursor: &Cursor) -> Result<[i64; NUMBERS], StoreError> {
     let (numbers, rest) = cursor.0.as_chunks::<8>();
     let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();

@@ -1,5 +1,5 @@
-//! Callers, the thread that writes and the one that watches, under many schedules. The file is a real one, in memory where
-//! the machine has such a place.
+//! Callers, the writer thread and the watcher thread, explored under many schedules. The file is
+//! real, in memory if the machine has such a place.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
@@ -20,9 +20,9 @@ use crate::sync::schedules::explore;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A file of the store's, for one schedule after the other: the records of each are removed at its end.
+/// A store's file, reused by one schedule after another: each removes its records at its end.
 struct File {
-    /// Keeps the file open, so that SQLite need not put it in order whenever a schedule ends.
+    /// Keeps the file open, so that SQLite need not recover it after each schedule.
     db: std::sync::Mutex<Connection>,
     path: PathBuf,
     clock: ManualClock,
@@ -45,7 +45,7 @@ impl File {
         builder.synchronous(Synchronous::Normal).open().unwrap()
     }
 
-    /// The stamp of a record as the file has it.
+    /// Returns the stamp of a record as it is in the file.
     fn stamp(&self, id: RecordId) -> Option<Stamp> {
         Table::new("nevertwice".to_owned()).stamp(&self.db.lock().unwrap(), &id).unwrap()
     }
@@ -81,7 +81,8 @@ fn all(threads: impl IntoIterator<Item = JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// The stamp of a write that is done, tried again while another process (here: another store) has the lock.
+/// Writes a record and returns its stamp, trying again while another process (here: another store)
+/// has the lock.
 fn write(store: &SqliteStore, id: RecordId, expected: Option<Stamp>) -> Option<Stamp> {
     loop {
         match block_on(store.swap(&id, expected, Some(&record()))) {
@@ -93,8 +94,9 @@ fn write(store: &SqliteStore, id: RecordId, expected: Option<Stamp>) -> Option<S
     }
 }
 
-/// S9, S11: what is answered is committed, one of two swaps is done, whoever leaves while queued takes nobody along, and a
-/// store that is dropped first writes what is queued, whoever drops it.
+/// S9, S11: Answers come after the commit, one of two competing swaps succeeds, a caller that
+/// leaves while queued affects no other, and dropping a store on any thread first writes what is
+/// queued.
 #[test]
 fn schedules_of_writers() {
     let file = File::new();
@@ -129,7 +131,8 @@ fn schedules_of_writers() {
     });
 }
 
-/// L4: a wait ends by the store's own write or by another's, whenever it comes, and whoever leaves leaves nothing behind.
+/// L4: A wait ends by the store's own write or by another's, whenever it comes. A waiter that
+/// leaves leaves nothing behind.
 #[test]
 fn schedules_of_waits() {
     let file = File::new();
@@ -161,8 +164,8 @@ fn schedules_of_waits() {
     });
 }
 
-/// The waiters of a store by themselves, which takes no file: whoever is registered and then looks either sees the change or
-/// is woken, by the writer or by the watcher, whichever can tell.
+/// The waiters of a store alone, without a file: a waiter that registers and then reads either sees
+/// the change or is woken, by the writer or by the watcher.
 #[test]
 fn schedules_of_waiters() {
     for by_writer in [true, false] {
@@ -193,7 +196,7 @@ fn meet(by_writer: bool) {
         let _last_word = last_word;
         let mut known = 1;
         while room.rest() {
-            // In the order of the real one: the version, the waiters, the records.
+            // In the order of the real watcher: the version, the waiters, the records.
             let version = file.load(Ordering::SeqCst);
             if version != known {
                 let watched = room.watched();

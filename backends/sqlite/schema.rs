@@ -1,4 +1,4 @@
-//! Opening a file: connections, and the tables, made once.
+//! Connections to the file, and the creation of its tables.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,23 +18,23 @@ use super::trouble::{Trouble, unavailable, unusable};
 use super::{Synchronous, path};
 use crate::error::StoreError;
 
-/// The version of the tables that this release makes, and the only one that it uses.
+/// The version of the tables that this release creates, and the only one it uses.
 const VERSION: i64 = 3;
-/// The first version that was released. A later release brings tables from this one on up to its own, in [`make`], in the very
-/// transaction that finds them; those of before are refused.
+/// The first released version. A later release migrates tables from this version on, in [`make`],
+/// in the same transaction that finds them. Earlier versions are refused.
 const FIRST_RELEASED: i64 = 3;
-/// The page cache of a connection: 8 MiB, as SQLite is told so. A larger one is slower.
+/// The page cache of a connection, 8 MiB in SQLite's notation. A larger one is slower.
 const CACHE: i64 = -8 * 1024;
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// The tables, as they are found.
+/// The state of the tables in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tables {
     Missing,
     Current,
 }
 
-/// Where the store's tables are, and how connections to them are set up.
+/// The location of the store's tables, and the settings of connections to them.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     path: PathBuf,
@@ -42,11 +42,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The place at `path`, made absolute: readers are opened later, wherever the process has gone since.
+    /// Makes `path` absolute: readers are opened later, when the working directory may be another.
     pub(super) fn new(path: &Path, busy_timeout: Duration) -> Result<Place, StoreError> {
         path::check(path)?;
         let path = std::path::absolute(path).map_err(|error| unusable(format!("bad path: {error}")))?;
-        // SQLite counts milliseconds in 31 bits.
+        // SQLite stores milliseconds in 31 bits.
         Ok(Place { path, busy_timeout: busy_timeout.min(Duration::from_millis(i32::MAX as u64)) })
     }
 
@@ -58,7 +58,8 @@ impl Place {
         self.busy_timeout
     }
 
-    /// The connection that writes, to a file that holds the tables: they are made if there are none. With it, the file that was at the path just before it was opened.
+    /// Opens the writing connection, and creates the tables if there are none. Also returns the
+    /// file that was at the path just before it was opened.
     pub(super) fn open_writer(
         &self,
         table: &str,
@@ -66,7 +67,7 @@ impl Place {
     ) -> Result<(Connection, HeldFile), StoreError> {
         let file = create_private(&self.path)?;
         let db = self.connect()?;
-        // Nothing is written to a file before it is known to be one that may be written to.
+        // Nothing is written before the file is known to be one that may be written to.
         let found = look(&db, table)?;
         if db.is_readonly(MAIN_DB).map_err(|error| self.refused(error))? {
             return Err(unusable(format!("{} is read-only", self.path.display())));
@@ -79,7 +80,7 @@ impl Place {
         Ok((db, file))
     }
 
-    /// A connection that reads beside the writer.
+    /// Opens a connection that reads beside the writer.
     pub(super) fn open_reader(&self) -> Result<Connection, StoreError> {
         let db = self.connect()?;
         db.pragma_update(None, "query_only", true).map_err(|error| self.refused(error))?;
@@ -91,13 +92,14 @@ impl Place {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(&self.path, flags).map_err(|error| self.refused(error))?;
         db.busy_timeout(self.busy_timeout).map_err(|error| self.refused(error))?;
-        // The first read tells whether it is a database at all.
+        // The first read shows whether the file is a database at all.
         db.query_row("SELECT count(*) FROM main.sqlite_schema", [], |_| Ok(()))
             .map_err(|error| self.refused(error))?;
         Ok(db)
     }
 
-    /// The switch to WAL needs the file for itself for a moment, and SQLite does not always wait for it by itself.
+    /// Switches the file to WAL. This needs exclusive access for a moment, and SQLite does not
+    /// always wait for it by itself.
     fn use_wal(&self, db: &Connection) -> Result<(), StoreError> {
         const PAUSE: Duration = Duration::from_millis(5);
         db.busy_timeout(Duration::ZERO).map_err(|error| self.refused(error))?;
@@ -131,7 +133,7 @@ impl Place {
     fn cannot_open(&self) -> StoreError {
         let path = self.path.display();
         match path::out_of_descriptors() {
-            // It passes when others are closed.
+            // Passes once other files are closed.
             Some(why) => unavailable(format!("{path} cannot be opened: {why}")),
             None => unusable(format!(
                 "{path} cannot be opened: it must be a file that can be written to, in a folder that can be, where its \
@@ -145,11 +147,11 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
-/// Makes the file if there is none, for its owner only: what is in it may be worth stealing. SQLite gives the files
-/// beside it the same mode.
+/// Creates the file if there is none, for its owner only: its contents may be worth stealing.
+/// SQLite gives the files beside it the same mode.
 ///
-/// A log without its file is what is left of a store, and SQLite would remove it. A file that is being made has its
-/// first page before it has a log, so the log is looked for first.
+/// A log without its file is the remains of a store, and SQLite would remove it. A file that is
+/// being created has its first page before it has a log, so the log is checked first.
 fn create_private(path: &Path) -> Result<HeldFile, StoreError> {
     let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     if length(&beside(path, "-wal")) > 0 && length(path) == 0 {
@@ -168,22 +170,22 @@ fn set_up_writer(db: &Connection, synchronous: Synchronous) -> rusqlite::Result<
     };
     db.set_prepared_statement_cache_capacity(32); // the writer has fewer
     db.pragma_update(None, "synchronous", level)?;
-    // Only macOS has it: there fsync alone does not reach the disk.
+    // Only macOS has this setting: there, fsync alone does not reach the disk.
     db.pragma_update(None, "fullfsync", synchronous == Synchronous::Full)?;
     db.pragma_update(None, "checkpoint_fullfsync", synchronous == Synchronous::Full)?;
     db.pragma_update(None, "cache_size", CACHE)?;
     db.pragma_update_and_check(None, "journal_size_limit", super::log::USUAL as i64, |_| Ok(()))?;
-    // The writer checkpoints after it has answered.
+    // The writer runs checkpoints after it has answered.
     db.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))
 }
 
-/// What [`check`] says, of one moment: another process may be making the tables.
+/// Runs [`check`] on a consistent snapshot: another process may be creating the tables.
 fn look(db: &Connection, table: &str) -> Result<Tables, StoreError> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Deferred).map_err(Trouble::from)?;
     check(&transaction, table)
 }
 
-/// Whether the tables are there, and of which version. Anything in between is not touched.
+/// Checks that the tables exist and have a known version. Any partial state is refused.
 fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
     let meta = format!("{table}_meta");
     let exists = |name: &str| -> Result<bool, Trouble> {
@@ -211,25 +213,26 @@ fn check(db: &Transaction<'_>, table: &str) -> Result<Tables, StoreError> {
     }
 }
 
-/// Refuses a file that is full of pages, none of which anything in its schema owns: that schema is damaged.
+/// Refuses a file with pages in use but an empty schema: the schema is damaged.
 fn nothing_lost(db: &Transaction<'_>) -> Result<(), StoreError> {
     let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(Trouble::from);
     let tables = number("SELECT count(*) FROM main.sqlite_schema")?;
     let pages = number("PRAGMA main.page_count")? - number("PRAGMA main.freelist_count")?;
-    // The first page is the schema's own; where a file can shrink by itself, the second is a map.
+    // The first page holds the schema. In a file with auto-vacuum the second is a pointer map.
     if tables == 0 && pages > 2 {
         return Err(unusable("its schema is empty, but its pages are in use"));
     }
     Ok(())
 }
 
-/// Makes the tables, in one transaction, unless another process was faster.
+/// Creates the tables in one transaction, unless another process already did.
 fn make(db: &Connection, table: &str) -> Result<(), StoreError> {
     let transaction =
         Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
     match check(&transaction, table)? {
         Tables::Missing => {
-            // From the operating system: a machine that was copied while it ran would draw the same twice.
+            // From the operating system: a machine copied while running would draw the same bytes
+            // twice.
             let mut store = vec![0; 16];
             SysRng
                 .try_fill_bytes(&mut store)

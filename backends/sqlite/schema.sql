@@ -1,8 +1,9 @@
--- One row per key. `id` is the digest of scope and key, `stamp` the version that a swap compares, in microseconds of the
--- store's time. The record's own bytes carry a checksum over both. `due` is when the row may be removed, in units of
--- 2^26 microseconds (about 67 s): at the record's deadline or somewhat later, so that finishing what was begun need not
--- move it in its index; 9223372036854775807 is never. In a row that is evidence of an effect that may have happened it is
--- negative, so that what is unresolved is found without a walk over the others.
+-- One row per key. `id` is the digest of scope and key. `stamp` is the version that a swap
+-- compares, in microseconds of the store's time. The record's own bytes carry a checksum over both.
+-- `due` is the time at which the row may be removed, in units of 2^26 microseconds (about 67 s):
+-- the record's deadline or somewhat later, so that a finish need not move the row in the index.
+-- 9223372036854775807 means never. In a row that is evidence of an effect that may have happened it
+-- is negative, so that unresolved records are found without scanning the others.
 CREATE TABLE main."{table}" (
     seq INTEGER PRIMARY KEY,
     id BLOB NOT NULL,
@@ -11,19 +12,21 @@ CREATE TABLE main."{table}" (
     record BLOB NOT NULL
 ) STRICT;
 
--- Six bytes of an id find its row at a third of the price of all 32. Two ids may start alike, so every statement compares
--- the whole one too; and nothing but the rule that a row is added only where the same transaction, which has the
--- write lock, found none keeps an id from being there twice.
+-- Six bytes of an id find its row at a third of the cost of all 32. Two ids may share them, so
+-- every statement also compares the whole id. The index is not unique: an id stays unique only
+-- because a row is inserted by the transaction that has the write lock and found none.
 CREATE INDEX main."{table}_id" ON "{table}" (substr(id, 1, 6));
 
 CREATE INDEX main."{table}_due" ON "{table}" (due);
 
--- The version is here and not in `user_version`, which belongs to whoever owns the database. `store` is a random
--- id (16 bytes, and a CRC-32 of them), made with the table: its tokens carry it. `high_water` is not less than the stamp of any row that was removed, and at most 100 ms below
--- that of any row there is: no fence is given twice, whatever the clock says. `mirror` is the same with every bit turned
--- over: a damaged mark must not move time. `anchor` is what every process of one boot derives the time from: the id of
--- the boot (16 bytes), microseconds since it began (8), the stamp at that moment (8), and a CRC-32 of these (4), all
--- little-endian; it is empty until the table is first opened.
+-- The version is stored here and not in `user_version`, which belongs to the owner of the database.
+-- `store` is a random id (16 bytes and their CRC-32), created with the table, that its tokens
+-- carry. `high_water` is at least the stamp of every removed row, and at most 100 ms below the
+-- stamp of any existing row, so that no fence is given twice, whatever the clock says. `mirror` is
+-- its bitwise complement: a damaged mark must not move the time. `anchor` is the value from which
+-- every process of one boot derives the time: the id of the boot (16 bytes), microseconds since the
+-- boot began (8), the stamp at that moment (8), and a CRC-32 of these (4), all little-endian. It is
+-- empty until the table is first opened.
 CREATE TABLE main."{table}_meta" (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     version INTEGER NOT NULL,

@@ -24,21 +24,26 @@ use crate::request::Request;
 use crate::store::{Store, Swap};
 use crate::token::{LeaseToken, Origin};
 
-/// Asks for the right to act on `request` inside `transaction`, or what became of it: [`Engine::begin`](crate::Engine::begin) where
-/// the effect is a write to the very database that the store's tables are in.
+/// Begins the operation of `request` inside `transaction`, or returns its outcome:
+/// [`Engine::begin`](crate::Engine::begin) for an effect that is a write to the same database that
+/// holds the store's tables.
 ///
-/// `transaction` is one on the application's own connection to that file. Effect, begin and
-/// [`complete_in`] are then committed together or not at all: a crash at any point leaves nothing, and the next begin
-/// executes; no lease has to run out. **Every answer stands only once the transaction is committed.** Do nothing
-/// outside the database on the strength of it.
+/// `transaction` runs on the application's own connection to that file. Effect, begin and
+/// [`complete_in`] are then committed together or not at all. A crash at any point leaves nothing
+/// behind, and the next begin executes without waiting for a lease to run out. **No answer is final
+/// until the transaction is committed.** Do nothing outside the database because of it before then.
 ///
-/// * Start it with [`TransactionBehavior::Immediate`](rusqlite::TransactionBehavior::Immediate): it takes the write lock at
-///   once, and a duplicate waits for it (set the connection's `busy_timeout`) and then finds the outcome. A deferred one
-///   is refused by SQLite, with `SQLITE_BUSY`, if somebody wrote since it first read; nothing is wrong then but the time lost.
-/// * Keep it short: all writers of the file wait for it, the engine's calls included.
-/// * Leases that were granted through an [`Engine`](crate::Engine) on the same store count here, and the other way round: the rules and
-///   the records are the same. [`resume_in`] finishes such a lease inside a transaction.
-/// * What a commit survives is up to the connection: `PRAGMA synchronous` is `FULL` unless it was changed.
+/// * Start the transaction with
+///   [`TransactionBehavior::Immediate`](rusqlite::TransactionBehavior::Immediate). It takes the
+///   write lock at once, and a duplicate waits for it (set the connection's `busy_timeout`) and
+///   then finds the outcome. SQLite refuses a deferred transaction with `SQLITE_BUSY` if another
+///   writer committed since its first read; this costs only time.
+/// * Keep it short: all writers of the file wait for it, including the engine's calls.
+/// * Leases granted through an [`Engine`](crate::Engine) on the same store count here, and the
+///   other way round: the rules and the records are the same. [`resume_in`] finishes such a lease
+///   inside a transaction.
+/// * The connection decides what a commit survives: `PRAGMA synchronous` is `FULL` unless it was
+///   changed.
 ///
 /// ```
 /// use nevertwice::{Begin, Engine, Request, SqliteStore, sqlite};
@@ -73,8 +78,9 @@ use crate::token::{LeaseToken, Origin};
 /// ```
 ///
 /// # Errors
-/// [`Error::Policy`] if the request's windows cannot be safe. [`Error::Store`] if the transaction is on another file than the
-/// store or was rolled back, or SQLite refused. An error is never a grant: roll back.
+/// [`Error::Policy`] if the request's durations cannot be safe. [`Error::Store`] if the transaction
+/// is on another file than the store or was rolled back, or if SQLite refused. An error is never a
+/// grant: roll back.
 pub fn begin_in(
     transaction: &Transaction<'_>,
     store: &SqliteStore,
@@ -97,8 +103,9 @@ pub fn begin_in(
     begin
 }
 
-/// Takes over a lease that an [`Engine`](crate::Engine) granted, to finish it inside `transaction`: for work too long for
-/// a transaction, whose outcome is to be committed together with its record.
+/// Takes over a lease granted by an [`Engine`](crate::Engine), to finish it inside `transaction`.
+/// For work that is too long for a transaction, but whose outcome must be committed together with
+/// its record.
 ///
 /// ```
 /// # use nevertwice::{Begin, Engine, Request, SqliteStore, sqlite};
@@ -122,7 +129,7 @@ pub fn begin_in(
 /// ```
 ///
 /// # Errors
-/// [`Error::LeaseLost`] if somebody else took the key; [`Error::Store`] as for [`begin_in`].
+/// [`Error::LeaseLost`] if another owner took the key; [`Error::Store`] as for [`begin_in`].
 pub fn resume_in(
     transaction: &Transaction<'_>,
     store: &SqliteStore,
@@ -140,11 +147,13 @@ pub fn resume_in(
     lease
 }
 
-/// Records inside `transaction` that the operation is done: once it is committed, every duplicate gets `response`.
+/// Records inside `transaction` that the operation is done. Once committed, every duplicate gets
+/// `response`.
 ///
 /// # Errors
-/// [`Error::LeaseLost`] and [`Error::AlreadyFinished`] as for [`Lease::complete`](crate::Lease::complete), [`Error::Store`] as
-/// for [`begin_in`]: **roll back, so that the effect does not stand either**.
+/// [`Error::LeaseLost`] and [`Error::AlreadyFinished`] as for
+/// [`Lease::complete`](crate::Lease::complete), [`Error::Store`] as for [`begin_in`]. **Roll back,
+/// so that the effect is undone too.**
 pub fn complete_in(
     transaction: &Transaction<'_>,
     lease: &TxLease,
@@ -154,11 +163,11 @@ pub fn complete_in(
     lease.finish(transaction, Op::CompleteIn, &Command::Complete(lease.token.clone(), body))
 }
 
-/// Records inside `transaction` that the operation failed, and what the next begin may do about it: see [`Retry`].
-/// What else the transaction wrote is committed with it.
+/// Records inside `transaction` that the operation failed, and what the next begin may do about it:
+/// see [`Retry`]. Everything else that the transaction wrote is committed with it.
 ///
 /// # Errors
-/// As for [`complete_in`].
+/// The same as for [`complete_in`].
 pub fn fail_in(
     transaction: &Transaction<'_>,
     lease: &TxLease,
@@ -171,8 +180,8 @@ pub fn fail_in(
 
 /// The right to act inside a transaction, from [`begin_in`] or [`resume_in`].
 ///
-/// A grant of [`begin_in`] is gone if the transaction is rolled back. Committed unfinished, it holds its key until its
-/// lease runs out, as any lease that is dropped.
+/// A grant of [`begin_in`] is gone if the transaction is rolled back. If it is committed
+/// unfinished, it holds its key until its lease runs out, like any dropped lease.
 #[must_use = "a lease that is committed unfinished holds its key until it runs out"]
 pub struct TxLease {
     store: SqliteStore,
@@ -193,27 +202,29 @@ impl TxLease {
         }
     }
 
-    /// Which execution of the operation this is, from 1.
+    /// Returns the number of this execution of the operation, counted from 1.
     pub fn attempt(&self) -> u32 {
         self.token.attempt
     }
 
-    /// The fence of this grant: greater than that of every earlier grant of the key that was committed.
+    /// Returns the fence of this grant: greater than that of every earlier committed grant of the
+    /// key.
     pub fn fence(&self) -> Stamp {
         self.token.fence
     }
 
-    /// Whether the attempt before this one ran out of its lease, so that it may have left traces.
+    /// Returns true if the lease of the previous attempt ran out, so that it may have left traces.
     pub fn takeover(&self) -> bool {
         self.takeover
     }
 
-    /// What an earlier attempt saved with [`Lease::save_checkpoint`](crate::Lease::save_checkpoint).
+    /// Returns the checkpoint that an earlier attempt saved with
+    /// [`Lease::save_checkpoint`](crate::Lease::save_checkpoint).
     pub fn checkpoint(&self) -> Option<&Bytes> {
         self.checkpoint.as_ref()
     }
 
-    /// A key for a downstream call: see [`Lease::derive_key`](crate::Lease::derive_key).
+    /// Derives a key for a downstream call: see [`Lease::derive_key`](crate::Lease::derive_key).
     pub fn derive_key(&self, label: &str) -> String {
         self.token.derive_key(label)
     }
@@ -233,8 +244,8 @@ impl TxLease {
     }
 }
 
-/// What the holder of a lease is told. Operators learn that it is lost, at every call: a lease of a transaction remembers
-/// nothing.
+/// Converts a reply for the holder of a lease. A lost lease is reported to operators at every call,
+/// because a lease of a transaction keeps no state.
 fn done(store: &SqliteStore, attempt: u32, reply: Reply) -> Result<(), Error> {
     if let Reply::LeaseLost(current) = &reply {
         observe::lease_lost(store, attempt, *current);
@@ -271,7 +282,8 @@ impl fmt::Debug for TxLease {
     }
 }
 
-/// What the engine does in as many steps as it takes, in one: nobody else writes while `transaction` does.
+/// Loads, decides and writes in one step. The engine needs several, but no other writer can act
+/// while `transaction` does.
 fn execute(
     transaction: &Transaction<'_>,
     store: &SqliteStore,
@@ -288,7 +300,8 @@ fn execute(
     };
     let expected = snapshot.record.map(|record| record.stamp);
     let swap = table.swap(transaction, (id, expected, next.as_deref()), &mut stamps, limits)?;
-    // A connection that was opened before the file was replaced has the same name, and writes to another file.
+    // A connection opened before the file was replaced has the same name, but writes to another
+    // file.
     if !store.0.readers.is_locked()? {
         return Err(unusable("the transaction writes to another file than the store: it was replaced").into());
     }
@@ -298,7 +311,7 @@ fn execute(
     }
 }
 
-/// Whether `transaction` is one that effect and record can share.
+/// Checks that effect and record can share `transaction`.
 fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), StoreError> {
     store.0.file.check()?;
     if !is_on(transaction, store)? {
@@ -310,7 +323,7 @@ fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), Store
     Ok(())
 }
 
-/// Whether the file that `transaction` names is the store's. Its name need not be text.
+/// Returns true if `transaction` is on the store's file. The file's name need not be UTF-8.
 fn is_on(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<bool, StoreError> {
     let mut names = prepare(transaction, "PRAGMA database_list")?;
     let mut names = names.query([]).map_err(Trouble::from)?;

@@ -1,35 +1,35 @@
-//! What SQLite said went wrong, by what it means for a caller.
+//! SQLite's failures, classified by what they mean for a caller.
 
 use rusqlite::{Error, ErrorCode};
 
 use super::{BACKEND, path};
 use crate::error::StoreError;
 
-/// A failure of SQLite, to be told to every call that it hit.
+/// A failure of SQLite, to be reported to every call that it affected.
 #[derive(Debug, Clone)]
 pub(super) struct Trouble {
     kind: Kind,
-    /// SQLite's own words. They name tables and columns, never values.
+    /// SQLite's own message. It names tables and columns, never values.
     detail: String,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// Locked, interrupted, an I/O error: it may pass, and the write may or may not stand.
+    /// Locked, interrupted or an I/O error: it may pass, and the write may or may not be in effect.
     Passing,
-    /// No room on the disk.
+    /// No space on the disk.
     Full,
-    /// It will not pass by itself.
+    /// It does not pass by itself.
     Lasting,
 }
 
 impl Trouble {
-    /// SQLite gave up the whole transaction, as it may when a disk or memory is full.
+    /// SQLite rolled back the whole transaction, as it may when a disk or memory is full.
     pub(super) fn rolled_back() -> Trouble {
         Trouble { kind: Kind::Passing, detail: "the transaction was rolled back".to_owned() }
     }
 
-    /// A clock of the application's panicked, or what it gave to be written did.
+    /// The application's clock panicked, or a value it gave to be written did.
     pub(super) fn panicked() -> Trouble {
         Trouble { kind: Kind::Passing, detail: "a panic ended the transaction".to_owned() }
     }
@@ -39,12 +39,12 @@ impl Trouble {
         Trouble { kind: Kind::Lasting, detail }
     }
 
-    /// It may pass.
+    /// A failure that may pass.
     pub(super) fn passing(detail: String) -> Trouble {
         Trouble { kind: Kind::Passing, detail }
     }
 
-    /// The error for a call that may be refused for want of room, or may not.
+    /// Converts to the error for a call that may, or may not, be refused for lack of space.
     pub(super) fn into_error(self, may_be_refused: bool) -> StoreError {
         let Trouble { kind, detail } = self;
         match kind {
@@ -100,7 +100,7 @@ pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
     StoreError::Unavailable { backend: BACKEND, detail: detail.into() }
 }
 
-/// The same error once more, for the next of several calls that it hit.
+/// Copies an error, for another of several calls that it affected.
 pub(super) fn same(error: &StoreError) -> StoreError {
     match error {
         StoreError::Unavailable { backend, detail } => {

@@ -1,8 +1,9 @@
-//! Who waits for which record to change: [`Waiters`].
+//! The callers waiting for records to change: [`Waiters`].
 //!
-//! No change is missed, because whoever waits is registered first and looks at the record then: a change before the look
-//! is seen by it, one after the look finds the waiter registered. Wakers are woken and dropped outside the lock: both
-//! may run code of the application's, which may come back here.
+//! No change is missed, because a caller registers first and then reads the record. A change before
+//! the read is seen by it; a change after the read finds the waiter registered. Wakers are called
+//! and dropped outside the lock, because both may run application code that calls back into this
+//! module.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -23,10 +24,10 @@ type Ending = Result<(), StoreError>;
 /// The waiters of one store.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    /// How many there are, for who must not take the lock to learn that there are none.
+    /// The number of waiters, readable without the lock.
     present: AtomicUsize,
     state: Mutex<State>,
-    /// Told when the watcher has reason to stop resting.
+    /// Notified when the watcher has a reason to stop resting.
     news: Condvar,
 }
 
@@ -35,26 +36,27 @@ struct State {
     waiting: HashMap<RecordId, BTreeMap<u64, Waiter>>,
     /// The number of the next waiter.
     next: u64,
-    /// Whether there is a watcher.
+    /// True if there is a watcher.
     watched: bool,
-    /// Whether it rests until somebody waits.
+    /// True if the watcher is idle until a waiter registers.
     resting: bool,
     closed: bool,
 }
 
 #[derive(Debug)]
 struct Waiter {
-    /// The stamp that its record has, as far as it knows.
+    /// The stamp of its record, as far as it knows.
     stamp: Stamp,
     ended: oneshot::Sender<Ending>,
 }
 
-/// Waiters that are to be woken, and are no longer registered.
+/// Waiters to be woken, already unregistered.
 #[derive(Debug, Default)]
 #[must_use = "whoever is not woken waits on"]
 pub(super) struct Woken(Vec<Waiter>);
 
-/// What there is to look at: the records somebody waits for, and the number of the first waiter who came too late for it.
+/// The records to check: those with waiters, and the number of the first waiter registered too late
+/// for this check.
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) ids: Vec<RecordId>,
@@ -62,19 +64,20 @@ pub(super) struct Watched {
 }
 
 impl Waiters {
-    /// Whether anybody waits. Asked by the writer after a commit: whoever is not counted yet looks at the record
-    /// later, and sees the commit.
+    /// Returns true if there are waiters. The writer calls this after a commit: a waiter not yet
+    /// counted reads its record later, and sees the commit.
     pub(super) fn any(&self) -> bool {
         fence(Ordering::SeqCst);
         self.present.load(Ordering::SeqCst) > 0
     }
 
-    /// How many wait.
+    /// Returns the number of waiters.
     pub(super) fn count(&self) -> usize {
         self.present.load(Ordering::SeqCst)
     }
 
-    /// Registers somebody who waits until the record under `id` has another stamp. He has to look at it after this.
+    /// Registers a waiter for the record under `id` to have another stamp. The caller must read the
+    /// record after this.
     pub(super) fn register(self: &Arc<Self>, id: RecordId, stamp: Stamp) -> Ticket {
         let (ended, end) = oneshot::channel();
         let mut state = self.lock();
@@ -87,7 +90,7 @@ impl Waiters {
         Ticket { waiters: self.clone(), id, number, end }
     }
 
-    /// Takes out whoever waits for one of `written`, records that have these stamps now.
+    /// Takes out the waiters for the records in `written`, which now have these stamps.
     pub(super) fn take_written(&self, written: &[(RecordId, Stamp)]) -> Woken {
         let mut woken = Woken::default();
         let mut state = self.lock();
@@ -97,13 +100,14 @@ impl Waiters {
         woken
     }
 
-    /// What is waited for at present.
+    /// Returns the records that have waiters at present.
     pub(super) fn watched(&self) -> Watched {
         let state = self.lock();
         Watched { ids: state.waiting.keys().copied().collect(), before: state.next }
     }
 
-    /// Takes out whoever waits for one of `watched` that was found, later, to have another stamp than he knows.
+    /// Takes out the waiters for the records in `watched` that were later found with a stamp other
+    /// than the one the waiter knows.
     pub(super) fn take_changed(&self, watched: &Watched, stamps: &[Option<Stamp>]) -> Woken {
         let mut woken = Woken::default();
         let mut state = self.lock();
@@ -149,7 +153,7 @@ impl Waiters {
         Woken(all.into_values().flat_map(BTreeMap::into_values).collect())
     }
 
-    /// Ends everybody's wait with an error.
+    /// Ends all waits with an error.
     pub(super) fn fail(&self, error: &StoreError) {
         let all = self.take_all(&mut self.lock());
         for waiter in all.0 {
@@ -157,7 +161,7 @@ impl Waiters {
         }
     }
 
-    /// Rests until somebody waits; `false` once there will be nobody any more.
+    /// Blocks until there is a waiter. Returns false once the store is closed.
     pub(super) fn rest(&self) -> bool {
         let mut state = self.lock();
         while state.waiting.is_empty() && !state.closed {
@@ -173,7 +177,7 @@ impl Waiters {
         self.lock().resting
     }
 
-    /// Lets some time pass, less if the store is closed.
+    /// Sleeps for some time, less if the store is closed.
     pub(super) fn pause(&self, time: Duration) {
         let state = self.lock();
         if !state.closed {
@@ -181,7 +185,8 @@ impl Waiters {
         }
     }
 
-    /// Ends the watcher's rest, if it rests. If there is no watcher, the caller has to become or start one.
+    /// Wakes the watcher if it rests. If there is no watcher, returns the guard with which the
+    /// caller must become or start one.
     pub(super) fn rouse(self: &Arc<Self>) -> Option<LastWord> {
         let mut state = self.lock();
         if !state.watched {
@@ -194,13 +199,14 @@ impl Waiters {
         None
     }
 
-    /// The store is closed: nobody waits any more.
+    /// Closes the store's waiters: there will be no more.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.news.notify_all();
     }
 
-    /// Every change to the state is complete before anything that could panic, so a poisoned lock does not matter.
+    /// Takes the lock, ignoring poison: every change to the state is complete before anything can
+    /// panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -214,7 +220,7 @@ impl Woken {
     }
 }
 
-/// Somebody's place among the waiters. Dropping it gives it up.
+/// A registered waiter. Dropping it unregisters it.
 #[derive(Debug)]
 #[must_use = "dropping it ends the wait"]
 pub(super) struct Ticket {
@@ -241,7 +247,7 @@ impl Drop for Ticket {
     }
 }
 
-/// Held by the watcher: however it ends, whoever waits hears of it.
+/// A guard held by the watcher. However the watcher ends, dropping the guard ends all waits.
 #[derive(Debug)]
 pub(super) struct LastWord(Arc<Waiters>);
 

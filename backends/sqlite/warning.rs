@@ -1,34 +1,37 @@
-//! What an operator should know about a store: [`Warning`].
+//! Conditions of a store that an operator should know about: [`Warning`].
 
 use std::fmt;
 
 /// The first release of SQLite without the race that could damage a database in WAL mode.
 const SOUND: i32 = 3_051_003;
 
-/// What a [`SqliteStore`](super::SqliteStore) found that an operator should know. It works all the same.
+/// A condition of a [`SqliteStore`](super::SqliteStore) that an operator should know about. The
+/// store works all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Warning {
-    /// The SQLite at run time is older than 3.51.3: when two connections write and move the log at the same moment, a race
-    /// (rare, since 3.7.0) can damage the database. Use the feature `bundled`, or a newer library.
+    /// The SQLite library at run time is older than 3.51.3. If two connections write and run a
+    /// checkpoint at the same moment, a rare race, present since 3.7.0, can damage the database.
+    /// Use the feature `bundled`, or a newer library.
     OldLibrary {
-        /// The library's version, as SQLite numbers it: 3.51.3 is 3051003.
+        /// The library's version number as SQLite defines it: 3.51.3 is 3051003.
         version: i32,
     },
-    /// The write-ahead log is long: a transaction somewhere reads for so long that it cannot start anew. It is cut once that
-    /// transaction ends.
+    /// The write-ahead log is long: some transaction has been reading for so long that the log
+    /// cannot restart. It is truncated once that transaction ends.
     LongLog {
-        /// How long, in bytes.
+        /// The size of the log in bytes.
         bytes: u64,
     },
-    /// Here SQLite's locks are lost when the process itself opens and closes the database file by other means than SQLite, to copy
-    /// it for instance; another process may then remove the log. Use `VACUUM INTO` or the backup API. On Linux (64 bits) the store
-    /// holds locks that are not lost.
+    /// On this system SQLite's locks are lost when this process opens and closes the database file
+    /// by other means than SQLite, for instance to copy it; another process may then remove the
+    /// log. Use `VACUUM INTO` or the backup API. On 64-bit Linux the store holds locks that are not
+    /// lost.
     LocksCanBeLost,
 }
 
 impl Warning {
-    /// What there is to be said of the SQLite of this version number.
+    /// Returns the warning for a SQLite library of this version, if any.
     pub(super) fn of_library(version: i32) -> Option<Warning> {
         (version < SOUND).then_some(Warning::OldLibrary { version })
     }

@@ -1,5 +1,6 @@
-//! The one thread that notices what others write to the file, while somebody waits for it: other processes, and
-//! transactions on the application's own connections. What the store itself writes its writer tells.
+//! The thread that detects writes to the file by others while there are waiters: by other
+//! processes, and by transactions on the application's own connections. The store's own writes are
+//! reported by its writer.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -21,13 +22,14 @@ use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Mutex, PoisonError};
 use crate::wake::guarded;
 
-/// How often it asks whether the file has changed: some microseconds each time.
+/// The interval at which it checks for changes of the file. A check takes some microseconds.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How much longer it pauses for each record it had to look at, so that it never takes more than part of a core.
+/// The additional pause for each record it had to read, so that it never uses more than part of a
+/// core.
 const PAUSE_PER_LOOK: Duration = Duration::from_micros(20);
 
-/// The waiters of a store, and the thread that watches for them. It is started for the first who waits, and rests while
-/// nobody does.
+/// The waiters of a store and the thread that watches for them. The thread is started for the first
+/// waiter, and rests while there are none.
 #[derive(Debug)]
 pub(super) struct Watch {
     waiters: Arc<Waiters>,
@@ -42,12 +44,13 @@ impl Watch {
         Watch { waiters, place, file, table, thread: Mutex::new(None) }
     }
 
-    /// How many wait.
+    /// Returns the number of waiters.
     pub(super) fn waiters(&self) -> usize {
         self.waiters.count()
     }
 
-    /// Waits until the record under `id` has another stamp, which `look` tells of the present, or until `within` is over.
+    /// Waits until the record under `id` has another stamp, or until `within` has passed. `look`
+    /// returns the present stamp.
     pub(super) async fn changed(
         &self,
         id: RecordId,
@@ -55,14 +58,14 @@ impl Watch {
         within: Duration,
         look: impl FnOnce() -> Result<Option<Stamp>, StoreError>,
     ) -> Result<(), StoreError> {
-        // First the place among the waiters, then the look: a change is seen by the one or by the other.
+        // Registered first, read second: a change is seen by one or the other.
         let mut ticket = self.waiters.register(id, stamp);
         if look()? != Some(stamp) {
             return Ok(());
         }
         self.rouse()?;
         let mut time_out = SystemClock.sleep(within);
-        // It is woken on the thread of the writer or the watcher.
+        // The task is woken on the thread of the writer or the watcher.
         guarded(poll_fn(|context| match ticket.poll(context) {
             Poll::Ready(ending) => Poll::Ready(ending),
             Poll::Pending => time_out.as_mut().poll(context).map(Ok),
@@ -70,7 +73,7 @@ impl Watch {
         .await
     }
 
-    /// Has the thread watch, for one who is registered.
+    /// Makes sure that the thread watches, for a registered waiter.
     fn rouse(&self) -> Result<(), StoreError> {
         let Some(last_word) = self.waiters.rouse() else { return Ok(()) };
         let watcher = Watcher {
@@ -92,7 +95,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.waiters.close();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        // Whoever is woken may drop the last handle right there, on the watching thread.
+        // A woken task may drop the last handle right there, on the watching thread.
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
@@ -106,7 +109,7 @@ struct Watcher {
     table: Arc<Table>,
 }
 
-/// A connection, and the version of the data that was last looked at.
+/// A connection, and the version of the data that it last read.
 struct Sight {
     db: Connection,
     version: Option<i64>,
@@ -126,7 +129,8 @@ impl Watcher {
         }
     }
 
-    /// Wakes whoever's record has changed, if the file has; says how many records it had to look at.
+    /// Wakes the waiters whose records have changed, if the file has. Returns the number of records
+    /// read.
     fn look(&self, sight: &mut Option<Sight>) -> Result<u32, StoreError> {
         self.file.glance()?;
         let sight = match sight {
@@ -136,7 +140,8 @@ impl Watcher {
                 sight.insert(Sight { db, version: None })
             }
         };
-        // The version first, then the waiters, then the records: a change after any of these steps gives another version.
+        // The order is version, waiters, records: a change after any of these steps gives another
+        // version.
         let version = Some(data_version(&sight.db)?);
         if sight.version == version {
             return Ok(0);
@@ -150,7 +155,7 @@ impl Watcher {
     }
 }
 
-/// A number that changes when another connection, of any process, commits.
+/// Returns a number that changes when another connection, of any process, commits.
 fn data_version(db: &Connection) -> Result<i64, Trouble> {
     Ok(db.prepare_cached("PRAGMA main.data_version")?.query_row([], |row| row.get(0))?)
 }
@@ -177,7 +182,7 @@ mod tests {
         }
     }
 
-    /// A store that holds one record. Nobody watches it: it has only its own word for what is written.
+    /// Creates a store with one record and without a watcher: only its own writer reports changes.
     fn unwatched() -> (SqliteStore, LastWord, RecordId, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(dir.path().join("x.db")).unwrap();
@@ -195,7 +200,7 @@ mod tests {
         let look = || {
             let swap = block_on(store.swap(&id, Some(record.stamp), Some(&record)));
             assert!(matches!(swap, Ok(Swap::Done(_))));
-            // The writer wakes after it has answered; this answer comes after that.
+            // The writer wakes waiters after it has answered; this second answer comes after that.
             assert!(!block_on(store.discard(&RecordId::from_bytes([0; 32]))).unwrap());
             Ok(Some(record.stamp))
         };
@@ -233,7 +238,7 @@ mod tests {
                 thread::yield_now();
             }
         }
-        // It comes back for a write that is not the store's own.
+        // The watcher resumes for a write that is not the store's own.
         let changed = store.changed(&id, record.stamp, LONG);
         let other = SqliteStore::open(dir.path().join("x.db")).unwrap();
         let both = futures_util::future::join(changed, other.discard(&id));

@@ -1,7 +1,8 @@
-//! The one thread that writes: it takes whatever is queued, commits it in one transaction, and only then answers.
+//! The writer thread. It takes everything queued, commits it in one transaction, and only then
+//! answers.
 //!
-//! A commit costs one sync of the disk, whatever it holds, so many callers share one. Nothing waits for company:
-//! a single call is committed at once.
+//! A commit costs one disk sync, whatever it holds, so many callers share one. No call waits for
+//! others to join it: a single call is committed at once.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -24,23 +25,25 @@ use crate::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::sync::thread::{self, JoinHandle};
 use crate::wake::{contain, discard, guarded};
 
-/// The most calls that may wait; more are turned away.
+/// The maximum number of waiting calls. Further calls are refused.
 const QUEUE: usize = 16 * 1024;
-/// About how many rows, and bytes of records, may share a commit.
+/// The approximate maximum of rows, and of record bytes, in a commit.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
-/// About how many pages a row costs besides what its record fills, in it and in the indexes.
+/// The approximate number of pages that a row costs, in the table and the indexes, besides those
+/// its record fills.
 const PAGES_PER_ROW: usize = 2;
 const PAGE_BYTES: usize = 4096;
 
-/// The sending end of the writer's queue. Dropping it ends the thread once everything queued is done.
+/// The sending end of the writer's queue. Dropping it ends the thread once everything queued is
+/// done.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Option<SyncSender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread works with.
+/// The state of the writer thread.
 pub(super) struct Desk {
     pub(super) db: Connection,
     pub(super) table: Arc<Table>,
@@ -49,7 +52,7 @@ pub(super) struct Desk {
     pub(super) waiters: Arc<Waiters>,
     pub(super) file: Arc<OpenFile>,
     pub(super) log: Log,
-    /// How many rows the jobs of the present commit write.
+    /// The number of rows that the jobs of the present commit write.
     pub(super) rows: Cell<usize>,
 }
 
@@ -63,7 +66,7 @@ impl Writer {
         Ok(Writer { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Has `work` done, and waits until it is committed.
+    /// Runs `work` on the writer thread, and waits until it is committed.
     pub(super) async fn run<W: Work>(&self, work: W) -> Result<W::Output, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(Pending::new(work, answer));
@@ -83,7 +86,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         drop(self.queue.take());
         let Some(thread) = self.thread.take() else { return };
-        // An answer may wake a task that drops the last handle right there, on the writer's own thread.
+        // An answer may wake a task that drops the last handle right there, on the writer's own
+        // thread.
         if thread.thread().id() != thread::current().id() {
             let _ = thread.join();
         }
@@ -111,13 +115,15 @@ impl Desk {
         self.close(wrote);
     }
 
-    /// How many rows a purge may remove in the present commit: up to twice as many as it writes, so that they go faster than
-    /// they come although it misses a commit now and then, and no commit takes much longer for it.
+    /// Returns the number of rows that a purge may remove in the present commit: up to twice as
+    /// many as the commit writes. Rows then disappear faster than they arrive, even if the purge
+    /// misses a commit now and then, and no commit takes much longer.
     pub(super) fn purge_step(&self) -> usize {
         (2 * self.rows.get()).clamp(PURGE_STEP, BATCH.max(self.rows.get()))
     }
 
-    /// Closes the file. The log is moved into it then, and removed, unless they no longer belong together.
+    /// Closes the file. This moves the log into it and removes the log, unless they no longer
+    /// belong together.
     fn close(self, wrote: bool) {
         self.log.wait();
         if self.file.check().is_err() {
@@ -130,7 +136,8 @@ impl Desk {
         let _ = leave_log(&self.db, false);
     }
 
-    /// Leaves the mark where time has got to. Should somebody else be writing, it is near enough as it is: nobody waits for that.
+    /// Sets the mark to the time reached. If another writer is active, the mark is close enough as
+    /// it is: this does not wait.
     fn leave_mark(&self) -> Result<(), Trouble> {
         self.db.busy_timeout(Duration::ZERO)?;
         self.execute("BEGIN IMMEDIATE")?;
@@ -139,10 +146,10 @@ impl Desk {
         self.execute("COMMIT")
     }
 
-    /// Carries out `batch` and answers. If the commit fails, every call of it is told so: what they wrote may stand
-    /// or not. Returns the jobs that go on in the next one.
+    /// Runs `batch` and answers its callers. If the commit fails, every call gets the error: its
+    /// writes may or may not be in effect. Returns the jobs that continue in the next batch.
     fn serve(&self, mut batch: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
-        // A clock or a value of the application's may panic here; that must not end the thread.
+        // The application's clock or a value of its may panic here; that must not end the thread.
         match contain(|| self.commit(&mut batch)).unwrap_or_else(|| Err(Trouble::panicked())) {
             Ok(()) => {
                 let woken = self.woken(&batch);
@@ -157,7 +164,7 @@ impl Desk {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
                 }
-                // What SQLite makes of a file that is gone tells little.
+                // SQLite's error for a file that is gone says little.
                 let trouble = self.file.check().err().unwrap_or(trouble);
                 for job in batch {
                     contain(|| job.fail(trouble.clone()));
@@ -167,7 +174,7 @@ impl Desk {
         }
     }
 
-    /// Who waits for something that `batch`, which is committed, has changed.
+    /// Returns the waiters for records that the committed `batch` has changed.
     fn woken(&self, batch: &[Box<dyn Job>]) -> Woken {
         if !self.waiters.any() {
             return Woken::default();
@@ -187,7 +194,8 @@ impl Desk {
                 return Err(Trouble::rolled_back());
             }
         }
-        // Nothing is written into a file that nobody looks for there; and nothing is acknowledged that was, or whose log is gone.
+        // Nothing is written to a file that is no longer at its path, and nothing is acknowledged
+        // if it was, or if its log is gone.
         self.file.check_name()?;
         self.execute("COMMIT")?;
         self.file.check()
@@ -199,7 +207,8 @@ impl Desk {
     }
 }
 
-/// What is to be done in the next commit: what goes on from the one before, and what is queued. `None` once that is all.
+/// Collects the jobs of the next commit: those that continue from the last one, and those queued.
+/// Returns `None` when there will be no more.
 fn next(jobs: &Receiver<Box<dyn Job>>, going_on: Vec<Box<dyn Job>>) -> Option<Vec<Box<dyn Job>>> {
     let mut batch = going_on;
     if batch.is_empty() {
@@ -215,7 +224,7 @@ fn next(jobs: &Receiver<Box<dyn Job>>, going_on: Vec<Box<dyn Job>>) -> Option<Ve
     Some(batch)
 }
 
-/// About how many rows, and bytes of records, the jobs write.
+/// Returns the approximate number of rows, and of record bytes, that the jobs write.
 fn size(batch: &[Box<dyn Job>]) -> (usize, usize) {
     batch.iter().fold((0, 0), |(rows, bytes), job| (rows + job.rows(), bytes + job.weight()))
 }

@@ -1,17 +1,18 @@
-//! The boot of this machine, and the clock that counts from it. Linux tells both; the standard library neither.
+//! The boot of this machine, and the clock that counts from it. Linux provides both, the standard
+//! library neither.
 
 use rand::Rng;
 
 pub(super) use system::{elapsed, id};
 
-/// An id that no other boot has.
+/// Returns an id that no other boot has.
 pub(super) fn random() -> u128 {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
     nonzero(bytes)
 }
 
-/// 0 stands for no boot.
+/// Replaces 0, which represents no boot.
 fn nonzero(bytes: [u8; 16]) -> u128 {
     u128::from_le_bytes(bytes).max(1)
 }
@@ -24,20 +25,21 @@ mod system {
 
     use rustix::time::{ClockId, clock_gettime};
 
-    /// The time since the boot, suspends included. It costs what `Instant::now` does: no system call.
+    /// Returns the time since the boot, suspends included. It costs the same as `Instant::now`: no
+    /// system call.
     pub(in super::super) fn elapsed() -> Duration {
         let time = clock_gettime(ClockId::Boottime);
         // Neither is ever negative: the kernel refuses a time namespace that would make it so.
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
     }
 
-    /// The identity of the boot and of the time namespace; `None` without `/proc`.
+    /// Returns the identity of the boot and of the time namespace; `None` without `/proc`.
     pub(in super::super) fn id() -> Option<u128> {
         static ID: OnceLock<Option<u128>> = OnceLock::new();
         *ID.get_or_init(|| {
             let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-            // A kernel without time namespaces has neither. The number of a namespace that has ended is given again, so its
-            // offsets count too.
+            // A kernel without time namespaces has neither. The number of a namespace that has
+            // ended is reused, so its offsets count too.
             let namespace = fs::read_link("/proc/self/ns/time").unwrap_or_default();
             let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
             Some(super::identify(&[boot.trim(), &namespace.to_string_lossy(), &offsets]))
@@ -64,7 +66,7 @@ mod system {
     }
 }
 
-/// The identity that `parts` make together.
+/// Returns the identity that `parts` make together.
 #[cfg(all(any(target_os = "linux", target_os = "android"), any(feature = "sqlite", feature = "redis")))]
 fn identify(parts: &[&str]) -> u128 {
     let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 boot id v1");

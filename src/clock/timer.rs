@@ -12,16 +12,17 @@ use super::{Clock, SystemClock};
 use crate::process::Process;
 use crate::wake::{ForeignWaker, wake_all};
 
-/// Nobody waits longer, and not every duration can be counted to.
+/// The longest sleep. No caller waits longer, and not every duration can be represented.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
 /// The sleepers of one process, and the thread that wakes them.
 ///
-/// Nearly every sleep is the time limit of a call that is over long before. So going to sleep and leaving early must cost
-/// next to nothing: the thread is told only of a sleep that ends before it would look anyway.
+/// Nearly every sleep is the time limit of a call that finishes long before. Starting a sleep and
+/// dropping it must therefore cost next to nothing: the thread is notified only of a sleep that
+/// ends before the thread would wake up anyway.
 ///
-/// A forked child has none of its parent's threads, and a copy of locks that may be held for ever. It leaves its parent's
-/// timer alone, sleepers included, and begins another.
+/// A forked child has none of its parent's threads, and a copy of locks that may be held for ever.
+/// It leaves its parent's timer alone, sleepers included, and starts another.
 struct Timer {
     process: Process,
     state: Mutex<State>,
@@ -33,20 +34,21 @@ struct Timer {
 struct State {
     sleepers: BTreeMap<(Duration, u64), ForeignWaker>,
     next_number: u64,
-    /// When the thread looks again; `None`: when it is told to.
+    /// The time at which the thread wakes up; `None`: when it is notified.
     looks_at: Option<Duration>,
-    /// Whether there is a thread.
+    /// True if the thread is running.
     runs: bool,
 }
 
-/// A sleep of `time` from now on.
+/// Returns a sleep of `time`, from now.
 pub(super) fn sleep(time: Duration) -> impl Future<Output = ()> + Send {
     Sleeping { until: SystemClock.monotonic().saturating_add(time.min(LONGEST)), place: None }
 }
 
 struct Sleeping {
     until: Duration,
-    /// The timer and the number there, given with the first poll and, in a forked child, with its first.
+    /// The timer and the number of the sleeper there, set by the first poll and again by the first
+    /// poll in a forked child.
     place: Option<(&'static Timer, u64)>,
 }
 
@@ -75,11 +77,11 @@ impl Future for Sleeping {
             state.looks_at = Some(self.until);
         }
         let starts = !std::mem::replace(&mut state.runs, true);
-        // Not under the lock: a waker may be the last to hold a task that sleeps itself.
+        // Not under the lock: a waker may hold the last reference to a task that sleeps itself.
         drop(state);
         drop(old);
         if starts && !timer.start() {
-            // Without a thread the sleeper looks for itself.
+            // Without a thread the sleeper polls the clock itself.
             return self.look(context);
         }
         if is_earlier {
@@ -116,7 +118,7 @@ impl Timer {
         Timer { process, state: Mutex::new(state), changed: Condvar::new(), next: OnceLock::new() }
     }
 
-    /// The one of this process: the last one, unless that is an ancestor's.
+    /// Returns the timer of this process: the last one, unless that belongs to an ancestor.
     fn current() -> &'static Timer {
         static FIRST: OnceLock<Timer> = OnceLock::new();
         let process = Process::current();
@@ -130,7 +132,7 @@ impl Timer {
         }
     }
 
-    /// Starts the thread. If the system has none to give, the next sleeper tries again.
+    /// Starts the thread. If the system cannot start one, the next sleeper tries again.
     fn start(&'static self) -> bool {
         let started = thread::Builder::new().name("nevertwice-timer".to_owned()).spawn(|| self.run());
         if started.is_err() {
@@ -139,7 +141,7 @@ impl Timer {
         started.is_ok()
     }
 
-    /// Wakes who has slept long enough, for ever.
+    /// Wakes the sleepers that are due, for ever.
     fn run(&self) {
         let mut state = self.lock();
         loop {
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn who_leaves_early_is_forgotten() {
-        // Of no other test.
+        // A range that no other test uses.
         let until = || SystemClock.monotonic() + LONGEST / 2;
         let from = until();
         let mut early: Vec<_> = (0..100).map(|_| Box::pin(sleep(LONGEST / 2))).collect();

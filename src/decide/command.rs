@@ -1,4 +1,4 @@
-//! What can be asked of the state machine, and what it answers.
+//! The commands of the state machine and its replies.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,77 +13,80 @@ use crate::policy::{Recovery, Retry};
 use crate::record::{Body, Record, Stamp, State};
 use crate::token::LeaseToken;
 
-/// What somebody wants of a key. `Debug` shows no content.
+/// A request to change or read a key. `Debug` shows no content.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Command {
-    /// The right to execute, or what became of it.
+    /// Asks for the right to execute, or for the outcome.
     Begin(Ask),
-    /// To go on with a grant in another process.
+    /// Continues a grant in another process.
     Resume(LeaseToken),
-    /// The lease from now on.
+    /// Restarts the lease from now.
     Renew(LeaseToken),
-    /// Bytes kept for the next attempt.
+    /// Stores bytes for the next attempt.
     Checkpoint(LeaseToken, Bytes),
-    /// A mark that the effect may have happened.
+    /// Marks that the effect may have happened.
     MarkEffect(LeaseToken),
-    /// The outcome: done.
+    /// Records success.
     Complete(LeaseToken, Body),
-    /// The outcome: failed.
+    /// Records failure.
     Fail(LeaseToken, Body, Retry),
-    /// As if it never began.
+    /// Removes the record, as if the operation had never begun.
     Release(LeaseToken),
-    /// An operator's word on an unresolved operation, if its fence still is this one.
+    /// An operator's resolution of an unresolved operation, if its fence is still this one.
     Resolve(Stamp, Resolution),
-    /// An operator's correction of an operator's earlier word, if the record's stamp still is this
-    /// one. A rerun is refused unless `may_rerun` is set: duplicates may have been told the outcome.
+    /// An operator's correction of an earlier resolution, if the record's stamp is still this one.
+    /// A rerun is refused unless `may_rerun` is set, since duplicates may already have received the
+    /// outcome.
     Amend {
         /// The stamp of the record that the operator was shown.
         stamp: Stamp,
-        /// The outcome that takes the place of the earlier one.
+        /// The outcome that replaces the earlier one.
         resolution: Resolution,
-        /// Whether [`Resolution::Rerun`] is meant.
+        /// True if [`Resolution::Rerun`] is intended.
         may_rerun: bool,
     },
-    /// An operator's word to remove whatever there is.
+    /// Removes any record, on an operator's order.
     Forget,
-    /// Frees the room of a response that is no longer given out.
+    /// Frees the space of a response that is no longer returned.
     DropResponse,
 }
 
-/// The particulars of a begin. `Debug` shows no key.
+/// The parameters of a begin. `Debug` shows no key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Who asks.
+    /// The owner that asks.
     pub owner: Owner,
-    /// Whether the owner was drawn for this very call, so that nobody has acted on any grant of its.
+    /// True if the owner was drawn for this very call, so that no caller can have acted on one of
+    /// its grants.
     pub owner_is_new: bool,
-    /// What for.
+    /// The fingerprint of the request.
     pub fingerprint: Fingerprint,
-    /// Another fingerprint that stands for the same request: a deploy's old or new scheme.
+    /// Another fingerprint that represents the same request: the old or new scheme during a
+    /// deployment.
     pub also: Option<Fingerprint>,
-    /// How long a grant is to hold.
+    /// The length of the lease.
     pub lease: Duration,
-    /// How long the record is to be kept.
+    /// The retention of the record.
     pub retention: Duration,
-    /// How long its response is to be kept, if not as long as the record.
+    /// The retention of its response, if not as long as the record's.
     pub response_retention: Option<Duration>,
-    /// How long the record is to be kept once it is evidence of an effect that may have happened, if
-    /// that is longer than its retention.
+    /// The retention of the record once it is evidence of an effect that may have happened, if that
+    /// is longer than its retention.
     pub unresolved_retention: Duration,
-    /// What may be done about a crashed attempt.
+    /// The treatment of a crashed attempt.
     pub recovery: Recovery,
-    /// How many attempts there may be.
+    /// The number of attempts allowed.
     pub max_attempts: u32,
-    /// What the asker calls itself, for operators.
+    /// The caller's name for itself, for operators.
     pub holder: Label,
     /// The label of the scope, for operators.
     pub scope: Label,
-    /// The key, where the policy lets stores see it.
+    /// The key, if the policy allows stores to see it.
     pub key: Option<Box<str>>,
 }
 
-/// How an operator settles an unresolved operation.
+/// An operator's settlement of an unresolved operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
     /// It was done, with this response.
@@ -94,94 +97,95 @@ pub enum Resolution {
     Rerun,
 }
 
-/// What is to be done about a command.
+/// The effect of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing changes, and this is the answer.
+    /// Nothing changes, and this is the reply.
     Reply(Reply),
-    /// The record becomes `next` (`None`: it is removed); once that is done, `reply` is the answer.
+    /// The record becomes `next` (`None`: it is removed). Once that is written, `reply` is the
+    /// reply.
     Write {
-        /// What takes the place of the record that was decided on.
+        /// The record that replaces the one that was decided on.
         next: Option<Box<Record>>,
-        /// The answer.
+        /// The reply.
         reply: Reply,
     },
 }
 
-/// The answer to a command. `Debug` shows no content.
+/// The reply to a command. `Debug` shows no content.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply {
-    /// The asker holds the lease that the record now shows.
+    /// The caller holds the lease that the record now shows.
     Acquired,
-    /// It was done.
+    /// The operation completed with this response.
     Completed(Body),
-    /// Somebody else is at it.
+    /// Another caller holds the lease.
     InProgress {
-        /// When to come back: whole seconds, from 1 to 30.
+        /// The time to wait before a retry: whole seconds, from 1 to 30.
         retry_after: Duration,
-        /// How long their lease still runs, if it is not renewed.
+        /// The remaining time of that lease, if it is not renewed.
         lease_remaining: Duration,
-        /// Which execution theirs is.
+        /// The number of that attempt.
         attempt: u32,
     },
-    /// It failed.
+    /// The operation failed.
     Failed {
         /// The recorded error.
         error: Body,
-        /// When a begin may execute again; `None`: never.
+        /// The time until a begin may execute again; `None`: never.
         retry_after: Option<Duration>,
     },
-    /// The effect may have happened, or attempts are used up: somebody has to look.
+    /// The effect may have happened, or attempts are used up: an operator has to resolve it.
     Unresolved {
-        /// Why nobody may execute.
+        /// The reason why no caller may execute.
         reason: Reason,
-        /// What to pass to [`Command::Resolve`].
+        /// The fence to pass to [`Command::Resolve`].
         fence: Stamp,
-        /// Which execution was the last.
+        /// The number of the last attempt.
         attempt: u32,
-        /// The error recorded by it, if any.
+        /// The error that it recorded, if any.
         error: Option<Body>,
-        /// What it left for the next.
+        /// The checkpoint that it left for the next attempt.
         checkpoint: Option<Bytes>,
     },
     /// The key was used for another request.
     Mismatch,
     /// The command has been carried out, now or before.
     Done {
-        /// Whether there was a record when it was.
+        /// True if there was a record at that time.
         existed: bool,
     },
-    /// The token's grant is not, or no longer, what the record shows.
+    /// The record does not show the token's grant, or no longer does.
     LeaseLost(Current),
-    /// The token's grant was finished with another outcome, which stands.
+    /// The token's grant was finished with another outcome, which is final.
     AlreadyFinished(Current),
     /// There is nothing to resolve, or not under this fence.
     NotResolvable(Current),
 }
 
-/// Why a key is unresolved.
+/// The reason why a key is unresolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// An attempt ran out of its lease after it had marked its effect.
+    /// An attempt marked its effect, and then its lease expired.
     EffectMarked,
-    /// An attempt ran out of its lease, and the policy lets no crashed attempt be rerun.
+    /// The lease of an attempt expired, and the policy lets no crashed attempt be rerun.
     CrashedAttempt,
-    /// An attempt failed and said that its effect may have happened.
+    /// An attempt failed and reported that its effect may have happened.
     Reported,
-    /// Every attempt that the policy allows was made.
+    /// The attempts that the policy allows are used up.
     AttemptsExhausted,
 }
 
-/// What a key shows at present, without any of its content.
+/// A summary of a key's present state, without any of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Current {
-    /// Its state.
+    /// The state.
     pub state: StateKind,
-    /// The fence of its latest grant; zero if absent.
+    /// The fence of the latest grant; zero if absent.
     pub fence: Stamp,
-    /// Which execution that was; zero if absent.
+    /// The number of that attempt; zero if absent.
     pub attempt: u32,
 }
 
@@ -190,16 +194,16 @@ pub struct Current {
 pub enum StateKind {
     /// There is no record, or its retention is over.
     Absent,
-    /// Somebody has, or had, a lease.
+    /// A caller has, or had, a lease.
     InProgress,
-    /// Done.
+    /// The operation completed.
     Completed,
-    /// Failed.
+    /// The operation failed.
     Failed,
 }
 
 impl Command {
-    /// The token that the command is given by, if a holder gives it.
+    /// Returns the token of a command that a holder gives.
     pub(crate) fn token(&self) -> Option<&LeaseToken> {
         match self {
             Command::Resume(token)
@@ -219,21 +223,22 @@ impl Command {
 }
 
 impl Ask {
-    /// Whether a record with this fingerprint is of the same request.
+    /// Returns true if a record with this fingerprint belongs to the same request.
     pub(super) fn accepts(&self, fingerprint: &Fingerprint) -> bool {
         self.fingerprint == *fingerprint || self.also.as_ref() == Some(fingerprint)
     }
 }
 
 impl Reply {
-    /// The answer to a command that is either carried out or refused.
+    /// Converts the reply to a command that is either carried out or refused.
     pub(crate) fn into_done(self) -> Result<(), Error> {
         match self {
             Reply::Done { .. } => Ok(()),
             Reply::LeaseLost(current) => Err(Error::LeaseLost { current }),
             Reply::AlreadyFinished(current) => Err(Error::AlreadyFinished { current }),
             Reply::NotResolvable(current) => Err(Error::NotResolvable { current }),
-            // Only a begin is answered so; should another command be, it was not carried out.
+            // Only a begin has these replies. If another command should get one, it was not carried
+            // out.
             Reply::Acquired
             | Reply::Completed(_)
             | Reply::InProgress { .. }
@@ -257,7 +262,7 @@ impl Current {
     }
 }
 
-/// Bytes that must not show.
+/// Bytes that `Debug` must not show.
 struct Hidden<'a>(&'a Bytes);
 
 impl fmt::Debug for Hidden<'_> {

@@ -1,8 +1,8 @@
 //! The canonical form of a JSON text: the bytes that
 //! [`Fingerprint::of_json`](super::Fingerprint::of_json) hashes.
 //!
-//! Two texts have one form exactly if they hold the same value: the same members in any order, the
-//! same strings however escaped, the same decimal numbers however written. The form is
+//! Two texts have the same form exactly if they hold the same value: the same members in any order,
+//! the same strings with any escapes, the same decimal numbers in any spelling. The form is
 //!
 //! * `null`, `true`, `false`: `0`, `t`, `f`.
 //! * A number: `n`, `-` if below zero, its digits without zeros at either end, `e` and the power of
@@ -13,37 +13,37 @@
 //! * A member: its name as a string, then its value, or if that takes more than 64 bytes `#` and
 //!   the BLAKE3 hash of the value.
 //!
-//! No byte of UTF-8 is 0xFF, so every value ends where its form says and different values differ.
-//! The hash bounds what an object copies when it sorts its members, so that the time is linear in
-//! the text, nested objects included.
+//! No byte of UTF-8 is 0xFF, so the end of every value is determined by its form, and different
+//! values have different forms. The hash bounds what an object copies when it sorts its members, so
+//! that the time is linear in the text, nested objects included.
 //!
-//! The scanner is written here because a stored fingerprint has to mean the same in every later
+//! The scanner is written here because a stored fingerprint must mean the same in every later
 //! build. `serde_json` reads numbers as its version and its features say (`arbitrary_precision`,
-//! `float_roundtrip`; any dependency may switch those on), and does not tell that a name is there
-//! twice. The tokenizers that hand out a number's text are experimental, and would bring as much
-//! code as they save. What is needed is a page of RFC 8259, which does not change.
+//! `float_roundtrip`; any dependency may enable those), and does not report a repeated name. The
+//! tokenizers that expose a number's text are experimental, and would add as much code as they
+//! save. The scanner needs one page of RFC 8259, which does not change.
 
 mod scalars;
 
 use thiserror::Error;
 
-/// How many arrays and objects may be inside one another.
+/// The deepest nesting of arrays and objects.
 const MAX_DEPTH: usize = 128;
 
-/// A member's value whose form is longer than this is replaced by its hash.
+/// The longest form of a member's value, in bytes, that is not replaced by its hash.
 const MAX_INLINE: usize = 64;
 
-/// Why a text has no JSON fingerprint. The text itself is not in the message.
+/// The reason why a text has no JSON fingerprint. The text itself is not in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FingerprintError {
-    /// The text is not JSON as RFC 8259 defines it: a byte order mark, `NaN`, a lone surrogate, a
-    /// raw control character and anything behind the value are not, either.
+    /// The text is not JSON as RFC 8259 defines it. A byte order mark, `NaN`, a lone surrogate, a
+    /// raw control character and anything after the value are not JSON either.
     #[error("not JSON at byte {at}: {expected} expected")]
     Syntax {
         /// The position in the text, in bytes from 0.
         at: usize,
-        /// The kind of token that may stand there.
+        /// The kind of token that was expected there.
         expected: &'static str,
     },
     /// The text is not UTF-8.
@@ -53,7 +53,7 @@ pub enum FingerprintError {
         at: usize,
     },
     /// An object has two members of one name. Receivers take the first, the last or neither, so no
-    /// fingerprint could say what was asked for.
+    /// fingerprint could represent the request.
     #[error("an object repeats a name at byte {at}")]
     DuplicateName {
         /// The position of the repeated name.
@@ -62,7 +62,7 @@ pub enum FingerprintError {
     /// Arrays and objects are nested too deeply.
     #[error("nested more than {limit} deep at byte {at}")]
     TooDeep {
-        /// The position of the bracket or brace that is too much.
+        /// The position of the bracket or brace that exceeds the limit.
         at: usize,
         /// The deepest nesting that is accepted: 128.
         limit: usize,
@@ -99,8 +99,8 @@ pub(super) fn canonical(text: &[u8]) -> Result<Vec<u8>, FingerprintError> {
 struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
-    /// The form of what was read so far. The last object that is open has its members in the order
-    /// of the text.
+    /// The form of the text read so far. The innermost open object still has its members in the
+    /// order of the text.
     form: Vec<u8>,
     /// The arrays and objects that are not closed yet, outermost first.
     open: Vec<Open>,
@@ -113,14 +113,15 @@ struct Scanner<'a> {
 #[derive(Clone, Copy)]
 enum Open {
     Array,
-    /// `members`: the first of its own among the scanner's. `form`: the start of their form.
+    /// `members`: the index of its first member in the scanner's list. `form`: the start of their
+    /// form.
     Object {
         members: usize,
         form: usize,
     },
 }
 
-/// One member: positions in the form, and the name's in the text.
+/// One member: positions in the form and, for the name, in the text.
 struct Member {
     at: usize,
     start: usize,
@@ -143,7 +144,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads a value, or of an array or object what stands before its first value. Returns whether
+    /// Reads a scalar, or the part of an array or object before its first value. Returns whether
     /// the value is complete.
     fn value(&mut self) -> Result<bool, FingerprintError> {
         match self.token() {
@@ -171,7 +172,8 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
-    /// Reads what stands behind a complete value. Returns whether another value has to follow.
+    /// Reads the closing brackets or the comma after a complete value. Returns whether another
+    /// value must follow.
     fn is_followed(&mut self) -> Result<bool, FingerprintError> {
         while let Some(open) = self.open.last() {
             let (close, expected) = match open {
@@ -227,7 +229,7 @@ impl<'a> Scanner<'a> {
         if self.takes(b':') { Ok(()) } else { Err(self.expected("a colon")) }
     }
 
-    /// Closes the form of the member whose value was read last.
+    /// Finishes the form of the member whose value was read last.
     fn end_member(&mut self) {
         let Some(member) = self.members.last_mut() else { return };
         if self.form.len() - member.value > MAX_INLINE {
@@ -239,7 +241,7 @@ impl<'a> Scanner<'a> {
         member.end = self.form.len();
     }
 
-    /// Puts the members of the object that ends here in the order of their names.
+    /// Sorts the members of the object that ends here by their names.
     fn sort(&mut self, first: usize, start: usize) -> Result<(), FingerprintError> {
         let (form, members) = (&self.form, &mut self.members[first..]);
         if !members.is_sorted_by(|one, next| one.name(form) < next.name(form)) {
@@ -258,21 +260,21 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The next byte that is not white space; it is not taken.
+    /// Returns the next byte that is not white space, without consuming it.
     fn token(&mut self) -> Option<u8> {
         let rest = &self.text[self.at..];
         self.at += rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count();
         self.text.get(self.at).copied()
     }
 
-    /// Takes the next token if it is `byte`.
+    /// Consumes the next token if it is `byte`.
     fn takes(&mut self, byte: u8) -> bool {
         let is_next = self.token() == Some(byte);
         self.at += usize::from(is_next);
         is_next
     }
 
-    /// Takes the very next byte if it is one of `bytes`.
+    /// Consumes the very next byte if it is one of `bytes`.
     fn takes_byte(&mut self, bytes: &[u8]) -> Option<u8> {
         let next = self.text.get(self.at).copied().filter(|next| bytes.contains(next));
         self.at += usize::from(next.is_some());

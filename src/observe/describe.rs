@@ -1,6 +1,6 @@
-//! What a recorder is told of each metric.
+//! Descriptions of the metrics.
 
-/// Tells the recorder, when an engine is built, what each metric is.
+/// Describes each metric to the recorder, when an engine is built.
 pub(crate) fn describe() {
     #[cfg(feature = "metrics")]
     {

@@ -1,4 +1,4 @@
-//! One call, as it is observed: its span, its latency and its answer.
+//! The observation of one call: its span, its latency and its answer.
 
 use std::future::Future;
 
@@ -44,7 +44,7 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// The label of a lease's command, or of an operator's action.
+    /// Returns the label of a lease's command, or of an operator's action.
     pub(super) fn label(self) -> &'static str {
         match self {
             Op::Begin | Op::BeginOrWait | Op::BeginMany | Op::BeginIn => "begin",
@@ -64,7 +64,7 @@ impl Op {
         }
     }
 
-    /// Where a key stands once this command of a lease is carried out, where that is certain.
+    /// Returns the state of a key after this command of a lease, where that is certain.
     fn leaves(self) -> Option<&'static str> {
         match self {
             Op::Renew | Op::RenewMany | Op::SaveCheckpoint | Op::MarkEffect | Op::MarkEffectMany => {
@@ -90,7 +90,7 @@ impl Op {
         }
     }
 
-    /// Whether it has many outcomes, which are in its events.
+    /// Returns true if the call has many outcomes, which appear in its events.
     fn is_batch(self) -> bool {
         match self {
             Op::BeginMany
@@ -123,7 +123,7 @@ impl Op {
     }
 }
 
-/// A moment on a source's clock. It is read for metrics only.
+/// A reading of a source's clock. It is taken for metrics only.
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     #[cfg(feature = "metrics")]
@@ -144,19 +144,19 @@ impl Moment {
     }
 }
 
-/// One call, as it is observed.
+/// The observation of one call.
 pub(crate) struct Seen<'a> {
     source: &'a dyn Source,
     op: Op,
-    /// Whether the call is this crate's own, and nothing is said of it.
+    /// True for a call of this crate's own, which is not reported.
     quiet: bool,
-    /// Since when its latency counts.
+    /// The start of its latency.
     pub(crate) since: Moment,
     #[cfg(feature = "tracing")]
     span: tracing::Span,
 }
 
-/// A call starts. `scope` is asked for if there is a span to show it.
+/// Starts the observation of a call. `scope` is called only if there is a span to show it.
 pub(crate) fn call<'a>(source: &'a dyn Source, op: Op, scope: &dyn Fn() -> Option<Label>) -> Seen<'a> {
     Seen {
         source,
@@ -168,7 +168,8 @@ pub(crate) fn call<'a>(source: &'a dyn Source, op: Op, scope: &dyn Fn() -> Optio
     }
 }
 
-/// A call of this crate's own starts, which is no operation of the application's.
+/// Starts the observation of a call of this crate's own, which is no operation of the
+/// application's.
 pub(crate) fn quiet_call(source: &dyn Source, op: Op) -> Seen<'_> {
     Seen {
         source,
@@ -180,7 +181,7 @@ pub(crate) fn quiet_call(source: &dyn Source, op: Op) -> Seen<'_> {
     }
 }
 
-/// `future`, in the span of its call.
+/// Runs `future` in the span of its call.
 pub(crate) fn in_span<F: Future>(seen: &Seen<'_>, future: F) -> impl Future<Output = F::Output> + use<F> {
     #[cfg(feature = "tracing")]
     let future = future.instrument(seen.span.clone());
@@ -241,7 +242,7 @@ pub(crate) trait Granted {
 }
 
 impl Seen<'_> {
-    /// A begin was answered.
+    /// Reports the answer to a begin.
     pub(crate) fn begun<L: Granted>(&self, begin: &Result<Begin<L>, Error>) {
         if self.quiet {
             return;
@@ -275,7 +276,7 @@ impl Seen<'_> {
         });
     }
 
-    /// A command of the lease of this attempt was answered.
+    /// Reports the answer to a command of this attempt's lease.
     pub(crate) fn answered<T>(&self, attempt: u32, result: &Result<T, Error>) {
         if self.quiet {
             return;
@@ -298,7 +299,7 @@ impl Seen<'_> {
         });
     }
 
-    /// An operator's word was carried out (or there was nothing to do), or refused.
+    /// Reports an operator's action: carried out, without anything to do, or refused.
     pub(crate) fn operated(&self, result: Result<bool, &Error>) {
         let (source, action) = (self.source, self.op.label());
         let outcome = match result {
@@ -315,14 +316,14 @@ impl Seen<'_> {
         });
     }
 
-    /// A purge, or a dropping of responses, ended.
+    /// Reports the end of a purge or of a dropping of responses.
     pub(crate) fn purged<T>(&self, result: &Result<T, Error>) {
         if result.is_err() {
             self.inside(|| purge_failed(self.source, self.op));
         }
     }
 
-    /// A run ended.
+    /// Reports the end of a run.
     pub(crate) fn ran<T, E>(&self, result: &Result<Outcome<T>, RunError<T, E>>) {
         let source = self.source;
         let outcome = match result {
@@ -359,7 +360,7 @@ impl Seen<'_> {
         }
     }
 
-    /// What `act` gives, in the span.
+    /// Calls `act` in the span.
     pub(crate) fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
         let _entered = self.span.enter();

@@ -1,4 +1,4 @@
-//! The bytes of a record.
+//! The encoding of a record.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use crate::label::Label;
 use crate::owner::Owner;
 use crate::policy::{Recovery, Retry};
 
-/// Why stored bytes are not a record.
+/// The reason why stored bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Written by a later release: it must be neither read nor rewritten.
+    /// A later release wrote it: it must be neither read nor rewritten.
     #[error("record format {found} is newer than this release's {}", Record::VERSION)]
     NewerVersion {
-        /// The format's number.
+        /// The number of the format.
         found: u8,
     },
-    /// Not what any release wrote, or damaged since.
+    /// No release wrote this, or it was damaged later.
     #[error("not a record: {what}")]
     Damaged {
-        /// What was found wrong.
+        /// The fault that was found.
         what: &'static str,
     },
 }
@@ -34,11 +34,11 @@ const DAMAGED: DecodeError = DecodeError::Damaged { what: "too short" };
 
 /// The formats that a release reads, and the one that it writes.
 ///
-/// A rolling upgrade that needs a new format takes two steps, so that processes of two neighbouring
-/// releases can share a store: a new release reads both and goes on to write the old one; once every
-/// process runs it, it is told to write the new one. A release that does not know a format refuses
-/// the record as [`DecodeError::NewerVersion`] and never rewrites it. What a release that does not
-/// know a field may pass over needs no new format: see [`EXTRA_REQUIRED`].
+/// A rolling upgrade to a new format takes two steps, so that processes of two neighbouring
+/// releases can share a store. First, a new release reads both formats and keeps writing the old
+/// one. Once every process runs it, it is configured to write the new one. A release that does not
+/// know a format refuses the record as [`DecodeError::NewerVersion`] and never rewrites it. A field
+/// that older releases may ignore needs no new format: see [`EXTRA_REQUIRED`].
 #[derive(Clone, Copy)]
 struct Formats {
     oldest: u8,
@@ -46,14 +46,14 @@ struct Formats {
     written: u8,
 }
 
-/// Those of this release. Format 1 was never released.
+/// The formats of this release. Format 1 was never released.
 const FORMATS: Formats = Formats { oldest: 2, newest: Record::VERSION, written: 2 };
 
-/// The bit of a later field's tag that says that a release must not touch the record unless it knows
-/// the field. Others are kept as they are when the record is rewritten.
+/// The bit of a later field's tag that requires a release to know the field: one that does not must
+/// leave the record alone. Other unknown fields are preserved when the record is rewritten.
 const EXTRA_REQUIRED: u64 = 1;
 
-/// Bits of the two bytes behind the checksum: the state in the low three, then flags.
+/// Bits of the two bytes after the checksum: the state in the low three, then flags.
 mod bits {
     pub(super) const STATE: u16 = 0b111;
     pub(super) const IN_PROGRESS: u16 = 0;
@@ -77,31 +77,31 @@ mod bits {
     pub(super) const UNRESOLVED_RETENTION: u16 = 1 << 13;
     /// Fields of a later release follow.
     pub(super) const EXTRA: u16 = 1 << 14;
-    /// Of no release yet.
+    /// Not used by any release yet.
     pub(super) const UNUSED: u16 = 1 << 15;
 }
 
-/// The stored form: version, checksum, bits, fingerprint, fence, then varints (LEB128) and
-/// length-prefixed texts in the order of [`Record`]'s fields, those that a bit names only where it is
-/// set; the body is what is left. The checksum covers the id and, where a backend passes it, the stamp,
-/// so that damaged bytes, or a record filed under another id, are noticed instead of believed.
+/// The stored form: version, checksum, bits, fingerprint and fence, then varints (LEB128) and
+/// length-prefixed texts in the order of [`Record`]'s fields, the optional ones only where their
+/// bit is set. The rest is the body. The checksum covers the id and, where a backend passes it, the
+/// stamp, so that damaged bytes, or a record stored under another id, are detected.
 impl Record {
     /// The newest format that this release reads.
     pub const VERSION: u8 = 2;
 
-    /// The record's bytes, to be stored under `id`. `stamp` is the stamp that is stored beside it, or
-    /// [`Stamp::ZERO`] where the backend's server gives it in the same step.
+    /// Encodes the record, to be stored under `id`. `stamp` is the stamp that is stored beside it,
+    /// or [`Stamp::ZERO`] where the backend's server assigns it in the same step.
     pub fn encode(&self, id: &RecordId, stamp: Stamp) -> Vec<u8> {
         FORMATS.encode(self, id, stamp)
     }
 
-    /// The record that `bytes` hold. `stamp` is the stamp stored beside them and becomes the record's;
-    /// `sealed` is the stamp that was passed to [`encode`](Record::encode). Never panics, whatever the
-    /// bytes. Fields of a later release are kept, and written again with the record, where that release
-    /// says that they may be.
+    /// Decodes a record. `stamp` is the stamp stored beside `bytes` and becomes the record's;
+    /// `sealed` is the stamp that was passed to [`encode`](Record::encode). Never panics, for any
+    /// bytes. Fields of a later release are kept and written again with the record, where that
+    /// release allows it.
     ///
     /// # Errors
-    /// [`DecodeError`], by which a damaged record can be told from one of a later release.
+    /// [`DecodeError`], which tells a damaged record from one of a later release.
     pub fn decode(id: &RecordId, stamp: Stamp, sealed: Stamp, bytes: &Bytes) -> Result<Record, DecodeError> {
         FORMATS.decode(id, (stamp, sealed), bytes)
     }
@@ -314,8 +314,8 @@ fn get_duration(input: &mut Bytes) -> Result<Duration, DecodeError> {
     get_varint(input).map(Duration::from_micros)
 }
 
-/// The fields of a later release, each a tag, a length and so many bytes: as they are, if none of
-/// them must be known.
+/// Reads the fields of a later release, each a tag, a length and that many bytes. Returns them
+/// unchanged if none of them is required.
 fn get_extra(version: u8, input: &mut Bytes) -> Result<Bytes, DecodeError> {
     let extra = get_bytes(input)?;
     let mut fields = extra.clone();
@@ -409,8 +409,8 @@ mod tests {
         formats.decode(&id(), (Stamp(9), Stamp(9)), &bytes.into())
     }
 
-    /// Releases of two neighbouring formats share a store: the newer one writes the older format until
-    /// it is told that all run it.
+    /// Releases of two neighbouring formats share a store: the newer one writes the older format
+    /// until it is configured to write the new one.
     #[test]
     fn s14_a_rolling_upgrade_reads_both_formats_and_writes_the_old_one_until_it_is_told() {
         let write = |formats: Formats| formats.encode(&record(), &id(), Stamp(9));
@@ -423,12 +423,13 @@ mod tests {
         ] {
             assert_eq!(read(reader, write(writer)), Ok(record()));
         }
-        // Told too early: the older release refuses, and leaves the record alone.
+        // The new format is enabled too early: the older release refuses and leaves the record
+        // alone.
         let newer = DecodeError::NewerVersion { found: 3 };
         assert_eq!(read(FORMATS, write(NEXT_WRITES_NEW)), Err(newer));
     }
 
-    /// A field of a later release: a tag, a length and its bytes.
+    /// Returns a record with a field of a later release: a tag, a length and its bytes.
     fn with_field(tag: u64) -> Record {
         let mut extra = Vec::new();
         put_varint(&mut extra, tag);

@@ -1,4 +1,4 @@
-//! Shuttle's primitives, with what they lack.
+//! Shuttle's primitives, with the parts that they lack.
 
 #[cfg(feature = "sqlite")]
 use std::time::Duration;
@@ -7,7 +7,8 @@ pub(crate) use shuttle::sync::*;
 #[cfg(feature = "sqlite")]
 pub(crate) use shuttle::thread;
 
-/// A condition variable on which time passes, as fast as it can: shuttle's own waits for a notification whatever the limit.
+/// A condition variable whose waits time out. Shuttle's own waits for a notification whatever the
+/// limit.
 #[cfg(feature = "sqlite")]
 #[derive(Debug, Default)]
 pub(crate) struct Condvar(shuttle::sync::Condvar);
@@ -21,7 +22,7 @@ impl Condvar {
         self.0.wait(guard)
     }
 
-    /// The limit is over at once: a notification would have ended it no later.
+    /// Times out at once: a notification would have ended the wait no later.
     pub(crate) fn wait_timeout<T>(&self, guard: MutexGuard<'_, T>, _limit: Duration) -> TimedOut {
         drop(guard);
         thread::yield_now();
@@ -33,7 +34,7 @@ impl Condvar {
     }
 }
 
-/// A bounded queue whose sender can be printed, as the standard library's can.
+/// A bounded queue whose sender implements `Debug`, as the standard library's does.
 #[cfg(feature = "sqlite")]
 pub(crate) mod mpsc {
     use std::fmt;
@@ -61,7 +62,7 @@ pub(crate) mod mpsc {
     }
 }
 
-/// A lock as parking_lot has it: it knows no poison.
+/// A lock without poisoning, as parking_lot's.
 #[cfg(feature = "memory")]
 pub(crate) mod unpoisoned {
     use super::MutexGuard;

@@ -1,4 +1,4 @@
-//! What callers need of a runtime, as shuttle has it.
+//! The parts of a runtime that callers need, implemented by shuttle.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -14,18 +14,19 @@ pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortHan
     shuttle::future::spawn(work).abort_handle()
 }
 
-/// Leaves `work` to the runtime.
+/// Spawns `work` and detaches it.
 pub(crate) fn leave(work: impl Future<Output = ()> + Send + 'static) {
     drop(shuttle::future::spawn(work));
 }
 
-/// What was waited for took too long.
+/// The error of a timeout.
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
-/// What `future` gives, unless the time is over before. It may be over at any moment, but for `Duration::MAX` never.
+/// Returns the output of `future`, unless it times out first. It may time out at any poll, but
+/// never with a limit of `Duration::MAX`.
 pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
-    /// How often it is not over yet, of once that it is.
+    /// A pending poll times out once in this many polls, on average.
     const ODDS: u32 = 6;
     let mut future = pin!(future);
     poll_fn(|context| {

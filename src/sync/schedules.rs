@@ -1,4 +1,4 @@
-//! How schedules are tried: [`explore`].
+//! The exploration of schedules: [`explore`].
 
 #![allow(clippy::print_stdout)] // what a run did is its result
 
@@ -7,11 +7,13 @@ use std::time::Instant;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler, UrwRandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 
-/// Runs `scenario` under `count` schedules: a part of them picked at random at each step, a part with equal chances for
-/// every order of what the threads do, and a part by priorities that change two or three times.
+/// Runs `scenario` under `count` schedules: one part with random choices at each step, one part
+/// with equal chances for every order of the threads' steps, and one part by priorities that change
+/// two or three times.
 ///
-/// The same ones each time, unless `NEVERTWICE_SEED` is another number. With `NEVERTWICE_LONG` they are ten times as many. A
-/// schedule that fails is printed, and how to run it again.
+/// The schedules are the same each time, unless `NEVERTWICE_SEED` sets another seed. With
+/// `NEVERTWICE_LONG` there are ten times as many. A schedule that fails is printed, with the
+/// command that runs it again.
 pub(crate) fn explore(name: &str, count: usize, scenario: impl Fn() + Send + Sync + Clone + 'static) {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     if let Some(schedule) = set("NEVERTWICE_SCHEDULE") {
@@ -31,7 +33,7 @@ pub(crate) fn explore(name: &str, count: usize, scenario: impl Fn() + Send + Syn
     println!("schedules: {name}: {done} in {:.1?}", start.elapsed());
 }
 
-/// Says how to run a schedule again, if one fails.
+/// Prints how to run a schedule again, if one fails.
 struct Hint<'a>(&'a str);
 
 impl Drop for Hint<'_> {

@@ -1,5 +1,6 @@
-//! The checks that [`conformance!`](crate::conformance) mounts. Each takes an empty store and panics if it errs.
-//! They need no control over the store's time: what is to be over lasts a microsecond, what is not lasts an hour.
+//! The checks that [`conformance!`](crate::conformance) mounts. Each takes an empty store and
+//! panics if the store is wrong. They need no control over the store's time: a duration that must
+//! expire is a microsecond, and one that must not is an hour.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a check fails by panicking
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the check fails
 
@@ -48,11 +49,11 @@ pub use self::storage::*;
 
 type Shared = Arc<dyn Store>;
 
-/// Over by the next call, once [`until_over`] has seen to it.
+/// Expires by the next call, once [`until_over`] has returned.
 const SHORT: Duration = Duration::from_micros(1);
 /// Outlasts every check.
 const LONG: Duration = Duration::from_secs(3600);
-/// The longest that a record can say.
+/// The longest duration that a record can represent.
 const MAX: Duration = Duration::from_micros(u64::MAX);
 
 fn engine(store: &Shared) -> Engine {
@@ -74,7 +75,7 @@ async fn acquire(engine: &Engine, request: &Request) -> Lease {
     }
 }
 
-/// A lease of `request` that is over.
+/// Returns an expired lease of `request`.
 async fn crash(engine: &Engine, store: &Shared, request: &Request) -> Lease {
     let lease = acquire(engine, &request.clone().lease(SHORT)).await;
     until_over(store, &request.id(), SHORT).await;
@@ -102,7 +103,7 @@ fn lost(result: Result<(), Error>) -> StateKind {
     }
 }
 
-/// A record as a begin writes it.
+/// Returns a record as a begin writes it.
 fn grant(request: &Request) -> Record {
     let ask = request.ask(&Policy::default(), Owner::random).unwrap();
     match decide(Stamp::ZERO, None, &Command::Begin(ask)) {
@@ -118,7 +119,7 @@ fn done(swap: Swap) -> Stamp {
     }
 }
 
-/// What `call` gives, or `None` if it is still not done when it has waited `awaits` times.
+/// Returns the output of `call`, or `None` if it is still pending after `awaits` waits.
 async fn dropped_at<T>(awaits: u32, call: impl Future<Output = T>) -> Option<T> {
     let mut call = Box::pin(call);
     let mut left = awaits;

@@ -1,10 +1,11 @@
 //! The macro that mounts the [`checks`](super::checks) on a store.
 
-/// Mounts every conformance check on a store, as one named test each in a module of its own.
+/// Mounts every conformance check on a store, each as its own named test in a module.
 ///
-/// The setup is a future that makes an empty store and a guard, which is dropped after the check (a temporary folder,
-/// a server, or `()`). It is evaluated anew for each check. The third argument names the function that runs futures,
-/// if the store needs more than [`block_on`](crate::testing::block_on) (Redis: tokio).
+/// The setup is a future that creates an empty store and a guard, which is dropped after the check
+/// (a temporary folder, a server, or `()`). It is evaluated anew for each check. The third argument
+/// names the function that runs futures, if the store needs more than
+/// [`block_on`](crate::testing::block_on) (Redis: tokio).
 ///
 /// ```
 /// # #[cfg(feature = "memory")]

@@ -1,4 +1,4 @@
-//! [`FaultyStore`]: a store around a store that fails when it is told to.
+//! [`FaultyStore`]: a store around a store, which fails on demand.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,13 +16,13 @@ use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 
-/// What happens to one call of a [`FaultyStore`].
+/// The fate of one call of a [`FaultyStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Nothing is done, and an error says that this is not known.
+    /// Nothing is done, and an error leaves open whether it was.
     FailBefore,
-    /// It is done, and an error says that this is not known.
+    /// It is done, and an error leaves open whether it was.
     FailAfter,
     /// Nothing is done, and no answer ever comes.
     RequestLost,
@@ -30,11 +30,12 @@ pub enum Fault {
     AnswerLost,
     /// It is done after this time, by the store's clock.
     Delay(Duration),
-    /// It is done twice, as a client library does that repeats commands behind our back; the second answer counts.
+    /// It is done twice, as by a client library that repeats commands by itself; the second answer
+    /// counts.
     Duplicate,
 }
 
-/// A store around a store whose n-th call fails as planned. Clones share the plan and the store.
+/// A store around a store, whose n-th call fails as planned. Clones share the plan and the store.
 ///
 /// ```
 /// use nevertwice::testing::{Fault, FaultyStore, block_on};
@@ -75,23 +76,23 @@ impl<S> Clone for FaultyStore<S> {
 }
 
 impl<S: Store> FaultyStore<S> {
-    /// A store that does what `inner` does, so far.
+    /// Wraps `inner`, without any faults so far.
     pub fn new(inner: S) -> FaultyStore<S> {
         FaultyStore::with_clock(inner, SystemClock)
     }
 
-    /// The same, with delays that are counted on `clock`.
+    /// Wraps `inner`, with delays that are counted on `clock`.
     pub fn with_clock(inner: S, clock: impl Clock) -> FaultyStore<S> {
         let shared = Shared { calls: AtomicU64::new(0), plan: Mutex::default(), clock: Box::new(clock) };
         FaultyStore { inner: Arc::new(inner), shared: Arc::new(shared) }
     }
 
-    /// Plans what happens to the `n`-th call, counted from 1 over all kinds of calls.
+    /// Plans the fault of the `n`-th call, counted from 1 over all kinds of calls.
     pub fn on_call(&self, n: u64, fault: Fault) {
         self.plan(|plan| plan.once.insert(n, fault));
     }
 
-    /// Plans what happens to the `n`-th call and all after it, until [`heal`](FaultyStore::heal).
+    /// Plans the fault of the `n`-th call and of all after it, until [`heal`](FaultyStore::heal).
     pub fn from_call(&self, n: u64, fault: Fault) {
         self.plan(|plan| plan.from = Some((n, fault)));
     }
@@ -101,12 +102,12 @@ impl<S: Store> FaultyStore<S> {
         self.plan(|plan| *plan = Plan::default());
     }
 
-    /// How many calls were made.
+    /// Returns the number of calls made.
     pub fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::SeqCst)
     }
 
-    /// The store that is wrapped.
+    /// Returns the wrapped store.
     pub fn inner(&self) -> &S {
         &self.inner
     }

@@ -1,5 +1,5 @@
-//! Histories: sequences of calls, read from bytes so that proptest and fuzzers can shrink them, carried out on an
-//! engine and on the [`Model`], whose answers must be the same.
+//! Sequences of calls, decoded from bytes so that proptest and fuzzers can shrink them. A history
+//! runs on an engine and on the [`Model`], whose answers must be the same.
 #![allow(clippy::panic)] // a history that differs from the model fails by panicking
 
 use std::sync::Arc;
@@ -21,10 +21,11 @@ use crate::record::{Body, Stamp};
 use crate::request::Request;
 use crate::store::Store;
 
-/// How time passes while a history is carried out.
+/// The passage of time during a history.
 #[derive(Debug, Clone)]
 pub enum Pace {
-    /// The store keeps real time: durations are either over by the next call (1 µs) or outlast the test (an hour).
+    /// The store keeps real time: durations either expire by the next call (1 µs) or outlast the
+    /// test (an hour).
     Real,
     /// Store and engine share this clock, and durations of all lengths are tried.
     Manual(ManualClock),
@@ -45,16 +46,16 @@ pub enum Op {
     Pass(Duration),
 }
 
-/// What stands for "over by the next call".
+/// A duration that expires by the next call.
 const SHORT: Duration = Duration::from_micros(1);
-/// What stands for "outlasts the test".
+/// A duration that outlasts the test.
 const LONG: Duration = Duration::from_secs(3600);
-/// How long evidence is kept: longer than `LONG`, and over within a history.
+/// The retention of evidence: longer than `LONG`, and short enough to expire within a history.
 const UNRESOLVED: Duration = Duration::from_secs(3 * 3600);
-/// How much a manual clock moves before each call.
+/// The step of a manual clock before each call.
 const TICK: Duration = Duration::from_micros(100);
 
-/// The history that `bytes` stand for: any bytes are one.
+/// Decodes a history from `bytes`. Any bytes are valid.
 pub fn parse(bytes: &[u8], pace: &Pace) -> Vec<Op> {
     bytes.chunks_exact(4).map(|chunk| op([chunk[0], chunk[1], chunk[2], chunk[3]], pace)).collect()
 }
@@ -114,10 +115,11 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
     }
 }
 
-/// Carries out `ops` on the key `key` of `store` and on the model.
+/// Runs `ops` on the key `key` of `store` and on the model.
 ///
 /// # Panics
-/// If an answer differs from the model's, a fence does not increase, or a call fails, with the history so far.
+/// If an answer differs from the model's, a fence does not increase, or a call fails. The message
+/// shows the history so far.
 pub async fn run(store: Arc<dyn Store>, key: &str, ops: &[Op], pace: &Pace) {
     let mut builder = Engine::builder(store.clone())
         .max_response(usize::MAX)
@@ -158,9 +160,9 @@ struct Run<'a> {
     now: Duration,
     model: Model,
     owners: [Owner; 3],
-    /// Every lease that was granted, with the model's token of it.
+    /// Every lease that was granted, with the model's token for it.
     held: Vec<(Lease, Token)>,
-    /// The fence of every grant, the first one's first.
+    /// The fence of every grant, in order.
     fences: Vec<Stamp>,
 }
 
@@ -181,11 +183,11 @@ impl Run<'_> {
     }
 
     fn slot(&self, slot: usize) -> Option<&(Lease, Token)> {
-        // The youngest grants are the most interesting.
+        // The latest grants are the most interesting.
         self.held.iter().rev().nth(slot)
     }
 
-    /// What the model answers; `None` if the call has nothing to act on.
+    /// Returns the model's answer; `None` if the call has nothing to act on.
     fn expect(&mut self, op: &Op) -> Option<Answer> {
         let now = self.now;
         let token = |run: &Run<'_>, slot: usize| run.slot(slot).map(|(_, token)| token.clone());
@@ -219,7 +221,7 @@ impl Run<'_> {
         })
     }
 
-    /// What the engine answers, in the model's terms.
+    /// Returns the engine's answer, in the model's terms.
     async fn call(&mut self, op: &Op) -> Option<Answer> {
         match op {
             Op::Begin(ask) => return Some(self.begin(ask).await),
@@ -345,8 +347,8 @@ impl Run<'_> {
     }
 }
 
-/// The answer without what real time makes uncertain; on a manual clock, times are compared in whole milliseconds, since
-/// a stamp may be forced some microseconds on.
+/// Returns the answer without the parts that real time makes uncertain. On a manual clock, times
+/// are compared in whole milliseconds, since a stamp may be forced some microseconds ahead.
 fn about(answer: &Answer, real: bool) -> Answer {
     let round = |time: Duration| match real {
         true => Duration::ZERO,

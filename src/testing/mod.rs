@@ -1,9 +1,11 @@
-//! Feature `testing`: what proves a backend, and what proves an application.
+//! Feature `testing`: tools that test a backend, and tools that test an application.
 //!
-//! * [`conformance!`](crate::conformance) runs one named test per check against any [`Store`], your own included.
-//! * [`FaultyStore`] makes the n-th call of a store fail, so that you can see what your service does then.
-//! * [`ManualClock`] lets a lease run out without waiting.
-//! * [`Model`](model::Model) is the state machine written down a second time, and [`history`] compares a store with it.
+//! * [`conformance!`](crate::conformance) runs one named test per check against any [`Store`], your
+//!   own included.
+//! * [`FaultyStore`] makes the n-th call of a store fail, to show what your service does then.
+//! * [`ManualClock`] lets a lease expire without waiting.
+//! * [`Model`](model::Model) is the state machine written down a second time, and [`history`]
+//!   compares a store with it.
 
 pub mod checks;
 mod conformance;
@@ -20,8 +22,8 @@ pub use crate::clock::ManualClock;
 use crate::key::RecordId;
 use crate::store::Store;
 
-/// Returns once more than `time` has passed on the store's own clock. For stores that keep real time: it asks
-/// them again and again, so `time` should be microseconds.
+/// Returns once more than `time` has passed on the store's own clock. For stores that keep real
+/// time: it polls them, so `time` should be microseconds.
 ///
 /// # Panics
 /// If the store cannot be used.

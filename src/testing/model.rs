@@ -1,63 +1,65 @@
-//! The reference model: the tables of the state machine, written down a second time and in another way, to
-//! compare every store with. It shares no code with [`decide`](mod@crate::decide).
+//! The reference model: the tables of the state machine, written down a second time in another way,
+//! to compare every store with. It shares no code with [`decide`](mod@crate::decide).
 
 use std::time::Duration;
 
 use crate::decide::{Reason, StateKind};
 use crate::policy::{Recovery, Retry};
 
-/// The number of a grant, counted from 1 per key: what a fence is to a store.
+/// The number of a grant, counted from 1 per key. It corresponds to a store's fence.
 pub type Grant = u64;
 
-/// What a caller wants, in the model's terms: small numbers instead of random ones, seconds from the model's start.
+/// The parameters of a begin, in the model's terms: small numbers instead of random ones, times
+/// from the model's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Who asks; over [`Ask::KEPT_OWNERS`], an owner drawn for this begin.
+    /// The owner that asks; from [`Ask::KEPT_OWNERS`] on, an owner drawn for this begin.
     pub owner: u64,
-    /// What for.
+    /// The fingerprint of the request.
     pub fingerprint: u8,
-    /// How long the grant holds.
+    /// The length of the lease.
     pub lease: Duration,
-    /// How long the record is kept.
+    /// The retention of the record.
     pub retention: Duration,
-    /// How long it is kept once nobody knows whether its effect happened, if that is longer.
+    /// The retention of the record while it is unknown whether its effect happened, if that is
+    /// longer.
     pub unresolved_retention: Duration,
-    /// What may be done about a crash.
+    /// The treatment of a crash.
     pub recovery: Recovery,
-    /// How often it may be executed.
+    /// The number of executions allowed.
     pub max_attempts: u32,
 }
 
 impl Ask {
-    /// How many owners begin again and again.
+    /// The number of owners that begin repeatedly.
     pub const KEPT_OWNERS: u64 = 3;
 }
 
-/// What a holder was granted.
+/// The grant of a holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
-    /// By whom it was asked for.
+    /// The begin that asked for it.
     pub ask: Ask,
-    /// Which grant it is.
+    /// The number of the grant.
     pub grant: Grant,
-    /// Which execution it is.
+    /// The number of the attempt.
     pub attempt: u32,
-    /// Whether its holder asked for a release.
+    /// True if its holder asked for a release.
     pub released: bool,
 }
 
-/// How an operator settles.
+/// An operator's settlement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settle {
     /// It was done.
     Completed(Vec<u8>),
     /// It failed.
     Failed(Vec<u8>),
-    /// Again.
+    /// It is to run again.
     Rerun,
 }
 
-/// What a call answers, as far as a caller can see it.
+/// The answer of a call, as far as a caller can see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are those of the answers they stand for
 pub enum Answer {
@@ -98,10 +100,10 @@ struct Entry {
     attempt: u32,
     checkpoint: Option<Vec<u8>>,
     written: Duration,
-    /// Whether it was written since the grant.
+    /// True if it was written since the grant.
     touched: bool,
     retention: Duration,
-    /// How long it is kept where nobody knows.
+    /// The retention while the effect is unknown.
     doubt: Duration,
     phase: Phase,
 }
@@ -113,14 +115,14 @@ enum Phase {
     Broke(Vec<u8>, Retry),
 }
 
-/// One key, as it ought to be.
+/// One key, as it should behave.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
     entry: Option<Entry>,
     grants: Grant,
 }
 
-/// What a holder may write over its grant.
+/// A holder's write during its grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are those of the calls they stand for
 pub enum Rewrite {
@@ -129,7 +131,7 @@ pub enum Rewrite {
     MarkEffect,
 }
 
-/// How a holder ends its grant.
+/// The end of a grant, by its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are those of the calls they stand for
 pub enum Finish {
@@ -195,7 +197,7 @@ impl Model {
         }
     }
 
-    /// The line "renew, checkpoint, mark_effect".
+    /// The row "renew, checkpoint, mark_effect".
     pub fn rewrite(&mut self, now: Duration, token: &Token, rewrite: &Rewrite) -> Answer {
         self.lapse(now);
         if token.released {
@@ -266,14 +268,14 @@ impl Model {
         Answer::Done
     }
 
-    /// Going on with a token elsewhere: fails only if the key is somebody else's.
+    /// Continues with a token elsewhere: fails only if the key belongs to another grant.
     pub fn resume(&mut self, now: Duration, token: &Token) -> Answer {
         self.lapse(now);
         let own = self.entry.as_ref().is_none_or(|entry| entry.grant == token.grant && entry.attempt > 0);
         if own { Answer::Done } else { Answer::LeaseLost(self.state()) }
     }
 
-    /// An operator's word on what nobody may execute.
+    /// Resolves, on an operator's order, a key that no caller may execute.
     pub fn resolve(&mut self, now: Duration, grant: Grant, settle: &Settle) -> Answer {
         self.lapse(now);
         let state = self.state();
@@ -316,18 +318,18 @@ impl Model {
         Answer::Done
     }
 
-    /// An operator's word to remove whatever there is.
+    /// Removes any record, on an operator's order.
     pub fn forget(&mut self, now: Duration) -> Answer {
         self.lapse(now);
         Answer::Forgotten(self.entry.take().is_some())
     }
 
-    /// How the key stands.
+    /// Returns the state of the key.
     pub fn state(&self) -> StateKind {
         self.entry.as_ref().map_or(StateKind::Absent, kind)
     }
 
-    /// A record whose time is over is as good as none.
+    /// Removes an expired record.
     fn lapse(&mut self, now: Duration) {
         let over = self.entry.as_ref().is_some_and(|entry| {
             let in_doubt = entry.retention.max(entry.doubt);

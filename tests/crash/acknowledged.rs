@@ -1,4 +1,4 @@
-//! What workers acknowledged, held against what is there afterwards.
+//! The acknowledgements of workers, compared with the state afterwards.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,24 +9,24 @@ use nevertwice::{Begin, Engine, Reason};
 
 use super::worker::{request, response};
 
-/// The furthest that a key is known to have come.
+/// The furthest state that a key is known to have reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Known {
     Granted,
     Marked,
-    /// By this effect.
+    /// With this effect.
     Completed(u64),
 }
 
 #[derive(Default)]
 pub(crate) struct Acknowledged {
-    /// How many operations.
+    /// The number of acknowledged operations.
     pub(crate) operations: u64,
     keys: HashMap<u64, Known>,
 }
 
 impl Acknowledged {
-    /// Takes down one acknowledgement. Two outcomes of one key are never right.
+    /// Records one acknowledgement. Two outcomes of one key are always an error.
     pub(crate) fn note(&mut self, line: &str) {
         let mut words = line.split(' ');
         let mut word = || words.next().unwrap();
@@ -54,13 +54,13 @@ impl Acknowledged {
         other.keys.iter().for_each(|(key, known)| self.learn(*key, *known));
     }
 
-    /// The keys of which something that was acknowledged is not there any more.
+    /// Returns the keys of which something acknowledged is gone.
     pub(crate) fn lost(&self, engine: &Engine) -> Vec<u64> {
         let is_lost = |(key, known): &(&u64, &Known)| !is_there(engine, **key, **known);
         self.keys.iter().filter(is_lost).map(|(key, _)| *key).collect()
     }
 
-    /// The keys whose acknowledged effect is not in the ledger.
+    /// Returns the keys whose acknowledged effect is not in the ledger.
     pub(crate) fn not_done(&self, ledger: &Ledger) -> Vec<u64> {
         let not_done = |(key, known): &(&u64, &Known)| match known {
             Known::Completed(effect) => !ledger.0.get(*key).is_some_and(|all| all.contains(effect)),
@@ -73,7 +73,7 @@ impl Acknowledged {
 fn is_there(engine: &Engine, key: u64, known: Known) -> bool {
     loop {
         return match (known, block_on(engine.begin(&request(key))).unwrap()) {
-            // A lease of the last worker's, for two more milliseconds.
+            // The last worker's lease may run for two more milliseconds.
             (_, Begin::InProgress(_)) => continue,
             (Known::Completed(effect), Begin::Completed(done)) => {
                 done.response().unwrap() == &response(effect)
@@ -81,14 +81,14 @@ fn is_there(engine: &Engine, key: u64, known: Known) -> bool {
             (Known::Completed(_), _) => false,
             (_, Begin::Completed(_)) => true,
             (_, Begin::Unresolved(unknown)) => unknown.reason() == Reason::EffectMarked,
-            // The grant that was acknowledged was the first, at least.
+            // The acknowledged grant was at least the first.
             (Known::Granted, Begin::Acquired(lease)) => lease.attempt() > 1,
             (Known::Granted | Known::Marked, _) => false,
         };
     }
 }
 
-/// The effects that happened to the world, under each key.
+/// The effects that happened outside the store, by key.
 pub(crate) struct Ledger(HashMap<u64, Vec<u64>>);
 
 impl Ledger {
@@ -106,7 +106,7 @@ impl Ledger {
     }
 }
 
-/// SQLite's own word on a file.
+/// Checks the file with SQLite's own integrity check.
 pub(crate) fn assert_intact(folder: &Path) {
     let db = rusqlite::Connection::open(folder.join("keys.db")).unwrap();
     let intact: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();

@@ -12,9 +12,9 @@ use super::worker::{self, Orders, Running};
 use super::{scaled, seed};
 
 const TEST: &str = "kills::s8_s9_kill_9_loses_nothing_acknowledged_and_repeats_no_effect";
-/// How often a file's workers are killed, and how many of them work on it at once.
+/// The number of kills per file, and the number of workers on it at once.
 const FILES: [(u64, u64); 3] = [(100, 1), (100, 1), (50, 2)];
-/// How many acknowledgements are waited for, at most, before the kill.
+/// The maximum number of acknowledgements before the kill.
 const MOST: u64 = 500;
 
 #[test]
@@ -37,7 +37,7 @@ fn s8_s9_kill_9_loses_nothing_acknowledged_and_repeats_no_effect() {
     assert!(kills >= scaled(300) && operations >= scaled(50_000), "{kills} kills, {operations} operations");
 }
 
-/// Has workers killed on one file, `processes` at a time; says how many operations they had acknowledged.
+/// Kills workers on one file, `processes` at a time. Returns the number of acknowledged operations.
 fn work_on_a_file(seed: u64, rounds: u64, processes: u64) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let ledger = dir.path().join("effects");
@@ -57,7 +57,7 @@ fn work_on_a_file(seed: u64, rounds: u64, processes: u64) -> u64 {
             let mut said = Acknowledged::default();
             let mut worker = Running::start(orders);
             worker.follow(most, &mut |line| said.note(line));
-            // Not only right after an acknowledgement.
+            // The kill should not always come right after an acknowledgement.
             std::thread::sleep(Duration::from_micros(after));
             worker.kill(&mut |line| said.note(line));
             said

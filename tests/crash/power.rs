@@ -1,6 +1,8 @@
-//! Power cuts: a file system is cut off from its disk under a working process, and comes up again from what the disk has.
+//! Power cuts: a file system is cut off from its disk under a working process, and restarted from
+//! what the disk has.
 //!
-//! What was written to the device counts as kept here, synced or not: the cut takes what is still in the machine's memory.
+//! Everything written to the device counts as kept, synced or not: the cut loses what is still in
+//! the machine's memory.
 
 use std::path::Path;
 
@@ -14,7 +16,7 @@ use super::disks::{Disk, Kind, say};
 use super::worker::{self, Orders, Running};
 use super::{scaled, seed};
 
-/// How many acknowledgements are waited for, at most, before the cut.
+/// The maximum number of acknowledgements before the cut.
 const MOST: u64 = 400;
 
 #[derive(Default)]
@@ -36,7 +38,7 @@ fn s8_s9_a_power_cut_takes_back_nothing_that_was_acknowledged() {
     }
 }
 
-/// The weaker level loses what it says it may. That it does shows that the cuts are cuts.
+/// The weaker level loses what it documents. This also shows that the cuts really lose data.
 #[test]
 fn a_power_cut_takes_back_commits_at_the_level_that_says_so() {
     if worker::is_worker() {
@@ -52,7 +54,7 @@ fn a_power_cut_takes_back_commits_at_the_level_that_says_so() {
     }
 }
 
-/// What `cuts` did on each kind of disk that this machine has, both at once.
+/// Makes `cuts` on each kind of disk that this machine has, both at once, and returns the results.
 fn on_each_disk(test: &str, level: Synchronous, cuts: u64) -> Vec<Toll> {
     let on = |kind: Kind| {
         let fault = format!("power cut, {}, synchronous={level:?}", kind.name());
@@ -82,7 +84,7 @@ fn cut_again_and_again(test: &str, disk: &Disk, level: Synchronous, cuts: u64) -
     let folder = disk.path();
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed());
     let mut toll = Toll::default();
-    // A machine that happens to write all it has to its disks saves what was not synced, for a while.
+    // A machine that happens to write back all of its memory saves unsynced data for a while.
     let is_enough = |toll: &Toll| toll.lost > 0 || level == Synchronous::Full || toll.cuts >= 20 * cuts;
     while toll.cuts < cuts || !is_enough(&toll) {
         let seed = random.random::<u64>() >> 1;
@@ -96,7 +98,7 @@ fn cut_again_and_again(test: &str, disk: &Disk, level: Synchronous, cuts: u64) -
         if lost.is_empty() {
             toll.acknowledged.add(&said);
         } else {
-            // What is done again may end otherwise.
+            // An operation that is repeated may end differently.
             toll.acknowledged.operations += said.operations;
         }
     }
@@ -111,7 +113,7 @@ fn work_until_a_cut(disk: &Disk, orders: Orders<'_>, most: u64) -> Acknowledged 
     let mut said = Acknowledged::default();
     let mut worker = Running::start(orders);
     worker.follow(most, &mut |line| said.note(line));
-    // Frozen first: what it said after the cut would be said by nobody on a machine without power.
+    // Frozen first: without power the worker could not acknowledge anything after the cut.
     worker.freeze();
     disk.cut();
     worker.kill(&mut |line| said.note(line));

@@ -16,8 +16,8 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use super::children::Deadline;
 
-/// The folder that it is to work in, the file that its effects go to, the seed of its choices, its first key, and when
-/// its disk is to sync.
+/// Environment variables of a worker: its folder, the file for its effects, the seed of its
+/// choices, its first key, and its level of syncing.
 const FOLDER: &str = "NEVERTWICE_TEST_CRASH";
 const LEDGER: &str = "NEVERTWICE_TEST_LEDGER";
 pub(crate) const SEED: &str = "NEVERTWICE_TEST_SEED";
@@ -26,10 +26,10 @@ const LEVEL: &str = "NEVERTWICE_TEST_LEVEL";
 
 const THREADS: u64 = 8;
 
-/// What a worker is told.
+/// The parameters of a worker.
 #[derive(Clone, Copy)]
 pub(crate) struct Orders<'a> {
-    /// The test that starts it, and that it is an instance of.
+    /// The test that starts the worker, which runs as an instance of it.
     pub(crate) test: &'a str,
     pub(crate) folder: &'a Path,
     pub(crate) ledger: &'a Path,
@@ -38,7 +38,7 @@ pub(crate) struct Orders<'a> {
     pub(crate) level: Synchronous,
 }
 
-/// A worker at work. It does not outlive a test that failed.
+/// A running worker. It does not outlive a failed test.
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -62,7 +62,7 @@ impl Running {
         Running { child, lines, _deadline }
     }
 
-    /// Hands `note` the next `count` acknowledgements.
+    /// Passes the next `count` acknowledgements to `note`.
     pub(crate) fn follow(&mut self, count: u64, note: &mut dyn FnMut(&str)) {
         let mut seen = 0;
         while seen < count {
@@ -71,7 +71,7 @@ impl Running {
         }
     }
 
-    /// Stops it where it is, without a word.
+    /// Stops the process with SIGSTOP, so that it can report nothing more.
     pub(crate) fn freeze(&self) {
         let pid = self.child.id();
         assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
@@ -81,7 +81,7 @@ impl Running {
         }
     }
 
-    /// Kills it, and hands `note` what it had said by then.
+    /// Kills it, and passes the acknowledgements it made before that to `note`.
     pub(crate) fn kill(mut self, note: &mut dyn FnMut(&str)) {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
@@ -121,7 +121,7 @@ pub(crate) fn work() {
             let worker = &worker;
             scope.spawn(move || {
                 let mut random = Xoshiro256PlusPlus::seed_from_u64(seed + thread);
-                // Keys of this and of earlier workers, so that threads and processes meet.
+                // The keys of this and of earlier workers, so that threads and processes collide.
                 for turn in 0_u64.. {
                     worker.attempt(first + random.random_range(0..50 + turn), &mut random);
                 }
@@ -130,7 +130,7 @@ pub(crate) fn work() {
     });
 }
 
-/// A lease so short that the next worker finds it over.
+/// Returns an engine with a lease so short that the next worker finds it expired.
 pub(crate) fn engine(folder: &Path, level: Synchronous) -> Engine {
     let store = SqliteStore::builder(folder.join("keys.db")).synchronous(level).open().unwrap();
     Engine::builder(store).lease(Duration::from_millis(2)).max_attempts(u32::MAX).build().unwrap()
@@ -140,7 +140,8 @@ pub(crate) fn request(key: u64) -> Request {
     Request::new("crash", key.to_string()).unwrap()
 }
 
-/// What `effect`, which nobody else has the number of, answers. Some are so long that the log is soon full.
+/// Returns the response of `effect`, a unique number. Some responses are so long that the log fills
+/// up soon.
 pub(crate) fn response(effect: u64) -> String {
     let times = if effect.is_multiple_of(8) { 256 } else { 4 };
     format!("{effect:016x}").repeat(times)
@@ -159,7 +160,7 @@ impl Worker {
                 self.acknowledge(&format!("granted {key} 0"));
                 match block_on(lease.mark_effect()) {
                     Ok(()) => self.acknowledge(&format!("marked {key} 0")),
-                    // The lease ran out and somebody took it: no effect.
+                    // The lease ran out and another worker took it: no effect.
                     Err(Error::LeaseLost { .. }) => return,
                     Err(error) => panic!("{error}"),
                 }
@@ -175,7 +176,7 @@ impl Worker {
                 self.acknowledge(&format!("completed {key} {effect}"));
             }
             Begin::InProgress(_) => {}
-            // Killed after its mark: whether its effect happened is for somebody to look.
+            // Killed after its mark: only an operator can tell whether its effect happened.
             Begin::Unresolved(unknown) => assert_eq!(unknown.reason(), Reason::EffectMarked),
             other => panic!("{other:?}"),
         }

@@ -1,4 +1,5 @@
-//! The pinned fingerprints, in a build in which serde_json reads and writes as another dependency's features have it.
+//! The pinned fingerprints, in a build in which another dependency's features change how serde_json
+//! reads and writes.
 
 #[path = "../json_vectors.rs"]
 mod json_vectors;

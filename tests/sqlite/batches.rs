@@ -31,7 +31,7 @@ fn done(answer: &Result<Swap, StoreError>) -> Stamp {
     }
 }
 
-/// The stamp that the conflict shows.
+/// Returns the stamp in the conflict.
 #[track_caller]
 fn conflict(answer: &Result<Swap, StoreError>) -> Option<Stamp> {
     match answer {
@@ -74,7 +74,7 @@ fn swaps_of_one_id_in_one_batch_see_each_other() {
     let answers = swap_many(&store, &[put("new", None), put("new", None), put("new", None)]);
     let new = done(&answers[0]);
     assert_eq!((conflict(&answers[1]), conflict(&answers[2])), (Some(new), Some(new)));
-    // What is there before the batch is not there any more when its turn comes.
+    // The record exists before the batch, but not any more when its swap is run.
     let answers = swap_many(
         &store,
         &[
@@ -95,7 +95,7 @@ fn swaps_of_one_id_in_one_batch_see_each_other() {
 fn a_batch_is_one_commit_and_its_failure_is_everybodys() {
     let file = File::new();
     let store = file.store();
-    // Only the last one's write fails, and not before the commit.
+    // Only the last one's write fails, and only at the commit.
     let last = id("19");
     execute(
         &file,
@@ -156,7 +156,7 @@ fn a_batch_of_replays_takes_no_write_lock() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let replays = swap_many(&store, &batch);
     assert!(replays.iter().map(conflict).eq(stamps.iter().copied().map(Some)));
-    // With one that has to be written, that one is refused and the others are answered.
+    // In a mixed batch, the swap that has to be written is refused and the others are answered.
     let mixed = swap_many(&store, &[put("1", None), put("fresh", None), put("2", None)]);
     assert_eq!((conflict(&mixed[0]), conflict(&mixed[2])), (Some(stamps[1]), Some(stamps[2])));
     assert!(matches!(mixed[1], Err(StoreError::Unavailable { .. })));

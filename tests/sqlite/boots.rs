@@ -1,4 +1,4 @@
-//! One time for all processes of a boot, and what becomes of it when the machine, or the clock, is another.
+//! One time for all processes of a boot, and its course when the machine or the clock changes.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,8 @@ fn now(store: &SqliteStore) -> Stamp {
     block_on(store.load(&id("any"))).unwrap().now
 }
 
-/// Several writes within a microsecond take a store ahead of its clock, and these clocks stand still.
+/// Asserts that two stores agree on the time, with a tolerance: several writes within a microsecond
+/// take a store ahead of its clock, and these clocks stand still.
 #[track_caller]
 fn assert_agree(one: &SqliteStore, two: &SqliteStore) {
     let (one, two) = (now(one), now(two));
@@ -34,7 +35,8 @@ fn assert_refused(opened: Result<SqliteStore, StoreError>, words: &str) {
     }
 }
 
-/// The keys `done`, `marked` and `live`, as their names say; the leases of the latter two.
+/// Uses the keys `done`, `marked` and `live` as their names say. Returns the leases of the latter
+/// two.
 fn use_keys(engine: &Engine) -> [Lease; 2] {
     block_on(acquire(engine, "done").complete("r")).unwrap();
     let marked = acquire(engine, "marked");
@@ -42,7 +44,7 @@ fn use_keys(engine: &Engine) -> [Lease; 2] {
     [marked, acquire(engine, "live")]
 }
 
-/// Nobody is granted what [`use_keys`] left.
+/// Asserts that no key left by [`use_keys`] is granted.
 #[track_caller]
 fn assert_kept(engine: &Engine) {
     assert_eq!(replay(engine, "done"), b"r");
@@ -53,7 +55,8 @@ fn assert_kept(engine: &Engine) {
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
 }
 
-/// A year before to seventy years after: whichever wall clock opens the file first, the other changes nothing.
+/// From a year before to seventy years after: the first wall clock to open the file sets the time,
+/// and the other changes nothing.
 #[test]
 fn s13_processes_of_one_boot_see_one_time_whatever_their_wall_clocks_say() {
     let clock = ManualClock::new();
@@ -123,7 +126,8 @@ fn an_anchored_file_is_opened_without_the_write_lock() {
     assert_agree(&first, &second);
 }
 
-/// Where time is after a restart of the machine whose wall clock then is `step` off.
+/// Restarts the machine with a wall clock that is off by `step`. Returns how far the time is then
+/// ahead of, and behind, the last time before the restart.
 fn after_reboot(
     step: i64,
     set: impl FnOnce(SqliteStoreBuilder) -> SqliteStoreBuilder,
@@ -199,18 +203,18 @@ fn an_accepted_clock_counts_for_every_process_and_once() {
     let later = clock.wall() + 400 * DAY;
     let two = file.at(&same_boot(&clock, later)).accept_clock().open().unwrap();
     assert_eq!(now(&two), stamp(later));
-    // The one that was open sees it with its next write.
+    // The store that was open sees it with its next write.
     let _ = acquire(&engine_, "another");
     assert_agree(&one, &two);
     assert_eq!(acquire(&engine_, "done").attempt(), 1);
-    // Time does not go back for a clock that is behind.
+    // The time does not move back for a clock that is behind.
     let three = file.at(&same_boot(&clock, later - 100 * DAY)).accept_clock().open().unwrap();
     assert!(now(&three) >= now(&two));
     let four = file.at(&clock).open().unwrap();
     assert_agree(&four, &three);
 }
 
-/// A machine that was set back to a snapshot: its boot and its boot clock are those of before.
+/// A machine that was set back to a snapshot: its boot id and boot clock are those of before.
 #[derive(Debug, Clone)]
 struct Resumed(ManualClock, Arc<Mutex<Duration>>);
 
@@ -242,7 +246,7 @@ fn s13_a_machine_set_back_to_a_snapshot_goes_on_from_the_mark() {
     let lease = acquire(&engine(file.at(&clock).open().unwrap()), "k");
     let mark = lease.fence();
     *clock.1.lock().unwrap() = DAY;
-    // One that opens the file, later another, and one that had it open all the time.
+    // One store that opens the file, one that opens it later, and one that had it open all along.
     let one = file.at(&clock).open().unwrap();
     assert!(now(&one) >= mark);
     clock.0.advance(10 * SECOND);
@@ -351,7 +355,8 @@ fn s13_racing_openers_of_two_boots_are_of_one_boot_in_the_end() {
     }
 }
 
-/// The tables of one file are opened one after the other: those whose turn has not come are of the boot before.
+/// The tables of one file are opened one after the other. Those not yet opened still have the
+/// anchor of the previous boot.
 #[test]
 fn s13_another_table_of_the_same_file_is_opened_after_a_restart() {
     let file = File::new();
@@ -363,11 +368,11 @@ fn s13_another_table_of_the_same_file_is_opened_after_a_restart() {
     let b = open("b").unwrap();
     drop((a, b));
     let _a = open("a").unwrap();
-    // It is the same table to SQLite, so the same claim.
+    // SQLite treats it as the same table, so it has the same claim.
     assert_refused(file.at(&ManualClock::new()).table("A").open(), "another machine");
 }
 
-/// As where locks do not reach the other machine.
+/// As if locks did not reach the other machine.
 #[test]
 fn s10_a_store_whose_file_was_taken_over_by_another_boot_writes_nothing_more() {
     let (file, elsewhere) = (File::new(), File::new());
@@ -392,12 +397,12 @@ fn s10_a_store_whose_file_was_taken_over_by_another_boot_writes_nothing_more() {
     let begin = sqlite::begin_in(&tx, &store, engine.policy(), &request("new"));
     assert!(matches!(begin, Err(Error::Store(error)) if taken(&error)));
     drop(tx);
-    // What cannot change any more is still answered.
+    // Final outcomes are still answered.
     assert_eq!(replay(&engine, "done"), b"r");
     assert_eq!(file.rows(), 2);
     set(&own);
     block_on(held.complete("x")).unwrap();
-    // Nor does it leave its own time behind.
+    // It does not leave its own time behind either.
     clock.advance(DAY);
     set(&anchor);
     let mark = |file: &File| -> i64 {
@@ -422,7 +427,7 @@ fn a_file_that_was_copied_to_another_machine_takes_its_wall_clock() {
     assert!(acquire(&engine(store), "other").fence() > lease.fence());
 }
 
-/// A clock that does not know the boot it is in.
+/// A clock that does not know its boot.
 #[derive(Debug, Clone)]
 struct Bootless(ManualClock);
 
@@ -454,7 +459,7 @@ fn s13_without_a_boot_each_process_goes_by_its_wall_clock_and_never_below_the_ma
     assert_kept(&engine(two.clone()));
     clock.0.set_wall(right + 31 * DAY);
     assert_kept(&engine(file.at(&clock).open().unwrap()));
-    // Clocks with and without a boot do not go together.
+    // Clocks with and without a boot do not mix.
     assert_refused(file.at(&clock.0).open(), "another machine");
     drop((one, two, held));
     let booted = file.at(&clock.0).open().unwrap();

@@ -1,4 +1,5 @@
-//! What nobody knows: kept longer than its retention, found without a walk, and told of when it ends.
+//! Evidence of unknown outcomes: kept longer than the retention, found without scanning, and
+//! reported when it expires.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ fn engine(store: &SqliteStore, clock: &ManualClock) -> Engine {
     Engine::builder(store.clone()).clock(clock.clone()).require(Durability::Power).build().unwrap()
 }
 
-/// Leaves a key completed, one crashed, one crashed behind its mark and one failed without certainty.
+/// Leaves one key completed, one crashed, one crashed after its effect mark, and one failed as
+/// unresolved.
 fn leave(engine: &Engine) {
     for (key, act) in [("completed", 0), ("crashed", 1), ("marked", 2), ("reported", 3)] {
         let Begin::Acquired(lease) = block_on(engine.begin(&request(key))).unwrap() else { panic!() };
@@ -56,14 +58,14 @@ fn s13_evidence_outlives_the_retention_is_listed_and_is_told_of_when_it_ends() {
         found.sort();
         assert_eq!(found, evidence);
     }
-    // Its retention, and a day more: the others go, and it stays.
+    // After the retention and one more day the others are removed, and the evidence stays.
     clock.advance(DAY * 2);
     assert_eq!(block_on(engine.purge(100)).unwrap(), 2);
     for key in ["marked", "reported"] {
         let begin = block_on(engine.begin(&request(key))).unwrap();
         assert!(matches!(begin, Begin::Unresolved(_)), "{key}: {begin:?}");
     }
-    // Its own time.
+    // Its own retention.
     clock.advance(DAY * 88 + HOUR);
     let purged = block_on(store.purge(100)).unwrap();
     assert_eq!((purged.removed, purged.unsettled), (2, 2));
@@ -90,7 +92,7 @@ fn s13_evidence_that_is_settled_is_kept_for_the_retention_again() {
     assert_eq!((purged.removed, purged.unsettled), (4, 0));
 }
 
-/// A cursor of the one listing is none of the other's.
+/// A cursor of one listing is not valid for the other.
 #[test]
 fn a_cursor_of_another_listing_is_refused() {
     let dir = tempfile::tempdir().unwrap();

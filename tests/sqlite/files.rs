@@ -1,4 +1,4 @@
-//! What the store makes of the file that it is given.
+//! The store's handling of the files it is given.
 
 use std::fs;
 
@@ -28,7 +28,8 @@ fn a_read_only_file_is_refused() {
     let engine = file.engine();
     block_on(acquire(&engine, "k").complete("r")).unwrap();
     drop(engine);
-    // Byte 18 of a database tells which releases of SQLite may write to it, and none knows 3: root may not either.
+    // Byte 18 of a database states which releases of SQLite may write to it, and none knows 3. This
+    // works even for root.
     let mut bytes = fs::read(file.path()).unwrap();
     bytes[18] = 3;
     fs::write(file.path(), &bytes).unwrap();
@@ -128,7 +129,7 @@ fn s10_a_damaged_record_spoils_only_its_key() {
     let held = acquire(&engine, "held");
     damage(&file, "bad", |record| *record.last_mut().unwrap() ^= 1);
     damage(&file, "held", |record| *record.last_mut().unwrap() ^= 1);
-    // A stamp that does not belong to its record, and one that is none.
+    // A stamp that does not belong to its record, and an invalid one.
     let sql = "UPDATE nevertwice SET stamp = ?2 WHERE id = ?1";
     for stamp in [9_000_000_000_000_000_000_i64, -1] {
         file.raw().execute(sql, rusqlite::params![request("moved").id().as_bytes(), stamp]).unwrap();
@@ -194,7 +195,7 @@ fn s12_over_the_soft_limit_begins_are_refused_and_finishes_are_not() {
     }
     assert_eq!(replay(&engine, "0"), vec![7; 500]);
     assert!(matches!(store_error(block_on(engine.begin(&request("new")))), StoreError::Full { .. }));
-    // What is over its time is in nobody's way.
+    // Expired records make room.
     clock.advance(RETENTION * 2);
     for key in 0..held.len() {
         let again = request(&key.to_string()).recovery(Recovery::Rerun);

@@ -1,4 +1,4 @@
-//! The log beside a reader that stays, and a purge beside callers that do not stop.
+//! The log beside a long-lived reader, and a purge beside callers that do not stop.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ fn reader(file: &File) -> Connection {
     reader
 }
 
-/// A record with a response of a million bytes, all alike.
+/// Returns a record whose response is a million equal bytes.
 fn large(byte: u8) -> Box<Record> {
     let file = File::new();
     let store = file.store();
@@ -52,7 +52,7 @@ fn a_log_that_a_reader_made_long_is_warned_of_and_cut_once_the_reader_is_gone() 
     drop(other);
     let mut key = 100;
     let small = sample();
-    // What is a lot is moved by a thread of its own, while these go on.
+    // A separate thread moves the large log, while these writes continue.
     while log_of(&file) > 8 * MIB {
         write(&store, &small, key..key + 1);
         key += 1;
@@ -75,7 +75,7 @@ fn s12_the_log_counts_where_the_file_is_limited() {
     let engine = engine(store.clone());
     let held = acquire(&engine, "held");
     let other = reader(&file);
-    // The rows are few, and written again and again. What does not change is not written.
+    // The rows are few, and written repeatedly. Unchanged pages would not be written.
     let records = [large(7), large(8)];
     write(&store, &records[1], 0..1);
     let mut stamp = stored(&store, "0").unwrap().stamp;
@@ -91,7 +91,7 @@ fn s12_the_log_counts_where_the_file_is_limited() {
     }
     block_on(held.complete("r")).unwrap();
     drop(other);
-    // Room comes back by itself, refused begins included.
+    // Room becomes available by itself, even if all begins are refused.
     let mut tries = 0;
     while let Err(error) = block_on(engine.begin(&request("new"))) {
         assert!(matches!(error, Error::Store(StoreError::Full { .. })), "{error}");
@@ -110,7 +110,8 @@ fn batch(record: &Record, key: &AtomicUsize, rows: usize) -> Vec<SwapRequest> {
     (first..first + rows).map(swap).collect()
 }
 
-/// By what it removes in a commit and not by the clock: no machine is too slow for that.
+/// Measured by the rows removed per commit, not by the clock, so that a slow machine cannot fail
+/// it.
 #[test]
 fn l5_a_purge_removes_at_least_as_much_as_comes_in_meanwhile() {
     const OLD: usize = 12_000;
@@ -144,7 +145,7 @@ fn l5_a_purge_removes_at_least_as_much_as_comes_in_meanwhile() {
                 let came = key.load(Ordering::SeqCst) - from;
                 purged.store(true, Ordering::SeqCst);
                 assert_eq!(removed.unwrap().removed, OLD as u64);
-                // What was queued when it began and when it ended comes on top.
+                // The writes queued at its beginning and end come on top.
                 assert!(came <= OLD + 4 * callers * rows, "{came} came in while {OLD} were removed");
             });
         });

@@ -1,5 +1,5 @@
-//! A file that is moved, replaced or linked under an open store, or whose log somebody removes: from the first sign on every
-//! call fails, and nothing that was acknowledged goes with it.
+//! A file that is moved, replaced or linked under an open store, or whose log is removed. From its
+//! detection on every call fails, and no acknowledged write is lost.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use rusqlite::TransactionBehavior;
 
 use super::*;
 
-/// A store with a completed key and a held lease, in a folder with room for what happens to its file.
+/// A store with a completed key and a held lease, in a folder with space to tamper with its file.
 struct Scene {
     folder: TempDir,
     clock: ManualClock,
@@ -40,7 +40,7 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    /// Writes, and reads once the last look is old, fail, each of them.
+    /// Asserts that every write fails, and every read once the last check has expired.
     fn assert_lost(&self, words: &str) {
         let lost = |error: StoreError| match error {
             StoreError::Unusable { detail, .. } => assert!(detail.contains(words), "{detail}"),
@@ -63,7 +63,7 @@ impl Scene {
     }
 }
 
-/// A name of what may happen to a file, a word of what the store says of it, and the deed.
+/// The name of a case, a phrase of the store's error, and the change to make.
 type Sign = (&'static str, &'static str, fn(&Scene));
 
 const SIGNS: [Sign; 11] = [
@@ -115,7 +115,7 @@ fn a_reader_alone_notices_within_50_ms_and_a_new_connection_at_once() {
         let read = block_on(scene.store.load(&id("done")));
         assert!(matches!(read, Err(StoreError::Unusable { .. })), "{name}: {read:?}");
     }
-    // Every thread has a connection of its own, up to four: one of these opens one.
+    // Every thread has its own connection, up to four: one of these opens one.
     let scene = Scene::new();
     fs::rename(scene.at("r1/keys.db"), scene.at("r1/old.db")).unwrap();
     let refused = std::thread::scope(|scope| {
@@ -147,7 +147,7 @@ fn a_lost_file_stays_lost_when_it_is_put_back_and_a_store_opened_anew_works() {
     assert_eq!(replay(&again, "held"), b"late");
 }
 
-/// Whoever waits hears of it: the watcher looks, even if nobody calls.
+/// A waiter gets the error: the watcher checks even if there are no calls.
 #[test]
 fn a_waiter_is_told_that_the_file_is_lost() {
     let scene = Scene::new();
@@ -161,7 +161,8 @@ fn a_waiter_is_told_that_the_file_is_lost() {
     assert!(matches!(ended, Err(StoreError::Unusable { .. })), "{ended:?}");
 }
 
-/// The store that lost its log must not move it into the file when it is closed, nor remove its successor's.
+/// A store that lost its log must neither move it into the file when it is closed nor remove its
+/// successor's.
 #[test]
 fn s9_a_store_whose_log_was_removed_takes_nothing_from_its_successor() {
     if let Some(path) = std::env::var_os(CHILD) {
@@ -216,7 +217,8 @@ fn a_store_leaves_no_log_behind_and_no_descriptor() {
         assert!(!file.0.path().join(format!("keys.db{end}")).exists(), "{end}");
     }
     assert_eq!(open(), 0);
-    // An application's own connection keeps its locks, and the descriptor with them, until the next store is closed.
+    // An application's own connection keeps its locks, and the descriptor with them, until the next
+    // store is closed.
     let own = file.raw();
     let _: i64 = own.query_row("SELECT count(*) FROM nevertwice", [], |row| row.get(0)).unwrap();
     drop(file.store());
@@ -229,7 +231,7 @@ fn file_inode(file: &File) -> u64 {
     fs::metadata(file.path()).unwrap().ino()
 }
 
-/// The file that [`reads_and_closes`] is to open.
+/// The file that [`reads_and_closes`] opens.
 const CHILD: &str = "NEVERTWICE_TEST_IDENTITY";
 
 /// Runs the test `name` of this file in another process, and waits for it.
@@ -253,7 +255,8 @@ impl Drop for Kid {
     }
 }
 
-/// Another process that opens the file and closes it takes itself for the last one, if this one's locks are gone.
+/// Another process that opens and closes the file believes that it is the last user if the locks of
+/// this one are gone.
 #[cfg(target_os = "linux")]
 #[test]
 fn s9_a_store_whose_file_is_copied_in_its_own_process_keeps_its_locks() {
@@ -316,7 +319,7 @@ fn a_transaction_is_told_from_one_on_another_file_by_the_file_and_not_by_its_nam
     let tx = memory.transaction().unwrap();
     assert_refused(sqlite::begin_in(&tx, &one, &policy, &request("k")), "another database");
     drop(tx);
-    // Attached under another name, the store's file is not the one that the transaction is about.
+    // The store's file is attached under another name, so the transaction is not on it.
     let mut other = Connection::open_in_memory().unwrap();
     other.execute("ATTACH ?1 AS keys", [folder.path().join("x.db").to_str().unwrap()]).unwrap();
     let tx = other.transaction().unwrap();

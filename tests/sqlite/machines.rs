@@ -1,5 +1,5 @@
-//! Real processes on the system's clock. Their wall clocks are moved by libfaketime, which the clock that counts from the boot does not
-//! notice; boots and time namespaces are those of the kernel.
+//! Real processes on the system's clock. libfaketime moves their wall clocks, without affecting the
+//! clock that counts from the boot. Boots and time namespaces are those of the kernel.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ use nevertwice::SystemClock;
 
 use super::*;
 
-/// The file that a [`Process`] is to open: it is this test binary, started again.
+/// The file that a [`Process`] opens. The process is this test binary, started again.
 const FILE: &str = "NEVERTWICE_TEST_MACHINE_FILE";
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -22,7 +22,8 @@ struct Process {
 }
 
 impl Process {
-    /// One that opens `file`, run by `wrapper` with `environment`; `Err` with its words if the file is refused.
+    /// Starts a process that opens `file`, run by `wrapper` with `environment`. Returns its output
+    /// as `Err` if the file is refused.
     fn start(file: &Path, wrapper: &[&str], environment: &[(&str, OsString)]) -> Result<Process, String> {
         let test = std::env::current_exe().unwrap().into_os_string();
         let words = wrapper.iter().map(OsString::from).chain([test]).collect::<Vec<_>>();
@@ -45,7 +46,7 @@ impl Process {
         }
     }
 
-    /// With a wall clock that is off by `by`, in the words of libfaketime.
+    /// Starts a process whose wall clock is off by `by`, in libfaketime's notation.
     fn with_wall(file: &Path, by: &str) -> Process {
         let library = ["/usr/lib", "/usr/lib64", "/usr/local/lib"]
             .iter()
@@ -59,7 +60,7 @@ impl Process {
         Process::start(file, &[], &environment).unwrap()
     }
 
-    /// What it says to `words`.
+    /// Sends `words` and returns the answer.
     fn say(&mut self, words: &str) -> String {
         writeln!(self.input, "{words}").unwrap();
         self.answer()
@@ -74,7 +75,7 @@ impl Process {
         }
     }
 
-    /// Has it close the file, and waits until it has ended, whoever runs it.
+    /// Makes it close the file, and waits until it has ended.
     fn end(self) {
         let Process { mut child, input, lines } = self;
         drop(input);
@@ -103,7 +104,7 @@ impl Drop for Killed {
     }
 }
 
-/// Not a test: what each [`Process`] does.
+/// The program of each [`Process`], not a test.
 #[test]
 #[ignore = "started by the others"]
 fn a_process() {
@@ -148,7 +149,8 @@ fn a_process() {
 const DAY: u64 = 86_400_000_000;
 const MINUTE: u64 = 60_000_000;
 
-/// Two processes whose wall clocks are `first` and `second` off, apart by `apart` microseconds.
+/// Asserts that two processes whose wall clocks are off by `first` and `second`, which are `apart`
+/// microseconds apart, see one time.
 fn assert_one_time(first: &str, second: &str, apart: u64) {
     let file = File::new();
     let mut one = Process::with_wall(&file.path(), first);
@@ -161,7 +163,7 @@ fn assert_one_time(first: &str, second: &str, apart: u64) {
     for (key, answer) in [("done", "completed"), ("marked", "in progress"), ("live", "in progress")] {
         assert_eq!(two.say(&format!("begin {key}")), answer, "{key}, with {first} and {second}");
     }
-    // One after the other, on one clock.
+    // Read alternately, all times are from one clock.
     let times = [one.number("now"), two.number("now"), one.number("now"), two.number("now")];
     assert!(times.is_sorted() && times[3] - times[0] < MINUTE, "{times:?}");
     assert_eq!(two.say("purge"), "0");
@@ -175,7 +177,8 @@ fn s13_processes_whose_wall_clocks_are_days_apart_see_one_time() {
     assert_one_time("+0", "+25567d", 25_567 * DAY);
 }
 
-/// Runs what follows as a machine of its own: for root or whoever may be it in a user namespace; `None` where nobody may.
+/// Returns the command that runs `script` as a machine of its own. This needs root, real or in a
+/// user namespace. Returns `None` if it is not permitted.
 fn unshared<'a>(options: &[&'a str], script: &'a str) -> Option<Vec<&'a str>> {
     let base = ["unshare", "--fork", "--kill-child"];
     let candidates = [&[][..], &["--map-root-user"][..]];
@@ -192,7 +195,8 @@ fn unshared<'a>(options: &[&'a str], script: &'a str) -> Option<Vec<&'a str>> {
     found
 }
 
-/// The processes of a machine of its own are refused while those of this one have the file open, and are not once those are killed.
+/// Asserts that the processes of another machine are refused while processes of this one have the
+/// file open, and accepted once those are killed.
 #[track_caller]
 fn assert_apart(wrapper: &[&str]) {
     let file = File::new();

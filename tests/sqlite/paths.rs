@@ -1,4 +1,4 @@
-//! Paths that are none, or not those of a file; and too many files.
+//! Invalid paths, paths that are not files, and too many open files.
 
 use std::fs;
 use std::process::Command;
@@ -31,11 +31,11 @@ fn what_looks_like_a_url_or_leads_to_no_file_is_refused_and_nothing_is_made() {
         assert_unusable(&pipe, "no regular file");
         assert_unusable(Path::new("/dev/null"), "no regular file");
     }
-    // In a folder of its own it is a plain name.
+    // In a folder it is a plain name.
     drop(SqliteStore::open(file.0.path().join("file:keys.db")).unwrap());
 }
 
-/// Tells the child what to do, and where.
+/// Tells the child its folder.
 const CHILD: &str = "NEVERTWICE_TEST_PATHS";
 
 fn child(name: &str, shell: &str, folder: &Path) -> (bool, String) {
@@ -76,7 +76,7 @@ fn too_many_files_are_an_error_that_says_so_and_passes() {
     };
     says_so(&error);
     assert!(stores.len() >= 6, "{}", stores.len());
-    // With none left, a thread that needs a connection of its own is told so.
+    // With no descriptor left, a thread that needs its own connection gets this error.
     let first = stores.swap_remove(0);
     block_on(acquire(&engine(first.clone()), "k").complete("r")).unwrap();
     let mut null = Vec::new();

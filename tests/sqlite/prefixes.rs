@@ -1,11 +1,11 @@
-//! Ids that start alike: the index knows no more of an id than its start.
+//! Ids with a common prefix: the index contains only the start of an id.
 
 use nevertwice::Swap;
 use rusqlite::TransactionBehavior;
 
 use super::*;
 
-/// Ids that differ in their last byte only.
+/// Returns ids that differ only in their last byte.
 fn alike(last: u8) -> RecordId {
     let mut bytes = [7; 32];
     bytes[31] = last;
@@ -37,14 +37,14 @@ fn s7_records_whose_ids_start_alike_are_kept_apart() {
     assert_eq!(file.rows(), 3);
 }
 
-/// A row with `id` that belongs to no key of the tests.
+/// Inserts a row with `id` that belongs to no key of the tests.
 fn plant(file: &File, id: RecordId) {
     let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (?1, 1, 1, ?2)";
     let record = sample().encode(&id, Stamp(1));
     file.raw().execute(sql, (id.as_bytes().as_slice(), record)).unwrap();
 }
 
-/// The index leads to the row of a key whose id was damaged behind its start.
+/// The index leads to the row of a key whose id was damaged after its start.
 #[test]
 fn s10_a_row_whose_id_is_damaged_is_not_taken_for_anothers() {
     let file = File::new();
@@ -56,7 +56,7 @@ fn s10_a_row_whose_id_is_damaged_is_not_taken_for_anothers() {
     file.raw().execute("UPDATE nevertwice SET id = ?1", [damaged.as_slice()]).unwrap();
     let begun = block_on(engine.begin(&request));
     assert!(matches!(begun, Err(Error::Store(StoreError::Corrupt { .. }))), "{begun:?}");
-    // An operator's way out.
+    // The operator's remedy.
     assert!(block_on(engine.forget("tests", "k")).unwrap());
     assert!(matches!(block_on(engine.begin(&request)).unwrap(), Begin::Acquired(_)));
 }

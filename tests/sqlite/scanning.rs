@@ -1,4 +1,4 @@
-//! Listing what a store holds.
+//! Listing the records of a store.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,8 @@ fn page(store: &SqliteStore, after: Option<&Cursor>, limit: usize) -> Page {
     page
 }
 
-/// How often each id comes in a scan by pages of `limit`, between which `meanwhile` is called.
+/// Counts how often each id appears in a scan with pages of `limit`, calling `meanwhile` between
+/// them.
 fn scan(store: &SqliteStore, limit: usize, mut meanwhile: impl FnMut(usize)) -> BTreeMap<RecordId, usize> {
     let (mut seen, mut after, mut pages) = (BTreeMap::new(), None, 0);
     loop {
@@ -57,7 +58,8 @@ fn what_is_there_all_the_time_comes_once_while_others_come_and_go() {
     let file = File::new();
     let store = filled(&file, 0..60);
     let seen = scan(&store, 5, |pages| {
-        // Every third goes, from both ends, new ones come, and those that stay are written anew.
+        // Every third record is removed, from both ends; new ones are added, and those that stay
+        // are written again.
         let gone = id(&(3 * (if pages % 2 == 0 { pages } else { 20 - pages.min(20) })).to_string());
         let _ = block_on(store.discard(&gone)).unwrap();
         if pages < 10 {
@@ -81,7 +83,7 @@ fn s10_damaged_rows_are_reported_and_spoil_no_page() {
     for (id, change) in damaged.iter().zip(["record = x'00'", "stamp = -1"]) {
         file.raw().execute(&format!("UPDATE nevertwice SET {change} WHERE id = x'{id}'"), []).unwrap();
     }
-    // No key leads to these.
+    // No key leads to these rows.
     let sql = "INSERT INTO nevertwice (id, stamp, due, record) VALUES (x'', 1, 1, x''), (x'0102', 1, 1, x'')";
     file.raw().execute(sql, []).unwrap();
     for limit in [3, 100] {

@@ -41,7 +41,7 @@ fn s5_stamps_increase_across_stores_whose_wall_clocks_disagree() {
     assert!(now >= record.unwrap().stamp);
 }
 
-/// Several writes within a microsecond take the one who makes them ahead of the clock.
+/// Several writes within a microsecond take the store that makes them ahead of the clock.
 #[test]
 fn s5_a_store_that_is_behind_the_row_that_it_replaces_stamps_it_later() {
     let file = File::new();
@@ -123,7 +123,7 @@ fn s10_a_locked_file_is_unavailable_with_nothing_written_and_works_again_after()
     assert_eq!(replay(&engine, "held"), b"late");
 }
 
-/// Makes the file fail as a disk would: what is in the triggers happens to the writes of the store.
+/// Makes the store's writes fail, as with a bad disk, by adding triggers.
 fn sabotage(file: &File, sql: &str) {
     file.raw().execute_batch(sql).unwrap();
 }
@@ -147,7 +147,7 @@ fn s10_a_commit_that_fails_is_nobodys_grant() {
     assert_eq!(acquire(&engine, "0").attempt(), 1);
 }
 
-/// Ten begins at once, the third of which is sabotaged with `raise`: what the store said of each.
+/// Runs ten concurrent begins, with the third failing by `raise`. Returns the store's answers.
 fn ten_begins(file: &File, raise: &str) -> Vec<Result<Swap, StoreError>> {
     let store = file.store();
     let id = request("2").id();
@@ -212,7 +212,7 @@ fn callers_share_commits_and_each_gets_its_own_answer() {
     let leases = block_on(join_all((0..500).map(|key| {
         let engine = &engine;
         async move {
-            // Every key three times: once granted.
+            // Every key is requested several times and granted once.
             let key = (key % 150).to_string();
             match engine.begin(&request(&key)).await.unwrap() {
                 Begin::Acquired(lease) => Some((key, lease)),
@@ -249,7 +249,7 @@ fn s11_a_dropped_swap_leaves_before_or_after_and_nothing_between() {
     }
 }
 
-/// The file that [`child_of_the_race`] is to race for.
+/// The file that the processes of the race share.
 const RACE: &str = "NEVERTWICE_TEST_RACE";
 
 #[test]
@@ -296,7 +296,7 @@ impl Racer {
         Racer(child, output, deadline)
     }
 
-    /// Reads up to a line that starts with `word`, and gives the rest of it.
+    /// Reads up to a line that starts with `word`, and returns the rest of it.
     fn wait_for(&mut self, word: &str) -> String {
         loop {
             let mut line = String::new();
@@ -314,7 +314,7 @@ impl Racer {
     }
 }
 
-/// What each process of the race does: it is the same test, started again.
+/// The program of each process of the race: the same test, started again.
 fn racing_process(path: &Path) {
     let key = std::env::var("NEVERTWICE_TEST_KEY").unwrap();
     let engine = engine(SqliteStore::open(path).unwrap());

@@ -1,4 +1,4 @@
-//! Stamps, fences and deadlines, over restarts and wrong clocks.
+//! Stamps, fences and deadlines, across restarts and wrong clocks.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn s5_fences_increase_across_purge_and_discard() {
     let store = file.at(&back).open().unwrap();
     let engine = engine(store.clone());
     let second = acquire(&engine, "k").fence();
-    // The purge itself has shown that the retention was over: time does not go back behind it.
+    // The purge itself showed that the retention had passed, so the time does not fall behind it.
     assert!(second.since(first) >= RETENTION * 2);
     assert!(block_on(store.discard(&request("k").id())).unwrap());
     assert!(!block_on(store.discard(&request("k").id())).unwrap());
@@ -71,7 +71,7 @@ fn s13_a_clock_set_back_revives_no_lease() {
     let engine = engine(file.at(&back).open().unwrap());
     let complete = |token: &LeaseToken| block_on(async { engine.resume(token).await?.complete("x").await });
     assert!(matches!(complete(&first), Err(Error::LeaseLost { .. })));
-    // Time goes on from the greatest stamp of the file, so the second lease ends when it was to end.
+    // The time continues from the greatest stamp of the file, so the second lease ends as planned.
     back.advance(LEASE - Duration::from_micros(2));
     assert!(matches!(block_on(engine.begin(&request("k"))).unwrap(), Begin::InProgress(_)));
     back.advance(Duration::from_micros(2));
@@ -106,7 +106,7 @@ fn s13_purge_removes_nothing_before_its_deadline() {
     clock.advance(RETENTION - Duration::from_micros(1000));
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
     assert_eq!(file.rows(), 251);
-    // Deadlines are kept by the minute, about.
+    // Deadlines are stored in units of about a minute.
     clock.advance(Duration::from_secs(120));
     assert_eq!(block_on(engine.purge(7)).unwrap(), 7);
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 243);
@@ -130,7 +130,7 @@ fn s13_a_purge_follows_a_deadline_that_was_moved() {
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
 }
 
-/// The column that a purge finds rows by carries no checksum; the record does.
+/// The column that a purge finds rows by has no checksum; the record does.
 #[test]
 fn s13_a_damaged_deadline_removes_nothing_early() {
     let file = File::new();
@@ -140,12 +140,12 @@ fn s13_a_damaged_deadline_removes_nothing_early() {
     file.raw().execute("UPDATE nevertwice SET due = 1", []).unwrap();
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 0);
     assert_eq!(replay(&engine, "k"), b"r");
-    // It was put right: in its time the row goes.
+    // It was corrected: the row is removed in due time.
     clock.advance(2 * RETENTION);
     assert_eq!(block_on(engine.purge(usize::MAX)).unwrap(), 1);
 }
 
-/// How far the stamps of rows may be above the high-water mark.
+/// The maximum distance of rows' stamps above the high-water mark.
 const LAG: Duration = Duration::from_millis(100);
 
 fn high_water(file: &File) -> Stamp {
@@ -153,7 +153,7 @@ fn high_water(file: &File) -> Stamp {
     Stamp(file.raw().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap())
 }
 
-/// What became of the key is what `remove` made of it, right before the process was killed.
+/// Runs `remove` on the key right before the process is killed.
 fn killed_after(remove: impl FnOnce(&ManualClock, &Engine, &SqliteStore, &Lease)) -> (Stamp, Stamp) {
     let file = File::new();
     let clock = ManualClock::new();
@@ -220,7 +220,7 @@ fn s13_no_stamp_is_far_above_the_mark_that_a_kill_leaves() {
         let latest = stored(&store, &step.to_string()).unwrap().stamp;
         assert!(latest.since(high_water(&file)) <= LAG);
     }
-    // It is not raised for every write: that costs a page.
+    // It is not raised for every write, as that costs a page.
     let mark = high_water(&file);
     let _ = acquire(&engine_, "one more");
     assert_eq!(high_water(&file), mark);

@@ -6,7 +6,7 @@ use rusqlite::{Transaction, TransactionBehavior};
 
 use super::*;
 
-/// An application's own database, which the store's tables are in.
+/// An application's own database that holds the store's tables.
 struct App {
     file: File,
     db: Connection,
@@ -88,7 +88,7 @@ fn leases_of_the_engine_count_inside_and_the_other_way_round() {
     tx.commit().unwrap();
     assert!(matches!(block_on(engine.begin(&request("inside"))).unwrap(), Begin::InProgress(_)));
 
-    // A lease that the engine granted is finished with the effect.
+    // A lease that the engine granted is finished together with the effect.
     let (tx, store, policy) = app.begin();
     let resumed = sqlite::resume_in(&tx, &store, &policy, &outside.token()).unwrap();
     assert_eq!(resumed.fence(), outside.fence());

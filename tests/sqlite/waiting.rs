@@ -12,7 +12,7 @@ use super::*;
 /// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What `future` gives, which must be soon.
+/// Returns the output of `future`, which must be ready soon.
 #[track_caller]
 fn soon<T>(future: impl Future<Output = T>) -> T {
     let patience = SystemClock.sleep(Duration::from_secs(20));
@@ -32,7 +32,7 @@ fn waiters(store: &SqliteStore) -> String {
     shown[start..].split([' ', ',']).nth(1).unwrap().to_owned()
 }
 
-/// A file, a store on it and a lease under `k`, whose stamp is waited for.
+/// Returns a file, a store on it, and a lease of `k` with the stamp to wait on.
 fn waited() -> (File, SqliteStore, Lease, Stamp) {
     let file = File::new();
     let store = file.store();
@@ -61,7 +61,7 @@ fn a_waiter_is_woken_by_another_store_on_the_file() {
     let other = file.engine();
     let mut changed = store.changed(&id, stamp, LONG);
     assert!(is_pending(changed.as_mut()));
-    // Writes that are not waited for come in between.
+    // Writes to other records come in between.
     let _ = acquire(&other, "else");
     block_on(async { other.resume(&lease.token()).await.unwrap().complete("r").await }).unwrap();
     soon(changed).unwrap();
@@ -131,7 +131,7 @@ fn changes_that_race_with_the_call_are_not_missed() {
         std::thread::scope(|scope| {
             let writer = if round % 2 == 0 { &store } else { &other };
             scope.spawn(|| block_on(writer.swap(&id, Some(stamp), Some(&record))).unwrap());
-            // It may end early.
+            // It may return early.
             while stored(&store, "k").unwrap().stamp == stamp {
                 soon(store.changed(&id, stamp, LONG)).unwrap();
             }
@@ -207,7 +207,7 @@ fn the_last_handle_may_go_in_the_very_task_that_is_woken() {
 
 type Waiting = std::pin::Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
-/// Drops what it wakes, right there, and tells when that is done.
+/// A waker that drops the future it wakes, and reports when that is done.
 struct Dropper(Mutex<Option<Waiting>>, Mutex<mpsc::Sender<()>>);
 
 impl Wake for Dropper {

@@ -1,7 +1,9 @@
-//! Bytes of a store's files that change while nobody looks: no key of which a response was acknowledged is given out anew.
+//! Bytes of a store's files that change unnoticed: no key with an acknowledged response is granted
+//! again.
 //!
-//! Two things no store can tell from a crash or from another's will, and they are counted apart: a log that breaks off, which takes
-//! back the commits behind the break, and a damaged page of an index, which may hide a row.
+//! Two kinds of damage cannot be told from a crash or a legitimate change, and are counted
+//! separately: a truncated log, which undoes the commits behind the break, and a damaged index
+//! page, which may hide a row.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,21 +19,21 @@ use super::*;
 const TRIALS: u64 = 3000;
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// How the keys of a damaged store answered.
+/// The answers for the keys of a damaged store.
 #[derive(Default)]
 struct Answers {
     refused: bool,
     errors: usize,
-    /// The places of keys that answered as they did before.
+    /// The indexes of keys that answered as before.
     right: Vec<usize>,
-    /// The places of keys that were given out anew.
+    /// The indexes of keys that were granted again.
     hidden: Vec<usize>,
-    /// The places of completed keys that are in progress: an earlier state.
+    /// The indexes of completed keys that are in progress: an earlier state.
     stale: Vec<usize>,
     removed: u64,
 }
 
-/// What became of the trials that hit one part.
+/// The results of the trials that damaged one part.
 #[derive(Default)]
 struct Toll {
     trials: u32,
@@ -42,7 +44,7 @@ struct Toll {
     recreated: u32,
 }
 
-/// Panics of the store's own threads. Those of a caller's end the test.
+/// Panics on the store's own threads. A panic on a caller's thread ends the test.
 static PANICS: AtomicU32 = AtomicU32::new(0);
 
 #[test]
@@ -92,7 +94,7 @@ fn s10_damage_is_never_a_grant_nor_another_answer_nor_a_new_file() {
 fn s10_a_file_that_lost_what_leads_to_its_rows_is_not_begun_anew() {
     let blows = [Blow::NoSchema, Blow::WrongRoot, Blow::EmptyBesideLog, Blow::GoneBesideLog];
     for blow in blows {
-        // In a log there is another copy of the schema.
+        // A log would contain another copy of the schema.
         let image = Image::new(matches!(blow, Blow::NoSchema));
         let dir = in_memory();
         image.strike(blow, dir.path());
@@ -105,11 +107,12 @@ fn s10_a_file_that_lost_what_leads_to_its_rows_is_not_begun_anew() {
     ));
 }
 
-/// In how many of a hundred trials a key may be given out anew: no more than is known of damage to an index.
+/// Returns the percentage of trials in which a key may be granted again: no more than is known for
+/// damage to an index.
 fn may_hide(part: Part) -> u32 {
     match part {
         Part::Index => 30,
-        // In the middle of an index's page.
+        // The cut is in the middle of an index page.
         Part::End => 15,
         Part::Schema | Part::Rows | Part::Log | Part::LogIndex => 0,
     }
@@ -132,7 +135,7 @@ fn damage_again_and_again(closed: bool, trials: u64) -> BTreeMap<Part, Toll> {
         let mut gone = [answers.hidden.as_slice(), answers.stale.as_slice()].concat();
         gone.sort_unstable();
         if part == Part::Log && gone.first().is_some_and(|first| image.is_in_log(*first)) {
-            // Of what came after the first commit that is gone, everything is.
+            // Everything after the first lost commit must be lost too.
             let kept = answers.right.iter().filter(|at| **at > gone[0]).count();
             assert_eq!(kept, 0, "seed {seed}: not only the last commits are gone: {gone:?}");
             toll.taken_back += 1;
@@ -145,14 +148,15 @@ fn damage_again_and_again(closed: bool, trials: u64) -> BTreeMap<Part, Toll> {
     tolls
 }
 
-/// Has a store look at what is left of `image`. Another answer than the one that was acknowledged is never right.
+/// Opens a store on the damaged `image` and returns its answers. Any answer other than the
+/// acknowledged one is an error.
 fn answers(image: &Image, what: &str) -> Answers {
     let dir = in_memory();
     image.write(dir.path());
     look(dir.path(), &image.keys, what)
 }
 
-/// A folder in memory, where that can be: no disk has a part in this.
+/// Creates a folder in memory where possible: this test needs no disk.
 fn in_memory() -> TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(if memory.is_dir() { memory.into() } else { std::env::temp_dir() }).unwrap()

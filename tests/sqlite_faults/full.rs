@@ -9,7 +9,7 @@ use nevertwice::{Error, StoreError};
 use super::disks::{Disk, Kind, say};
 use super::*;
 
-/// What is in use before begins are refused, on a disk some times as large.
+/// The limit at which begins are refused, on a disk several times as large.
 const SOFT: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -30,7 +30,7 @@ fn fill(kind: Kind, folder: &Path) {
     let soft = engine(SqliteStore::builder(&path).max_bytes(SOFT).open().unwrap(), PATIENCE);
     let mut held =
         begin_until_refused(&soft, "soft", |error| matches!(error, Error::Store(StoreError::Full { .. })));
-    // Half of them are finished above the soft limit: all of those must be.
+    // Half of them are finished above the soft limit: every one of those must succeed.
     let rest = held.split_off(held.len() / 2);
     let finished = held.len();
     for (key, lease) in held {
@@ -54,7 +54,7 @@ fn fill(kind: Kind, folder: &Path) {
             Err(error) if refuses(&error) => late.push((key, lease)),
             Err(error) => panic!("{key}: {error}"),
         }
-        // One that waits out its limit tells enough.
+        // One key that waits until its time limit is enough.
         if late.len() > 1 {
             break;
         }
@@ -81,7 +81,7 @@ fn fill(kind: Kind, folder: &Path) {
     ));
 }
 
-/// The leases of as many begins as there was room for.
+/// Returns the leases of all begins that found room.
 fn begin_until_refused(
     engine: &Engine,
     name: &str,
@@ -99,7 +99,7 @@ fn begin_until_refused(
     }
 }
 
-/// Leaves no byte free.
+/// Fills the disk to the last byte.
 fn stuff(folder: &Path) {
     let mut file = File::create(folder.join("stuff")).unwrap();
     for size in [1 << 16, 1 << 12, 1] {

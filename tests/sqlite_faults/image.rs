@@ -1,4 +1,4 @@
-//! A store's files as bytes, and what damages them.
+//! A store's files as bytes, and their damage.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,12 @@ use super::*;
 
 const PAGE: usize = 4096;
 const KEYS: usize = 160;
-/// From which key on the file's log holds what was written.
+/// The first key whose writes are in the log.
 const IN_LOG: usize = 120;
-/// Every so many keys one is held instead of completed.
+/// Every key at this interval is held instead of completed.
 const HELD: usize = 16;
 
-/// The files of a store, and how its keys stood, in the order in which they came in.
+/// The files of a store, and its keys in insertion order.
 #[derive(Clone)]
 pub(crate) struct Image {
     main: Vec<u8>,
@@ -23,14 +23,14 @@ pub(crate) struct Image {
     pub(crate) keys: Vec<String>,
 }
 
-/// What was hit.
+/// The damaged part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     /// The first page: the file's header and its schema.
     Schema,
     /// A page of a table: the records themselves.
     Rows,
-    /// A page of an index, that on the digests among them.
+    /// A page of an index, including the index on the digests.
     Index,
     /// The end of the file.
     End,
@@ -39,7 +39,8 @@ pub(crate) enum Part {
 }
 
 impl Image {
-    /// A store that was closed, or one that was left with part of what it holds in its log.
+    /// Creates the files of a closed store, or of an open one with some of its data still in the
+    /// log.
     pub(crate) fn new(closed: bool) -> Image {
         let dir = tempfile::tempdir().unwrap();
         let engine = open(dir.path());
@@ -62,12 +63,12 @@ impl Image {
         Image { main: read(""), log: read("-wal"), log_index: read("-shm"), keys }
     }
 
-    /// Whether the key in this place was completed; else it is held.
+    /// Returns true if the key at this index was completed. Otherwise it is held.
     pub(crate) fn is_completed(at: usize) -> bool {
         at % HELD != HELD - 1
     }
 
-    /// Whether damage to the log may take back what became of the key in this place.
+    /// Returns true if damage to the log may undo the writes of the key at this index.
     pub(crate) fn is_in_log(&self, at: usize) -> bool {
         !self.log.is_empty() && at >= IN_LOG
     }
@@ -82,7 +83,7 @@ impl Image {
         }
     }
 
-    /// Changes some bytes, and says of what.
+    /// Changes some bytes and returns the part they belong to.
     pub(crate) fn damage(&mut self, random: &mut impl Rng) -> Part {
         if !self.log.is_empty() && random.random_bool(0.5) {
             if random.random_bool(0.2) {
@@ -93,12 +94,12 @@ impl Image {
             return Part::Log;
         }
         if random.random_bool(0.1) {
-            // Never to nothing: an empty file is one that was never written to.
+            // Never truncated to nothing: an empty file is one that was never written.
             let left = random.random_range(1..self.main.len());
             self.main.truncate(left);
             return Part::End;
         }
-        // A page's first byte says what it holds, until it is changed.
+        // A page's first byte gives its kind, so it is read before the change.
         let kinds: Vec<u8> = self.main.iter().step_by(PAGE).copied().collect();
         match change(&mut self.main, random) / PAGE {
             0 => Part::Schema,
@@ -117,7 +118,7 @@ fn shorten_or_change(bytes: &mut Vec<u8>, random: &mut impl Rng) {
     }
 }
 
-/// Changes some bytes of one page, and says where.
+/// Changes some bytes of one page and returns their position.
 fn change(bytes: &mut [u8], random: &mut impl Rng) -> usize {
     let at = random.random_range(0..bytes.len());
     let page = at / PAGE * PAGE;
@@ -134,12 +135,12 @@ fn change(bytes: &mut [u8], random: &mut impl Rng) -> usize {
     at
 }
 
-/// Damage that takes away all a store goes by, with the rows still there.
+/// Damage that removes every path to the rows, but not the rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Blow {
-    /// The schema has no entries: a bit of its page's header says so.
+    /// The schema has no entries, according to a field of its page's header.
     NoSchema,
-    /// The index on the digests is looked for where the other one is.
+    /// The index on the digests has the root page of the other index.
     WrongRoot,
     /// The file is empty, its log is not.
     EmptyBesideLog,

@@ -1,7 +1,9 @@
-//! Each system call of a fixed workload fails once, or from one on: with `strace`, which makes them fail.
+//! Each system call of a fixed workload fails once, or from some call on. The failures are injected
+//! with `strace`.
 //!
-//! Where the machine has disks to cut off, what was acknowledged under a failing sync is looked for after a power cut.
-//! Elsewhere in the same boot, which is weaker: the system's cache may hold what the disk does not.
+//! Where the machine has disks that can be cut off, writes acknowledged under a failing sync are
+//! checked after a power cut. Elsewhere they are checked in the same boot, which is weaker: the
+//! system's cache may hold data that the disk does not.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +16,7 @@ use nevertwice::Error;
 use super::disks::{Disk, Kind, say};
 use super::*;
 
-/// The folder that a child is to work in, and how long its calls may take.
+/// Environment variables of a child: its folder, and the time limit of its calls.
 const FOLDER: &str = "NEVERTWICE_TEST_SYSCALLS";
 const LIMIT: &str = "NEVERTWICE_TEST_LIMIT";
 /// Keys that are completed before anything fails.
@@ -60,7 +62,7 @@ fn sweep(test: &str, calls: &str, error: &str, times: Times) {
     if !allowed.unwrap_or_else(|error| panic!("strace: {error}; tests/run installs it")).status.success() {
         return say(&format!("LEFT OUT: backend=sqlite fault=\"{fault}\": tracing is not permitted"));
     }
-    // What a failed sync leaves behind shows after a power cut only.
+    // The damage of a failed sync shows only after a power cut.
     let disk = if calls.contains("sync") { Disk::new(Kind::Ext4, 64).ok() } else { None };
     let mut toll = Toll::default();
     for n in 0.. {
@@ -98,7 +100,8 @@ fn sweep(test: &str, calls: &str, error: &str, times: Times) {
     ));
 }
 
-/// Whether a call was made to fail, and what the child said. `None` if it did not get as far as the store.
+/// Runs the child. Returns true if a call was made to fail, and the child's output; `None` if it
+/// did not get as far as the store.
 fn run(test: &str, folder: &Path, calls: &str, inject: Option<&str>) -> Option<(bool, String)> {
     let log = tempfile::NamedTempFile::new().unwrap();
     let trace = format!("trace={calls}");
@@ -120,7 +123,7 @@ fn run(test: &str, folder: &Path, calls: &str, inject: Option<&str>) -> Option<(
     Some((fs::read_to_string(log.path()).unwrap().contains("(INJECTED)"), said))
 }
 
-/// What the child got an `Ok` for is there, and nothing that was there before it is gone.
+/// Checks that everything the child got an `Ok` for is there, and nothing older is gone.
 fn verify(folder: &Path, output: &str, toll: &mut Toll) {
     assert_intact(folder);
     let engine = open(folder);
@@ -145,7 +148,7 @@ fn tell(what: &str, key: &str) {
     std::io::stdout().write_all(format!("\n{what} {key}\n").as_bytes()).unwrap();
 }
 
-/// The workload. It ends without closing the store, as a process does that is killed.
+/// The workload. It ends without closing the store, like a killed process.
 fn work(folder: &Path) {
     tell("START", "");
     let limit = Duration::from_millis(std::env::var(LIMIT).unwrap().parse().unwrap());
@@ -168,7 +171,7 @@ fn all_calls(engine: &Engine, path: &Path) {
     }
     block_on(cycle(engine, "1"));
     block_on(join_all(["a", "b", "c", "d", "e", "f"].map(|key| cycle(engine, key))));
-    // The log is moved into the file, and starts anew under what follows.
+    // This moves the log into the file, and the following writes restart it.
     if let Ok(db) = Connection::open(path) {
         let _ = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }

@@ -1,4 +1,4 @@
-//! Tables of another release, and of somebody else.
+//! Tables of another release, and of another program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::disks::say;
 use super::*;
 
-/// A store's file with a completed key.
+/// Creates a store's file with a completed key.
 fn used() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path());
@@ -18,8 +18,8 @@ fn used() -> TempDir {
     dir
 }
 
-/// The files of a folder and what is in them; not the index of the log, which every reader notes its place in, and not the lock,
-/// which is empty.
+/// Returns the files of a folder with hashes of their contents. Leaves out the index of the log, in
+/// which every reader notes its position, and the lock file, which is empty.
 fn contents(dir: &TempDir) -> BTreeMap<String, u64> {
     let files = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap());
     let hashed = files.map(|file| {
@@ -42,7 +42,8 @@ fn s14_another_version_is_refused_with_not_a_byte_of_it_changed() {
         let dir = used();
         let other = Connection::open(dir.path().join(FILE)).unwrap();
         other.execute("UPDATE nevertwice_meta SET version = ?1", [version]).unwrap();
-        // While the release that wrote it has it open, its version in the log; and after that.
+        // First while the release that wrote it has it open, with its version in the log; then
+        // after that.
         let before = contents(&dir);
         assert_eq!(before.len(), 2, "{before:?}");
         assert_refused(&dir, &version.to_string());
@@ -85,7 +86,8 @@ fn what_has_a_stores_names_and_is_none_is_refused_with_not_a_byte_of_it_changed(
     ));
 }
 
-/// An index's name is met only when the tables are made: then there is none of them.
+/// The name of an index is first checked when the tables are created. After the conflict, none of
+/// them may exist.
 #[test]
 fn tables_that_cannot_all_be_made_are_not_made_at_all() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A shard against a plain map, and what it takes of memory.
+//! A shard checked against a plain map, and its memory use.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,13 +21,13 @@ const DAY: Duration = Duration::from_secs(86_400);
 enum Op {
     Put(u8, Box<Record>),
     Remove(u8),
-    /// So much time goes by, and up to so many records expire.
+    /// The time advances by this much, and up to this many records expire.
     Expire(Duration, usize),
-    /// All are listed, so many a page.
+    /// All records are listed, this many per page.
     List(usize),
 }
 
-/// Ids that all share their first four bytes with others.
+/// Returns an id that shares its first four bytes with those of other keys.
 fn id(key: u8) -> RecordId {
     let mut bytes = [key; 32];
     bytes[..4].fill(key % 5);
@@ -59,7 +59,7 @@ fn completed(bytes: usize) -> State {
 fn durations() -> impl Strategy<Value = Duration> {
     let long = [DAY, DAY + Duration::from_secs(600), Duration::from_micros(u64::MAX), Duration::MAX];
     let short = [0, 1, 10_000_000, 10_100_000, 10_500_000, 60_000_000].map(Duration::from_micros);
-    // Not whole microseconds: no store that counts them can keep this, but this one does not lose it.
+    // Not whole microseconds. A store that counts microseconds cannot keep this, but this one does.
     select([short.as_slice(), &long, &[Duration::from_nanos(1500)]].concat())
 }
 
@@ -127,7 +127,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 impl Shard {
-    /// Whether everything in it agrees with everything else.
+    /// Checks that all of its parts agree with each other.
     fn check(&mut self) {
         assert!(self.classes.is_sorted_by(|one, other| one.number < other.number));
         let (mut loose, mut used, mut packed, mut bytes) = (0, 0, 0, 0);
@@ -165,7 +165,7 @@ impl Shard {
         assert_eq!(evidence, self.evidence);
     }
 
-    /// How many bytes of memory the records take.
+    /// Returns the memory use of the records in bytes.
     fn footprint(&self) -> usize {
         let segments: usize = self.segments.iter().map(Segment::footprint).sum();
         let spare: usize = self.spare.iter().map(Vec::capacity).sum();
@@ -173,7 +173,7 @@ impl Shard {
     }
 }
 
-/// Puts a record as the store does and says what is to be found then.
+/// Writes a record as the store does, and returns the record to be found afterwards.
 fn put(shard: &mut Shard, now: Stamp, id: &RecordId, record: &Record) -> Record {
     let stamp = now.max(shard.last.next());
     shard.last = stamp;
@@ -250,7 +250,7 @@ fn ids(count: u32) -> Vec<RecordId> {
     (0..count).map(|number| RecordId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes())).collect()
 }
 
-/// Room for what is live twice over, half empty tables, and a segment that has just been started.
+/// Allows twice the live size, half-empty tables, and a newly started segment.
 fn assert_proportional(shard: &Shard) {
     let (footprint, live) = (shard.footprint(), shard.size().bytes);
     assert!(footprint < 2 * live + 40_000, "{footprint} bytes for {live}");
@@ -325,7 +325,7 @@ fn l5_few_records_of_many_retentions_take_room_for_few() {
     assert_eq!(shard.size().records, 0);
 }
 
-/// Where places run out, finished records are kept as those in progress are.
+/// A shard without free segments keeps finished records loose, like those in progress.
 #[test]
 fn a_shard_without_segments_to_spare_keeps_records_all_the_same() {
     let mut shard = Shard::new(false);

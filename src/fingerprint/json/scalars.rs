@@ -1,15 +1,15 @@
-//! Words, strings and numbers of a JSON text, in canonical form.
+//! Literals, strings and numbers of a JSON text, in canonical form.
 
 use std::io::Write;
 
 use super::{FingerprintError, Scanner};
 
 /// The largest power of ten, and the negative of the smallest, of a number's first digit. A number
-/// is never expanded, so this costs nothing; it is what `1e999999999` needs, and far beyond what
-/// any receiver can represent.
+/// is never expanded, so the limit costs nothing. It allows `1e999999999`, far beyond what any
+/// receiver can represent.
 const MAX_EXPONENT: u64 = 999_999_999;
 
-/// Ends a string and a number; not a byte of UTF-8.
+/// The end of a string or a number; not a byte of UTF-8.
 const END: u8 = 0xff;
 
 impl<'a> Scanner<'a> {
@@ -43,7 +43,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Reads from the backslash on.
+    /// Reads an escape, from its backslash.
     fn escape(&mut self) -> Result<(), FingerprintError> {
         let character = match self.text.get(self.at + 1) {
             Some(b'u') => return self.code_unit_escape(),
@@ -77,7 +77,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The code unit that is escaped at `at`: a backslash, `u` and four hexadecimal digits.
+    /// Returns the code unit that is escaped at `at`: a backslash, `u` and four hexadecimal digits.
     fn code_unit(&self, at: usize) -> Result<u16, FingerprintError> {
         let digits = self.text[at..].strip_prefix(b"\\u").and_then(|rest| rest.first_chunk::<4>());
         let value = digits.and_then(|digits| {
@@ -95,7 +95,7 @@ impl<'a> Scanner<'a> {
             self.form.push(b'-');
         }
         let digits = self.form.len();
-        // JSON has no zeros in front but this one, behind which no digit follows.
+        // JSON allows no leading zero but a single one, which no digit follows.
         let whole = if self.takes_byte(b"0").is_some() { &[] } else { self.digits()? };
         self.form.extend_from_slice(whole);
         let fraction = if self.takes_byte(b".").is_some() { self.digits()? } else { &[] };
@@ -123,8 +123,8 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The exponent that follows, 0 if none does. One that does not fit saturates: no text is long
-    /// enough to bring the number back into range.
+    /// Reads the exponent that follows, or returns 0 if there is none. One that does not fit
+    /// saturates: no text is long enough to bring the number back into range.
     fn exponent(&mut self) -> Result<i64, FingerprintError> {
         if self.takes_byte(b"eE").is_none() {
             return Ok(0);
@@ -137,7 +137,7 @@ impl<'a> Scanner<'a> {
         Ok(if is_negative { -exponent } else { exponent })
     }
 
-    /// Takes the digits that follow, at least one.
+    /// Consumes the digits that follow, at least one.
     fn digits(&mut self) -> Result<&'a [u8], FingerprintError> {
         let rest = &self.text[self.at..];
         let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -1,4 +1,5 @@
-//! A channel for one value, as futures and tokio have it, at whose every operation another thread may go on.
+//! A channel for one value, like those of futures and tokio. Another thread may be scheduled at
+//! each of its operations.
 
 use std::future::Future;
 use std::mem::take;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::{Mutex, MutexGuard};
 
-/// Nothing will come.
+/// The error for a channel whose sender was dropped.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Canceled;
 

@@ -1,8 +1,8 @@
-//! What applications and operators call: waiting, run, batches, hand-over, resolutions.
+//! Checks of what applications and operators call: waiting, run, batches, handover, resolutions.
 
 use super::*;
 
-/// L4: waiters of a key are answered when it is finished, each byte for byte, and none of them executes.
+/// L4: every waiter of a key gets its outcome, byte for byte, and none of them executes.
 pub async fn l4_waiters_get_the_outcome(store: Shared) {
     let engine = engine(&store);
     let request = request("awaited");
@@ -21,7 +21,7 @@ pub async fn l4_waiters_get_the_outcome(store: Shared) {
     }
 }
 
-/// L4: when the holder fails and says that it may be done again at once, one of the waiters is granted.
+/// L4: when the holder fails and allows an immediate retry, one of the waiters is granted.
 pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
     let engine = engine(&store);
     let request = request("awaited");
@@ -41,14 +41,15 @@ pub async fn l4_one_waiter_goes_on_after_a_failure(store: Shared) {
     assert_eq!(granted.iter().sum::<usize>(), 1);
 }
 
-/// L3: a holder whose lease is over knows it before anybody else is granted, and for good once somebody was.
+/// L3: a holder whose lease expired knows it before another caller is granted, and for good once
+/// one has been.
 pub async fn l3_a_holder_that_was_overtaken_knows(store: Shared) {
     let engine = engine(&store);
     let request = request("overtaken");
     let zombie = crash(&engine, &store, &request).await;
     assert!(zombie.is_lost() && zombie.remaining().is_zero());
     zombie.lost().await;
-    // Nobody took it yet: it can be had back.
+    // No caller has taken it yet: the holder can still renew it.
     zombie.renew().await.unwrap();
     let successor = match engine.begin_or_wait(&request, LONG).await.unwrap() {
         Begin::Acquired(lease) => lease,
@@ -62,7 +63,8 @@ pub async fn l3_a_holder_that_was_overtaken_knows(store: Shared) {
     assert!(!successor.is_lost());
 }
 
-/// Of many runs of one operation at once, one executes and all get its value; a failed one is replayed too.
+/// Of many concurrent runs of one operation, one executes and all get its value; a failure is
+/// replayed too.
 pub async fn run_executes_once(store: Shared) {
     #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
     struct Declined(String);
@@ -96,7 +98,8 @@ pub async fn run_executes_once(store: Shared) {
     }
 }
 
-/// Batches of begins and completions are answered in order, whatever is among them, and can be repeated and dropped.
+/// S11: batches of begins and completions are answered in order, with any mix of keys, and can be
+/// repeated and dropped.
 pub async fn s11_batches_are_whole_or_can_be_repeated(store: Shared) {
     let engine = engine(&store);
     acquire(&engine, &request("batch done")).await.complete("before").await.unwrap();
@@ -139,7 +142,8 @@ pub async fn s11_batches_are_whole_or_can_be_repeated(store: Shared) {
     }
 }
 
-/// Attempts are counted, and used up they are left to somebody who looks; each word of an operator does what it says.
+/// Attempts are counted, and when they are used up the key is left to an operator; each resolution
+/// has its effect.
 pub async fn an_operator_settles_what_is_unresolved(store: Shared) {
     let engine = engine(&store);
     for resolution in [Resolution::Completed(body("done")), Resolution::Failed(body("no")), Resolution::Rerun]
@@ -171,7 +175,7 @@ pub async fn an_operator_settles_what_is_unresolved(store: Shared) {
     assert!(matches!(early, Err(Error::NotResolvable { .. })), "its lease runs");
 }
 
-/// Store: of the records that are evidence every one is listed, page by page, and no other counts as one.
+/// Store: every record that is evidence is listed, page by page, and no other counts as evidence.
 pub async fn what_is_unresolved_is_found_and_counted(store: Shared) {
     let engine = engine(&store);
     let mut expected = BTreeSet::new();
@@ -205,11 +209,12 @@ pub async fn what_is_unresolved_is_found_and_counted(store: Shared) {
         }
     }
     assert_eq!(found, expected);
-    // A store may list one more than once, where its server does.
+    // A store may list a record more than once, where its server does.
     assert!(engine.unresolved_count().await.unwrap() >= expected.len() as u64);
 }
 
-/// A lease handed over by its token is renewed and finished elsewhere, and the first holder's finish is a repetition.
+/// A lease handed over by its token is renewed and finished elsewhere; the first holder's finish is
+/// then a repetition.
 pub async fn a_lease_is_handed_over_by_its_token(store: Shared) {
     let here = engine(&store);
     let there = engine(&store);
@@ -221,7 +226,8 @@ pub async fn a_lease_is_handed_over_by_its_token(store: Shared) {
     assert_eq!((resumed.fence(), resumed.attempt()), (lease.fence(), 1));
     assert_eq!(resumed.derive_key("psp"), lease.derive_key("psp"));
     resumed.renew().await.unwrap();
-    // The first holder knows an older version only: it is told the new one and carries on.
+    // The first holder knows only an older stamp: a conflict shows it the new one, and it
+    // continues.
     lease.renew().await.unwrap();
     resumed.complete("there").await.unwrap();
     lease.complete("there").await.unwrap();
@@ -242,7 +248,7 @@ pub async fn an_oversized_response_leaves_a_marker(store: Shared) {
     assert_eq!(engine.inspect("checks", "big").await.unwrap().unwrap().body_bytes, Some(10));
 }
 
-/// An operator sees where an operation stands and nothing of its content.
+/// An inspection shows an operator the state of an operation and none of its content.
 pub async fn an_inspection_tells_the_state(store: Shared) {
     let engine = Engine::builder(store.clone()).holder("host-7").build().unwrap();
     let lease = acquire(&engine, &request("seen")).await;

@@ -1,8 +1,8 @@
-//! What faults, time-outs and dropped futures must not change.
+//! Checks that faults, timeouts and dropped futures change no answer.
 
 use super::*;
 
-/// S10: an error is never a grant, and a store that answers nothing but errors ends as an error.
+/// S10: an error is never a grant, and a call on a store that only returns errors ends in an error.
 pub async fn s10_errors_are_never_grants(store: Shared) {
     let faulty = FaultyStore::new(store.clone());
     faulty.from_call(1, Fault::FailBefore);
@@ -17,7 +17,8 @@ pub async fn s10_errors_are_never_grants(store: Shared) {
     drop(acquire(&engine, &request("dark")).await);
 }
 
-/// L1: a call on a store that never answers ends by its deadline, and what it had written is found again.
+/// L1: a call on a store that never answers ends by its deadline, and anything that it wrote is
+/// found again.
 pub async fn l1_a_call_ends_by_its_deadline(store: Shared) {
     for fault in [Fault::RequestLost, Fault::AnswerLost] {
         let key = format!("{fault:?}");
@@ -38,7 +39,8 @@ pub async fn l1_a_call_ends_by_its_deadline(store: Shared) {
     }
 }
 
-/// What `call` gives, while the clock goes on whenever it has to wait. For calls that no longer reach a real store.
+/// Returns the output of `call`, while the clock advances whenever the call is pending. For calls
+/// that no longer reach a real store.
 async fn driven<T>(clock: &ManualClock, call: impl Future<Output = T>) -> T {
     poll_until(call, || {
         assert!(crate::Clock::monotonic(clock) < LONG, "L1: the call does not end");
@@ -60,7 +62,8 @@ async fn poll_until<T>(call: impl Future<Output = T>, mut meanwhile: impl FnMut(
     .await
 }
 
-/// S11: a begin or a finish that is dropped at any await leaves nothing half done, and its owner can go on.
+/// S11: a begin or a finish that is dropped at any await leaves nothing half done, and its owner
+/// can continue.
 pub async fn s11_a_dropped_call_leaves_nothing_half_done(store: Shared) {
     let engine = engine(&store);
     for awaits in 0..4 {
@@ -77,7 +80,7 @@ pub async fn s11_a_dropped_call_leaves_nothing_half_done(store: Shared) {
     }
 }
 
-/// S15: random histories of calls are answered as the reference model answers them.
+/// S15: random histories of calls get the reference model's answers.
 pub async fn s15_random_histories_are_answered_as_by_the_model(store: Shared) {
     for seed in 0..60 {
         let ops = history::parse(&random_bytes(seed), &Pace::Real);
@@ -85,12 +88,13 @@ pub async fn s15_random_histories_are_answered_as_by_the_model(store: Shared) {
     }
 }
 
-/// S6, S15: so they are if now and then a call fails before or after it is done, or is done twice.
+/// S6, S15: they get the same answers if now and then a call fails before or after it is done, or
+/// is done twice.
 pub async fn s6_faults_change_no_answer(store: Shared) {
     for seed in 1000..1040 {
         let faulty = FaultyStore::new(store.clone());
         let mut random = StdRng::seed_from_u64(seed);
-        // Never three in a row: a call that is repeated often enough to pause would be another check.
+        // Never three in a row: a call that is repeated until it pauses would be a different check.
         for call in (1..600).step_by(3) {
             let fault =
                 [Fault::FailBefore, Fault::FailAfter, Fault::Duplicate][random.next_u32() as usize % 3];
@@ -98,10 +102,11 @@ pub async fn s6_faults_change_no_answer(store: Shared) {
         }
         let mut ops = history::parse(&random_bytes(seed), &Pace::Real);
         for op in &mut ops {
-            // A record that is over before the repetition comes is another story.
+            // A record that expires before the repetition would be a different check.
             if let Op::Begin(ask) = op {
                 ask.retention = LONG;
-                // So is a lease: then only an owner drawn for the call is known to have acted on nothing.
+                // So would a lease that does, except for an owner drawn for the call, which is
+                // known not to have acted.
                 if ask.lease < LONG {
                     ask.owner = Ask::KEPT_OWNERS;
                 }

@@ -1,8 +1,8 @@
-//! The rules of begin and of leases, row by row.
+//! Checks of the rules of begin and of leases, row by row.
 
 use super::*;
 
-/// A begin of a key that nobody used gets attempt 1 and no traces.
+/// A begin of an unused key gets attempt 1, without a checkpoint or a takeover.
 pub async fn a_fresh_key_is_granted(store: Shared) {
     let lease = acquire(&engine(&store), &request("fresh")).await;
     assert_eq!((lease.attempt(), lease.takeover(), lease.checkpoint()), (1, false, None));
@@ -10,7 +10,7 @@ pub async fn a_fresh_key_is_granted(store: Shared) {
     assert!(lease.remaining() > Duration::from_secs(20) && lease.remaining() <= Duration::from_secs(30));
 }
 
-/// S1: of many begins at once, one is granted; the others learn for how long.
+/// S1: of many concurrent begins, one is granted; the others learn when to retry.
 pub async fn s1_of_many_concurrent_begins_one_is_granted(store: Shared) {
     let engine = engine(&store);
     let request = request("race");
@@ -36,7 +36,8 @@ pub async fn s1_of_many_takeovers_one_is_granted(store: Shared) {
     assert_eq!(granted, 1);
 }
 
-/// S2: once completed, every begin gets the response byte for byte, whatever anybody tries after.
+/// S2: once completed, every begin gets the response byte for byte, after any later attempt to
+/// change it.
 pub async fn s2_an_outcome_is_immutable(store: Shared) {
     let engine = engine(&store);
     let request = request("done");
@@ -59,7 +60,7 @@ pub async fn s2_an_outcome_is_immutable(store: Shared) {
     assert_eq!(response(&engine, &request).await, receipt);
 }
 
-/// S3: whatever a holder tries whose key was taken over, it changes nothing and learns that it lost.
+/// S3: a holder whose key was taken over changes nothing, by any command, and learns that it lost.
 pub async fn s3_stale_token_changes_nothing(store: Shared) {
     let engine = engine(&store);
     let request = request("zombie");
@@ -85,7 +86,7 @@ pub async fn s3_stale_token_changes_nothing(store: Shared) {
     assert_eq!(response(&engine, &request).await, "right");
 }
 
-/// S3: nor does a token that somebody made up, or that is for another payload.
+/// S3: a forged token, or one for another payload, changes nothing either.
 pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
     let engine = engine(&store);
     let lease = acquire(&engine, &request("forged")).await;
@@ -104,7 +105,8 @@ pub async fn s3_a_forged_token_changes_nothing(store: Shared) {
     lease.complete("genuine").await.unwrap();
 }
 
-/// S3: a token that names another store is refused, and nothing is written, unless that is a name that this store had.
+/// S3: a token of another store is refused, and nothing is written, unless this store accepts that
+/// identity as its own earlier one.
 pub async fn s3_a_token_of_another_store_is_refused(store: Shared) {
     let here = engine(&store);
     let lease = acquire(&here, &request("elsewhere")).await;
@@ -118,7 +120,7 @@ pub async fn s3_a_token_of_another_store_is_refused(store: Shared) {
         result => panic!("{result:?}"),
     }
     assert_eq!(store.load(&id("elsewhere")).await.unwrap().record, before);
-    // Not even where there is nothing, which would be written.
+    // Not even where there is no record, which would be written.
     assert!(here.forget("checks", "elsewhere").await.unwrap());
     assert!(matches!(here.resume(&foreign).await, Err(Error::WrongStore { .. })));
     assert_eq!(store.load(&id("elsewhere")).await.unwrap().record, None);
@@ -127,7 +129,7 @@ pub async fn s3_a_token_of_another_store_is_refused(store: Shared) {
     assert_eq!(response(&here, &request("elsewhere")).await, "done");
 }
 
-/// S3: a grant made in a transaction whose record is not there was rolled back, and records nothing.
+/// S3: a grant made in a transaction whose record is absent was rolled back, and records nothing.
 pub async fn s3_a_grant_that_was_rolled_back_records_nothing(store: Shared) {
     let engine = engine(&store);
     let rolled_back = async |key: &str| {
@@ -146,7 +148,7 @@ pub async fn s3_a_grant_that_was_rolled_back_records_nothing(store: Shared) {
     assert_eq!(response(&engine, &request("rolled back")).await, "right");
 }
 
-/// S3: once a lease sent a release, it records nothing, whatever came of the release.
+/// S3: a lease that sent a release records nothing afterwards, whatever the result of the release.
 pub async fn s3_a_released_lease_records_nothing(store: Shared) {
     let engine = engine(&store);
     for awaits in 0..3 {
@@ -175,7 +177,8 @@ pub async fn s3_a_released_lease_records_nothing(store: Shared) {
     }
 }
 
-/// S4: another payload under the key gets nothing, in any state, not even by its own owner or past a lease.
+/// S4: another payload under the key gets nothing, in any state, not even by its own owner or after
+/// a lease expired.
 pub async fn s4_another_fingerprint_gets_nothing_in_any_state(store: Shared) {
     let engine = engine(&store);
     let check = async |key: &str, owner: Owner| {
@@ -281,7 +284,8 @@ pub async fn s7_nothing_is_readable_under_another_scope(store: Shared) {
     assert_eq!(response(&engine, &request("k")).await, "mine");
 }
 
-/// S8: an attempt that marked its effect and crashed is not rerun by default, nor by the attempts after it.
+/// S8: an attempt that marked its effect and crashed is not rerun by default, nor are the attempts
+/// after it.
 pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
     let engine = engine(&store);
     let request = request("marked");
@@ -289,7 +293,7 @@ pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
     first.mark_effect().await.unwrap();
     until_over(&store, &request.id(), SHORT).await;
     assert_eq!(reason(&engine, &request).await, (Reason::EffectMarked, first.fence()));
-    // Who knows better may say so; the mark stays for whoever comes after.
+    // A caller may override this explicitly; the mark stays for later callers.
     let second = acquire(&engine, &request.clone().recovery(Recovery::Rerun).lease(SHORT)).await;
     assert!(second.takeover() && second.attempt() == 2);
     until_over(&store, &request.id(), SHORT).await;
@@ -298,8 +302,8 @@ pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
     assert_eq!(reason(&engine, &cautious).await.0, Reason::CrashedAttempt);
 }
 
-/// S8: an owner kept over a restart is granted again only what it has not acted on: whatever it wrote, within the
-/// lease and after it, it is answered as anybody.
+/// S8: an owner kept over a restart is granted again only what it has not acted on. After any
+/// write, within the lease or later, it is answered as any other owner.
 pub async fn s8_an_owner_that_wrote_is_answered_as_anybody(store: Shared) {
     let engine = engine(&store);
     let write = async |lease: &Lease, what: usize| match what {
@@ -325,15 +329,15 @@ pub async fn s8_an_owner_that_wrote_is_answered_as_anybody(store: Shared) {
             other => panic!("{other:?}"),
         }
     }
-    // Nothing was written, but the lease is over: somebody may have acted without a mark.
+    // Nothing was written, but the lease has expired: the holder may have acted without a mark.
     let kept = request("kept").owner(Owner::random().unwrap());
     drop(crash(&engine, &store, &kept).await);
     let next = acquire(&engine, &kept).await;
     assert_eq!((next.attempt(), next.takeover()), (2, true));
 }
 
-/// S8: a grant that is over before the call that asked for it heard of it is granted anew, to an owner drawn for that
-/// call only.
+/// S8: a grant that expires before its call learns of it is granted anew, but only to an owner
+/// drawn for that call.
 pub async fn s8_a_grant_is_given_anew_only_within_its_call(store: Shared) {
     for (key, owner, granted) in
         [("new", None, (1, false)), ("kept", Some(Owner::random().unwrap()), (2, true))]
@@ -347,7 +351,8 @@ pub async fn s8_a_grant_is_given_anew_only_within_its_call(store: Shared) {
     }
 }
 
-/// L2: a crashed attempt's key is granted once its lease is over, with what the attempt left.
+/// L2: a crashed attempt's key is granted once its lease expires, with the checkpoint that the
+/// attempt left.
 pub async fn l2_a_crashed_key_is_granted_after_its_lease(store: Shared) {
     let engine = engine(&store);
     let request = request("crashed");
@@ -360,7 +365,7 @@ pub async fn l2_a_crashed_key_is_granted_after_its_lease(store: Shared) {
     assert!(matches!(engine.begin(&request).await.unwrap(), Begin::InProgress(_)));
 }
 
-/// L6: leases and retentions of one microsecond and of for ever both lead out of every state.
+/// L6: every state has an exit, for leases and retentions of one microsecond and of for ever.
 pub async fn l6_extreme_durations_leave_every_state_an_exit(store: Shared) {
     let engine = engine(&store);
     for (lease, retention) in [(SHORT, SHORT), (SHORT, Duration::MAX), (Duration::MAX, Duration::MAX)] {
@@ -387,7 +392,8 @@ pub async fn l6_extreme_durations_leave_every_state_an_exit(store: Shared) {
     }
 }
 
-/// A finish past the lease is accepted while nobody took the key, and when the record is gone, it is written anew.
+/// A finish past the lease is accepted while no other caller has taken the key. If the record is
+/// gone, it is written anew.
 pub async fn late_work_is_recorded(store: Shared) {
     let engine = engine(&store);
     crash(&engine, &store, &request("late")).await.complete("late").await.unwrap();
@@ -399,7 +405,7 @@ pub async fn late_work_is_recorded(store: Shared) {
     assert_eq!(response(&engine, &request("forgotten")).await, "all the same");
 }
 
-/// The four kinds of failure do what they say.
+/// Each of the four kinds of failure has its effect.
 pub async fn a_failure_is_retried_as_it_says(store: Shared) {
     let engine = engine(&store);
     let fail = async |key: &str, retry: Retry| {

@@ -1,15 +1,16 @@
-//! What a store has to do: swaps, stamps, time, batches, changes, listings.
+//! Checks of a store's obligations: swaps, stamps, time, batches, changes, listings.
 
 use super::*;
 
-/// Store: what was never written is not there.
+/// Store: a record that was never written is absent.
 pub async fn an_absent_key_loads_as_none(store: Shared) {
     let snapshot = store.load(&id("absent")).await.unwrap();
     assert_eq!(snapshot.record, None);
     assert!(snapshot.now > Stamp::ZERO);
 }
 
-/// Store: of many swaps that expect the same, one is done, and each of the others is shown it.
+/// Store: of many swaps that expect the same stamp, one is done, and each of the others is shown
+/// its record.
 pub async fn s1_one_of_many_concurrent_swaps_wins(store: Shared) {
     let records: Vec<_> = (0..32).map(|_| grant(&request("race"))).collect();
     let id = id("race");
@@ -32,7 +33,7 @@ fn stamp_of(swap: &Swap) -> Option<Stamp> {
     }
 }
 
-/// Store: a swap that expects what is no longer there writes nothing and shows what is there.
+/// Store: a swap whose expected record is gone writes nothing and returns the present one.
 pub async fn a_lost_race_shows_the_present_record(store: Shared) {
     let (id, record) = (id("race"), grant(&request("race")));
     let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
@@ -55,14 +56,14 @@ pub async fn a_lost_race_shows_the_present_record(store: Shared) {
     }
 }
 
-/// Store: removing what is not there is done, and changes nothing.
+/// Store: removing an absent record is done, and changes nothing.
 pub async fn removing_what_is_absent_is_done(store: Shared) {
     let id = id("absent");
     done(store.swap(&id, None, None).await.unwrap());
     assert_eq!(store.load(&id).await.unwrap().record, None);
 }
 
-/// Store: stamps of an id increase over writes, removals, discards and what comes after them.
+/// Store: stamps of an id increase over writes, removals, discards and later writes.
 pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
     let (id, record) = (id("stamps"), grant(&request("stamps")));
     let mut last = Stamp::ZERO;
@@ -76,7 +77,7 @@ pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
             assert!(removed >= second);
         } else {
             match store.discard(&id).await {
-                // A store need not be able to.
+                // A store need not support it.
                 Err(StoreError::Unusable { .. }) => drop(store.swap(&id, Some(second), None).await.unwrap()),
                 discarded => {
                     assert!(discarded.unwrap());
@@ -91,8 +92,8 @@ pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
     }
 }
 
-/// Store: a write raises the stamp even if it changes nothing else, alone and in a batch: whoever was granted the record
-/// is known to have acted.
+/// Store: a write raises the stamp even if it changes nothing else, alone and in a batch. The
+/// raised stamp shows that the holder has acted.
 pub async fn s5_every_write_raises_the_stamp(store: Shared) {
     let (id, other) = (id("unchanged"), id("unchanged too"));
     let record = grant(&request("unchanged"));
@@ -121,7 +122,7 @@ pub async fn s5_every_write_raises_the_stamp(store: Shared) {
     }
 }
 
-/// Store: records of all shapes come back as they were, with the stamp that the swap said.
+/// Store: records of all shapes are read back unchanged, with the stamp that the swap returned.
 pub async fn records_come_back_byte_for_byte(store: Shared) {
     let every_byte = Bytes::from_iter(0..=255_u8);
     let bodies = [Bytes::new(), every_byte.clone(), Bytes::from(vec![0xA5; 1 << 20])];
@@ -159,7 +160,7 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
     }
 }
 
-/// Store: what happens under one id does not touch another.
+/// Store: writes under one id do not touch another.
 pub async fn s7_other_records_are_untouched(store: Shared) {
     let record = grant(&request("a"));
     let stamp = done(store.swap(&id("a"), None, Some(&record)).await.unwrap());
@@ -169,7 +170,8 @@ pub async fn s7_other_records_are_untouched(store: Shared) {
     assert_eq!(*found, record.stamped(stamp));
 }
 
-/// Store: purge leaves what is not over, whatever its state, and what is over is as good as gone.
+/// Store: purge leaves records that have not expired, in any state; expired records count as
+/// absent.
 pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
     let engine = engine(&store);
     let mut kept = Vec::new();
@@ -184,7 +186,7 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
         gone.complete("gone").await.unwrap();
         kept.push(request);
     }
-    // What was to be kept for a moment only, and was rewritten, is kept for as long as it says now.
+    // A record that was to be kept only briefly, and was rewritten, is kept for its new retention.
     let (rewritten, mut record) = (id("rewritten"), grant(&request("rewritten")));
     let last = |record: &mut Record, state| {
         record.retention = SHORT;
@@ -214,7 +216,8 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
     }
 }
 
-/// S13: evidence of an effect that nobody knows of outlasts its retention and every purge, until its own time is over.
+/// S13: evidence of an unknown effect outlasts its retention and every purge, until its own
+/// retention is over.
 pub async fn s13_evidence_outlasts_the_retention(store: Shared) {
     let crashed = async |key: &str, recovery: Recovery, kept: Duration| {
         let mut record = grant(&request(key).lease(SHORT).retention(SHORT).recovery(recovery));
@@ -254,7 +257,7 @@ pub async fn s13_evidence_outlasts_the_retention(store: Shared) {
     }
 }
 
-/// Store: its time does not go back, and is never before what it wrote.
+/// Store: its time does not go back, and is never before a stamp that it wrote.
 pub async fn s13_time_does_not_go_back(store: Shared) {
     let mut last = Stamp::ZERO;
     for round in 0..50 {
@@ -267,7 +270,7 @@ pub async fn s13_time_does_not_go_back(store: Shared) {
     }
 }
 
-/// Store: nothing is evicted to make room for something else.
+/// Store: no record is evicted to make room for another.
 pub async fn s13_nothing_is_evicted(store: Shared) {
     let record = grant(&request("many"));
     let ids: Vec<_> = (0..600).map(|number| id(&format!("many {number}"))).collect();
@@ -281,7 +284,7 @@ pub async fn s13_nothing_is_evicted(store: Shared) {
     }
 }
 
-/// Store: of many threads that expect the same, one is done, in every round.
+/// Store: of many threads that expect the same stamp, one wins, in every round.
 pub async fn s1_threads_race_and_one_wins(store: Shared) {
     const THREADS: usize = 8;
     for round in 0..100 {
@@ -302,7 +305,7 @@ pub async fn s1_threads_race_and_one_wins(store: Shared) {
     }
 }
 
-/// Store: swaps of a batch are done in their order, see each other, and are answered each for itself.
+/// Store: swaps of a batch are done in order, see each other, and are each answered.
 pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
     let (one, two) = (id("one"), id("two"));
     let record = grant(&request("batch"));
@@ -318,7 +321,7 @@ pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
         let (Swap::Conflict(found), Swap::Done(stamp)) = (&answers[at], &answers[first]) else { panic!() };
         assert_eq!(found.record.as_ref().unwrap().stamp, *stamp);
     }
-    // A batch of what is there already, and one that goes on from the first.
+    // A batch of records that exist already, and one that continues from the first.
     let replays = store.swap_many(&[insert(two), insert(one)]).await;
     assert!(replays.iter().all(|swap| matches!(swap, Ok(Swap::Conflict(_)))));
     let stamp = stamp_of(&answers[0]);
@@ -328,14 +331,15 @@ pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
     assert!(again[1] > stamp.unwrap());
 }
 
-/// L4: who waits for a record is told of every change, also of one that came between its look and its wait.
+/// L4: a waiter for a record is notified of every change, including one between its load and its
+/// wait.
 pub async fn l4_a_change_is_never_missed(store: Shared) {
     let id = id("watched");
     let record = grant(&request("watched"));
     let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
     store.changed(&id, Stamp(first.0 - 1), LONG).await.unwrap();
     store.changed(&self::id("absent"), first, LONG).await.unwrap();
-    // The change comes while eight wait, and once more before they do.
+    // The change comes while eight callers wait, and once more before they wait.
     let mut stamp = first;
     for next in [Some(&record), None] {
         let waits = join_all((0..8).map(|_| store.changed(&id, stamp, LONG)));
@@ -347,7 +351,7 @@ pub async fn l4_a_change_is_never_missed(store: Shared) {
     }
 }
 
-/// Store: a listing shows every record once, in pages. A store need not be able to list.
+/// Store: a listing shows every record once, in pages. A store need not support listing.
 pub async fn a_listing_shows_every_record_once(store: Shared) {
     let record = grant(&request("listed"));
     let mut ids: Vec<_> = (0..50).map(|number| id(&format!("listed {number}"))).collect();

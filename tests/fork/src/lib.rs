@@ -8,17 +8,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// How often a child is asked for before it is taken to hang: for a minute at least.
+/// The number of polls of a child before it counts as hanging: for a minute at least.
 const PATIENCE: u32 = 12_000;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What `work` says in a child that is forked here. Panics if it hangs or says nothing.
+/// Returns the output of `work` in a forked child. Panics if the child hangs or returns nothing.
 pub fn child(work: impl FnOnce() -> String) -> String {
-    // SAFETY: the child runs on with a copy of this thread only, which is what is tested; it ends with `_exit`.
+    // SAFETY: the child continues with a copy of this thread only, which is what is tested; it ends
+    // with `_exit`.
     fork(|| unsafe { libc::fork() }, work).expect("fork")
 }
 
-/// The same in a child that is process 1 of a namespace of its own, as every such copy is. `None` where this user may not.
+/// Does the same in a child that is process 1 of its own PID namespace, as every such copy is.
+/// `None` where this user lacks the right.
 pub fn copy(work: impl FnOnce() -> String) -> Option<String> {
     let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
     // SAFETY: without a stack of its own, `clone` is a fork.
@@ -27,16 +29,16 @@ pub fn copy(work: impl FnOnce() -> String) -> Option<String> {
 
 fn fork(fork: impl FnOnce() -> libc::pid_t, work: impl FnOnce() -> String) -> Option<String> {
     let mut pipe: [RawFd; 2] = [0; 2];
-    // SAFETY: two descriptors fit.
+    // SAFETY: the array has room for two descriptors.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-    // SAFETY: both are open and this function's own.
+    // SAFETY: both are open and owned by this function.
     let [mut read, mut write] = pipe.map(|end| unsafe { File::from_raw_fd(end) });
     match fork() {
         -1 => None,
         0 => {
             let said = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| "it panicked".to_owned());
             let _ = write.write_all(said.as_bytes());
-            // SAFETY: nothing is to be cleaned up in the child.
+            // SAFETY: the child has nothing to clean up.
             unsafe { libc::_exit(0) }
         }
         pid => {
@@ -51,13 +53,13 @@ fn fork(fork: impl FnOnce() -> libc::pid_t, work: impl FnOnce() -> String) -> Op
 
 fn wait(pid: libc::pid_t) {
     for _ in 0..PATIENCE {
-        // SAFETY: no status is asked for.
+        // SAFETY: no status is requested.
         if unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == pid {
             return;
         }
         sleep(PAUSE);
     }
-    // SAFETY: it is the child, which was not waited for yet.
+    // SAFETY: it is the child, which has not been waited for yet.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     // SAFETY: likewise.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };

@@ -1,4 +1,4 @@
-//! What a forked child may do with what its parent had: begin anew, or be told that it cannot.
+//! The rights of a forked child over what it inherits: it starts anew, or gets an error.
 #![cfg(target_os = "linux")]
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn request(key: &str) -> Request {
     Request::new("forks", key).unwrap()
 }
 
-/// The name of what a begin came to.
+/// Returns the name of a begin's result.
 fn begin(engine: &Engine, key: &str) -> String {
     match block_on(engine.begin(&request(key))) {
         Ok(Begin::Acquired(_)) => "acquired".to_owned(),
@@ -25,7 +25,7 @@ fn begin(engine: &Engine, key: &str) -> String {
     }
 }
 
-/// Waits in vain for a key in progress: by the timer.
+/// Waits in vain for a key in progress, and times out.
 fn wait(engine: &Engine, key: &str) -> String {
     let begin = block_on(engine.begin_or_wait(&request(key), SHORT)).unwrap();
     format!("{:?}", begin.verdict()).split('(').next().unwrap_or_default().to_owned()
@@ -70,7 +70,8 @@ fn a_sleep_goes_over_to_the_child_that_polls_it_and_nobody_elses_does() {
     assert_eq!(said, "slept");
 }
 
-/// Threads keep the timer's lock busy: a child is forked while one of them holds it, sooner or later.
+/// Threads keep the timer's lock busy: sooner or later a child is forked while one of them holds
+/// it.
 #[test]
 fn children_of_a_busy_process_wait_too() {
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -113,7 +114,7 @@ fn a_childs_sqlite_store_says_that_it_is_its_parents() {
         format!("{inherited:?} {again} {fresh}")
     });
     assert!(said.starts_with("[true, true] true acquired "), "{said}");
-    // The child has closed nothing of the parent's, nor does its end.
+    // Neither the child nor its exit has closed anything of the parent's.
     assert_eq!(begin(&engine, "l"), "acquired");
     drop((engine, store));
     let said = child(|| begin(&Engine::builder(SqliteStore::open(&path).unwrap()).build().unwrap(), "l"));
@@ -138,8 +139,8 @@ fn a_child_that_drops_its_parents_store_neither_hangs_nor_harms_it() {
     assert_eq!(begin(own.as_ref().unwrap(), "l"), "acquired");
 }
 
-/// What two copies of one process say, of which all three have one number: as of a snapshot of a machine that is started
-/// twice. `None` where this user may not.
+/// Returns the output of two copies of one process, where all three have the same process id, as
+/// when a snapshot of a machine is started twice. `None` where this user lacks the right.
 fn two_copies(prepare: impl Fn(), work: impl Fn() -> String) -> Option<[String; 2]> {
     let said = copy(|| {
         prepare();
@@ -155,14 +156,14 @@ fn two_copies(prepare: impl Fn(), work: impl Fn() -> String) -> Option<[String; 
     Some([number_1(&number_1(one)), number_1(other)])
 }
 
-/// A process that has worked for a while.
+/// Simulates a process that has worked for a while.
 fn draw_many() {
     (0..1000).for_each(|_| drop(Owner::random()));
 }
 
 #[test]
 fn copies_of_a_process_draw_other_owners() {
-    // As it stands in a token: `Debug` does not show it.
+    // The form in a token, since `Debug` does not show it.
     let draw = || serde_json::to_string(&Owner::random().unwrap()).unwrap();
     if let Some([one, other]) = two_copies(draw_many, draw) {
         assert!(one.len() == 34 && other.len() == 34, "{one} {other}");
@@ -170,7 +171,8 @@ fn copies_of_a_process_draw_other_owners() {
     }
 }
 
-/// The same on a file: of each key one copy is granted the lease, and the other finds it in progress.
+/// The same on a file: for each key, one copy is granted the lease, and the other finds it in
+/// progress.
 #[test]
 fn copies_of_a_process_are_not_both_granted_a_key() {
     let dir = tempfile::tempdir().unwrap();
@@ -185,7 +187,7 @@ fn copies_of_a_process_are_not_both_granted_a_key() {
     }
 }
 
-/// Its parent's connection is not for a child: what both write would be mixed up.
+/// A child must not use its parent's connection: the writes of both would be interleaved.
 #[test]
 fn a_childs_redis_store_says_that_it_is_its_parents() {
     let dir = tempfile::tempdir().unwrap();
@@ -218,7 +220,7 @@ fn a_childs_redis_store_says_that_it_is_its_parents() {
     drop(server);
 }
 
-/// A running server, killed with this value.
+/// A running server, killed when this value is dropped.
 struct Server(std::process::Child);
 
 impl Drop for Server {
