@@ -3,6 +3,9 @@
 //! clock.
 #![cfg(feature = "memory")]
 
+#[path = "support/manual.rs"]
+mod manual;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -23,46 +26,7 @@ use nevertwice::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-const SECOND: Duration = Duration::from_secs(1);
-
-type Store = FaultyStore<MemoryStore>;
-
-fn request(key: &str) -> Request {
-    Request::new("tests", key).unwrap()
-}
-
-fn setup() -> (ManualClock, Store, Engine) {
-    let clock = ManualClock::new();
-    let store = FaultyStore::with_clock(MemoryStore::builder().clock(clock.clone()).build(), clock.clone());
-    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
-    (clock, store, engine)
-}
-
-fn acquire(engine: &Engine, key: &str) -> Lease {
-    match block_on(engine.begin(&request(key))) {
-        Ok(Begin::Acquired(lease)) => lease,
-        other => panic!("expected a lease, got {other:?}"),
-    }
-}
-
-fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Option<F::Output> {
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
-    }
-}
-
-/// Returns the output of `call`, advancing the clock by `step` whenever it is pending.
-fn driven<T>(clock: &ManualClock, step: Duration, call: impl Future<Output = T>) -> T {
-    let mut call = Box::pin(call);
-    for _ in 0..10_000 {
-        if let Some(value) = poll(&mut call) {
-            return value;
-        }
-        clock.advance(step);
-    }
-    panic!("L1: the call does not end");
-}
+use manual::{SECOND, Store, acquire, driven, poll, request, setup};
 
 fn state(engine: &Engine, key: &str) -> Option<StateKind> {
     block_on(engine.inspect("tests", key)).unwrap().map(|seen| seen.state)

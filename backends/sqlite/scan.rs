@@ -1,6 +1,6 @@
 //! Listing of all records, page by page, in the order they were inserted.
 
-use rusqlite::{Connection, Row, Rows};
+use rusqlite::{Connection, Row, params_from_iter};
 
 use super::rows::{Table, blob, decode, prepare};
 use super::trouble::{Trouble, unusable};
@@ -24,11 +24,8 @@ impl Table {
         after: Option<&Cursor>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let [last] = after.map_or(Ok([i64::MIN]), numbers)?;
         let place = |row: &Row<'_>| Ok([row.get(0)?]);
-        let mut statement = prepare(db, &self.list)?;
-        let rows = statement.query([last, one_more(limit)]).map_err(Trouble::from)?;
-        collect(rows, place, timeline, limit)
+        page(db, &self.list, place, timeline, after, limit)
     }
 
     /// Returns up to `limit` rows that are evidence of an effect, after the cursor, those kept
@@ -40,29 +37,29 @@ impl Table {
         after: Option<&Cursor>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let [due, seq] = after.map_or(Ok([i64::MIN; 2]), numbers)?;
         let place = |row: &Row<'_>| Ok([row.get(4)?, row.get(0)?]);
-        let mut statement = prepare(db, &self.list_evidence)?;
-        let rows = statement.query([due, seq, one_more(limit)]).map_err(Trouble::from)?;
-        let mut page = collect(rows, place, timeline, limit)?;
-        // The column has no checksum.
+        let mut page = page(db, &self.list_evidence, place, timeline, after, limit)?;
+        // The column carries no checksum.
         page.records.retain(|(_, record)| record.is_evidence());
         Ok(page)
     }
 }
 
-/// Returns `limit` plus one, to detect a next page.
-fn one_more(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
-}
-
-/// Builds a page from `rows`; `place` returns the position of each.
-fn collect<const NUMBERS: usize>(
-    mut rows: Rows<'_>,
+/// Up to `limit` rows of `statement` after the place that `after` names.
+fn page<const NUMBERS: usize>(
+    db: &Connection,
+    statement: &str,
     place: impl Fn(&Row<'_>) -> rusqlite::Result<[i64; NUMBERS]>,
     timeline: &Timeline,
+    after: Option<&Cursor>,
     limit: usize,
 ) -> Result<Page, StoreError> {
+    let after = after.map_or(Ok([i64::MIN; NUMBERS]), numbers)?;
+    // One more than asked for, to know whether there is a next page.
+    let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+    let mut statement = prepare(db, statement)?;
+    let mut rows =
+        statement.query(params_from_iter(after.into_iter().chain([one_more]))).map_err(Trouble::from)?;
     let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
     let (mut last, mut seen, mut bytes) = ([i64::MIN; NUMBERS], 0, 0);
     while let Some(row) = rows.next().map_err(Trouble::from)? {
