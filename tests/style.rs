@@ -8,8 +8,26 @@ const COLUMNS: usize = 100;
 
 /// Words that no doc comment may open with: it opens with what the thing is or does.
 const OPENINGS: [&str; 20] = [
-    "What", "Who", "Whom", "Whose", "Whoever", "Whatever", "Whether", "Where", "Wherever", "How", "Which", "Why",
-    "When", "If", "That", "Somebody", "Nobody", "Everybody", "Anybody", "Something",
+    "What",
+    "Who",
+    "Whom",
+    "Whose",
+    "Whoever",
+    "Whatever",
+    "Whether",
+    "Where",
+    "Wherever",
+    "How",
+    "Which",
+    "Why",
+    "When",
+    "If",
+    "That",
+    "Somebody",
+    "Nobody",
+    "Everybody",
+    "Anybody",
+    "Something",
 ];
 
 /// Words that a plainer one replaces: a caller, a process, an operator, "none".
@@ -21,7 +39,8 @@ fn files() -> Vec<PathBuf> {
     let output = Command::new("git").current_dir(root).args(["ls-files", "-z"]).output().expect("git runs");
     assert!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
     let names = String::from_utf8(output.stdout).expect("paths are UTF-8");
-    let files: Vec<_> = names.split('\0').filter(|name| kind(name).is_some()).map(|name| root.join(name)).collect();
+    let files: Vec<_> =
+        names.split('\0').filter(|name| kind(name).is_some()).map(|name| root.join(name)).collect();
     assert!(files.len() > 100, "git lists {} files", files.len());
     files
 }
@@ -64,13 +83,15 @@ fn prose(kind: Kind, text: &str) -> Vec<Line<'_>> {
     for (at, line) in text.lines().enumerate() {
         let (mark, text) = match kind {
             Kind::Markdown => ("", line),
-            Kind::Comments(marks) => match marks.iter().find_map(|mark| Some((*mark, line.trim_start().strip_prefix(mark)?))) {
-                Some(found) => found,
-                None => {
-                    fenced = false;
-                    continue;
+            Kind::Comments(marks) => {
+                match marks.iter().find_map(|mark| Some((*mark, line.trim_start().strip_prefix(mark)?))) {
+                    Some(found) => found,
+                    None => {
+                        fenced = false;
+                        continue;
+                    }
                 }
-            },
+            }
         };
         let trimmed = text.trim();
         if trimmed.starts_with("```") {
@@ -112,9 +133,8 @@ fn none(faults: &[String], rule: &str) {
 
 #[test]
 fn prose_is_wrapped_at_100_columns() {
-    let wide = faults(|lines, at| {
-        (lines[at].width > COLUMNS).then(|| format!("{} columns", lines[at].width))
-    });
+    let wide =
+        faults(|lines, at| (lines[at].width > COLUMNS).then(|| format!("{} columns", lines[at].width)));
     none(&wide, "wider than 100 columns:");
 }
 
