@@ -1,6 +1,7 @@
-//! Short histories of one key on the real stores, recorded while several tasks work on it at once, whose answers must be
-//! explained by some order of the calls. Answers that were lost and calls that were dropped are unknown. Prints what it did
-//! with `--nocapture`. With `NEVERTWICE_LONG=1`, ten times as much.
+//! Linearizability of the real stores: short histories of one key, recorded while several tasks use
+//! it concurrently, must be explained by some order of the calls. The outcome of a call that was
+//! dropped or whose answer was lost is unknown. Prints a summary with `--nocapture`.
+//! `NEVERTWICE_LONG=1` runs ten times as many histories.
 #![cfg(all(feature = "memory", feature = "sqlite", feature = "redis"))]
 #![allow(clippy::print_stdout)] // what a run did is its result
 
@@ -29,17 +30,17 @@ use recorder::Troubled;
 use server::Server;
 use spec::{Event, Spec, is_linearizable};
 
-/// How many histories a store has to answer for, half of them of the engine and half of the store itself.
-/// Without optimisation, a tenth.
+/// The number of histories for each store, half of them of the engine and half of the store alone.
+/// A tenth of that without optimisation.
 const HISTORIES: u64 = if cfg!(debug_assertions) { 5_000 } else { 50_000 };
 const SEED: u64 = 20_261_122;
 
-/// What the longer run multiplies its work by.
+/// The factor by which the longer run multiplies its work.
 fn factor() -> u64 {
     if std::env::var("NEVERTWICE_LONG").is_ok_and(|long| long == "1") { 10 } else { 1 }
 }
 
-/// What a history was, to be added up.
+/// Totals over the histories of a store.
 #[derive(Default)]
 struct Tally {
     histories: u64,
@@ -95,13 +96,13 @@ async fn histories(store: Arc<dyn Store>, name: &'static str, at_once: usize) {
     assert!(tally.overlapping > all / 2, "calls overlap");
 }
 
-/// Every other history has faults.
+/// Wraps the store for history `n`; every other history has faults.
 fn troubled(store: &Arc<dyn Store>, n: u64) -> Troubled {
     let seed = SEED.wrapping_add(n);
     Troubled { inner: Arc::clone(store), faulty: n % 2 == 1, seed, calls: AtomicU64::new(0) }
 }
 
-/// Two threads, so that calls on one key really run at once.
+/// Runs on two threads, so that calls on one key really run concurrently.
 fn on_threads(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -1,7 +1,8 @@
-//! The rules and the way they are used, checked in every order of events that fits the limits: the real
-//! [`decide`](nevertwice::decide) between clients that crash, a network that loses, repeats and reorders, and a store whose
-//! clock steps. Prints what it did with `--nocapture`. With `NEVERTWICE_LONG=1`, larger limits.
-//! Without optimisation it is too slow for all of that, and sees the first states only: `cargo test --release --test protocol`.
+//! Model checking of the rules and of how the engine uses them, in every order of events within the
+//! limits: the real [`decide`](nevertwice::decide) between clients that crash, a network that
+//! loses, repeats and reorders messages, and a store whose clock steps. Prints a summary with
+//! `--nocapture`. `NEVERTWICE_LONG=1` raises the limits. A build without optimisation is too slow
+//! for all states and checks only the first ones: run `cargo test --release --test protocol`.
 
 #![allow(clippy::print_stdout)] // what a run did is its result
 
@@ -26,7 +27,7 @@ use ghost::{Count, Event};
 use row::{Rerun, Role};
 use world::{Limits, Menu, Protocol, Setup};
 
-/// As many as a runner has cores.
+/// The cores of a CI runner.
 const THREADS: usize = 2;
 const SEED: u64 = 20_261_122;
 
@@ -34,12 +35,12 @@ fn is_long() -> bool {
     std::env::var("NEVERTWICE_LONG").is_ok_and(|long| long == "1")
 }
 
-/// What the longer run multiplies its work by.
+/// The factor by which the longer run multiplies its work.
 fn factor() -> usize {
     if is_long() { 10 } else { 1 }
 }
 
-/// When a check started.
+/// The start of a check.
 #[derive(Clone, Copy)]
 struct Started(Duration);
 
@@ -53,21 +54,21 @@ impl Started {
     }
 }
 
-/// Kept longer than any run lasts.
+/// A retention longer than any run.
 const LONG: u8 = 120;
 
 fn role(recovery: Rerun) -> Role {
     Role { place: 0, payload: 0, lease: 2, retention: LONG, unresolved: LONG, recovery, max_attempts: 3 }
 }
 
-/// How many states are seen where nothing is optimised, in each check: only `--release` sees them all.
+/// The number of states that each check visits without optimisation. Only `--release` visits all.
 const WITHOUT_OPTIMISATION: usize = 20_000;
 
 fn is_bounded() -> bool {
     cfg!(debug_assertions)
 }
 
-/// Checks every state within the limits, and that each of `reached` happened.
+/// Checks every state within the limits, and that each event of `reached` happened.
 fn check(setup: Setup, reached: &[Event]) -> usize {
     let start = Started::now();
     let count = Arc::new(Count::default());
@@ -82,7 +83,8 @@ fn check(setup: Setup, reached: &[Event]) -> usize {
     checker.unique_state_count()
 }
 
-/// Walks at random through what is too large to be seen whole. States seen twice are counted twice.
+/// Checks random walks through a state space too large to be exhausted. States visited twice count
+/// twice.
 fn walk(setup: Setup, states: usize, reached: &[Event]) {
     let start = Started::now();
     let count = Arc::new(Count::default());
@@ -98,7 +100,7 @@ fn walk(setup: Setup, states: usize, reached: &[Event]) {
     report(&name, start, &checker, &count, reached);
 }
 
-/// What was done, and whether it held.
+/// Prints the result of a check and fails if a property was broken or an event never happened.
 fn report(name: &str, start: Started, checker: &impl Checker<Protocol>, count: &Count, reached: &[Event]) {
     let (all, unique, depth) = (checker.state_count(), checker.unique_state_count(), checker.max_depth());
     println!("protocol: {name}: {unique} unique of {all} states, depth {depth}, {:?}", start.elapsed());
@@ -123,7 +125,7 @@ fn setup(name: &str, roles: &[(Role, Menu)], limits: Limits) -> Setup {
     Setup { name: name.to_owned(), roles: roles.to_vec(), limits, horizon: 4 }
 }
 
-/// Two clients that do the same.
+/// Checks two clients with the same role and menu.
 fn pair(name: &str, recovery: Rerun, menu: Menu, limits: Limits, reached: &[Event]) {
     check(setup(&format!("{name}, {recovery:?}"), &[(role(recovery), menu); 2], limits), reached);
 }
@@ -166,7 +168,7 @@ fn two_clients_mark_their_effect() {
     pair("mark", Rerun::Never, menu, A_CRASH, &[Event::Effect, Event::UnresolvedCrash]);
 }
 
-/// Each begins again as the owner that it was, whatever it did before it crashed.
+/// Each client begins again as the same owner, whatever it did before it crashed.
 #[test]
 fn two_clients_keep_their_owners() {
     let menu = Menu::MARK.and(Menu::COMPLETE).and(Menu::KEEP_OWNER);
@@ -177,7 +179,7 @@ fn two_clients_keep_their_owners() {
     pair("owners that renew", Rerun::Always, renews, A_CRASH, &[Event::OwnerKept, Event::Takeover]);
 }
 
-/// A lease so short that a begin may be over before it hears of its grant.
+/// A lease so short that it may end before its begin learns of the grant.
 #[test]
 fn two_clients_are_granted_late() {
     let late = Role { lease: 1, ..role(Rerun::UnlessEffect) };
@@ -186,7 +188,7 @@ fn two_clients_are_granted_late() {
     check(setup("late", &[(late, menu); 2], A_LOSS), &reached);
 }
 
-/// Evidence outlasts a retention that is over, and the store's clean-up.
+/// Evidence outlasts its retention and the store's purge.
 #[test]
 fn two_clients_leave_evidence() {
     let menu = Menu::MARK.and(Menu::FAIL_UNRESOLVED);
@@ -198,7 +200,7 @@ fn two_clients_leave_evidence() {
             Setup { horizon: 5, ..setup(&format!("evidence, {recovery:?}"), &[(short, menu); 2], limits) };
         check(setup, &reached);
     }
-    // Nor does it stand for ever.
+    // But not for ever: its own retention ends too.
     let brief = Role { lease: 1, retention: 1, unresolved: 2, ..role(Rerun::UnlessEffect) };
     let limits = Limits { purges: 1, ..A_CRASH };
     let setup = Setup { horizon: 6, ..setup("brief evidence", &[(brief, menu); 2], limits) };
@@ -306,7 +308,7 @@ fn three_clients() {
     assert!(is_bounded() || states >= 1_000_000, "{states} states");
 }
 
-/// All that can happen, at random: deep paths of what is too large to be seen whole.
+/// Everything at once, in random walks: long paths through a state space too large to be exhausted.
 #[test]
 fn three_clients_at_random() {
     let one = Role { retention: 3, unresolved: 6, ..role(Rerun::UnlessEffect) };
@@ -329,7 +331,7 @@ fn three_clients_at_random() {
     };
     let setup = Setup { horizon: 24, ..setup("at random", &roles, limits) };
     let states = if is_bounded() { WITHOUT_OPTIMISATION } else { 1_000_000 * factor() };
-    // What is rare here has a check of its own.
+    // Events that are rare here have a check of their own.
     let rare = [Event::AttemptsExhausted, Event::Amended, Event::AmendRefused, Event::GrantedAnew];
     let reached: Vec<Event> = Event::ALL.into_iter().filter(|event| !rare.contains(event)).collect();
     walk(setup, states, &reached);

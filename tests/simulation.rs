@@ -1,6 +1,7 @@
-//! Simulation: whole engines, several to a store, on virtual time, with every choice drawn from a seed. Messages are lost,
-//! late and doubled, callers crash at any await, processes stand still and their clocks show anything. A ledger checks every
-//! write and every answer; a seed that fails is lived through again by the line that it prints.
+//! Simulation: whole engines, several on each store, in virtual time, with every choice drawn from
+//! a seed. Messages are lost, delayed and duplicated, callers crash at any await, processes pause,
+//! and their clocks show anything. A ledger checks every write and every answer. A failing seed
+//! prints the command that replays it.
 #![cfg(feature = "memory")]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the check fails
 #![allow(clippy::print_stdout)] // what a run did is part of its result
@@ -25,11 +26,11 @@ mod wire;
 #[path = "simulation/world.rs"]
 mod world;
 
-/// How many seeds each test lives through: all that CI asks for in a release build, a tenth in an unoptimised one; ten times
-/// as many with `NEVERTWICE_LONG`.
+/// The number of seeds for each test: what CI requires in a release build, a tenth without
+/// optimisation. `NEVERTWICE_LONG` multiplies it by ten.
 const SEEDS: u64 = if cfg!(debug_assertions) { 1_000 } else { 10_000 };
 
-/// Lives through seeds 0, 1, 2, .. on all cores, or aloud through the one that `NEVERTWICE_SEED` names.
+/// Runs seeds 0, 1, 2, .. on all cores, or with a full trace the one that `NEVERTWICE_SEED` names.
 fn explore(test: &str, heals: bool) {
     if let Ok(seed) = std::env::var("NEVERTWICE_SEED") {
         let seed = seed.parse().expect("NEVERTWICE_SEED is a number");
@@ -76,7 +77,7 @@ fn once_faults_stop_everything_comes_to_its_end() {
     explore("once_faults_stop_everything_comes_to_its_end", true);
 }
 
-/// A seed that fails can be lived through again: everything in it happens again, in the same order, at the same times.
+/// A failing seed can be replayed: it repeats every event, in the same order and at the same times.
 #[test]
 fn a_seed_is_always_the_same() {
     for seed in 0..200 {

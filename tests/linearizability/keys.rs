@@ -1,5 +1,6 @@
-//! What a key is to callers of the engine, from the tables of the state machine: a second `decide` it is not, since it
-//! knows no time. A lease is either long, and not over before the test is, or short, and may be over at any moment.
+//! The specification of a key for callers of the engine, after the tables of the state machine. It
+//! knows no time, so it is no second `decide`. A lease is either long and outlasts the test, or
+//! short and may end at any moment.
 
 use crate::spec::Spec;
 
@@ -50,15 +51,15 @@ enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Row {
     owner: u32,
-    /// `None`: the begin that made the grant was never answered.
+    /// `None` if the begin that made the grant was never answered.
     fence: Option<u64>,
     attempt: u32,
-    /// Whether it was written since the grant.
+    /// True if it was written since the grant.
     touched: bool,
     phase: Phase,
 }
 
-/// A key and the greatest fence that anybody was shown.
+/// A key and the greatest fence that any caller was shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     row: Option<Row>,
@@ -97,7 +98,7 @@ impl Key {
         answer: Option<&Answer>,
         ways: &mut Vec<(Key, Answer)>,
     ) {
-        // A fence is whatever the store said, as long as it increases.
+        // The store chooses the fence; it only has to increase.
         let shown = match answer {
             Some(Answer::Acquired { fence, .. }) => Some(*fence),
             _ => None,
@@ -122,7 +123,8 @@ impl Key {
                         grant(row.attempt + 1, marked, true);
                     }
                 }
-                // Who has written something may have acted, and is answered as anybody.
+                // An owner that has written may have acted, so its begin is answered like any other
+                // owner's.
                 if row.owner != owner || row.touched {
                     ways.push((*self, Answer::InProgress));
                 } else if row.fence.is_none_or(|fence| Some(fence) == shown) {

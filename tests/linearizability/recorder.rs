@@ -1,4 +1,5 @@
-//! Records what several tasks do to one key, over a store that yields, fails and loses answers.
+//! Records the calls of several tasks on one key, over a store that yields, fails and loses
+//! answers.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -11,7 +12,7 @@ use nevertwice::{Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, asy
 
 use crate::spec::Event;
 
-/// Numbers that look random, the same for the same seed.
+/// A pseudo-random generator, reproducible from its seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(u64);
 
@@ -33,11 +34,11 @@ impl Dice {
 }
 
 tokio::task_local! {
-    /// How many answers the call that is under way has lost so far: each may have been done unnoticed.
+    /// The number of answers that the current call has lost. Each of them may hide a write.
     static LOST: Cell<usize>;
 }
 
-/// A store whose calls let others run before and after, and that fails now and then if it is told to.
+/// A store whose calls yield before and after, and which fails now and then if `faulty` is set.
 #[derive(Debug)]
 pub(crate) struct Troubled {
     pub(crate) inner: Arc<dyn Store>,
@@ -82,7 +83,7 @@ impl Store for Troubled {
     }
 }
 
-/// Lets others run so many times.
+/// Yields to other tasks `times` times.
 pub(crate) async fn rest(times: u64) {
     let mut left = times;
     poll_fn(|context| {
@@ -96,7 +97,7 @@ pub(crate) async fn rest(times: u64) {
     .await;
 }
 
-/// What `call` gives, or `None` if it is dropped before.
+/// Returns the result of `call`, or `None` if it is dropped after so many polls.
 pub(crate) async fn dropped_after<T>(polls: Option<u64>, call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
     let mut left = polls;
@@ -126,7 +127,8 @@ impl<C: Clone, A> Recorder<C, A> {
         Recorder { clock: AtomicUsize::new(0), events: Mutex::default() }
     }
 
-    /// Runs `act` and records it as `call`, with what `answer` makes of it (`None`: unknown).
+    /// Runs `act` and records it as `call`, with the answer that `answer` derives from its result
+    /// (`None`: unknown).
     pub(crate) async fn record<T>(
         &self,
         call: C,
@@ -143,7 +145,7 @@ impl<C: Clone, A> Recorder<C, A> {
         let at = self.clock.fetch_add(1, Ordering::SeqCst);
         let answered = answer(&given).map(|answer| (at, answer));
         let mut events = self.events.lock().unwrap();
-        // A try whose answer was lost is a call of its own, of which nobody knows what became.
+        // An attempt whose answer was lost counts as a call of its own, with an unknown outcome.
         for _ in 0..lost {
             events.push(Event { call: call.clone(), sent, answered: None });
         }

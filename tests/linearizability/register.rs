@@ -1,9 +1,9 @@
-//! What a record is to callers of a store: a value that is replaced if it is the expected one. Every written value is
-//! another one, so that it stands for its stamp.
+//! The specification of a record for callers of a store: a value that is replaced if it is the
+//! expected one. Every written value is unique, so it identifies its stamp.
 
 use crate::spec::Spec;
 
-/// A value that was written once.
+/// A value that is written only once.
 pub(crate) type Value = u32;
 
 #[derive(Debug, Clone, Copy)]
@@ -15,14 +15,14 @@ pub(crate) enum Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Found(Option<Value>),
-    /// With the stamp of the write, or the time of a removal.
+    /// The stamp of the write, or the time of a removal.
     Done(u64),
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Register {
     value: Option<Value>,
-    /// The greatest stamp that anybody was shown.
+    /// The greatest stamp that any caller was shown.
     last: u64,
 }
 
@@ -35,7 +35,8 @@ impl Spec for Register {
         match *call {
             Call::Load => found.then_some(*self).into_iter().collect(),
             Call::Swap { expected, next } => {
-                // Removing what is not there is done; a store may also show that it is gone.
+                // Removing an absent record succeeds; a store may also report a conflict that shows
+                // it absent.
                 let gone = next.is_none() && self.value.is_none();
                 if self.value != expected && !(gone && matches!(answer, Some(Answer::Done(_)))) {
                     return found.then_some(*self).into_iter().collect();

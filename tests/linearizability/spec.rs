@@ -1,30 +1,32 @@
-//! Whether a recorded history of one key can have happened one call after the other: Wing and Gong's search, with what was
-//! tried before remembered. A call whose answer is unknown took effect at some moment after it was sent, or never.
+//! A linearizability checker for a recorded history of one key: Wing and Gong's search, with
+//! visited states remembered. A call whose answer is unknown took effect at some moment after it
+//! was sent, or never.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 
-/// One call of a history. Moments are the places in the order of all sends and answers.
+/// One call of a history. Its times are positions in the order of all sends and answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Event<C, A> {
     pub(crate) call: C,
     pub(crate) sent: usize,
-    /// When it was answered, and what; `None`: nobody knows what became of it.
+    /// The time and value of the answer, or `None` if the outcome is unknown.
     pub(crate) answered: Option<(usize, A)>,
 }
 
-/// What a key is, as a caller may rely on: all states that it can be in after a call that was answered so.
+/// The sequential specification of a key, in one of its states.
 pub(crate) trait Spec: Clone + Eq + Hash + Debug {
     type Call: Debug;
     type Answer: Debug;
 
-    /// The states in which `call` can leave the key if it is answered by `answer` (`None`: unknown).
+    /// The states in which `call` can leave the key if it is answered by `answer` (`None`:
+    /// unknown).
     fn after(&self, call: &Self::Call, answer: Option<&Self::Answer>) -> Vec<Self>;
 }
 
-/// Whether some order of the calls, in which none comes before one that was answered before it was sent, explains every
-/// answer.
+/// Returns true if some order of the calls explains every answer. In that order, a call that was
+/// answered before another was sent comes first.
 pub(crate) fn is_linearizable<S: Spec>(start: S, history: &[Event<S::Call, S::Answer>]) -> bool {
     assert!(history.len() <= 64, "a history is short");
     let mut seen = HashSet::new();
@@ -38,7 +40,7 @@ pub(crate) fn is_linearizable<S: Spec>(start: S, history: &[Event<S::Call, S::An
             continue;
         }
         let left = || history.iter().enumerate().filter(|(at, _)| done & (1 << at) == 0);
-        // Whoever was answered first must come before all that were sent later.
+        // The call that was answered first precedes all calls sent after its answer.
         let first = left().filter_map(|(_, event)| event.answered.as_ref()).map(|(at, _)| *at).min();
         for (at, event) in left().filter(|(_, event)| first.is_none_or(|first| event.sent < first)) {
             let answer = event.answered.as_ref().map(|(_, answer)| answer);

@@ -1,4 +1,4 @@
-//! What the tasks of a history do: at random, but the same for the same seed.
+//! The tasks of a history: random, but reproducible from the seed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use crate::recorder::{Dice, Recorder, Troubled, dropped_after, rest};
 use crate::register;
 use crate::spec::Event;
 
-/// Over by the next call, or not.
+/// A lease that is over by the next call; `LONG` outlasts the test.
 const SHORT: Duration = Duration::from_micros(1);
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What a call may take on a machine that is busy with something else.
+/// A call timeout for a machine that is busy with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 type Keys = Recorder<keys::Call, keys::Answer>;
 type Registers = Recorder<register::Call, register::Answer>;
 
-/// Three or four tasks that begin and finish under one key.
+/// Runs three or four tasks that begin and finish under one key.
 pub(crate) async fn engine(store: Troubled, n: u64) -> (u64, Vec<Event<keys::Call, keys::Answer>>) {
     let mut dice = Dice::new(store.seed ^ 0xE);
     let faulty = store.faulty;
-    // Nothing is to time out, on however busy a machine.
+    // No call may time out, however busy the machine.
     let engine = Engine::builder(store).call_timeout(PATIENCE).build().unwrap();
     let recorder = Arc::new(Keys::new());
     let tasks = 3 + dice.below(2) as u32;
@@ -53,8 +53,8 @@ async fn worker(engine: &Engine, recorder: &Keys, mut dice: Dice, task: u32, n: 
             .lease(if short { SHORT } else { LONG })
             .retention(LONG)
             .recovery(if rerun { Recovery::Rerun } else { Recovery::RerunUnlessEffect });
-        // Where the lease lasts, whoever begins again is the same owner: after a begin that was dropped, and
-        // sometimes after all that it did.
+        // Under a long lease, a repeated begin has the same owner: after a begin that was dropped,
+        // and sometimes after everything else that the task did.
         let request = if short { request } else { request.owner(Owner::random().unwrap()) };
         let mut lease = None;
         for again in 0..2 {
@@ -128,7 +128,7 @@ async fn handler(lease: &Lease, recorder: &Keys, dice: &mut Dice, number: u32, f
             })
             .await;
         if releases {
-            // It may have been dropped before it was sent.
+            // A release may have been dropped before it was sent.
             let late = if drop.is_some() { return } else { lease.complete(bytes).await };
             assert!(matches!(late, Err(Error::LeaseLost { .. })), "S3: heard after a release: {late:?}");
             return;
@@ -136,7 +136,7 @@ async fn handler(lease: &Lease, recorder: &Keys, dice: &mut Dice, number: u32, f
     }
 }
 
-/// Three or four tasks that load and swap one record.
+/// Runs three or four tasks that load and swap one record.
 pub(crate) async fn store(store: Troubled, n: u64) -> (u64, Vec<Event<register::Call, register::Answer>>) {
     let mut dice = Dice::new(store.seed ^ 0x5);
     let faulty = store.faulty;
@@ -153,7 +153,7 @@ pub(crate) async fn store(store: Troubled, n: u64) -> (u64, Vec<Event<register::
     (n, Arc::into_inner(recorder).unwrap().into_events())
 }
 
-/// A record as a begin writes it, to write others like it.
+/// A record as a begin writes it, as a template for others.
 async fn template() -> Record {
     let store = MemoryStore::new();
     let engine = Engine::builder(store.clone()).build().unwrap();
@@ -173,7 +173,7 @@ async fn swapper(
     id: RecordId,
     faulty: bool,
 ) {
-    // What this task believes to be there.
+    // The record that this task believes to be current.
     let mut known: Option<Box<Record>> = None;
     rest(dice.below(4)).await;
     for turn in 0..2 + dice.below(2) as u32 {
@@ -190,7 +190,7 @@ async fn swapper(
             }
             continue;
         }
-        // The attempt says which write it is.
+        // The attempt number identifies the write.
         let next = (!dice.one_in(5)).then(|| {
             let mut next = template.clone();
             next.attempt = 1 + task * 8 + turn;

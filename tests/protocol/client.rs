@@ -1,4 +1,5 @@
-//! A client: the load, decide, swap loop of the engine, one message at a time, and what a handler may do between.
+//! A client: the engine's load, decide, swap loop, one message at a time, and the actions of a
+//! handler between calls.
 
 use crate::ghost::{self, Event, Rule};
 use crate::row::{Again, Cmd, Phase, Reply, Role, Row, Settle, Time, Token, Verdict, decide, slot_of};
@@ -7,20 +8,20 @@ use crate::world::{Menu, Protocol, World};
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Client {
     pub(crate) doing: Doing,
-    /// How often it crashed: each life is another owner, unless it keeps the one it has.
+    /// The number of crashes after which it continued as a new owner.
     life: u8,
     pub(crate) token: Option<Token>,
-    /// The record as it last saw it.
+    /// The record as last seen.
     seen: Option<Row>,
-    /// Until when it relies on its grant, counted from before it asked.
+    /// The time until which it relies on its grant, counted from before the request was sent.
     pub(crate) relies_until: Time,
-    /// What it did under this grant.
+    /// The actions taken under this grant.
     did: Menu,
-    /// Whether it sent a release: then it sends nothing else under this grant.
+    /// True once it sent a release: it then sends nothing else under this grant.
     released: bool,
-    /// Whether its effect has happened.
+    /// True once its effect has happened.
     effect: bool,
-    /// What a begin owes it: an outcome was acknowledged before it began.
+    /// The outcome that its begin must replay, since it was acknowledged before the begin was sent.
     owed: Option<u8>,
 }
 
@@ -28,26 +29,26 @@ pub(crate) struct Client {
 pub(crate) enum Doing {
     #[default]
     Idle,
-    /// Was told to come back then.
+    /// Told to retry at this time.
     Waiting(Time),
     Calling(Call),
     Holding,
-    /// An operator who looked and saw this fence.
+    /// An operator that inspected the record and saw this fence.
     Looked(Time),
-    /// An operator who looked at what an operator settled, and saw this stamp.
+    /// An operator that inspected a resolution and saw this stamp.
     Reviewed(Time),
     Over,
 }
 
-/// A call under way.
+/// A call in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Call {
     pub(crate) cmd: Cmd,
     pub(crate) step: Step,
     pub(crate) wire: Wire,
-    /// When the present message was sent.
+    /// The time at which the current message was sent.
     sent: Time,
-    /// Whether a message of this call was repeated.
+    /// True if a message of this call was repeated.
     again: bool,
 }
 
@@ -62,45 +63,46 @@ pub(crate) enum Wire {
     Sent,
     /// The swap was done.
     Done(Time),
-    /// This is there instead, or was loaded, at this time.
+    /// The record that conflicted or was loaded, if any, and the store's time.
     Found(Option<Row>, Time),
 }
 
-/// What happens to or by a client.
+/// An action of a client, or an event that happens to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Deed {
     Begin,
-    /// A holder's call, from what it last saw, or from a look at the store.
+    /// A holder's call, based on the record as last seen (true) or on a new load (false).
     Call(Cmd, bool),
     /// The side effect.
     Effect,
-    /// An operator looks.
+    /// An operator inspects the record.
     Look,
     Settle(Settle),
-    /// An operator corrects an operator; the flag allows a rerun.
+    /// An operator amends a resolution; the flag allows a rerun.
     Amend(Settle, bool),
     Forget,
     /// A begin in a transaction that is rolled back at once.
     BeginRolledBack,
     Deliver,
-    /// It is done, and a copy is still under way.
+    /// The request is executed, and a copy of it is still in flight.
     DeliverTwice,
     Receive,
-    /// Nobody waits for the request any more, but it may yet arrive. The client repeats it.
+    /// The client times out and repeats its request. The first copy may still arrive.
     DelayRequest,
-    /// The client repeats its request. (A request that is lost and repeated is a request that is sent later.)
+    /// The client repeats its request because the answer was lost. (Losing a request needs no
+    /// action of its own: repeating it is the same as sending it later.)
     LoseAnswer,
-    /// The call is dropped or times out, and the client goes on.
+    /// The call is dropped or times out, and the client continues.
     Drop,
     Crash,
-    /// The process crashes, and begins again as the owner that it was.
+    /// The process crashes and begins again as the same owner.
     CrashAsOwner,
-    /// The process crashes, and another one goes on with its token.
+    /// The process crashes, and another one continues with its token.
     HandOver,
 }
 
 impl Client {
-    /// Whether it has not done anything yet.
+    /// Returns true if it has not done anything yet.
     pub(crate) fn is_fresh(&self) -> bool {
         self.life == 0 && self.doing == Doing::Idle
     }
@@ -179,7 +181,8 @@ impl Client {
         }
     }
 
-    /// What a handler does under its lease. It is honest: once its effect happened it says nothing else.
+    /// Pushes the actions of a handler under its lease. It is honest: once its effect has happened,
+    /// it never reports that there was none.
     fn handler(&self, world: &World, role: &Role, menu: Menu, push: &mut impl FnMut(Deed)) {
         let Some(token) = self.token else { return };
         let mine = token.owner;
@@ -188,7 +191,8 @@ impl Client {
             if self.seen.is_some() {
                 push(Deed::Call(cmd, true));
             }
-            // Its clock says that the lease is over, or it never saw the record.
+            // A load comes first if its clock says that the lease is over, or if it never saw the
+            // record.
             if self.seen.is_none() || !relies {
                 push(Deed::Call(cmd, false));
             }
@@ -196,7 +200,7 @@ impl Client {
         if self.released {
             return call(Cmd::Release(token));
         }
-        // A grant made in a transaction is only finished.
+        // A grant made in a transaction can only be finished.
         let finishes = Menu::COMPLETE.and(Menu::FAIL_NOW).and(Menu::FAIL_AFTER);
         let menu = if token.in_transaction { menu.only(finishes) } else { menu };
         let once = |one: Menu| menu.has(one) && !self.did.has(one);
@@ -249,7 +253,7 @@ impl World {
         let mut client = self.clients[usize::from(at)];
         match deed {
             Deed::Begin => {
-                // A client that was told to come back, or was restarted, keeps its owner.
+                // A client that was told to retry, or was restarted, keeps its owner.
                 let is_new = client.doing == Doing::Idle;
                 let cmd = Cmd::Begin { owner: client.owner(at), is_new };
                 client.owed = self.key(&role).ghost.owes(&role, self.now);
@@ -259,7 +263,7 @@ impl World {
                 client.did = client.did.and(bit(&cmd));
                 client.released |= matches!(cmd, Cmd::Release(_));
                 if ends(&cmd) {
-                    // Whatever comes of it, nobody relies on a lease that he gave back.
+                    // Whatever the answer, a client does not rely on a lease that it is ending.
                     client.relies_until = 0;
                 }
                 match client.seen.filter(|_| believed) {
@@ -298,7 +302,7 @@ impl World {
                 }
                 if deed == Deed::Drop {
                     self.left.drops -= 1;
-                    // A begin is begun again as the same owner; a holder's call can be repeated.
+                    // A begin is repeated as the same owner; a holder's call can be repeated.
                     client.doing = if client.token.is_some() { Doing::Holding } else { Doing::Waiting(0) };
                     count.add(Event::Dropped);
                 } else {
@@ -331,7 +335,7 @@ impl World {
                     Some(swap) => self.swap(model, swap),
                     None => self.load(&role),
                 };
-                // The swap may have told this very client that it is on its own.
+                // The swap may have been a `forget`, after which no client relies on its lease.
                 client.relies_until = self.clients[usize::from(at)].relies_until;
                 client.doing = Doing::Calling(call);
             }
@@ -348,7 +352,8 @@ impl World {
         self.clients[usize::from(at)] = client;
     }
 
-    /// A begin in a transaction of the application's, which is rolled back: its holder may not know.
+    /// Begins in a transaction of the application, which is rolled back. The holder may not know
+    /// that.
     fn roll_back(&mut self, model: &Protocol, at: u8, client: &mut Client) {
         self.left.rollbacks -= 1;
         let role = model.setup.roles[usize::from(at)].0;
@@ -359,7 +364,7 @@ impl World {
         match decide(now, row.as_ref(), &role, &Cmd::Begin { owner, is_new: true }) {
             Verdict::Write(Some(next), Reply::Acquired) => {
                 let next = next.stamped(stamp);
-                // Nothing is left of it but time: no other grant is made in the same microsecond.
+                // Only the advance of time remains: no other grant is made in the same microsecond.
                 self.keys[slot_of(role.place)].last = stamp;
                 self.now = stamp;
                 client.token =
@@ -371,7 +376,7 @@ impl World {
         }
     }
 
-    /// A copy of what is on the wire stays under way, though nobody waits for it.
+    /// Leaves a copy of the message on the wire, although no client awaits its answer.
     fn leave(&mut self, at: u8, client: &Client) {
         if let Doing::Calling(call) = &client.doing {
             self.strays.extend(World::stray_of(at, call));
@@ -382,7 +387,7 @@ impl World {
         Doing::Calling(Call { cmd, step, wire: Wire::Sent, sent: self.now, again: false })
     }
 
-    /// One turn of the loop: decides on what is known, and either ends or swaps.
+    /// One iteration of the loop: decides on what is known, then either ends the call or swaps.
     fn proceed(
         &mut self,
         model: &Protocol,
@@ -419,7 +424,7 @@ impl World {
                 let row = next.map(|next| next.stamped(stamp));
                 self.conclude(model, at, client, &call.cmd, reply, row, stamp, true);
             }
-            // It is gone, as it was to be.
+            // The record is gone, as intended.
             (Wire::Found(None, now), Step::Swap { next: None, reply, .. }) => {
                 self.conclude(model, at, client, &call.cmd, reply, None, now, true);
             }
@@ -428,7 +433,7 @@ impl World {
         }
     }
 
-    /// The client has its answer.
+    /// Hands the client its answer.
     #[allow(clippy::too_many_arguments)] // the answer and all that it was given on
     fn conclude(
         &mut self,
@@ -471,7 +476,7 @@ impl World {
                 Doing::Holding
             }
             _ => {
-                // Over means over: what it may have been granted it does not use any more.
+                // A client that is over no longer uses a grant that it may have been given.
                 *client = Client { life: client.life, doing: Doing::Over, ..Client::default() };
                 Doing::Over
             }
@@ -495,7 +500,7 @@ fn bit(cmd: &Cmd) -> Menu {
     }
 }
 
-/// Whether it ends its grant.
+/// Returns true if the command ends its grant.
 pub(crate) fn ends(cmd: &Cmd) -> bool {
     matches!(cmd, Cmd::Complete(..) | Cmd::Fail(..) | Cmd::Release(_))
 }

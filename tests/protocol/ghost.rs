@@ -1,12 +1,13 @@
-//! What really happened to a key, written down beside the store, and the rules that it has to obey. Nothing here asks
-//! `decide`: the rules are stated on what was written, what was answered and what was acknowledged.
+//! The actual history of a key, recorded beside the store, and the rules that it must obey. Nothing
+//! here calls `decide`: the rules are stated in terms of what was written, answered and
+//! acknowledged.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::client::ends;
 use crate::row::{Again, Cmd, Phase, Reply, Rerun, Role, Row, Settle, Time, Token, Why};
 
-/// A rule that can be broken: the bit that says so.
+/// A rule that can be broken; its discriminant is its bit in [`Rules`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Rule {
     S1,
@@ -42,7 +43,7 @@ impl Rules {
     }
 }
 
-/// What a run has to reach, or it proves nothing.
+/// An event that a check must reach, since otherwise it proves nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
     Granted,
@@ -130,19 +131,19 @@ impl Count {
 /// The history of a key, as far as a rule needs it.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Ghost {
-    /// Every grant and who got it, in the order of the writes.
+    /// Every grant's fence and owner, in the order of the writes.
     grants: Vec<(Time, u8)>,
-    /// The grant that is neither finished nor given back, and until when it holds.
+    /// The fence of the grant that is neither finished nor released, and the end of its lease.
     open: Option<(Time, Time)>,
-    /// The grant that was given back last.
+    /// The fence of the grant that was released last.
     released: Option<Time>,
     /// Every outcome that was written, with the fence of its grant.
     outcomes: Vec<(Time, Phase)>,
-    /// The outcome that stands for good, until its retention is over.
+    /// The final outcome, which must stand until its retention is over.
     standing: Option<Standing>,
-    /// How many of those have come and gone.
+    /// The number of final outcomes that are no longer in force.
     epoch: u8,
-    /// How often the side effect happened.
+    /// The number of times the side effect happened.
     pub(crate) effects: u8,
 }
 
@@ -155,7 +156,7 @@ struct Standing {
     acknowledged: bool,
 }
 
-/// A write, as the store does it.
+/// A write as the store executes it.
 pub(crate) struct Write<'a> {
     pub(crate) role: &'a Role,
     pub(crate) cmd: Cmd,
@@ -166,7 +167,8 @@ pub(crate) struct Write<'a> {
     pub(crate) stamp: Time,
 }
 
-/// An answer, as a client gets it: `row` was there at `now`, or is what the client wrote.
+/// An answer as a client receives it: `row` is the record at `now`, or the one that the client
+/// wrote.
 pub(crate) struct Answered<'a> {
     pub(crate) role: &'a Role,
     pub(crate) cmd: Cmd,
@@ -178,7 +180,8 @@ pub(crate) struct Answered<'a> {
 }
 
 impl Ghost {
-    /// What a begin that starts now must be answered with: the outcome that was acknowledged before.
+    /// The epoch of the outcome that a begin sent now must replay: one that is already
+    /// acknowledged.
     pub(crate) fn owes(&self, role: &Role, now: Time) -> Option<u8> {
         let standing = self.standing.filter(|standing| standing.acknowledged)?;
         (standing.payload == role.payload && u16::from(now) < standing.deadline).then_some(self.epoch)
@@ -188,12 +191,12 @@ impl Ghost {
         self.grants.iter().map(|(fence, _)| *fence).max().unwrap_or(0)
     }
 
-    /// Whether the grant was written for this owner.
+    /// Returns true if the grant was written for this owner.
     pub(crate) fn granted(&self, token: Token) -> bool {
         self.grants.contains(&(token.fence, token.owner))
     }
 
-    /// Whether the outcome that must stand is what there is.
+    /// Returns true if `row` is the outcome that must stand, or if none must.
     pub(crate) fn stands(&self, row: Option<Row>, now: Time) -> bool {
         self.standing.is_none_or(|standing| {
             u16::from(now) >= standing.deadline
@@ -219,7 +222,7 @@ impl Ghost {
         if kept.is_none() || write.cmd == Cmd::Forget {
             self.epoch += u8::from(self.standing.take().is_some());
         } else if let (Cmd::Amend(stamp, settle, may_rerun), Some(row)) = (write.cmd, kept) {
-            // An operator's word may be corrected, by who was shown it.
+            // A resolution may be amended by an operator that was shown it.
             broken.unless(row.resolved && row.stamp == stamp, Rule::S2);
             broken.unless(settle != Settle::Rerun || may_rerun, Rule::S2);
             self.epoch += u8::from(self.standing.take().is_some());
@@ -248,7 +251,8 @@ impl Ghost {
                 broken.unless(next.phase == outcome(write.cmd), Rule::S11);
                 broken.unless(next.unresolved == evidence(write.role, next.phase), Rule::S13);
                 if kept.is_none() {
-                    // Neither by who gave the grant back, nor by who never had it.
+                    // No restoring by a holder that released the grant or whose grant was rolled
+                    // back.
                     let gave_back = self.released == Some(token.fence);
                     broken.unless(!gave_back && !token.in_transaction, Rule::S3);
                     count.add(Event::Restored);
@@ -281,12 +285,12 @@ impl Ghost {
                 count.add(Event::Forgotten);
                 self.open = None;
             }
-            // Nothing else writes, and nothing else removes.
+            // No other command writes or removes.
             _ => broken.add(Rule::S3),
         }
     }
 
-    /// A grant is written: from which rows it may come, and what it takes over.
+    /// Checks a written grant: the rows that it may come from, and what it takes over.
     fn granting(
         &mut self,
         write: &Write<'_>,
@@ -299,7 +303,8 @@ impl Ghost {
         let role = write.role;
         let recovery = role.recovery;
         count.add(Event::Granted);
-        // What was kept when it was decided, and is over when it is written, may be taken either way.
+        // A row that was kept when the grant was decided but has expired when it is written may
+        // count as present or absent.
         let lease = role.lease;
         let first = Phase::Working { owner, lease, effect: false, takeover: false, recovery };
         let fresh = next.attempt == 1 && next.checkpoint.is_none() && next.phase == first;
@@ -312,7 +317,7 @@ impl Ghost {
             None => (1, None, false, false),
             Some(row) => {
                 broken.unless(row.payload == role.payload, Rule::S4);
-                // The grant of this very call, which has not told anybody of it.
+                // The grant of this very call, which has not been reported to any caller.
                 let anew = is_new && row.is_untouched() && row.is_granted_to(owner);
                 broken.unless(anew || row.attempt < role.max_attempts, Rule::S8);
                 let (marked, takeover) = match row.phase {
@@ -418,7 +423,8 @@ impl Ghost {
             Phase::Working { .. } => Some((row, row.until().unwrap_or(0))),
             Phase::Did(_) | Phase::Broke(..) => None,
         });
-        // A begin whose answer was lost: nobody has acted on its grant, and the lease runs.
+        // A begin whose answer was lost: nothing was written since its grant, and the lease is
+        // running.
         let own =
             working.filter(|(row, until)| row.is_granted_to(owner) && row.is_untouched() && now < *until);
         broken.unless(own.is_none() || reply == Reply::Acquired, Rule::S6);
@@ -509,7 +515,7 @@ impl Ghost {
     }
 }
 
-/// What a holder's rewrite makes of its record.
+/// The record that a holder's rewrite must produce.
 fn rewritten(mut row: Row, role: &Role, cmd: Cmd) -> Row {
     match (cmd, &mut row.phase) {
         (Cmd::Mark(_), Phase::Working { effect, .. }) => {
@@ -527,12 +533,12 @@ fn at(mut row: Row, stamp: Time) -> Row {
     row
 }
 
-/// How long an outcome is to be kept if it is evidence.
+/// The retention that an outcome must have as evidence, if it is evidence.
 fn evidence(role: &Role, phase: Phase) -> Option<Time> {
     matches!(phase, Phase::Broke(_, Again::Unresolved)).then_some(role.unresolved)
 }
 
-/// What a finish is to leave.
+/// The phase that a finish must leave.
 fn outcome(cmd: Cmd) -> Phase {
     debug_assert!(ends(&cmd));
     match cmd {

@@ -1,4 +1,4 @@
-//! What has to hold in every state that is reached.
+//! The properties that must hold in every reachable state.
 
 use stateright::{Model, Property};
 
@@ -13,7 +13,7 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
             !world.broken.has(Rule::S1)
         }),
         Property::always("s1_at_most_one_holder_relies_on_its_lease", |model: &Protocol, world: &World| {
-            // A store's clock set forward ends leases early: then tokens protect, not time.
+            // If the store's clock is set forward, leases end early: then tokens protect, not time.
             model.setup.limits.forward > 0 || !world.rivals(&model.setup)
         }),
         Property::always("s2_an_outcome_is_immutable", |_: &Protocol, world: &World| {
@@ -51,7 +51,7 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
     ]
 }
 
-/// Bodies and owners are told apart by client, and a client has one key.
+/// Bodies and owners are numbered by client, and a client has one key.
 fn s7(model: &Protocol, world: &World) -> bool {
     let placed = |who: u8| model.setup.roles.get(usize::from(who / 6)).map(|(role, _)| role.place);
     !world.broken.has(Rule::S7)
@@ -60,16 +60,16 @@ fn s7(model: &Protocol, world: &World) -> bool {
                 Phase::Working { owner, .. } => owner,
                 Phase::Did(who) | Phase::Broke(who, _) => who,
             });
-            // What an operator writes has no client.
+            // A value written by an operator belongs to no client.
             who.and_then(placed).is_none_or(|of| usize::from(of) == place)
         })
 }
 
-/// Where handlers mark before they act and nobody else interferes, the effect happens at most once.
+/// The effect happens at most once if handlers mark it first and no operator interferes.
 fn s8(model: &Protocol, world: &World) -> bool {
     let careful = |(role, menu): &(Role, Menu)| {
         let outlasts = |kept: Time| u16::from(kept) > u16::from(model.setup.horizon) * 2;
-        // Where nothing is ever settled, evidence is all that has to last.
+        // If no client settles the key, only evidence has to last.
         let settles = menu.has(Menu::COMPLETE.and(Menu::FAIL_NEVER));
         let lasts = outlasts(role.retention) || !settles && outlasts(role.unresolved);
         role.recovery != Rerun::Always && lasts && !menu.is_operators()
@@ -85,7 +85,8 @@ fn s10(model: &Protocol, world: &World) -> bool {
         })
 }
 
-/// From every row, time, a begin and, where somebody has to look, an operator's word lead to a grant or an outcome.
+/// From every row, time, a begin and, where it is unresolved, an operator's resolution lead to a
+/// grant or an outcome.
 fn l6(model: &Protocol, world: &World) -> bool {
     let role = model.setup.roles[0].0;
     world.keys.iter().enumerate().all(|(place, key)| {
@@ -115,7 +116,8 @@ fn leads_out(mut row: Row, mut now: Time, role: Role) -> bool {
     false
 }
 
-/// Where nothing can happen any more, everybody has its answer, or waits for a time after the end.
+/// In a state without further actions, every client has its answer or waits for a time past the
+/// horizon, and every operator found nothing to do.
 fn stuck(model: &Protocol, world: &World) -> bool {
     let settled =
         world.clients.iter().zip(&model.setup.roles).all(|(client, (_, menu))| match client.doing {

@@ -1,5 +1,5 @@
-//! Records, commands and answers in small numbers, so that millions of states fit, and the way to the real ones and
-//! back: nothing is decided here but by [`nevertwice::decide`].
+//! Records, commands and answers as small numbers, so that millions of states fit in memory, and
+//! their conversion to and from the real types. Every decision is made by [`nevertwice::decide`].
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,10 +13,10 @@ use nevertwice::{
     Retry, Stamp, State,
 };
 
-/// A moment or a duration of the store, in microseconds.
+/// A time or duration of the store, in microseconds.
 pub(crate) type Time = u8;
 
-/// A record. Which payload, owner or response it is, is a number.
+/// A record. Numbers stand for its payload, owner and response.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct Row {
     pub(crate) stamp: Time,
@@ -24,10 +24,10 @@ pub(crate) struct Row {
     pub(crate) payload: u8,
     pub(crate) attempt: u8,
     pub(crate) retention: Time,
-    /// How long it is kept as evidence, if it says so.
+    /// Its retention as evidence, if it has one.
     pub(crate) unresolved: Option<Time>,
     pub(crate) checkpoint: Option<u8>,
-    /// Whether an operator settled it.
+    /// True if an operator settled it.
     pub(crate) resolved: bool,
     pub(crate) phase: Phase,
 }
@@ -47,21 +47,21 @@ pub(crate) enum Again {
     Unresolved,
 }
 
-/// Who asks, and with which rights.
+/// A client's key, payload and policy.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct Role {
-    /// Which key it works on.
+    /// The key that it works on.
     pub(crate) place: u8,
     pub(crate) payload: u8,
     pub(crate) lease: Time,
     pub(crate) retention: Time,
-    /// How long evidence is kept.
+    /// The retention of evidence.
     pub(crate) unresolved: Time,
     pub(crate) recovery: Rerun,
     pub(crate) max_attempts: u8,
 }
 
-/// [`Recovery`], which cannot be ordered.
+/// [`Recovery`] with an order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) enum Rerun {
     Always,
@@ -69,13 +69,13 @@ pub(crate) enum Rerun {
     Never,
 }
 
-/// What proves a grant.
+/// The proof of a grant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct Token {
     pub(crate) owner: u8,
     pub(crate) fence: Time,
     pub(crate) attempt: u8,
-    /// Whether the grant was made in a transaction of the application's.
+    /// True if the grant was made in a transaction of the application.
     pub(crate) in_transaction: bool,
 }
 
@@ -83,7 +83,7 @@ pub(crate) struct Token {
 pub(crate) enum Cmd {
     Begin {
         owner: u8,
-        /// Whether the owner was drawn for this call.
+        /// True if the owner was drawn for this call.
         is_new: bool,
     },
     Resume(Token),
@@ -94,7 +94,7 @@ pub(crate) enum Cmd {
     Fail(Token, u8, Again),
     Release(Token),
     Resolve(Time, Settle),
-    /// The stamp that was shown, and whether a rerun is meant.
+    /// The stamp that was shown, the new resolution, and whether it may order a rerun.
     Amend(Time, Settle, bool),
     Forget,
 }
@@ -134,7 +134,7 @@ pub(crate) enum Verdict {
 }
 
 impl Row {
-    /// Whether an effect may have happened, and nobody knows.
+    /// Returns true if an effect may have happened and its outcome is unknown.
     pub(crate) fn is_evidence(&self) -> bool {
         match self.phase {
             Phase::Working { effect, recovery, .. } => effect && recovery != Rerun::Always,
@@ -143,7 +143,7 @@ impl Row {
         }
     }
 
-    /// From when on it counts as absent.
+    /// The time from which it counts as absent.
     pub(crate) fn deadline(&self) -> u16 {
         let evidence = self.unresolved.filter(|_| self.is_evidence()).unwrap_or(0);
         let least = match self.phase {
@@ -158,7 +158,7 @@ impl Row {
         u16::from(now) < self.deadline()
     }
 
-    /// Until when its grant holds, if it is one.
+    /// The end of its lease, if it is in progress.
     pub(crate) fn until(&self) -> Option<Time> {
         match self.phase {
             Phase::Working { lease, .. } => Some(self.stamp + lease),
@@ -166,7 +166,7 @@ impl Row {
         }
     }
 
-    /// Whether nothing was written since the grant.
+    /// Returns true if nothing was written since the grant.
     pub(crate) fn is_untouched(&self) -> bool {
         self.stamp == self.fence
     }
@@ -179,7 +179,7 @@ impl Row {
         self.fence == token.fence && self.is_granted_to(token.owner)
     }
 
-    /// Whether nothing but time and an operator's `forget` may change it.
+    /// Returns true if only expiry or an operator can change it.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self.phase, Phase::Did(_) | Phase::Broke(_, Again::Never))
     }
@@ -208,10 +208,10 @@ impl Cmd {
     }
 }
 
-/// A body without a byte.
+/// The number of the empty body.
 pub(crate) const NOTHING: u8 = 255;
 
-/// How many owners, payloads and places there are to name.
+/// The number of owners that can be named.
 const OWNERS: usize = 24;
 const PLACES: [[&str; 2]; 2] = [["a", "bc"], ["ab", "c"]];
 
@@ -250,13 +250,13 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
     Real { owners, payloads, ids, scopes: ["a".into(), "b".into()], template: *template }
 });
 
-/// Which slot of the store a place's key falls on: slots are told apart by the real [`RecordId`] alone.
+/// The store's slot for a place's key. Slots are told apart by the real [`RecordId`] alone.
 pub(crate) fn slot_of(place: u8) -> usize {
     let id = REAL.ids[usize::from(place)];
     REAL.ids.iter().position(|known| *known == id).unwrap()
 }
 
-/// What the real state machine says.
+/// The decision of the real state machine.
 pub(crate) fn decide(now: Time, row: Option<&Row>, role: &Role, cmd: &Cmd) -> Verdict {
     let place = usize::from(role.place);
     let record = row.map(|row| record(row, place));
@@ -280,7 +280,7 @@ fn record_is(row: &Row, place: usize, written: &Record) -> bool {
     record(row, place) == *written
 }
 
-/// Whether a store would remove the row: by the real record's deadline.
+/// Returns true if a store would remove the row, by the real record's deadline.
 pub(crate) fn is_purged(row: &Row, now: Time) -> bool {
     !record(row, 0).is_kept(Stamp(now.into()))
 }
@@ -387,7 +387,7 @@ fn small(record: &Record) -> Row {
     }
 }
 
-/// A token is a value of its own: only a holder, or who was handed one as JSON, has it.
+/// Makes a real token from JSON, since only a lease or JSON yields one.
 fn token(role: &Role, token: Token) -> LeaseToken {
     thread_local!(static MADE: RefCell<HashMap<(Role, Token), LeaseToken>> = RefCell::default());
     MADE.with_borrow_mut(|made| {

@@ -1,7 +1,8 @@
-//! Clients, a network that loses, repeats and reorders, a store that compares and swaps, and its clock.
+//! Clients, a network that loses, repeats and reorders messages, and a store that compares and
+//! swaps, with its clock.
 //!
-//! A client's call has at most one message on the wire that somebody still waits for. Every other copy is a
-//! [`Stray`]: it may reach the store at any later time, or never, and its answer reaches nobody.
+//! A client's call has at most one message on the wire whose answer it awaits. Every other copy is
+//! a [`Stray`]: it may reach the store at any later time or never, and its answer is discarded.
 
 use std::sync::Arc;
 
@@ -12,36 +13,36 @@ use crate::ghost::{Count, Event, Ghost, Rule, Rules, Write};
 use crate::properties;
 use crate::row::{Cmd, Role, Row, Time, is_purged, slot_of};
 
-/// What a run is about. A limit that is used up closes the action for good, so that every path ends.
+/// The setup of a check. A limit that is used up disables its action for good, so every path ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) name: String,
     pub(crate) roles: Vec<(Role, Menu)>,
-    /// What an operator may do, if there is one: it is the last of the clients.
+    /// The faults that may happen.
     pub(crate) limits: Limits,
-    /// The time at which the store's clock ends.
+    /// The last time of the store's clock.
     pub(crate) horizon: Time,
 }
 
-/// What is left of what may go wrong.
+/// The faults that may still happen.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Limits {
     pub(crate) crashes: u8,
-    /// Requests and answers lost, requests that come late.
+    /// Requests delayed and answers lost, each followed by a repetition.
     pub(crate) losses: u8,
     pub(crate) duplicates: u8,
-    /// Calls dropped or timed out by a client that goes on.
+    /// Calls dropped or timed out by a client that continues.
     pub(crate) drops: u8,
-    /// Steps of the store's clock by 3.
+    /// Steps of the machine's clock forward by 3.
     pub(crate) forward: u8,
-    /// Steps back by 2.
+    /// Steps of the machine's clock back by 2.
     pub(crate) back: u8,
     pub(crate) purges: u8,
     /// Transactions that are rolled back.
     pub(crate) rollbacks: u8,
 }
 
-/// What a client may do, one bit each.
+/// The actions that a client may take, one bit each.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Menu(pub(crate) u16);
 
@@ -55,19 +56,19 @@ impl Menu {
     pub(crate) const FAIL_NEVER: Menu = Menu(64);
     pub(crate) const FAIL_UNRESOLVED: Menu = Menu(128);
     pub(crate) const RELEASE: Menu = Menu(256);
-    /// A crash after which another process goes on with the token.
+    /// A crash after which another process continues with the token.
     pub(crate) const HAND_OVER: Menu = Menu(512);
-    /// Instead of all that: an operator who settles.
+    /// Excludes the above: an operator that resolves.
     pub(crate) const RESOLVE: Menu = Menu(1024);
-    /// Instead of all that: an operator who removes.
+    /// Excludes the above: an operator that forgets.
     pub(crate) const FORGET: Menu = Menu(2048);
 
-    /// A process that crashes begins again as the owner that it was.
+    /// A process that crashes begins again as the same owner.
     pub(crate) const KEEP_OWNER: Menu = Menu(4096);
-    /// Instead of all that: an operator who corrects what an operator settled.
+    /// Excludes the above: an operator that amends a resolution.
     pub(crate) const AMEND: Menu = Menu(8192);
 
-    /// What a handler may do.
+    /// Everything that a handler may do.
     pub(crate) const ALL: Menu = Menu(1023);
 
     pub(crate) const fn and(self, other: Menu) -> Menu {
@@ -89,19 +90,19 @@ impl Menu {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
-    /// What the machine's clock says.
+    /// The machine's clock.
     pub(crate) wall: Time,
-    /// The store's time: it does not go back.
+    /// The store's time, which never goes back.
     pub(crate) now: Time,
     pub(crate) keys: [Key; 2],
     pub(crate) clients: Vec<Client>,
-    /// In order, so that two ways to the same network are one state.
+    /// Sorted, so that two orders of sending lead to one state.
     pub(crate) strays: Vec<Stray>,
     pub(crate) left: Limits,
     pub(crate) broken: Rules,
 }
 
-/// A place of the store, and what was seen to happen there.
+/// A slot of the store and the history observed there.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Key {
     pub(crate) row: Option<Row>,
@@ -110,7 +111,7 @@ pub(crate) struct Key {
     pub(crate) ghost: Ghost,
 }
 
-/// A swap that nobody waits for any more.
+/// A swap whose answer no client awaits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct Stray {
     pub(crate) client: u8,
@@ -130,7 +131,7 @@ pub(crate) enum Action {
     Client(u8, Deed),
 }
 
-/// What is checked.
+/// The model to check.
 pub(crate) struct Protocol {
     pub(crate) setup: Setup,
     pub(crate) count: Arc<Count>,
@@ -153,7 +154,7 @@ impl Model for Protocol {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        // Before the first begin there is nothing that time could change.
+        // Before the first begin, the passage of time changes nothing.
         if world.wall < self.setup.horizon && !world.clients[0].is_fresh() {
             actions.push(Action::Tick);
             if world.left.forward > 0 {
@@ -170,7 +171,8 @@ impl Model for Protocol {
         }
         actions.extend((0..world.strays.len()).map(|at| Action::Arrive(at as u8)));
         for (at, client) in world.clients.iter().enumerate() {
-            // Clients of one role are alike: that the first of them begins first is no loss.
+            // Clients of one role are interchangeable: it loses no case that the first of them
+            // begins first.
             let twin = at > 0 && self.setup.roles[at - 1] == self.setup.roles[at];
             if twin && client.is_fresh() && world.clients[at - 1].is_fresh() {
                 continue;
@@ -251,7 +253,7 @@ impl World {
         key.last = stamp;
         self.now = stamp;
         if swap.cmd == Cmd::Forget {
-            // An operator's word: whoever was at work is on its own.
+            // An operator removed the record: its holder can no longer rely on the grant.
             for (client, (other, _)) in self.clients.iter_mut().zip(&model.setup.roles) {
                 if slot_of(other.place) == slot_of(role.place) {
                     client.relies_until = 0;
@@ -261,7 +263,7 @@ impl World {
         Wire::Done(stamp)
     }
 
-    /// Forgets strays that can never be done any more: stamps only increase.
+    /// Removes strays that can never take effect, since stamps only increase.
     fn tidy(&mut self, model: &Protocol) {
         let keys = &self.keys;
         self.strays.retain(|stray| {
@@ -272,7 +274,7 @@ impl World {
         self.strays.sort_unstable();
     }
 
-    /// What is on a client's wire, as a message of its own.
+    /// The swap on a client's wire as a message of its own.
     pub(crate) fn stray_of(at: u8, call: &Call) -> Option<Stray> {
         match call.step {
             Step::Swap { expected, next, .. } => Some(Stray { client: at, cmd: call.cmd, expected, next }),
@@ -280,7 +282,7 @@ impl World {
         }
     }
 
-    /// Whether two clients rely on a grant of one key.
+    /// Returns true if two clients rely on a grant of the same key.
     pub(crate) fn rivals(&self, setup: &Setup) -> bool {
         let relies = |client: &Client| {
             matches!(client.doing, Doing::Holding | Doing::Calling(_)) && client.relies_until > self.now

@@ -1,4 +1,4 @@
-//! Who uses the engines: callers that retry, consumers, waiters, batches, zombies, operators.
+//! The users of the engines: callers that retry, consumers, waiters, batches, zombies, operators.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::world::{World, request};
 
 type Answer = Result<Begin<Arc<Lease>>, Error>;
 
-/// A persona's way through its actions. What it has not done yet when it crashes, it does in its next life.
+/// Runs a persona through its actions. After a crash it continues with those that are left.
 pub(crate) async fn act(world: Arc<World>, number: usize) {
     let process = lock(&world.personas)[number].process;
     let me = Actor { world, process, home: process, number };
@@ -55,7 +55,8 @@ pub(crate) async fn act(world: Arc<World>, number: usize) {
     }
 }
 
-/// After the faults: a key must come to its end, in bounded time and with a bounded number of calls (L2, L6).
+/// Brings a key to its end once the faults are over: in bounded time and a bounded number of calls
+/// (L2, L6).
 pub(crate) async fn settle(world: Arc<World>, key: usize) {
     let me = Actor { world, process: 0, home: 0, number: usize::MAX };
     let lease = Duration::from_micros(me.world.setup.lease);
@@ -73,7 +74,7 @@ pub(crate) async fn settle(world: Arc<World>, key: usize) {
                 Some(wait) => me.world.sleep(wait.as_micros() as u64 + 10).await,
                 None => return,
             },
-            // There may be no place to wait.
+            // The limit of waiters may be reached, so that the call did not wait.
             Ok(Begin::InProgress(busy)) => {
                 assert!(busy.lease_remaining() <= lease, "L2: in progress for longer than a lease");
                 me.world.sleep(busy.lease_remaining().as_micros() as u64 + 1).await;
@@ -85,12 +86,12 @@ pub(crate) async fn settle(world: Arc<World>, key: usize) {
     panic!("L6: a key that does not come to its end");
 }
 
-/// What is asked for under a key: mostly the same.
+/// The fingerprint of a request; callers of a key mostly use the same number.
 fn fingerprint(number: u8) -> Fingerprint {
     Fingerprint::of([number])
 }
 
-/// A handler's error: its text and what may be done about it.
+/// A handler's error: its text and its retry disposition.
 #[derive(Debug, Serialize, Deserialize)]
 struct Trouble(String, Retry);
 
@@ -102,15 +103,15 @@ impl Failure for Trouble {
 
 struct Actor {
     world: Arc<World>,
-    /// Whose engine it uses.
+    /// The process whose engine it uses.
     process: usize,
-    /// Where it runs itself.
+    /// The process that it runs in.
     home: usize,
     number: usize,
 }
 
 impl Actor {
-    /// Time goes by, up to so many leases.
+    /// Sleeps for up to so many leases.
     async fn think(&self, leases: u64) {
         self.world.sleep(self.world.dice.any_time(leases * self.world.setup.lease)).await;
     }
@@ -136,7 +137,7 @@ impl Actor {
         Asked { key, call: 0, place: 0, fingerprint, owner }
     }
 
-    /// A begin as this actor likes it: perhaps as the owner it was before it crashed.
+    /// Draws a begin, perhaps by the owner that this actor used before it crashed.
     fn any_asked(&self, key: usize) -> Asked {
         let dice = &self.world.dice;
         let persona = &mut lock(&self.world.personas)[self.number];
@@ -198,7 +199,7 @@ impl Actor {
         answer
     }
 
-    /// One call of a lease, checked.
+    /// Makes one call of a lease and checks its answer.
     async fn tell(&self, key: usize, lease: &Lease, told: &Told) -> Result<(), Error> {
         let world = &self.world;
         let (calm, fence) = (world.is_calm(), lease.fence());
@@ -226,7 +227,7 @@ impl Actor {
                 Told::Release => lease.release().await,
             }
         };
-        // A finish is tried until the lease ends.
+        // A finish is retried until the lease ends.
         let limit = match kind {
             Kind::Finish => world.setup.call_timeout.max(lease.remaining()),
             _ => world.setup.call_timeout,
@@ -245,7 +246,7 @@ impl Actor {
         answer
     }
 
-    /// Says it again until there is an answer, and perhaps once more.
+    /// Repeats a call until it is answered, and sometimes once more.
     async fn insist(&self, key: usize, lease: &Lease, told: &Told) -> bool {
         for _ in 0..self.world.dice.between(1, 6) {
             match self.tell(key, lease, told).await {
@@ -258,7 +259,7 @@ impl Actor {
         false
     }
 
-    /// Begins again and again until there is an end, or no patience left.
+    /// Begins again until the key has an outcome or the tries are used up.
     async fn caller(&self, key: usize) {
         let asked = self.any_asked(key);
         self.world.note("caller", [key as u64, self.number as u64, u64::from(asked.owner.is_some())]);
@@ -288,8 +289,8 @@ impl Actor {
         }
     }
 
-    /// A holder at work: it may be slow, outlive its lease, change its mind, or just go away. What somebody else does with the
-    /// same token, it does not take back.
+    /// A holder at work: it may be slow, outlive its lease, repeat an action or abandon the lease.
+    /// If another holder shares its token, it never reports that there was no effect.
     async fn work(&self, key: usize, lease: &Lease, alone: bool) {
         let dice = &self.world.dice;
         if dice.percent(25) {
@@ -330,7 +331,7 @@ impl Actor {
             _ => Told::Release,
         };
         if dice.percent(15) {
-            // A heartbeat that runs on beside the end does no harm.
+            // A heartbeat that continues beside the finish must do no harm.
             let (ended, _) = join!(self.insist(key, lease, &told), self.insist(key, lease, &Told::Renew));
             assert!(!ended || lease.remaining().is_zero(), "S11: a renewal opened again what was finished");
         } else {
@@ -341,7 +342,7 @@ impl Actor {
         }
     }
 
-    /// `run` with a handler that may take several leases.
+    /// Calls `run` with a handler that may take several leases.
     async fn consumer(&self, key: usize) {
         let (world, mut asked) = (&self.world, self.any_asked(key));
         let (dice, request) = (&world.dice, self.request(&asked));
@@ -399,7 +400,7 @@ impl Actor {
                 let excused = !calm || ledger.was_removed(asked);
                 assert!(excused, "L3: a renewed lease was lost, and nothing failed");
             }
-            // An operator settled it, or an earlier life under the same owner was heard after all.
+            // An operator settled it, or a finish from an earlier life of this owner arrived late.
             (Err(RunError::Unrecorded { error, .. }), Some(fence)) => match &**error {
                 Error::AlreadyFinished { .. } => {
                     assert!(ledger.is_finished(asked.key, fence), "S2: said to be finished otherwise");
@@ -415,7 +416,7 @@ impl Actor {
         }
     }
 
-    /// Many at once, duplicates included.
+    /// Begins and completes batches, duplicates included.
     async fn batch(&self) {
         let (world, dice) = (&self.world, &self.world.dice);
         let keys: Vec<usize> = (0..dice.between(1, 5)).map(|_| dice.below(world.setup.keys.len())).collect();
@@ -459,7 +460,7 @@ impl Actor {
         }
     }
 
-    /// Begins here and finishes elsewhere; sometimes both go on.
+    /// Begins in one process and finishes in another; sometimes both continue.
     async fn hand_over(&self, key: usize) {
         let Ok(Begin::Acquired(lease)) = self.begin(self.any_asked(key)).await else { return };
         let message = serde_json::to_string(&lease.token()).expect("a token is JSON");
@@ -487,7 +488,7 @@ impl Actor {
     }
 
     fn word(&self) -> Resolution {
-        // What is longer than an outcome may be is refused of an operator.
+        // A resolution whose body exceeds `max_response` is refused, so the limit is applied here.
         let limit = self.world.setup.max_response;
         let body = |text: &'static str| Body::new(Bytes::from_static(text.as_bytes()), limit);
         match self.world.dice.below(3) {
@@ -509,7 +510,7 @@ impl Actor {
         lock(&world.ledger).resolved((key, fence), call, &word, &answer, now, calm);
     }
 
-    /// Corrects what an operator said, by the stamp that was shown some time before.
+    /// Amends an operator's resolution by a stamp that was shown some time before.
     async fn amend(&self, key: usize) {
         let world = &self.world;
         let id = request(&world.setup.keys[key]).id();
@@ -529,13 +530,13 @@ impl Actor {
             assert!(may_rerun || !rerun || shown.attempt == 0, "S2: a rerun that was not meant");
             store.swap(&id, expected, next.as_deref()).await.ok()
         };
-        // Nobody answers for the store here but the store.
+        // The store is called directly here, without an engine that would enforce a deadline.
         let patience = world.sleep(world.setup.call_timeout.as_micros() as u64 + 4 * world.setup.lease);
         let work = async { drop(select(pin!(work), patience).await) };
         world.call(self.home, Kind::Amend, None, work).await;
     }
 
-    /// Goes through what is unfinished, corrects others, and sometimes forgets a key.
+    /// Resolves what is unfinished, amends resolutions, and sometimes forgets a key.
     async fn operator(&self) {
         let (world, calm) = (&self.world, self.world.is_calm());
         let engine = world.engine(self.process);

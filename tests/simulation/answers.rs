@@ -1,4 +1,5 @@
-//! What callers are told: every answer must be one that the key's versions explain, at some moment of the call.
+//! Checks of the answers: each must be explained by a version of the key at some moment of the
+//! call.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +17,14 @@ use super::ledger::{CallId, Kind, Ledger, Page, Version};
 pub(crate) struct Asked {
     pub(crate) key: usize,
     pub(crate) call: CallId,
-    /// Its place in a batch.
+    /// Its index in a batch.
     pub(crate) place: usize,
     pub(crate) fingerprint: Fingerprint,
-    /// Who, if the caller has its own word on it.
+    /// The owner, if the caller chose it.
     pub(crate) owner: Option<Owner>,
 }
 
-/// What a call of a lease was.
+/// A call of a lease.
 #[derive(Debug, Clone)]
 pub(crate) enum Told {
     Renew,
@@ -49,23 +50,23 @@ impl Told {
     }
 }
 
-/// A moment of a call, and what was recorded then.
+/// An interval of a call in which the record did not change.
 struct Moment<'a> {
-    /// What counts, if anything does.
+    /// The record, unless it is absent or expired.
     record: Option<&'a Record>,
     from: Stamp,
     to: Stamp,
 }
 
 impl Page {
-    /// Whether something holds for a version, as long as it lasted within the call.
+    /// Returns true if `holds` for some version that was current within the call.
     fn at_some_moment(&self, since: Stamp, now: Stamp, holds: impl Fn(Moment<'_>) -> bool) -> bool {
         let mut to = now;
         for Version { stamp, record, .. } in self.versions.iter().rev() {
             let from = since.max(*stamp);
             if *stamp <= now {
                 let record = record.as_ref();
-                // The end of its time is a moment too.
+                // If the record expires within the interval, it also counts as absent.
                 let kept = record.filter(|record| record.is_kept(from));
                 let over = record.is_some_and(|record| !record.is_kept(to));
                 if kept.is_some() && holds(Moment { record: kept, from, to })
@@ -82,24 +83,25 @@ impl Page {
         false
     }
 
-    /// The last version of a grant in progress.
+    /// The last version of a grant while it was in progress.
     fn grant(&self, fence: Stamp) -> Option<&Record> {
         let is = |record: &&Record| record.fence == fence && matches!(record.state, State::InProgress { .. });
         self.versions.iter().rev().filter_map(|version| version.record.as_ref()).find(is)
     }
 }
 
-/// A record that explains an answer, and from when to when it stood within the call.
+/// A record that may explain an answer, and its interval within the call.
 struct Found<'a> {
     record: &'a Record,
     from: Stamp,
     to: Stamp,
-    /// How long its body is given out.
+    /// The time for which its body is given out, if shorter than the record's retention.
     shown: Option<Duration>,
 }
 
 impl Found<'_> {
-    /// Whether a body is what was told: without its bytes, once they are no longer given out.
+    /// Returns true if the record explains the body in an answer: its bytes, or none once they are
+    /// no longer given out.
     fn tells(&self, body: &Body, told: Option<&Bytes>) -> bool {
         let over = self.shown.map(|shown| self.record.stamp.after(shown));
         let given = over.is_none_or(|over| self.from < over);
@@ -112,7 +114,7 @@ impl Found<'_> {
     }
 }
 
-/// Longer than every lease.
+/// A duration longer than every lease.
 const LEASES: Duration = Duration::from_secs(60);
 
 impl Ledger {
@@ -122,8 +124,10 @@ impl Ledger {
 
     fn explained(&self, asked: &Asked, now: Stamp, what: &str, holds: impl Fn(&Found<'_>) -> bool) {
         let single = self.calls[asked.call].kind != Kind::BeginMany;
-        // A call recognises the grant that it wrote itself, unless an operator has settled it meanwhile, or its lease is over
-        // and its owner may have been granted it in an earlier life: then nobody can tell, and it is a crash like any other.
+        // A call recognises a grant that it wrote itself, so that record explains no other answer.
+        // Two exceptions: an operator settled it meanwhile; or its lease is over and the owner was
+        // kept from call to call, so that an earlier life may have been granted it. The latter
+        // cannot be told apart and is handled as a crash.
         let wrote = |record: &Record| {
             let over = record.lease_end().is_none_or(|end| end <= now);
             let lost = over && asked.owner.is_some();
@@ -147,7 +151,7 @@ impl Ledger {
         );
     }
 
-    /// A begin was answered.
+    /// Checks the answer to a begin.
     pub(crate) fn begun(
         &mut self,
         asked: &Asked,
@@ -236,7 +240,7 @@ impl Ledger {
         let found = self.explain(asked.key, asked.call, now, |moment| {
             let Some(record) = moment.record.filter(|record| record.fence == fence) else { return false };
             let State::InProgress { owner, takeover, .. } = &record.state else { return false };
-            // Nobody has acted on it, and it runs.
+            // Nothing was written since the grant, and its lease is running.
             let runs = record.lease_end().is_some_and(|end| end > moment.from);
             runs && record.stamp == fence
                 && record.fingerprint == asked.fingerprint
@@ -252,7 +256,7 @@ impl Ledger {
         self.believes(asked.key, lease, now);
     }
 
-    /// A holder never believes in more than the store granted.
+    /// Checks that a holder never believes in more time than the store granted.
     pub(crate) fn believes(&self, key: usize, lease: &Lease, now: Stamp) {
         let granted = self.pages[key].grant(lease.fence()).and_then(Record::lease_end);
         let left = granted.map_or(Duration::ZERO, |end| end.since(now));
@@ -263,7 +267,7 @@ impl Ledger {
         );
     }
 
-    /// A call of a lease was answered.
+    /// Checks the answer to a call of a lease.
     pub(crate) fn told(
         &mut self,
         (key, fence): (usize, Stamp),
@@ -348,7 +352,7 @@ impl Ledger {
         }
     }
 
-    /// A `run` has returned what was recorded, under this fence if it executed.
+    /// Checks that a `run` returned what was recorded: under `fence` if it executed its handler.
     pub(crate) fn ran(
         &mut self,
         asked: &Asked,
@@ -378,20 +382,20 @@ impl Ledger {
         }
     }
 
-    /// Whether a grant has, or once had, an outcome.
+    /// Returns true if a grant has, or once had, an outcome.
     pub(crate) fn is_finished(&self, key: usize, fence: Stamp) -> bool {
         let mut records = self.pages[key].versions.iter().filter_map(|version| version.record.as_ref());
         records.any(|record| record.fence == fence && record.lease_end().is_none())
     }
 
-    /// Whether a key's record was removed during a call.
+    /// Returns true if a key's record was removed since the call began.
     pub(crate) fn was_removed(&self, asked: &Asked) -> bool {
         let since = self.calls[asked.call].since;
         let removed = |version: &Version| version.record.is_none() && version.stamp >= since;
         self.pages[asked.key].versions.iter().any(removed)
     }
 
-    /// An operator's word was answered.
+    /// Checks the answer to an operator's resolution.
     pub(crate) fn resolved(
         &mut self,
         (key, fence): (usize, Stamp),
@@ -435,7 +439,7 @@ impl Ledger {
         }
     }
 
-    /// Somebody looked at a key.
+    /// Checks what an inspection showed.
     pub(crate) fn looked(&self, key: usize, call: CallId, seen: Option<(StateKind, u32, Stamp)>, now: Stamp) {
         let stood = self.explain(key, call, now, |moment| match (moment.record, seen) {
             (None, None) => true,
@@ -452,7 +456,7 @@ impl Ledger {
         assert!(stood, "S10: an operator was shown what never was");
     }
 
-    /// A call was answered by an error: only what was drawn may come out.
+    /// Checks an error: only those that the drawn faults explain may be returned.
     pub(crate) fn failed(&self, error: &Error, calm: bool, may_be_full: bool) {
         match error {
             Error::Store(StoreError::Full { .. }) => {
@@ -470,7 +474,7 @@ impl Ledger {
 }
 
 impl Page {
-    /// Whether the key's time was over once after this grant.
+    /// Returns true if a record of the key expired after this grant.
     fn was_over(&self, fence: Stamp) -> bool {
         self.versions
             .windows(2)
@@ -486,7 +490,7 @@ fn is_body(recorded: &Body, bytes: &Bytes) -> bool {
     }
 }
 
-/// What the record type does not say outside its crate.
+/// The end of a lease, which the public record type does not offer.
 pub(crate) trait LeaseEnd {
     fn lease_end(&self) -> Option<Stamp>;
 }

@@ -1,4 +1,5 @@
-//! Virtual time and the executor: one thread, no waiting, and every choice is the seed's.
+//! Virtual time and the executor: a single thread that never blocks, every choice drawn from the
+//! seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -13,12 +14,12 @@ use nevertwice::clock::Sleep;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-/// A lock that a failed check has not spoiled: what is dropped while a seed fails still has to lock.
+/// Locks despite poisoning: values dropped while a failing seed unwinds still have to lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where every choice comes from.
+/// The source of every choice.
 #[derive(Debug)]
 pub(crate) struct Dice(Mutex<Xoshiro256PlusPlus>);
 
@@ -76,7 +77,7 @@ impl Time {
         lock(&self.timers).queue.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Lets time pass up to `at`, and wakes whose timer is due.
+    /// Advances time to `at` and wakes every timer that is due.
     pub(crate) fn pass_until(&self, at: u64) {
         self.now.fetch_max(at, Ordering::Relaxed);
         let mut timers = lock(&self.timers);
@@ -123,7 +124,8 @@ impl Drop for Timer {
     }
 }
 
-/// A machine's clocks: the monotonic one started at some moment of its own, and the wall clock shows anything.
+/// A machine's clocks: the monotonic one started at a random moment, and the wall clock shows
+/// anything.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineClock {
     time: Arc<Time>,
@@ -161,15 +163,15 @@ impl Clock for MachineClock {
     }
 
     fn sleep(&self, time: Duration) -> Sleep {
-        // A timer rings late rather than early.
+        // A timer fires late rather than early.
         Box::pin(self.time.timer(u64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)))
     }
 }
 
-/// What a task does.
+/// The future of a task.
 pub(crate) type Work = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The tasks, and which of them have something to do.
+/// The tasks, and the numbers of those that were woken.
 #[derive(Default)]
 pub(crate) struct Executor {
     tasks: Vec<Option<Task>>,
@@ -202,7 +204,7 @@ impl Executor {
         lock(&self.ready).insert(task);
     }
 
-    /// The tasks that have something to do, in processes that run.
+    /// The woken tasks of processes that run.
     pub(crate) fn ready(&self, runs: impl Fn(usize) -> bool) -> Vec<usize> {
         let runs = |task: &usize| self.tasks[*task].as_ref().is_some_and(|task| runs(task.process));
         lock(&self.ready).iter().copied().filter(runs).collect()
@@ -212,13 +214,13 @@ impl Executor {
         self.tasks[task].as_ref().map_or(0, |task| task.process)
     }
 
-    /// The tasks of a process that are not at their end.
+    /// The unfinished tasks of a process.
     pub(crate) fn tasks_of(&self, process: usize) -> Vec<usize> {
         let of = |task: &Option<Task>| task.as_ref().is_some_and(|task| task.process == process);
         (0..self.tasks.len()).filter(|number| of(&self.tasks[*number])).collect()
     }
 
-    /// Polls a task once and says whether it goes on.
+    /// Polls a task once and returns true if it is still pending.
     pub(crate) fn poll(&mut self, number: usize) -> bool {
         lock(&self.ready).remove(&number);
         let Some(task) = &mut self.tasks[number] else { return false };
@@ -229,7 +231,7 @@ impl Executor {
         pending
     }
 
-    /// Drops a task where it is.
+    /// Drops a task at its current await.
     pub(crate) fn crash(&mut self, number: usize) {
         drop(self.tasks[number].take());
         lock(&self.ready).remove(&number);

@@ -12,7 +12,7 @@ use nevertwice::{
 /// The number of a call.
 pub(crate) type CallId = usize;
 
-/// What a call may write.
+/// The kind of a call, which limits what it may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Begin,
@@ -24,11 +24,11 @@ pub(crate) enum Kind {
     Resolve,
     Amend,
     Forget,
-    /// Nothing.
+    /// Writes nothing.
     Look,
 }
 
-/// One key and how all its callers use it.
+/// A key and the policy that all its callers use.
 #[derive(Debug, Clone)]
 pub(crate) struct KeySetup {
     pub(crate) scope: &'static str,
@@ -36,14 +36,14 @@ pub(crate) struct KeySetup {
     pub(crate) recovery: Recovery,
     pub(crate) max_attempts: u32,
     pub(crate) retention: Duration,
-    /// How long evidence of an effect is kept.
+    /// The retention of evidence of an effect.
     pub(crate) unresolved: Duration,
-    /// How long a response or error is given out, if not as long as the record is kept.
+    /// The time for which a response or error is given out, if shorter than the retention.
     pub(crate) response: Option<Duration>,
 }
 
 impl KeySetup {
-    /// When a record's time is over.
+    /// The deadline of a record.
     fn deadline(&self, record: &Record) -> Stamp {
         let (evidence, least) = match &record.state {
             State::InProgress { lease, effect, .. } => (*effect && self.recovery != Recovery::Rerun, *lease),
@@ -56,40 +56,42 @@ impl KeySetup {
     }
 }
 
-/// What a store held under a key from one write to the next.
+/// The content of a store under a key from one write to the next.
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) stamp: Stamp,
     pub(crate) record: Option<Record>,
 }
 
-/// Everything that is known of a key.
+/// Everything known about a key.
 pub(crate) struct Page {
     pub(crate) setup: KeySetup,
     pub(crate) versions: Vec<Version>,
     last_fence: Stamp,
     leases: Vec<(Stamp, Weak<Lease>)>,
-    /// The fences whose holder has sent an outcome or a release, or whose record somebody forgot: they rely on nothing any more.
+    /// The fences whose holders no longer rely on their leases: they sent an outcome or a release,
+    /// or their record was forgotten.
     ended: HashSet<Stamp>,
-    /// The grants under which somebody had its effect who shared them with nobody.
+    /// The grants whose only holder has performed its effect.
     acted: HashSet<Stamp>,
     /// The fence of the effect that must remain the only one.
     effect: Option<Stamp>,
-    /// Up to this fence, nobody minds another effect: an operator ordered it, or the key's time was over.
+    /// Effects under fences up to this one do not count: an operator ordered a rerun or forgot the
+    /// key, or its record expired.
     pardoned: Stamp,
-    /// Who was told that a grant is theirs.
+    /// The call, and its index in a batch, that each grant was reported to first.
     pub(crate) granted: HashMap<Stamp, (CallId, usize)>,
 }
 
-/// A call under way or at its end.
+/// A call, in flight or finished.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) kind: Kind,
-    /// When it began, in the store's time.
+    /// The store's time when it began.
     pub(crate) since: Stamp,
 }
 
-/// What was counted.
+/// Counters of a run.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
     pub(crate) seeds: u64,
@@ -110,15 +112,16 @@ pub(crate) struct Counts {
     pub(crate) lost: u64,
     pub(crate) effects: u64,
     pub(crate) waits: u64,
-    /// Grants that were over before the call that asked for them heard of them.
+    /// Grants whose lease was over before the call that asked for them was answered.
     pub(crate) anew: u64,
-    /// Begins of owners kept over a crash that were answered as anybody's, since something was written.
+    /// Begins by an owner kept over a crash that were answered like any other owner's, because its
+    /// grant had been written to.
     pub(crate) strangers: u64,
-    /// Calls of leases that had sent a release.
+    /// Calls of leases that had already sent a release.
     pub(crate) released: u64,
-    /// Words of operators that operators corrected.
+    /// Resolutions that were amended.
     pub(crate) amended: u64,
-    /// Answers by evidence that had outlasted its retention.
+    /// Answers from evidence that had outlasted its retention.
     pub(crate) outlasted: u64,
     pub(crate) micros: u64,
 }
@@ -169,15 +172,16 @@ pub(crate) struct Ledger {
     pub(crate) wrote: HashSet<(CallId, Stamp)>,
     pub(crate) counts: Counts,
     pub(crate) last_finish: Vec<u64>,
-    /// The owners that somebody keeps from call to call.
+    /// The owners that callers keep from call to call.
     pub(crate) kept_owners: HashSet<Owner>,
-    /// The leases, by fence and address, that have sent a release.
+    /// The leases that have sent a release, by fence and address.
     released: HashSet<(Stamp, usize)>,
     trace: DefaultHasher,
     aloud: bool,
 }
 
-/// How long a store's time may be ahead of the world's: two writes at one moment set it forward by a microsecond.
+/// The maximum lead of a store's time over the world's: two writes at one moment set it forward by
+/// a microsecond.
 const AHEAD: Duration = Duration::from_micros(100);
 
 impl Ledger {
@@ -196,7 +200,8 @@ impl Ledger {
         Ledger {
             pages: setups.iter().map(page).collect(),
             ids: ids.iter().enumerate().map(|(number, id)| (*id, number)).collect(),
-            // What no call has sent, such as a look of a watch whose waiter has left, may write nothing.
+            // Call 0 stands for requests that no call sent, such as a load by a watch whose waiter
+            // has left: they may write nothing.
             calls: vec![Call { kind: Kind::Look, since: Stamp::ZERO }],
             wrote: HashSet::new(),
             counts: Counts::default(),
@@ -208,7 +213,7 @@ impl Ledger {
         }
     }
 
-    /// Takes down what happened: the trace of a seed is always the same.
+    /// Adds an event to the trace, which must be the same in every run of a seed.
     #[allow(clippy::print_stdout)] // whoever replays a seed wants to read it
     pub(crate) fn note(&mut self, at: u64, what: &str, numbers: [u64; 3]) {
         (at, what, numbers).hash(&mut self.trace);
@@ -225,7 +230,7 @@ impl Ledger {
         self.ids.get(id).copied()
     }
 
-    /// A store showed what is there: it must be what was written last, or nothing once that is over its time.
+    /// Checks a snapshot: it must show what was written last, or nothing once that has expired.
     pub(crate) fn read(&self, id: &RecordId, shown: &Snapshot) {
         let Some(page) = self.number_of(id).map(|key| &self.pages[key]) else { return };
         let last = page.last();
@@ -241,7 +246,7 @@ impl Ledger {
         }
     }
 
-    /// A store was asked to swap, and answered so.
+    /// Checks the store's answer to a swap and records the write.
     pub(crate) fn swapped(
         &mut self,
         call: CallId,
@@ -281,7 +286,7 @@ impl Ledger {
         }
     }
 
-    /// A store removed what could not be read.
+    /// Records that a store removed a record that could not be read.
     pub(crate) fn discarded(&mut self, call: CallId, id: &RecordId, now: u64, at: u64) {
         let Some(key) = self.number_of(id) else { return };
         let stamp = self.pages[key].last().stamp.next().max(Stamp(now));
@@ -321,28 +326,31 @@ impl Ledger {
         self.pages[key].versions.push(Version { stamp, record: next });
     }
 
-    /// Somebody holds a lease: for as long as it relies on it, nobody else may be granted one.
+    /// Records the holder of a lease: while it relies on the lease, no other caller may be granted
+    /// one.
     pub(crate) fn hold(&mut self, key: usize, lease: &Arc<Lease>) {
         self.released.remove(&named(lease));
         self.pages[key].leases.push((lease.fence(), Arc::downgrade(lease)));
     }
 
-    /// A holder is about to send its outcome: from now on it relies on nothing.
+    /// Records that a holder is about to send its outcome: from then on it does not rely on its
+    /// lease.
     pub(crate) fn end(&mut self, key: usize, fence: Stamp) {
         self.pages[key].ended.insert(fence);
     }
 
-    /// Whether a lease has sent a release.
+    /// Returns true if a lease has sent a release.
     pub(crate) fn is_released(&self, lease: &Lease) -> bool {
         self.released.contains(&named(lease))
     }
 
-    /// A lease is about to send a release: from now on it records nothing.
+    /// Records that a lease is about to send a release: from then on it records nothing.
     pub(crate) fn release(&mut self, lease: &Lease) {
         self.released.insert(named(lease));
     }
 
-    /// A holder whose mark was acknowledged has its effect. Unless others have its token, it is the only one to.
+    /// Records the effect of a holder whose mark was acknowledged. If it is `alone`, its token is
+    /// not shared and its grant must have no other effect.
     pub(crate) fn effect(&mut self, key: usize, fence: Stamp, alone: bool) {
         self.counts.effects += 1;
         let page = &mut self.pages[key];
@@ -355,7 +363,7 @@ impl Ledger {
     }
 }
 
-/// What tells a lease from every other that is alive.
+/// The identity of a lease among those that are alive.
 fn named(lease: &Lease) -> (Stamp, usize) {
     (lease.fence(), std::ptr::from_ref(lease).addr())
 }
@@ -389,7 +397,8 @@ impl Page {
         }
     }
 
-    /// Says whether it is the grant of an earlier try of the same call, given anew.
+    /// Checks a grant. Returns true if it renews a grant that an earlier attempt of the same call
+    /// wrote.
     fn granted(
         &mut self,
         kind: Kind,
@@ -413,7 +422,7 @@ impl Page {
         if kept.is_none() && new == (1, None, false, false) {
             return false;
         }
-        // It may have been decided on just before its time was over.
+        // It may have been decided just before the record expired.
         let record = kept.or(before).expect("S8: a grant that goes on from nothing");
         assert_eq!(record.fingerprint, next.fingerprint, "S4: granted to another request");
         let is_own = matches!(record.state, State::InProgress { owner, .. } if owner == by);
@@ -451,7 +460,8 @@ impl Page {
         anew
     }
 
-    /// What was decided on in time may be written after the record's: nobody else has taken it.
+    /// Checks a rewrite. One that was decided in time may be written after the record's deadline,
+    /// as long as no other grant was made.
     fn rewritten(&self, kind: Kind, before: Option<&Record>, next: &Record) {
         assert!(matches!(kind, Kind::Rewrite | Kind::Run), "S3: a {kind:?} rewrote a lease");
         let held =
@@ -501,7 +511,7 @@ impl Page {
 }
 
 impl Counts {
-    /// What a run did, in a line.
+    /// A one-line summary of the run.
     pub(crate) fn line(&self) -> String {
         format!(
             "{} seeds, {} calls, {} messages, {} faults, {} crashes, {} pauses, {} partitions, {} clock jumps, {} grants, \
@@ -534,7 +544,7 @@ impl Counts {
         )
     }
 
-    /// A simulation in which something never happens proves nothing about it.
+    /// Fails if some event never happened, since the simulation then proves nothing about it.
     pub(crate) fn assert_all_happened(mut self) {
         assert!(self.kinds.iter().all(|kind| *kind > 0), "a kind of fault never happened: {:?}", self.kinds);
         let line = self.line();

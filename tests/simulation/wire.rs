@@ -1,5 +1,5 @@
-//! The way to the store: every call is a message that arrives late, twice, or not at all, whether or not its sender is
-//! still there. The store behind it is a real one.
+//! The network to the store: every call is a message that arrives late, twice or not at all, even
+//! if its sender has gone. The store behind it is a real one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use super::executor::lock;
 use super::ledger::CallId;
 use super::world::World;
 
-/// What a process holds for its store.
+/// A process's connection to its store.
 pub(crate) struct Connection {
     pub(crate) world: Arc<World>,
     pub(crate) process: usize,
@@ -31,7 +31,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What the messages are at present.
+/// The messages in flight.
 #[derive(Default)]
 pub(crate) struct Wire {
     sent: u64,
@@ -70,25 +70,25 @@ enum Found {
     Discarded(bool),
 }
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fate {
     Fine,
-    /// Nothing is done, and an error says that this is not known.
+    /// It is not executed, and the error leaves the outcome unknown.
     FailsBefore,
-    /// It is done (a batch perhaps in part), and an error says that this is not known.
+    /// It is executed (a batch perhaps in part), and the error leaves the outcome unknown.
     FailsAfter,
     RequestLost,
     AnswerLost,
-    /// It is done long after, whether or not anybody waits for it.
+    /// It is executed much later, even if its caller no longer waits.
     Late,
-    /// An error at once, and it is done long after.
+    /// It fails at once and is executed much later.
     FailsThenDone,
-    /// It is done, and answered, twice at once: the second answer counts.
+    /// It is executed twice in a row; only the second answer is returned.
     Repeated,
-    /// It is done and answered, and done again long after.
+    /// It is executed and answered, and executed again much later.
     Echoed,
-    /// The record cannot be read.
+    /// The record cannot be decoded.
     Damaged,
 }
 
@@ -108,7 +108,7 @@ fn unavailable() -> StoreError {
     StoreError::Unavailable { backend: "simulated store", detail: "as drawn".to_owned() }
 }
 
-/// Which record it is, nobody asks the error.
+/// The error for a damaged record, under a dummy id that no check reads.
 fn damaged() -> StoreError {
     let source = DecodeError::Damaged { what: "as drawn" };
     StoreError::Corrupt { backend: "simulated store", id: RecordId::from_bytes([0; 32]), source }
@@ -126,7 +126,7 @@ impl Wire {
 }
 
 impl World {
-    /// Carries out what has arrived.
+    /// Executes every message that is due.
     pub(crate) fn deliver(&self) {
         loop {
             let mut wire = lock(&self.wire);
@@ -139,7 +139,7 @@ impl World {
             match event {
                 Event::Request { call, op, answer, whole } => {
                     let reply = self.carry_out(call, op, whole);
-                    // No two writes at one moment: the store would have to set its clock forward.
+                    // Two writes at one moment would force the store to set its clock forward.
                     self.time.pass_until(self.time.now() + 1);
                     if let Some(address) = answer {
                         let at = self.time.now() + self.latency();
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// The present time of the store.
+    /// The store's current time.
     pub(crate) fn store_now(&self) -> u64 {
         let nobody = RecordId::from_bytes([0xff; 32]);
         let look: Result<Snapshot, StoreError> =

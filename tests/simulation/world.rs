@@ -1,4 +1,4 @@
-//! One seed's world: what is drawn for it, its processes, and the loop that drives it.
+//! The world of one seed: its drawn setup, its processes, and the loop that drives it.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -19,7 +19,7 @@ const MILLI: u64 = 1000;
 const SECOND: u64 = 1_000_000;
 const HOUR: u64 = 3600 * SECOND;
 
-/// What is drawn for a seed. Chances are out of a million, times in microseconds.
+/// The parameters drawn for a seed. Chances are per million, times in microseconds.
 #[derive(Debug)]
 pub(crate) struct Setup {
     processes: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Setup {
     response_retention: Option<Duration>,
     max_records: usize,
     latency: u64,
-    /// After how long the latest message arrives.
+    /// The longest delay of a late message.
     pub(crate) latest: u64,
     faults: Vec<Fate>,
     fault: u32,
@@ -73,7 +73,8 @@ impl Setup {
         };
         let sometimes =
             |most: u32| if dice.percent(60) { dice.between(0, u64::from(most)) as u32 } else { 0 };
-        // Some worlds have faults of one kind only: what is rare elsewhere is frequent there.
+        // Each world has a subset of the faults, so that those which are rare elsewhere are
+        // frequent in some.
         let faults: Vec<Fate> = FAULTS.into_iter().filter(|_| dice.percent(45)).collect();
         Setup {
             processes: dice.between(1, 4) as usize,
@@ -102,46 +103,47 @@ impl Setup {
 }
 
 impl Setup {
-    /// How long keys are kept.
+    /// The retention of all keys.
     pub(crate) fn retention(&self) -> u64 {
         self.keys[0].retention.as_micros() as u64
     }
 
-    /// How long they are kept at most, while nobody knows.
+    /// The retention of all keys while they are unresolved.
     pub(crate) fn unresolved(&self) -> u64 {
         self.keys[0].unresolved.as_micros() as u64
     }
 
-    /// Whether a replay may come without its bytes.
+    /// Returns true if a replay may lack its bytes.
     pub(crate) fn leaves_out_bytes(&self) -> bool {
         self.max_response == 0 || self.response_retention.is_some()
     }
 }
 
-/// A process: an engine with clocks of its own and a way to the store.
+/// A process: an engine with its own clocks and its own connection to the store.
 struct Process {
     engine: Engine,
     clock: MachineClock,
-    /// It stands still until then.
+    /// The end of its current pause.
     runs_from: u64,
-    /// How long it has stood still, all in all.
+    /// The total time of its pauses.
     stood: u64,
-    /// Its way to the store is cut until then.
+    /// The end of its current partition from the store.
     cut_until: u64,
-    /// Whether it hears nothing meanwhile, instead of errors.
+    /// True if its calls get no answer during the partition, instead of errors.
     silent: bool,
 }
 
-/// Somebody with something to do, which goes on after a crash.
+/// The plan of an actor, which outlives its crashes.
 #[derive(Debug)]
 pub(crate) struct Persona {
     pub(crate) process: usize,
     pub(crate) left: usize,
-    /// The last begin under an owner of its own, to be found again.
+    /// The key and owner of its last begin under an owner of its own, for a repetition after a
+    /// crash.
     pub(crate) orphan: Option<(usize, Owner)>,
 }
 
-/// One seed's world.
+/// The world of one seed.
 pub(crate) struct World {
     pub(crate) dice: Dice,
     pub(crate) time: Arc<Time>,
@@ -163,13 +165,13 @@ impl fmt::Debug for World {
     }
 }
 
-/// What a seed came to.
+/// The result of a seed.
 pub(crate) struct Report {
     pub(crate) counts: Counts,
     pub(crate) trace: u64,
 }
 
-/// Lives through one seed. With `heals`, faults stop some time, and then everything must come to its end.
+/// Runs one seed. With `heals`, faults stop at some time, and then everything must come to its end.
 pub(crate) fn live(seed: u64, heals: bool, aloud: bool) -> Report {
     let world = World::draw(seed, heals, aloud);
     let mut executor = Executor::default();
@@ -275,7 +277,7 @@ impl World {
         lock(&self.processes)[process].engine.clone()
     }
 
-    /// A process, perhaps another than this one.
+    /// Draws any process, including the caller's own.
     pub(crate) fn any_process(&self) -> usize {
         self.dice.below(self.setup.processes)
     }
@@ -288,7 +290,7 @@ impl World {
         50 + if self.is_calm() { self.dice.between(0, 850) } else { self.dice.any_time(self.setup.latency) }
     }
 
-    /// What becomes of a process's next message.
+    /// Draws the fate of a process's next message.
     pub(crate) fn fate(&self, process: usize) -> Fate {
         let mut ledger = lock(&self.ledger);
         ledger.counts.messages += 1;
@@ -319,12 +321,13 @@ impl World {
         lock(&self.calm_since).is_some()
     }
 
-    /// Whether there have been no faults for so long that no wait can still be blind from one.
+    /// Returns true if faults ended so long ago that no wait can still miss a change because of
+    /// one.
     pub(crate) fn is_settled(&self) -> bool {
         lock(&self.calm_since).is_some_and(|since| self.time.now() > since + 6 * SECOND)
     }
 
-    /// Makes a call and checks that it ends in time (L1): the time that its process stood still does not count.
+    /// Makes a call and checks that it ends in time (L1). Pauses of its process do not count.
     pub(crate) async fn call<T>(
         &self,
         process: usize,
@@ -375,7 +378,7 @@ impl World {
         wakes.chain(self.time.next_timer()).chain(lock(&self.wire).next()).min()
     }
 
-    /// What befalls a task that was polled, and its process. Gives the tasks that crash.
+    /// Draws the faults that hit a polled task and its process. Returns the tasks that crash.
     fn strike(self: &Arc<World>, executor: &Executor, task: usize, process: usize) -> Vec<usize> {
         let (dice, setup) = (&self.dice, &self.setup);
         let now = self.time.now();
@@ -431,7 +434,7 @@ impl World {
         }
     }
 
-    /// Looks at the store a last time, and takes the world apart: engines and world know each other.
+    /// Checks the store a last time and breaks the reference cycle between engines and world.
     fn end(self: Arc<World>) -> Report {
         let mut ledger = lock(&self.ledger);
         for setup in &self.setup.keys {
