@@ -33,7 +33,7 @@ impl Limits {
     /// For faults after which a new connection is needed.
     pub(crate) const ALERT: Limits =
         Limits { call: Duration::from_secs(30), response: Duration::from_millis(150), slack: SLACKS[0] };
-    /// For faults that last.
+    /// For lasting faults.
     pub(crate) const SHORT: Limits =
         Limits { call: Duration::from_millis(500), response: Duration::from_millis(100), slack: SLACKS[0] };
 }
