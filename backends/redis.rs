@@ -120,8 +120,8 @@ use crate::store_id::StoreId;
 /// | a cluster node or a sentinel | `Unusable` | another server answers |
 ///
 /// Leases are still renewed, marked and finished, and duplicates are answered if their record still
-/// exists. While grants are refused, a begin inspects the server again once the last inspection is a
-/// second old, so no restart is needed after a repair. A repair does not bring back evicted
+/// exists. While grants are refused, a begin inspects the server again once the last inspection is
+/// a second old, so no restart is needed after a repair. A repair does not bring back evicted
 /// records, so an operator has to deal with those first.
 ///
 /// One window remains: a server that starts to evict under an open connection can drop records

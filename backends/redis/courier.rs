@@ -25,10 +25,10 @@ const TRIP_BYTES: usize = 256 << 10;
 /// Sends a swap at once while fewer than [`TRIPS`] pipelines are in flight. Later swaps queue, only
 /// until one of these ends, and are then sent together.
 ///
-/// There is no task. When a pipeline ends, the caller that has waited longest becomes leader (its
-/// [`Turn`]) and sends the queue, its own swap included. A leader dropped in mid-flight leaves its
-/// pipeline to the runtime and hands over the lead. A leader that is neither dropped nor polled,
-/// because its runtime is blocked, loses the lead to the first caller whose wait times out.
+/// There is no task. When a pipeline ends, the caller that has waited longest becomes leader and
+/// sends the queue, its own swap included. A leader dropped in mid-flight leaves its pipeline to
+/// the runtime and hands over the lead. A leader that is neither dropped nor polled, because its
+/// runtime is blocked, loses the lead to the first caller whose wait times out.
 pub(super) struct Courier<C: Carrier>(Mutex<State<C>>);
 
 /// The transport of swaps to the server.
@@ -45,7 +45,7 @@ pub(super) trait Carrier: Send + Sync + Sized + 'static {
 struct State<C: Carrier> {
     waiting: VecDeque<Parcel<C>>,
     under_way: usize,
-    /// The current generation. Turns of an earlier one are void.
+    /// The current generation. Leaders of an earlier one no longer count.
     generation: u64,
     next_number: u64,
 }
@@ -66,7 +66,7 @@ enum Word<C: Carrier> {
 /// The number of a queued item, and the receiver of its caller.
 type Waiting<C> = (u64, oneshot::Receiver<Word<C>>);
 
-/// The right to send a pipeline. It is never lost: dropping it passes it on.
+/// The lead: the right to send a pipeline. It is never lost: dropping it passes it on.
 struct Turn<C: Carrier> {
     carrier: Arc<C>,
     generation: u64,
@@ -114,7 +114,7 @@ impl<C: Carrier> Courier<C> {
         turn.lead(item, others).await
     }
 
-    /// Returns a turn, or queues the item and returns its number.
+    /// Makes the caller leader, or queues the item and returns its number.
     fn enter(&self, carrier: &Arc<C>, item: Item) -> Result<(Turn<C>, Item), Waiting<C>> {
         let mut state = self.lock();
         if state.under_way < TRIPS {
@@ -148,7 +148,7 @@ impl<C: Carrier> Courier<C> {
         company
     }
 
-    /// Passes a free turn to the caller that has waited longest.
+    /// Passes the lead on to the caller that has waited longest.
     fn pass_on(&self, carrier: &Arc<C>, generation: u64) {
         loop {
             let mut state = self.lock();
@@ -163,15 +163,15 @@ impl<C: Carrier> Courier<C> {
             // The swap of a caller that is gone is dropped with it.
             if !sender.is_closed() {
                 let turn = Turn { carrier: Arc::clone(carrier), generation, trip: None };
-                // If the caller leaves just now, the turn is dropped and passed on again.
+                // If the caller leaves just now, the lead is dropped and passed on again.
                 let _ = sender.send(Word::Go(turn, item));
                 return;
             }
         }
     }
 
-    /// Voids all turns, which have been held for too long, and gives a new one to the item with
-    /// this number. Does nothing if that item is already in flight.
+    /// Revokes all leads, which have been held for too long, and makes the caller of the item with
+    /// this number leader. Does nothing if that item is already in flight.
     fn renew(&self, carrier: &Arc<C>, number: u64) -> Option<(Turn<C>, Item)> {
         let mut state = self.lock();
         let own = state.waiting.iter().position(|parcel| parcel.number == number)?;

@@ -95,7 +95,7 @@ impl OneScript {
 
     /// Builds the start of a call for `count` keys, whose arguments follow.
     pub(super) fn call(&self, count: usize, bytes: usize) -> Cmd {
-        // Each key takes its name and three arguments, and 96 bytes beside those of the record.
+        // Each key takes its name and three arguments, and 96 bytes besides those of the record.
         let mut command = Cmd::with_capacity(3 + 4 * count, 64 + bytes + 96 * count);
         command.arg("EVALSHA").arg(&self.hash).arg(count);
         command

@@ -1,4 +1,4 @@
-//! The judgement whether a server is still fit for grants: [`Watch`].
+//! The fitness of a server for grants: [`Watch`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

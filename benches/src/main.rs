@@ -96,7 +96,7 @@ enum Command {
         #[arg(long)]
         records: Option<u64>,
     },
-    /// 512 operations in one call, beside one call after the other.
+    /// 512 operations in one call, compared with one call after the other.
     Many,
     /// The time that 1000 waiters on one key take to wake up.
     Waiters,

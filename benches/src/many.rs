@@ -1,4 +1,4 @@
-//! `many`: 512 operations in one call, beside one call after the other.
+//! `many`: 512 operations in one call, compared with one call after the other.
 
 use std::time::Instant;
 

@@ -38,7 +38,7 @@ pub(crate) struct Pauses {
 struct Ahead(Arc<AtomicU64>);
 
 impl Ahead {
-    /// Past the retention of all that was recorded.
+    /// Sets it past the retention of all records.
     fn past_retention(&self) {
         self.0.store(2 * RETENTION_MS, Relaxed);
     }
@@ -93,8 +93,8 @@ pub(crate) async fn sqlite(folder: &Path, records: u64) -> Pauses {
     ours.fill(0..records).await;
     let quiet = cycles(&ours, 1 << 40, tokio::time::sleep(Duration::from_secs(1))).await.times;
     clock.past_retention();
-    // Half of the purge runs beside callers, half beside another process: the two would disturb
-    // each other.
+    // Half of the purge runs alongside callers, half alongside another process: the two would
+    // disturb each other.
     let busy = cycles(&ours, 1 << 41, purged(ours.engine.clone(), records / 2)).await;
     let stop = Arc::new(AtomicBool::new(false));
     let other = {

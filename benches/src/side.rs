@@ -61,7 +61,7 @@ pub(crate) fn scatter(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Returns a response as of a handler, made anew each time.
+/// Returns a response like a handler's, freshly made each time.
 pub(crate) fn response() -> Vec<u8> {
     vec![b'r'; RESPONSE]
 }
