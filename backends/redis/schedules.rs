@@ -47,7 +47,7 @@ struct State {
 }
 
 impl Server {
-    /// Writes and publishes in one step, as the script does.
+    /// Writes and announces the change in one step, as a server with tracking does.
     fn write(&self, id: RecordId, stamp: Stamp) {
         let mut state = self.state.lock().unwrap();
         state.stamps.insert(id, stamp);
