@@ -50,7 +50,8 @@ use crate::store_id::StoreId;
 
 /// Records in a Redis (7.0 or later) or Valkey server, shared by every process that connects to it.
 ///
-/// Needs a tokio runtime. Clones share one multiplexed connection, after whose loss the next call opens another.
+/// Needs a tokio runtime. Clones share one multiplexed connection. After it is lost, the next call
+/// opens another.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,75 +65,90 @@ use crate::store_id::StoreId;
 /// # }
 /// ```
 ///
-/// # What is stored
+/// # Stored format
 ///
-/// One string for each key: `nevertwice:` ([`prefix`](RedisStoreBuilder::prefix)) and the 32 bytes of the
-/// [`RecordId`], raw, since in hex they would cost another 32 bytes of memory for each record; behind it 8 bytes of
-/// stamp and the [encoded](Record::encode) record. From a shell:
-/// `(printf nevertwice:; printf HEX | xxd -r -p) | redis-cli -x GET`.
+/// Each key is one string. Its name is `nevertwice:` ([`prefix`](RedisStoreBuilder::prefix))
+/// followed by the 32 bytes of the [`RecordId`], raw: in hex they would cost another 32 bytes of
+/// memory per record. Its value is an 8-byte stamp followed by the [encoded](Record::encode)
+/// record. From a shell: `(printf nevertwice:; printf HEX | xxd -r -p) | redis-cli -x GET`.
 ///
-/// Every write compares and writes in one step on the server: a begin by `SET .. NX GET`, a replacement by `SET .. IFEQ`
-/// where the server has that (Valkey 8.1, Redis 8.4) and this store wrote what is replaced, everything else by a short
-/// script. Concurrent calls go together, in one pipeline and one call of the script, and no call waits for others to come.
+/// Every write compares and writes in one step on the server. A begin is a `SET .. NX GET`. A
+/// replacement is a `SET .. IFEQ` where the server supports it (Valkey 8.1, Redis 8.4) and this
+/// store wrote the value being replaced. Everything else is a short script. Concurrent calls share
+/// one pipeline and one script call, and no call waits for others to arrive.
 ///
-/// The server's clock gives the stamps: the script reads it, and for what goes without, the store follows it. It asks for the
-/// time about twice a second along with other commands, and gives the latest time that it may be by now. That something is
-/// over, so that somebody else may act, is only ever said by the server's clock itself.
+/// Stamps come from the server's clock. The script reads it directly. For the other commands the
+/// store follows it: it asks for the time about twice a second, along with other commands, and
+/// stamps with the latest time that it can be by now. Only the server's clock itself decides that a
+/// deadline has passed and that another caller may act.
 ///
-/// The server removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the time when it stops to
-/// count (a finished one up to an eighth later: it may keep the end of its grant), so [`purge`](Store::purge) has nothing to do. A record that was removed leaves its stamp behind for that long.
+/// The server removes a record by itself, [`clock_slack`](RedisStoreBuilder::clock_slack) after the
+/// record expires (a finished one up to an eighth later, because it may keep the end of its grant),
+/// so [`purge`](Store::purge) has nothing to do. A removed record leaves its stamp behind for that
+/// long.
 ///
-/// # What the server must be
+/// # Server requirements
 ///
-/// * A primary with `maxmemory-policy noeviction`, on its own: clusters are not supported yet. Over `maxmemory` begins are
-///   refused with [`StoreError::Full`]; duplicates are still answered, and what is under way can be finished.
-/// * As [durable](Store::durability) as the application needs: nothing survives without an append-only file
-///   ([`Durability::Memory`]), [`Durability::Power`] is `appendfsync always`, the others are [`Durability::Process`]
-///   (`everysec` only while the disk keeps up: [`Warning::SyncedEverySecond`]). A failover to a replica loses what was
-///   not replicated yet, whatever the setting.
-/// * Set to the right time, and kept there by slewing. A clock that is set back prolongs leases by as much, and up to
-///   `clock_slack` repeats no fence. One that is set forward ends leases, and what is kept, early.
+/// * A primary with `maxmemory-policy noeviction`, outside a cluster: clusters are not supported
+///   yet. Over `maxmemory`, begins are refused with [`StoreError::Full`]; duplicates are still
+///   answered, and operations in progress can be finished.
+/// * Durability as the application needs: see [`durability`](Store::durability). Without an
+///   append-only file nothing survives ([`Durability::Memory`]); `appendfsync always` is
+///   [`Durability::Power`]; the other settings are [`Durability::Process`] (`everysec` only while
+///   the disk keeps up: [`Warning::SyncedEverySecond`]). A failover to a replica loses whatever was
+///   not replicated yet, with any setting.
+/// * A correct clock, corrected only by slewing. A clock set back prolongs leases by as much, and
+///   repeats no fence as long as it is set back by no more than `clock_slack`. A clock set forward
+///   ends leases and retention early.
 ///
-/// # A server that changes
+/// # Changes of the server
 ///
-/// The server is inspected when the store connects, on every later connection before anything else is sent over it, and before
-/// a begin that finds the last inspection older than [`recheck_every`](RedisStoreBuilder::recheck_every) (30 s). Whatever was
-/// believed of the server behind one connection, its clock above all, ends with that connection.
+/// The server is inspected when the store connects, on every later connection before anything else
+/// is sent over it, and before a begin that finds the last inspection older than
+/// [`recheck_every`](RedisStoreBuilder::recheck_every) (30 s). Everything assumed about the server
+/// behind a connection, its clock above all, ends with that connection.
 ///
-/// A server that must not be used is refused when connecting. One that becomes so later is given **no more grants**:
+/// An unusable server is refused when connecting. One that becomes unusable later gets **no more
+/// grants**:
 ///
-/// | what it became | a begin is refused with | until |
+/// | the server is now | a begin is refused with | until |
 /// |---|---|---|
 /// | evicting: a `maxmemory-policy` and a `maxmemory` | [`StoreError::Unusable`] | it is `noeviction` again |
 /// | less durable than when the store connected | `Unusable` | it is as durable again |
-/// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process starts anew |
+/// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process is restarted |
 /// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
-/// | a cluster's node, a sentinel | `Unusable` | another server answers |
+/// | a cluster node or a sentinel | `Unusable` | another server answers |
 ///
-/// Leases are still renewed, marked and finished, and duplicates are answered where their record is still there. A server in
-/// doubt is inspected again every second in which a begin comes, so no restart is needed once it is repaired. Records that
-/// were evicted do not come back by repairing it, which is why somebody has to look at those first.
+/// Leases are still renewed, marked and finished, and duplicates are answered if their record still
+/// exists. While grants are refused, a begin inspects the server again once the last inspection is
+/// a second old, so no restart is needed after a repair. A repair does not bring back evicted
+/// records, so an operator has to deal with those first.
 ///
-/// What remains: a server that starts to evict under an open connection can, until the next inspection, drop records whose keys
-/// are then granted again. The growth of `evicted_keys` shows it afterwards. Who keeps the server at `noeviction`, or takes
-/// `CONFIG` away from everybody, has no such window. `FLUSHALL`, a file that was removed, and a replica that was promoted without
-/// all records look like a server without these records.
+/// One window remains: a server that starts to evict under an open connection can drop records
+/// until the next inspection, and their keys are then granted again. The growth of `evicted_keys`
+/// shows this afterwards. There is no such window if the server always stays at `noeviction`, or if
+/// no user may call `CONFIG`. After `FLUSHALL`, the loss of a data file, or the promotion of a
+/// replica that lacks records, the server looks like one that never had those records.
 ///
-/// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix (`~nevertwice:*`); in another database
-/// than 0 `+select`. With `+hello +config|get +info` on top nothing is left [unverified](Warning); what the user may not ask is
-/// not checked, and counts as the least it can be for the [durability](RedisStoreBuilder::assume_durability). What else is good to
-/// have:
+/// # Permissions
 ///
-/// * `+client|tracking`, so that who waits for a record is told when it changes. Without, [waiters](Store::changed) look
-///   again and again ([`Warning::ChangesUnannounced`]).
+/// The user needs `+evalsha +script|load +get +set +time` on the keys under the prefix
+/// (`~nevertwice:*`), and `+select` for a database other than 0. With `+hello +config|get +info` as
+/// well, nothing is left [unverified](Warning). Settings that the user may not read are not
+/// checked, and count as the weakest possible for the
+/// [durability](RedisStoreBuilder::assume_durability). Optional:
+///
+/// * `+client|tracking`, so that the server announces changes to waiters. Without it,
+///   [waiters](Store::changed) poll ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
 ///
-/// # Who waits
+/// # Waiters
 ///
-/// All waiters of a store share one more connection, over which the server tells of changes (`CLIENT TRACKING`, on RESP3). It
-/// reads each record that somebody waits for, and is closed some 10 s after the last waiter. What nobody waits for costs
-/// nothing. The server tells by name, of all databases: stores with the same prefix in two databases wake each other for
-/// nothing.
+/// All waiters of a store share one extra connection, over which the server announces changes
+/// (`CLIENT TRACKING`, on RESP3). It reads each record that has a waiter, and is closed some 10 s
+/// after the last waiter leaves. Records without waiters cost nothing. The server announces key
+/// names regardless of the database, so stores with the same prefix in two databases cause spurious
+/// wake-ups in each other.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
@@ -143,16 +159,16 @@ struct Inner {
     clock_slack: Duration,
     scripts: Scripts,
     courier: Courier<Inner>,
-    /// How long it takes at most until a trip is over.
+    /// Upper bound on the time that one delivery takes.
     patience: Duration,
-    /// What no later inspection changes.
+    /// Warnings that later inspections do not change.
     warnings: Vec<Warning>,
     process: Process,
 }
 
 impl RedisStore {
-    /// A store on the server at `redis://[user[:password]@]host[:port][/db]` (or `redis+unix:///path`), with the
-    /// default settings.
+    /// Connects to the server at `redis://[user[:password]@]host[:port][/db]` (or
+    /// `redis+unix:///path`) with the default settings.
     ///
     /// # Errors
     /// As for [`RedisStoreBuilder::connect`].
@@ -162,7 +178,7 @@ impl RedisStore {
 
     /// Starts to set up a store.
     pub fn builder(url: &str) -> RedisStoreBuilder {
-        // What was wrong with it is not said: it could quote a password.
+        // The detail leaves out the parse error, which could quote a password.
         let detail = "the URL is not one of a Redis server, or asks for TLS, which the `redis` crate was built without";
         let without_delay = |info: ConnectionInfo| {
             let settings = info.tcp_settings().clone().set_nodelay(true);
@@ -172,13 +188,14 @@ impl RedisStore {
         RedisStoreBuilder::new(client.map_err(|_| unusable(detail)))
     }
 
-    /// Starts to set up a store over a client of one's own, for TLS with certificates of one's own and the like.
+    /// Starts to set up a store over an existing client, for example one with its own TLS
+    /// certificates.
     pub fn builder_with(client: Client) -> RedisStoreBuilder {
         RedisStoreBuilder::new(Ok(client))
     }
 
-    /// Refuses where calls would hang or panic: outside of tokio, which the `redis` crate needs, and in a forked child, which
-    /// shares its parent's connections.
+    /// Refuses calls that would hang or panic: outside of tokio, which the `redis` crate needs, and
+    /// in a forked child, which shares its parent's connections.
     fn usable(&self) -> Result<(), StoreError> {
         if !self.0.process.is_current() {
             return Err(unusable("it was connected before this process was forked; connect after the fork"));
@@ -186,23 +203,25 @@ impl RedisStore {
         in_tokio()
     }
 
-    /// What an operator should know about this server, as of its last inspection.
+    /// Returns the warnings for the operator of this server, as of its last inspection.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.0.records.connections.watch.warnings();
         warnings.extend_from_slice(&self.0.warnings);
         warnings
     }
 
-    /// Lets begins be granted again after the server evicted keys: an operator has seen to it that nothing is done twice.
+    /// Allows grants again after the server evicted keys, once an operator has made sure that
+    /// nothing is done twice.
     ///
-    /// While the server is still set up to evict, they stay refused. Stores of other processes are not told.
+    /// Begins stay refused while the server is still configured to evict. Stores in other processes
+    /// are not informed.
     pub fn accept_evictions(&self) {
         self.0.records.connections.watch.accept_evictions();
     }
 }
 
 impl Drop for RedisStore {
-    /// A forked child leaves its parent's connections and tasks alone.
+    /// Leaves the parent's connections and tasks alone in a forked child.
     fn drop(&mut self) {
         if !self.0.process.is_current() {
             std::mem::forget(self.0.clone());
@@ -247,16 +266,18 @@ impl Store for RedisStore {
         self.0.swap_batch(swaps).await
     }
 
-    /// One connection is told of changes for all waiters of the store and its clones, by a task of the first one's runtime.
-    /// While there is none, or the user may not, records are looked at at least every 100 ms.
+    /// Waits on one connection that receives changes for all waiters of the store and its clones,
+    /// served by a task of the first waiter's runtime. Without that connection or the permission
+    /// for it, records are polled at least every 100 ms.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         self.usable()?;
         self.0.waiters.wait(id, stamp, within).await;
         Ok(())
     }
 
-    /// `SCAN`'s promise: what is there all the time comes at least once. A page may hold more or fewer than `limit`, and none
-    /// although others follow. Takes the permission `+scan`.
+    /// Lists records by `SCAN`: a record that exists throughout is returned at least once. A page
+    /// may hold more or fewer than `limit` records, and may be empty although others follow. Needs
+    /// the permission `+scan`.
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         self.usable()?;
         self.0.records.scan(after, limit).await
@@ -271,12 +292,13 @@ impl Store for RedisStore {
         }
     }
 
-    /// As of the last inspection of the server.
+    /// Returns the level as of the last inspection of the server.
     fn durability(&self) -> Durability {
         self.0.records.connections.watch.durability()
     }
 
-    /// The one of [`store_id`]: it survives the server, whose loss tokens may outlive.
+    /// Returns the id that [`store_id`] gives. It does not depend on the server, which a token may
+    /// outlive.
     fn identity(&self) -> StoreId {
         self.0.identity
     }
@@ -287,7 +309,7 @@ impl Store for RedisStore {
 }
 
 impl Inner {
-    /// What a swap is to the server.
+    /// Translates a swap into an [`Item`].
     fn item(&self, id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> Item {
         Item {
             id: *id,
@@ -314,11 +336,11 @@ impl Carrier for Inner {
     }
 }
 
-/// The [identity](Store::identity) of a store in this database (0 where the URL names none) under this
-/// [`prefix`](RedisStoreBuilder::prefix), wherever its server is.
+/// Returns the [identity](Store::identity) of a store in this database (0 where the URL names none)
+/// under this [`prefix`](RedisStoreBuilder::prefix), on any server.
 ///
-/// For tokens of a store that had another name: after records were moved to another database or prefix, or another one is
-/// used from now on.
+/// Used to accept tokens of a store that had another identity: after its records were moved to
+/// another database or prefix, or when another one is used from now on.
 ///
 /// ```
 /// use nevertwice::backends::redis::store_id;
@@ -328,14 +350,14 @@ pub fn store_id(database: i64, prefix: impl AsRef<str>) -> StoreId {
     StoreId::of(BACKEND, &[database.to_string().as_bytes(), prefix.as_ref().as_bytes()])
 }
 
-/// Whether what is sent there can be read by others on the way.
+/// True if traffic to this address can be read on the way.
 fn is_exposed(address: &ConnectionAddr) -> bool {
     let ConnectionAddr::Tcp(host, _) = address else { return false };
     let loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
     !loopback
 }
 
-/// The `redis` crate panics outside of tokio.
+/// Refuses calls outside of tokio, where the `redis` crate panics.
 fn in_tokio() -> Result<(), StoreError> {
     match tokio::runtime::Handle::try_current() {
         Ok(_) => Ok(()),

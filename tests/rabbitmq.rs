@@ -1,4 +1,5 @@
-//! The example `rabbitmq_consumer`, run as a user runs it: on a real broker, and killed in the middle of its work.
+//! The example `rabbitmq_consumer`, run as a user runs it: on a real broker, and killed while it
+//! works.
 #![cfg(all(feature = "memory", feature = "sqlite"))]
 
 #[path = "support/rabbitmq.rs"]
@@ -21,16 +22,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use broker::Broker;
 
-/// How long anything that must happen may take.
+/// Time limit of anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(5);
 const QUEUE: &str = "orders";
 const ATTEMPTS: u32 = 3;
-/// How many orders are published for each consumer that is killed.
+/// Orders published for each consumer that is killed.
 const ROUND: u64 = 75;
 const KILLS: u64 = 4;
 
-/// Built with what this test was built with, so that nothing is compiled twice.
+/// Builds the example with the features of this test, so that nothing is compiled twice.
 fn build() -> PathBuf {
     let features = [("redis", cfg!(feature = "redis")), ("testing", cfg!(feature = "testing"))];
     let features = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name);
@@ -50,7 +51,7 @@ fn build() -> PathBuf {
     built.expect("cargo says what it has built")
 }
 
-/// Where the example runs: its binary, its broker, and a folder with the store and the ledger.
+/// The setup of the example: its binary, its broker, and a folder with the store and the ledger.
 struct Site {
     binary: PathBuf,
     url: String,
@@ -90,7 +91,7 @@ struct Effect {
 }
 
 impl Effect {
-    /// `None` if it is not written to its end yet.
+    /// Parses a line. `None` if it is not completely written yet.
     fn read(line: &str) -> Option<Effect> {
         let fields: Vec<&str> = line.strip_suffix('\n')?.split('\t').collect();
         let [id, _order, _attempt, worker] = fields[..] else { panic!("a line of the ledger: {line}") };
@@ -98,14 +99,14 @@ impl Effect {
     }
 }
 
-/// A running consumer, killed with this value.
+/// A running consumer. Killed when dropped.
 struct Consumer {
     child: Child,
     log: PathBuf,
 }
 
 impl Consumer {
-    /// How it ended, if it did.
+    /// Returns its exit status, if it has ended.
     fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -123,7 +124,7 @@ impl Drop for Consumer {
     }
 }
 
-/// What the broker says, behind the consumers' backs.
+/// A connection that queries the broker independently of the consumers.
 struct Watch {
     channel: Channel,
     _connection: Connection,
@@ -157,7 +158,7 @@ impl Watch {
         assert!(within("a confirm", confirmed).await.unwrap().is_ack());
     }
 
-    /// Takes everything out of the dead-letter queue: how many messages there were of every id.
+    /// Empties the dead-letter queue. Returns the number of messages of each id.
     async fn dead(&self) -> HashMap<String, usize> {
         let mut dead = HashMap::new();
         let take = BasicGetOptions { no_ack: true };
@@ -170,12 +171,12 @@ impl Watch {
     }
 }
 
-/// What the broker answers, which must not take longer than anything may.
+/// Waits for an answer of the broker, at most for the time limit.
 async fn within<T>(what: &str, answer: impl Future<Output = T>) -> T {
     timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("in vain for {PATIENCE:?}: {what}"))
 }
 
-/// Polls `condition`, at most for as long as anything may take.
+/// Polls `condition`, at most for the time limit.
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !condition().await {
@@ -194,7 +195,7 @@ async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told(
 
     let mut steady = site.consumer("steady", &[]);
     for round in 0..KILLS {
-        // Both wait when the messages come, so both get some.
+        // Both are waiting when the messages come, so both get some.
         let mut victim = site.consumer("victim", &[]);
         until("two consumers", async || {
             victim.must_run();
@@ -233,7 +234,8 @@ async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told(
     let twice: Vec<_> = effects.iter().filter(|(_, times)| **times > 1).collect();
     assert!(twice.is_empty(), "effects that happened twice: {twice:?}");
 
-    // What has no name is not tried; of two messages with one name, one is refused.
+    // A message without an id is not tried. Of two different messages with the same id, one is
+    // refused.
     assert_eq!(dead.remove(""), Some(1));
     assert_eq!((effects.remove("changed"), dead.remove("changed")), (Some(1), Some(1)));
 
@@ -265,7 +267,7 @@ fn what_cannot_work_is_an_error_that_says_so() {
     let binary = build();
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
-        // Nobody listens on port 1.
+        // No process listens on port 1.
         (["--url", "amqp://me:secret@127.0.0.1:1/%2f"], "cannot reach RabbitMQ at 127.0.0.1:1:"),
         (["--url", "papyrus"], "cannot reach RabbitMQ at papyrus:"),
         (["--store", "papyrus"], "a store is memory or sqlite:PATH"),

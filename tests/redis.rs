@@ -1,5 +1,5 @@
-//! The Redis store against a real server: one of its own for each test. Without `redis-server`, or what the environment's
-//! `NEVERTWICE_REDIS_SERVER` names instead, they fail.
+//! Tests of the Redis store against a real server, one per test. Without `redis-server`, or the
+//! program that the environment variable `NEVERTWICE_REDIS_SERVER` names instead, they fail.
 #![cfg(feature = "redis")]
 
 #[path = "redis/batches.rs"]
@@ -92,14 +92,14 @@ fn set(server: &Server, name: &[u8], value: &[u8]) {
     redis::cmd("SET").arg(name).arg(value).exec(&mut server.raw()).unwrap();
 }
 
-/// How often the server ran a command since `CONFIG RESETSTAT`.
+/// Returns the number of times the server ran a command since `CONFIG RESETSTAT`.
 fn calls(server: &Server, command: &str) -> u64 {
     let text: String = server.ask("INFO commandstats");
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
 
-/// For how much longer the server keeps a key; `None`: for ever.
+/// Returns the remaining time to live of a key; `None` means for ever.
 fn ttl(server: &Server, name: &[u8]) -> Option<Duration> {
     let millis: i64 = redis::cmd("PTTL").arg(name).query(&mut server.raw()).unwrap();
     assert_ne!(millis, -2, "there is no such key");

@@ -1,6 +1,7 @@
-//! What networks, servers and clocks do to the Redis store, each fault against every operation, with a ledger of what was
-//! done: one effect for each key, and whatever an application was told stays so. Every check prints what it did.
-//! Without `redis-server` they fail. `NEVERTWICE_LONG=1` makes them ten times as long.
+//! Faults of networks, servers and clocks against every operation of the Redis store. A ledger
+//! records what was done: each key has one effect, and no answer that an application received is
+//! ever contradicted. Every check prints what it did. Without `redis-server` they fail.
+//! `NEVERTWICE_LONG=1` makes them ten times as long.
 #![cfg(all(feature = "redis", unix))]
 
 #[path = "redis_faults/bench.rs"]
@@ -30,7 +31,7 @@ mod storms;
 use std::future::Future;
 use std::time::Duration;
 
-/// How many times as much is done as usual.
+/// Returns the factor by which the tests are prolonged.
 fn length() -> usize {
     if std::env::var_os("NEVERTWICE_LONG").is_some_and(|value| value == "1") { 10 } else { 1 }
 }
@@ -44,7 +45,7 @@ fn block_on_tokio<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// Asks until it is so: for what a server does in its own time.
+/// Polls until the condition holds, for actions that a server takes in its own time.
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     for _ in 0..4000 {
         if is_so().await {

@@ -1,4 +1,4 @@
-//! How comments and documents are written: openings, words and width, as CONTRIBUTING.md says.
+//! Checks of comments and documents: openings, words and width, as CONTRIBUTING.md asks.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +33,7 @@ const OPENINGS: [&str; 20] = [
 /// Words that a plainer one replaces: a caller, a process, an operator, "none".
 const WORDS: [&str; 7] = ["somebody", "nobody", "whoever", "everybody", "anybody", "whatsoever", "whichever"];
 
-/// Every file of the repository that has one of these endings, or is a script without one.
+/// Returns every file of the repository with prose in it.
 fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new("git").current_dir(root).args(["ls-files", "-z"]).output().expect("git runs");
@@ -45,7 +45,7 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-/// How prose stands in a file.
+/// The place of prose in a file.
 #[derive(Clone, Copy)]
 enum Kind {
     /// After one of these marks.
@@ -110,7 +110,7 @@ fn prose(kind: Kind, text: &str) -> Vec<Line<'_>> {
     lines
 }
 
-/// What is said about each line that `wrong` finds fault with.
+/// Returns the faults that `wrong` finds, each with its file and line.
 fn faults(wrong: impl Fn(&[Line<'_>], usize) -> Option<String>) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut faults = Vec::new();

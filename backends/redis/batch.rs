@@ -1,4 +1,4 @@
-//! Many swaps at once: how a batch is cut into trips, and what is made of the answers.
+//! Batches of swaps: splitting a batch into pipelines, and settling the answers.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,13 @@ use crate::policy::Retry;
 use crate::record::{Record, Stamp, State};
 use crate::store::{Swap, SwapRequest};
 
-/// A trip is cut here: the server does nothing else meanwhile, for some 3 to 7 µs a swap.
+/// Limits of one pipeline. It blocks the server for some 3 to 7 µs per swap.
 const TRIP_ITEMS: usize = 256;
 const TRIP_BYTES: usize = 1 << 20;
 
 impl Inner {
-    /// Does the swaps in their order. A batch in which no id occurs twice takes one trip for every few hundred.
+    /// Applies the swaps in their order. A batch without repeated ids takes one round trip per few
+    /// hundred swaps.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut answers = Vec::with_capacity(swaps.len());
         let (mut trip, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
@@ -24,7 +25,7 @@ impl Inner {
             let item = self.item(&swap.id, swap.expected, swap.next.as_deref());
             let is_full =
                 trip.len() == TRIP_ITEMS || bytes.saturating_add(item.bytes.len()) > TRIP_BYTES && bytes > 0;
-            // What has an id in common has to see what was done before it.
+            // A swap must see the effect of an earlier one with the same id.
             if is_full || ids.contains(&swap.id) {
                 answers.append(&mut self.deliver(&mut trip).await);
                 (bytes, trip, ids) = (0, Vec::new(), HashSet::new());
@@ -40,7 +41,8 @@ impl Inner {
         self.settle(&wanted, answers).await
     }
 
-    /// What the answers to swaps mean. Those for which it takes a look at the records get one, all together.
+    /// Translates answers into results. Swaps whose answer does not suffice have their records
+    /// loaded, all together.
     pub(super) async fn settle(
         &self,
         swaps: &[(RecordId, Option<Stamp>)],
@@ -62,7 +64,7 @@ impl Inner {
                 continue;
             };
             *answer = Settled::Is(found.and_then(|found| match answer {
-                // A duplicate is told what there is, also where nothing new may be begun.
+                // A duplicate is answered from the record even while begins are refused.
                 Settled::Refused(why) if found.record.as_ref().map(|record| record.stamp) == *expected => {
                     Err(again(why))
                 }
@@ -76,7 +78,8 @@ impl Inner {
     }
 }
 
-/// How far the answer to a swap goes without another look at the record and the server's clock.
+/// The result of a swap as far as its answer alone decides it, without reading the record and the
+/// server's clock again.
 enum Settled {
     Is(Result<Swap, StoreError>),
     Unclear,
@@ -100,8 +103,9 @@ fn settle_alone(id: &RecordId, answer: Result<Answer, StoreError>) -> Settled {
     })
 }
 
-/// Whether time has changed nothing about the record yet: what lets somebody act since some time is over is not said by
-/// an estimate of the server's clock, only by that clock.
+/// True if no deadline of the record has passed by `now`. An estimate of the server's clock must
+/// not decide that another caller may act because a deadline has passed: only the clock itself
+/// does.
 fn is_unchanged(record: &Record, now: Stamp) -> bool {
     let wait = match &record.state {
         State::InProgress { lease, .. } => Some(*lease),

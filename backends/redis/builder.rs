@@ -1,4 +1,4 @@
-//! How a store is set up: [`RedisStoreBuilder`].
+//! The settings of a store: [`RedisStoreBuilder`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,56 +32,63 @@ pub struct RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    /// What the names of all keys start with. **Default `nevertwice:`.** Stores with different prefixes do not see each
-    /// other's records.
+    /// Sets the prefix of all key names. **Default `nevertwice:`.** Stores with different prefixes
+    /// do not see each other's records.
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> RedisStoreBuilder {
         prefix.as_ref().clone_into(&mut self.prefix);
         self
     }
 
-    /// How long the server may take to answer. **Default 1 s.** An engine repeats a call that got no answer until its
-    /// [`call_timeout`](crate::Policy::call_timeout), of which this should be less than a third.
+    /// Bounds the time that the server may take to answer. **Default 1 s.** An engine repeats an
+    /// unanswered call until its [`call_timeout`](crate::Policy::call_timeout), of which this
+    /// should be less than a third.
     pub fn response_timeout(mut self, limit: Duration) -> RedisStoreBuilder {
         self.response_timeout = limit;
         self
     }
 
-    /// How long it may take to connect and log in. **Default 1 s.**
+    /// Bounds the time to connect and log in. **Default 1 s.**
     pub fn connection_timeout(mut self, limit: Duration) -> RedisStoreBuilder {
         self.connection_timeout = limit;
         self
     }
 
-    /// By how much the server's clock may be set back, or that of a new primary be slow, without harm. **Default 10 min.**
-    /// The server keeps every record, and the stamp of every removed one, for that much longer. With less than a minute
-    /// every write takes the script, which is slower.
+    /// Sets how far the server's clock may be set back, or the clock of a new primary be behind,
+    /// without harm. **Default 10 min.** The server keeps every record, and the stamp of every
+    /// removed one, for that much longer. With less than a minute every write uses the script,
+    /// which is slower.
     pub fn clock_slack(mut self, slack: Duration) -> RedisStoreBuilder {
         self.clock_slack = slack;
         self
     }
 
-    /// States what the server's writes survive, for where it must not be asked ([`Warning::DurabilityUnverified`](super::Warning::DurabilityUnverified)):
-    /// your word, not checked. **Default: the least that what it told allows.** What it does tell counts instead.
+    /// Assumes this durability where the server does not reveal its settings
+    /// ([`Warning::DurabilityUnverified`](super::Warning::DurabilityUnverified)). It is not
+    /// checked, and ignored where the server does reveal them. **Default: the weakest level
+    /// consistent with what is known.**
     pub fn assume_durability(mut self, durability: Durability) -> RedisStoreBuilder {
         self.assumed = Some(durability);
         self
     }
 
-    /// Bounds the age of the inspection of the server that a grant rests on. **Default 30 s.** The begin that finds it older
-    /// inspects the server first, which takes one round trip of three commands; nothing is asked while nothing is begun.
+    /// Bounds the age of the inspection on which a grant relies. **Default 30 s.** A begin that
+    /// finds it older inspects the server first, which takes one round trip of three commands;
+    /// without begins there are no inspections.
     ///
-    /// Within this time after somebody makes the server evict, begins are still granted: the shorter, the fewer of them can
-    /// repeat what an evicted record stood for. `Duration::ZERO` inspects before every trip that begins something.
+    /// For this long after the server is configured to evict, begins may still be granted. The
+    /// shorter, the fewer of them can repeat an operation whose record was evicted.
+    /// `Duration::ZERO` inspects before every pipeline that contains a begin.
     pub fn recheck_every(mut self, time: Duration) -> RedisStoreBuilder {
         self.recheck_every = time;
         self
     }
 
-    /// Connects, and inspects whether the server can be used, within the time-outs.
+    /// Connects and inspects the server within the time-outs.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if nobody answers, or not now; [`StoreError::Unusable`] if the URL is none or names a
-    /// database that the server does not have, the log-in is refused, or the server must not be used as it is set up.
+    /// [`StoreError::Unavailable`] if the server does not answer, or cannot serve at present.
+    /// [`StoreError::Unusable`] if the URL is invalid or names a database that the server does not
+    /// have, the login is refused, or the server's configuration makes it unsafe to use.
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         in_tokio()?;
         let client = self.client?;
@@ -99,7 +106,7 @@ impl RedisStoreBuilder {
         if is_exposed(info.addr()) {
             warnings.push(Warning::PlainTcp);
         }
-        // What else goes wrong with a connection of its own is no reason not to use the store.
+        // Other failures of this extra connection do not prevent using the store.
         if Line::open(&client, limits).await.is_err_and(|error| is_forbidden(&error)) {
             warnings.push(Warning::ChangesUnannounced);
         }
@@ -111,7 +118,7 @@ impl RedisStoreBuilder {
             clock_slack: self.clock_slack,
             scripts,
             courier: Courier::default(),
-            // A connection that is opened, an inspection, and a trip that goes three times.
+            // Opening a connection, an inspection, and up to three rounds of a pipeline.
             patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
             warnings,
             process: Process::current(),
@@ -133,7 +140,7 @@ impl RedisStoreBuilder {
 
 impl fmt::Debug for RedisStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the client: it knows the password.
+        // Leaves out the client, which holds the password.
         f.debug_struct("RedisStoreBuilder")
             .field("response_timeout", &self.response_timeout)
             .field("connection_timeout", &self.connection_timeout)

@@ -1,4 +1,4 @@
-//! The connections to the server, one after the other: [`Connections`].
+//! The connection to the server and its replacements: [`Connections`].
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,56 +18,56 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::wake::guarded;
 
-/// How many connections may turn out to be dead before a call is given up.
+/// Number of new connections, each lost immediately, after which the call fails.
 const DEAD_ENDS: u32 = 3;
-/// How soon a server that is in doubt is inspected again, at most.
+/// Longest interval between inspections while grants are refused.
 const DOUBT: Duration = Duration::from_secs(1);
 
-/// One multiplexed connection at a time. A call is sent at most once, and ends within the time-outs; the next call after one
-/// that lost its connection opens another.
+/// One multiplexed connection at a time. A call is sent at most once and ends within the time-outs.
+/// After a call that lost the connection, the next one opens another.
 ///
-/// Each new connection inspects its server before anything else is sent. A `ConnectionManager` of the `redis` crate
-/// reconnects unseen, so that nothing could be said of the server behind it.
+/// Each new connection inspects its server before anything else is sent. The `ConnectionManager` of
+/// the `redis` crate reconnects invisibly, so nothing could be assumed about the server behind it.
 pub(super) struct Connections {
     client: Client,
     config: AsyncConnectionConfig,
-    /// For connecting, and for an answer.
+    /// Time-outs for connecting and for an answer.
     limits: [Duration; 2],
     pub(super) watch: Watch,
     state: Mutex<State>,
-    /// Held by the caller that opens a connection for all.
+    /// Held by the caller that opens a connection for all callers.
     opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
     current: Option<Arc<Connection>>,
-    /// The number of attempts to open one so far, and how the last one failed.
+    /// The number of attempts to open one so far, and the error of the last one.
     attempts: u64,
     failure: Option<StoreError>,
 }
 
-/// A connection, and what is believed of the server behind it: that ends with the connection, since the next one may lead to
+/// A connection, and everything assumed about the server behind it. The next connection may lead to
 /// another server.
 pub(super) struct Connection {
     inner: MultiplexedConnection,
     pub(super) time: ServerTime,
     pub(super) grants: Grants,
-    /// Whether the server knows `SET .. IFEQ`.
+    /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
     looked: Mutex<Looked>,
 }
 
-/// What the last inspection came to.
+/// The result of the last inspection.
 struct Looked {
-    /// On the monotonic clock, when it was sent.
+    /// The time at which it was sent, on the monotonic clock.
     at: Duration,
     doubt: Option<Doubt>,
 }
 
 impl Connections {
-    /// Connects with the first call.
+    /// Creates them unconnected; the first call connects.
     pub(super) fn new(client: Client, limits: [Duration; 2], watch: Watch) -> Connections {
         let [connect, answer] = limits;
         let config = AsyncConnectionConfig::new()
@@ -77,7 +77,8 @@ impl Connections {
         Connections { client, config, limits, watch, state, opening }
     }
 
-    /// The present connection. If there is none, the first caller opens one, and the others wait for that.
+    /// Returns the current connection. If there is none, the first caller opens one and the others
+    /// wait for it.
     pub(super) async fn get(&self) -> Result<Arc<Connection>, StoreError> {
         let attempts = {
             let state = self.lock();
@@ -91,7 +92,7 @@ impl Connections {
     }
 
     async fn get_anew(&self, attempts: u64) -> Result<Arc<Connection>, StoreError> {
-        // Times out where the opening caller is no longer polled; then this one opens another.
+        // Times out if the opening caller is no longer polled; this one then opens another.
         let _opening = timeout(self.limit(), self.opening.lock()).await;
         {
             let state = self.lock();
@@ -114,7 +115,7 @@ impl Connections {
         opened
     }
 
-    /// Sends `count` commands at once; an error of one is its answer.
+    /// Sends `count` commands at once. The error of a single command is its reply.
     pub(super) async fn send(
         &self,
         connection: &Arc<Connection>,
@@ -124,17 +125,17 @@ impl Connections {
         if count == 0 {
             return Ok(Vec::new());
         }
-        // All callers are woken by the one task that reads the connection.
+        // The task that reads the connection wakes all callers.
         let mut inner = connection.inner.clone();
         match guarded(inner.req_packed_commands(commands, 0, count)).await {
             Ok(replies) => {
-                // A primary that became a replica: the name may lead to another by now.
+                // A primary became a replica: the host name may lead to another server by now.
                 if replies.iter().any(is_no_primary) {
                     self.discard(connection);
                 }
                 if replies.len() == count { Ok(replies) } else { Err(nonsense()) }
             }
-            // No answer, or none that can be read. What still comes is for nobody.
+            // No answer, or an unreadable one. Later answers on this connection are ignored.
             Err(error) => {
                 self.discard(connection);
                 Err(meaning(&error))
@@ -142,13 +143,14 @@ impl Connections {
         }
     }
 
-    /// Sends the commands over the present connection.
+    /// Sends the commands over the current connection.
     pub(super) async fn call(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, StoreError> {
         let connection = self.get().await?;
         self.send(&connection, commands, count).await
     }
 
-    /// Why this server must not be given another grant, if so: by an inspection that is recent enough.
+    /// Returns the reason to give this server no more grants, if there is one, based on an
+    /// inspection that is recent enough.
     pub(super) async fn doubt(&self, connection: &Arc<Connection>) -> Option<StoreError> {
         let now = SystemClock.monotonic();
         if connection.lock().is_over(now, self.watch.every()) {
@@ -173,7 +175,7 @@ impl Connections {
         Some(doubt.error())
     }
 
-    /// The next call opens another connection.
+    /// Drops this connection as the current one, so that the next call opens another.
     fn discard(&self, connection: &Arc<Connection>) {
         let mut state = self.lock();
         if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
@@ -181,7 +183,8 @@ impl Connections {
         }
     }
 
-    /// Connections that are lost at once are no reason to fail: each was made after the call.
+    /// Opens a connection. One that is lost immediately does not fail the call yet: each attempt is
+    /// made after the call started.
     async fn open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
         let mut dead_ends = 0;
         loop {
@@ -209,7 +212,7 @@ impl Connections {
         }))
     }
 
-    /// How long it takes at most to open a connection.
+    /// Upper bound on the time to open a connection.
     fn limit(&self) -> Duration {
         let [connect, answer] = self.limits;
         connect.saturating_add(answer)
@@ -221,7 +224,7 @@ impl Connections {
 }
 
 impl Connection {
-    /// What was wrong with the server at the last inspection.
+    /// Returns the reason to refuse grants that the last inspection found.
     pub(super) fn doubt(&self) -> Option<Doubt> {
         self.lock().doubt.clone()
     }
@@ -232,7 +235,8 @@ impl Connection {
 }
 
 impl Looked {
-    /// Whether it is time for another. A doubt is looked at sooner, so that the end of trouble is noticed.
+    /// True if another inspection is due. A refusal is rechecked sooner, so that a repair is
+    /// noticed.
     fn is_over(&self, now: Duration, every: Duration) -> bool {
         let every = if self.doubt.is_some() { every.min(DOUBT) } else { every };
         now.saturating_sub(self.at) >= every

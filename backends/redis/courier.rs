@@ -1,4 +1,4 @@
-//! Concurrent swaps share trips: [`Courier`].
+//! Batching of concurrent swaps: [`Courier`].
 
 #[cfg(all(test, nevertwice_shuttle))]
 mod schedules;
@@ -16,35 +16,36 @@ use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wake::guarded;
 
-/// How many trips are under way at once. With one, two callers would wait for each other's trips.
+/// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const TRIPS: usize = 2;
-/// What a trip takes along at most: the server does nothing else meanwhile, for some 3 µs a swap.
+/// Limits of one pipeline. It blocks the server for some 3 µs per swap.
 const TRIP_ITEMS: usize = 128;
 const TRIP_BYTES: usize = 256 << 10;
 
-/// Sends a swap at once while few trips are under way. Those that come later wait, for nothing else than that one of
-/// these is over, and then go together.
+/// Sends a swap at once while fewer than [`TRIPS`] pipelines are in flight. Later swaps queue, only
+/// until one of these ends, and are then sent together.
 ///
-/// There is no task: whoever waits longest gets the [`Turn`] of the trip that is over and sends what waits, its own swap
-/// included. One that is dropped on its way leaves what it has sent to the runtime, and passes its turn on. One that is
-/// neither dropped nor polled (its runtime stands still) loses its turn to the first who has waited too long.
+/// There is no task. When a pipeline ends, the caller that has waited longest becomes leader and
+/// sends the queue, its own swap included. A leader dropped in mid-flight leaves its pipeline to
+/// the runtime and hands over the lead. A leader that is neither dropped nor polled, because its
+/// runtime is blocked, loses the lead to the first caller whose wait times out.
 pub(super) struct Courier<C: Carrier>(Mutex<State<C>>);
 
-/// What takes swaps to the server.
+/// The transport of swaps to the server.
 pub(super) trait Carrier: Send + Sync + Sized + 'static {
     fn courier(&self) -> &Courier<Self>;
 
-    /// How long it takes at most until a trip is over.
+    /// Upper bound on the time that one delivery takes.
     fn patience(&self) -> Duration;
 
-    /// Sends the items at once, and gives the answer to each.
+    /// Sends the items at once and returns the answer to each.
     fn deliver(&self, items: &mut [Item]) -> impl Future<Output = Vec<Result<Answer, StoreError>>> + Send;
 }
 
 struct State<C: Carrier> {
     waiting: VecDeque<Parcel<C>>,
     under_way: usize,
-    /// Turns of an earlier one count no more.
+    /// The current generation. Leaders of an earlier one no longer count.
     generation: u64,
     next_number: u64,
 }
@@ -55,21 +56,21 @@ struct Parcel<C: Carrier> {
     sender: oneshot::Sender<Word<C>>,
 }
 
-/// What somebody who waits is told.
+/// A message to a queued caller.
 enum Word<C: Carrier> {
     Answer(Result<Answer, StoreError>),
-    /// Its swap is not sent yet: now it is to send it, with the others.
+    /// The caller's swap is not sent yet: it becomes leader and sends it along with the others.
     Go(Turn<C>, Item),
 }
 
-/// The number under which an item waits, and where its caller is told.
+/// The number of a queued item, and the receiver of its caller.
 type Waiting<C> = (u64, oneshot::Receiver<Word<C>>);
 
-/// The right to send a trip. It never gets lost: whoever drops it passes it on.
+/// The lead: the right to send a pipeline. It is never lost: dropping it passes it on.
 struct Turn<C: Carrier> {
     carrier: Arc<C>,
     generation: u64,
-    /// A trip for several callers that is not over.
+    /// A shared pipeline that is still in flight.
     trip: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -113,7 +114,7 @@ impl<C: Carrier> Courier<C> {
         turn.lead(item, others).await
     }
 
-    /// A turn, or the number under which the item waits.
+    /// Makes the caller leader, or queues the item and returns its number.
     fn enter(&self, carrier: &Arc<C>, item: Item) -> Result<(Turn<C>, Item), Waiting<C>> {
         let mut state = self.lock();
         if state.under_way < TRIPS {
@@ -128,7 +129,7 @@ impl<C: Carrier> Courier<C> {
         Err((number, waiting))
     }
 
-    /// Those that go along with the item.
+    /// Takes the queued items that are sent along with this one.
     fn company(&self, item: &Item) -> Vec<Parcel<C>> {
         let mut company = Vec::new();
         let mut bytes = item.bytes.len();
@@ -138,7 +139,7 @@ impl<C: Carrier> Courier<C> {
             && bytes.saturating_add(next.item.bytes.len()) <= TRIP_BYTES
             && let Some(parcel) = state.waiting.pop_front()
         {
-            // Who is gone sends nothing.
+            // The swap of a caller that is gone is not sent.
             if !parcel.sender.is_closed() {
                 bytes = bytes.saturating_add(parcel.item.bytes.len());
                 company.push(parcel);
@@ -147,7 +148,7 @@ impl<C: Carrier> Courier<C> {
         company
     }
 
-    /// Gives a turn that is free to who waits longest.
+    /// Passes the lead on to the caller that has waited longest.
     fn pass_on(&self, carrier: &Arc<C>, generation: u64) {
         loop {
             let mut state = self.lock();
@@ -159,18 +160,18 @@ impl<C: Carrier> Courier<C> {
                 return;
             };
             drop(state);
-            // If it is gone, so is its swap.
+            // The swap of a caller that is gone is dropped with it.
             if !sender.is_closed() {
                 let turn = Turn { carrier: Arc::clone(carrier), generation, trip: None };
-                // Should it go just now, the turn is dropped and comes back here.
+                // If the caller leaves just now, the lead is dropped and passed on again.
                 let _ = sender.send(Word::Go(turn, item));
                 return;
             }
         }
     }
 
-    /// Takes the turns away from those that have them for too long, and gives a new one to the item of that number. If that
-    /// is on its way, nothing happens.
+    /// Revokes all leads, which have been held for too long, and makes the caller of the item with
+    /// this number leader. Does nothing if that item is already in flight.
     fn renew(&self, carrier: &Arc<C>, number: u64) -> Option<(Turn<C>, Item)> {
         let mut state = self.lock();
         let own = state.waiting.iter().position(|parcel| parcel.number == number)?;
@@ -186,7 +187,7 @@ impl<C: Carrier> Courier<C> {
 }
 
 impl<C: Carrier> Turn<C> {
-    /// Sends the item with the others and gives everybody the answer to its own.
+    /// Sends the item with the others and hands each caller its own answer.
     async fn lead(mut self, item: Item, others: Vec<Parcel<C>>) -> Result<Answer, StoreError> {
         let (sender, mut own) = oneshot::channel();
         let (mut items, mut senders) = (vec![item], vec![sender]);
@@ -198,14 +199,15 @@ impl<C: Carrier> Turn<C> {
         let trip = self.trip.insert(Box::pin(async move {
             let answers = carrier.deliver(&mut items).await;
             for (sender, answer) in senders.into_iter().zip(answers) {
-                // Who is gone does not want to know.
+                // The caller may be gone.
                 let _ = sender.send(Word::Answer(answer));
             }
         }));
         poll_fn(|context| trip.as_mut().poll(context)).await;
         self.trip = None;
         let answer = own.try_recv();
-        // Who was answered just now may have more to send, which then goes along with the next.
+        // Callers that were just answered may have more to send, which then joins the next
+        // pipeline.
         yield_now().await;
         drop(self);
         match answer {

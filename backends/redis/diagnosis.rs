@@ -1,4 +1,4 @@
-//! Why a connection could not be opened, in words that help.
+//! Diagnosis of a connection that could not be opened.
 
 use std::time::Duration;
 
@@ -11,17 +11,19 @@ use tokio::time::timeout;
 use super::refusal::{is_full_of_connections, meaning, unavailable};
 use crate::error::StoreError;
 
-/// How long the second look may take, whatever the store's time-outs.
+/// Time limit of the second attempt, independent of the store's time-outs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What an error in opening a connection means. What the `redis` crate does not tell is found out by another connection.
+/// Translates an error of opening a connection. A second connection finds out what the `redis`
+/// crate hides.
 pub(super) async fn of(client: &Client, config: &AsyncConnectionConfig, error: &RedisError) -> StoreError {
     let is_refused = error.kind() == ErrorKind::AuthenticationFailed;
     let is_lost = error.is_connection_dropped() && !error.is_connection_refusal();
     if !is_refused && !is_lost {
         return meaning(error);
     }
-    // The crate takes any answer in place of that to the log-in for a refused password, and drops one to what it asks before.
+    // The crate reports any unexpected answer to the login as a refused password, and drops an
+    // error that comes before the login.
     match timeout(PATIENCE, greet(client, config)).await {
         Ok(Err(said)) if tells_more(&said) => meaning(&said),
         Ok(Err(said)) if is_lost && said.is_connection_dropped() => unavailable(
@@ -35,7 +37,7 @@ fn tells_more(said: &RedisError) -> bool {
     said.code() == Some("DENIED") || is_full_of_connections(said) || said.kind() == ErrorKind::Parse
 }
 
-/// What a server says before any log-in.
+/// Asks for the server's first answer, before any login.
 async fn greet(client: &Client, config: &AsyncConnectionConfig) -> Result<(), RedisError> {
     let plain = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
     let client = Client::open(client.get_connection_info().clone().set_redis_settings(plain))?;

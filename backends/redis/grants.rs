@@ -1,4 +1,4 @@
-//! The grants that this store wrote itself: [`Grants`].
+//! A cache of the grants that this store wrote: [`Grants`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,17 +7,17 @@ use std::time::Duration;
 use crate::key::RecordId;
 use crate::record::Stamp;
 
-/// How many are remembered, at least; twice as many at most.
+/// Entries kept at least; at most twice as many.
 const ENOUGH: usize = 8192;
-/// A longer record is not remembered.
+/// Longest record that is cached, in bytes.
 const LONGEST: usize = 1024;
 
-/// What makes it cheaper to finish them. What is not found here, since it was written elsewhere or long ago, is finished all
-/// the same.
+/// A bounded cache of grants that this store wrote, so that finishing one needs no script. A miss
+/// (a grant written elsewhere or long ago) is only slower.
 #[derive(Debug, Default)]
 pub(super) struct Grants(Mutex<Generations>);
 
-/// When the younger is full, the elder goes.
+/// Two generations of entries. When the younger is full, the elder is dropped.
 #[derive(Debug, Default)]
 struct Generations {
     younger: HashMap<RecordId, Grant>,
@@ -27,14 +27,15 @@ struct Generations {
 #[derive(Debug)]
 pub(super) struct Grant {
     pub(super) stamp: Stamp,
-    /// The server keeps it for no less from its stamp on.
+    /// The server keeps the record for at least this long, counted from its stamp.
     pub(super) keep: Duration,
-    /// What has to be shown to a server that compares values as a whole; empty if that cannot.
+    /// The record's bytes, for a server that compares whole values; empty if it cannot.
     pub(super) bytes: Vec<u8>,
 }
 
 impl Grant {
-    /// Whether what replaces it under this stamp may end when it does: that is late enough, and not much too late.
+    /// True if the replacement with this stamp may expire together with the grant: late enough, and
+    /// not much too late.
     pub(super) fn lasts(&self, stamp: Stamp, keep: Duration) -> bool {
         let (end, least) = (self.stamp.after(self.keep), stamp.after(keep));
         end >= least && end.since(least) <= keep / 8
@@ -53,7 +54,7 @@ impl Grants {
         both.younger.insert(id, grant);
     }
 
-    /// The grant, if it is the one of this stamp. It is remembered no longer.
+    /// Removes and returns the grant if it has this stamp.
     pub(super) fn take(&self, id: &RecordId, stamp: Stamp) -> Option<Grant> {
         let mut both = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = both.younger.remove(id).or_else(|| both.elder.remove(id));

@@ -1,4 +1,4 @@
-//! What a server tells about itself: [`Inspection`].
+//! The role and settings that a server reports: [`Inspection`].
 
 use std::collections::HashMap;
 
@@ -7,13 +7,15 @@ use ::redis::{FromRedisValue, Pipeline, Value, from_redis_value, pipe};
 use super::refusal::{is_forbidden, meaning, nonsense};
 use crate::error::StoreError;
 
-/// How many commands an inspection takes.
+/// Number of commands of an inspection.
 pub(super) const COUNT: usize = 3;
 
-/// One round trip. What this user may not ask is answered by an error, which is no reason not to use the server.
+/// Builds the commands of an inspection, for one round trip. Commands forbidden to this user are
+/// answered with an error, which does not prevent using the server.
 pub(super) fn commands() -> Pipeline {
     let mut commands = pipe();
-    // It tells the role and the mode, and is not among the `@dangerous` commands as `ROLE` and `INFO` are.
+    // Reports the role and the mode, and unlike `ROLE` and `INFO` is not among the `@dangerous`
+    // commands.
     commands.cmd("HELLO");
     commands.cmd("CONFIG").arg("GET");
     commands.arg("maxmemory").arg("maxmemory-policy").arg("appendonly").arg("appendfsync");
@@ -21,19 +23,19 @@ pub(super) fn commands() -> Pipeline {
     commands
 }
 
-/// What a server could be brought to tell; `None` stands for what this user may not ask.
+/// The answers of a server; `None` where this user may not ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Inspection {
     pub(super) role: Option<Role>,
-    /// Whether the server can compare and set by itself: `SET .. IFEQ`.
+    /// True if the server supports compare-and-set natively: `SET .. IFEQ`.
     pub(super) compares: bool,
     /// `maxmemory` and `maxmemory-policy`.
     pub(super) memory: Option<(u64, String)>,
     pub(super) append_only: Option<bool>,
     pub(super) sync: Option<String>,
-    /// Another one after each start.
+    /// Changes with each start of the server.
     pub(super) run_id: Option<String>,
-    /// Keys that were evicted since the server started, or since somebody reset its statistics.
+    /// Keys evicted since the server started or its statistics were reset.
     pub(super) evicted: Option<u64>,
 }
 
@@ -76,7 +78,7 @@ impl Inspection {
     }
 }
 
-/// The server's answer, or `None` if this user may not ask.
+/// Returns the server's answer, or `None` if this user may not ask.
 fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
     match reply.extract_error() {
         Ok(reply) => from_redis_value(reply).map(Some).map_err(|_| nonsense()),
@@ -106,7 +108,7 @@ fn role(hello: &HashMap<String, Value>) -> Role {
     }
 }
 
-/// Whether a server of this kind and version knows `SET .. IFEQ`.
+/// True if a server of this kind and version knows `SET .. IFEQ`.
 fn compares(server: &str, version: &str) -> bool {
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));

@@ -1,4 +1,4 @@
-//! The connection over which the server tells that records change: [`Line`].
+//! The connection over which the server announces changes of records: [`Line`].
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::store::Snapshot;
 
-/// A connection that the server keeps track of (`CLIENT TRACKING`): once a record was read over it, the server tells of
-/// the next change of that, whoever makes it and however.
+/// A connection with `CLIENT TRACKING`: once a record was read over it, the server announces the
+/// next change of that record, by any client and any command.
 pub(super) struct Line(MultiplexedConnection);
 
-/// What the server says over a line, in order with its answers. For each record read there is at most one message.
+/// The messages of the server, in order with its replies. Each record read yields at most one.
 pub(super) struct Messages(UnboundedReceiver<PushInfo>);
 
 pub(super) enum Message {
-    /// Something became of what is under these names.
+    /// The values under these key names changed.
     Changed(Vec<Vec<u8>>),
-    /// The same of everything.
+    /// All values may have changed.
     AllChanged,
-    /// There will be no more messages.
+    /// There are no more messages.
     Lost,
 }
 
@@ -54,7 +54,8 @@ impl Line {
         timeout(connect.saturating_add(answer), open).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// What is under each of the ids, but for the time. The server will tell when it changes.
+    /// Reads the records, without the server's time. From then on the server announces their next
+    /// change.
     pub(super) async fn read(
         &mut self,
         records: &Records,
@@ -87,7 +88,7 @@ impl Messages {
     }
 }
 
-/// A list of names, or nil where all was flushed.
+/// Parses the announcement: a list of key names, or nil after a flush.
 fn invalidated(data: Vec<Value>) -> Message {
     let Some(Value::Array(names)) = data.into_iter().next() else { return Message::AllChanged };
     let name = |value| if let Value::BulkString(name) = value { Some(name) } else { None };

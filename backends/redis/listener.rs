@@ -1,5 +1,5 @@
-//! The task that serves the [waiters](super::waiters): one connection that the server tells of changes, and looks where
-//! there is none.
+//! The task that serves the [waiters](super::waiters): it keeps one connection that receives
+//! changes, and polls while there is none.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -16,22 +16,23 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::store::Snapshot;
 
-/// How often every record is looked at although no message came: the connection has to show that it is still one.
+/// Interval at which every awaited record is read although no message came: only a reply proves
+/// that the connection still works.
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// After how many ticks without a waiter it is closed.
+/// Number of ticks without a waiter after which the connection is closed.
 const IDLE_TICKS: u32 = 10;
-/// How often records are looked at that no message would tell of: at first, and at last.
+/// Polling interval without a connection that receives changes: first and longest.
 const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
-/// When another connection is tried: at first and at last.
+/// Delay before another attempt to connect: first and longest.
 const RETRIES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// The same if the user lacks the permission.
 const RETRY_FORBIDDEN: Duration = Duration::from_secs(60);
 
-/// Why the task does something else.
+/// The reason why listening ended.
 enum End {
-    /// For good.
+    /// The task must stop.
     Relieved,
-    /// There is no connection that tells of changes.
+    /// There is no connection that receives changes.
     Lost { is_forbidden: bool },
 }
 
@@ -61,7 +62,7 @@ pub(super) async fn run(post: Post) {
     }
 }
 
-/// Looks at what is waited for, again and again and ever more seldom, for a while.
+/// Polls the awaited records for a while, at growing intervals.
 async fn poll(post: &Post, during: Duration) -> Result<(), Relieved> {
     let (mut waited, mut idle) = (Duration::ZERO, Duration::ZERO);
     let mut pause = LOOKS[0];
@@ -78,7 +79,7 @@ async fn poll(post: &Post, during: Duration) -> Result<(), Relieved> {
         }
         for ids in ids.chunks(READ_AT_ONCE) {
             let found = post.hall.records.load_many(ids).await;
-            // What cannot be read at present is looked at again.
+            // A transient failure: the next round reads the records again.
             if show(post, ids, found, false)?.is_err() {
                 break;
             }
@@ -90,7 +91,8 @@ async fn poll(post: &Post, during: Duration) -> Result<(), Relieved> {
     Ok(())
 }
 
-/// Listens until the connection is lost. A look makes the server tell of what happens after it.
+/// Listens until the connection is lost. Reading a record makes the server announce its next
+/// change.
 async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallible, End> {
     let opened = Line::open(&post.hall.client, post.hall.limits).await;
     let (mut line, mut messages) =
@@ -103,7 +105,8 @@ async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallib
         let asked = post.take_asked()?;
         look(post, &mut line, &asked).await?;
         *was_live |= !asked.is_empty();
-        // A message that was sent before the last look and is read after it wakes for nothing; none is taken before it.
+        // Messages are taken only after the read. One that was sent before the read causes a
+        // spurious wake-up at most.
         match next(post, &mut messages, &mut ticks).await {
             Event::Message(Message::Lost) => return Err(LOST),
             Event::Message(Message::Changed(names)) => {
@@ -137,8 +140,8 @@ async fn look(post: &Post, line: &mut Line, ids: &[RecordId]) -> Result<(), End>
     Ok(())
 }
 
-/// Tells those whose record is no longer what they wait at. What is wrong with a record is for the callers to see for
-/// themselves; what will pass is an error.
+/// Wakes the waiters whose record no longer has the stamp they know. Returns transient errors.
+/// Other errors wake the waiters of the record, which then find them themselves.
 fn show(
     post: &Post,
     ids: &[RecordId],
@@ -175,7 +178,7 @@ async fn next(post: &Post, messages: &mut Messages, ticks: &mut Interval) -> Eve
     let mut nudge = pin!(post.nudge.notified());
     let mut message = pin!(messages.next());
     poll_fn(|cx| {
-        // Ticks first: messages can come without end.
+        // Ticks first: messages may come without end.
         if ticks.poll_tick(cx).is_ready() {
             return Poll::Ready(Event::Tick);
         }

@@ -1,4 +1,4 @@
-//! The records under a prefix, as they are read: [`Records`].
+//! Reading of the records under a prefix: [`Records`].
 
 use std::collections::HashSet;
 
@@ -12,26 +12,26 @@ use crate::key::RecordId;
 use crate::record::{DecodeError, Stamp};
 use crate::store::{Cursor, Page, Snapshot};
 
-/// How many records are read in one round trip: they can be long.
+/// Records read in one round trip. They can be long.
 pub(super) const READ_AT_ONCE: usize = 64;
-/// How many names the server may look at for one `SCAN`, which it does nothing else beside.
+/// Names that the server may visit in one `SCAN`, which blocks it.
 const SCAN_AT_MOST: usize = 256;
-/// How often a page that is still empty is looked further for.
+/// Number of `SCAN`s after which a page is returned even if empty.
 const SCANS_A_PAGE: usize = 16;
 
-/// Where the records are, and what their names start with.
+/// The connections, and the prefix of all key names.
 pub(super) struct Records {
     pub(super) connections: Connections,
     pub(super) prefix: Vec<u8>,
 }
 
 impl Records {
-    /// The name of a record.
+    /// Returns the key name of a record.
     pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
         [&self.prefix, &id.as_bytes()[..]].concat()
     }
 
-    /// Whose name it is, if it is one.
+    /// Returns the id in a key name, if it is the name of a record.
     pub(super) fn id(&self, key: &[u8]) -> Option<RecordId> {
         let id = key.strip_prefix(self.prefix.as_slice())?;
         Some(RecordId::from_bytes(id.try_into().ok()?))
@@ -41,7 +41,7 @@ impl Records {
         self.load_some(&[*id]).await?.pop().ok_or_else(nonsense)?
     }
 
-    /// What is under each of the ids.
+    /// Loads the record under each of the ids.
     pub(super) async fn load_many(
         &self,
         ids: &[RecordId],
@@ -53,9 +53,11 @@ impl Records {
         Ok(found)
     }
 
-    /// In one round trip. Not by `MGET`: what is no string is absent to it.
+    /// Loads in one round trip. Does not use `MGET`, which reports a key that is not a string as
+    /// absent.
     async fn load_some(&self, ids: &[RecordId]) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
-        // The time comes first, so that it is never later than what it is held against: no lease looks over too early.
+        // The time is read first, so that it is never later than the records it is compared with:
+        // no lease appears expired too early.
         let mut commands = pipe();
         commands.cmd("TIME");
         for id in ids {
@@ -67,7 +69,8 @@ impl Records {
         Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, now, reply)).collect())
     }
 
-    /// A page of what `SCAN` finds. It promises at least once, and may find nothing and still not be through.
+    /// Returns one page from `SCAN`, which yields each key at least once and may yield none before
+    /// it is done.
     pub(super) async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let mut cursor = after.map_or(Ok(0), position)?;
         let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
@@ -94,7 +97,8 @@ impl Records {
         Ok(page)
     }
 
-    /// One `SCAN`: the time, where the next one goes on (0: nowhere), and the ids, each once.
+    /// Sends one `SCAN`. Returns the time, the position of the next `SCAN` (0 at the end), and the
+    /// ids without duplicates.
     async fn names(&self, cursor: u64, count: usize) -> Result<(Stamp, u64, Vec<RecordId>), StoreError> {
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern(&self.prefix)).arg("COUNT").arg(count);
@@ -115,14 +119,14 @@ impl Records {
     }
 }
 
-/// The answer to `TIME`.
+/// Parses the reply to `TIME`.
 pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
     let reply = reply.ok_or_else(nonsense)?.extract_error().map_err(|error| meaning(&error))?;
     let (seconds, micros): (u64, u64) = from_redis_value(reply).map_err(|_| nonsense())?;
     Ok(Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros)))
 }
 
-/// What the answer to `GET` shows.
+/// Parses the reply to `GET`.
 pub(super) fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
     match reply.extract_error() {
         Ok(value) => snapshot(id, now, bytes(value)?),
@@ -138,7 +142,7 @@ fn position(cursor: &Cursor) -> Result<u64, StoreError> {
     text.and_then(|text| text.parse().ok()).ok_or_else(|| unusable("the cursor is not one of its own"))
 }
 
-/// What matches the names that start so.
+/// Returns the pattern that matches all names with this prefix.
 fn pattern(prefix: &[u8]) -> Vec<u8> {
     let mut pattern = Vec::with_capacity(prefix.len() + 1);
     for &byte in prefix {

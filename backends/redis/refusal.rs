@@ -1,5 +1,5 @@
-//! What Redis and its client say, in terms of [`StoreError`]. Texts of the server are not passed on: they can quote
-//! what was sent.
+//! Errors of Redis and its client, translated to [`StoreError`]. Texts of the server are not passed
+//! on, because they can quote what was sent.
 
 use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
@@ -26,12 +26,12 @@ pub(super) fn corrupt(id: &RecordId, source: DecodeError) -> StoreError {
     StoreError::Corrupt { backend: BACKEND, id: *id, source }
 }
 
-/// An answer that no Redis gives.
+/// The error for an answer that Redis never gives.
 pub(super) fn nonsense() -> StoreError {
     unavailable("it gave an answer of another form than Redis does")
 }
 
-/// The same once more, for another swap of the same call.
+/// Copies the error of a call, for another swap of the same call.
 pub(super) fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Unavailable { backend, detail } => {
@@ -39,12 +39,12 @@ pub(super) fn again(error: &StoreError) -> StoreError {
         }
         StoreError::Unusable { backend, detail } => StoreError::Unusable { backend, detail: detail.clone() },
         StoreError::Full { .. } => full(),
-        // Never that of a whole call.
+        // Never the error of a whole call.
         StoreError::Corrupt { .. } => nonsense(),
     }
 }
 
-/// Whether the server refused to run the command at all because it has no memory left.
+/// True if the server refused to run the command because it has no memory left.
 pub(super) fn is_oom(error: &RedisError) -> bool {
     error.code() == Some("OOM")
 }
@@ -57,20 +57,20 @@ pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-/// Whether the server does not know an option of `SET`.
+/// True if the server does not know an option of `SET`.
 pub(super) fn is_unknown_option(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
         && error.detail().is_some_and(|detail| detail.contains("syntax error"))
 }
 
-/// Whether the server does not know the command, or this user may not call it.
+/// True if the server does not know the command, or this user may not call it.
 pub(super) fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
         || error.kind() == ErrorKind::RESP3NotSupported
         || is_unknown_command(error)
 }
 
-/// Managed services take commands away under one of these texts.
+/// Matches the texts with which managed services disable commands.
 fn is_unknown_command(error: &RedisError) -> bool {
     let known = |detail: &str| {
         let detail = detail.to_ascii_lowercase();
@@ -81,18 +81,18 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) && error.detail().is_some_and(known)
 }
 
-/// Whether the server takes no more connections at present.
+/// True if the server accepts no more connections at present.
 pub(super) fn is_full_of_connections(error: &RedisError) -> bool {
     says(error, "max number of clients")
 }
 
-/// Whether an `ERR` of the server has these words.
+/// True if an `ERR` of the server contains these words.
 fn says(error: &RedisError, words: &str) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
         && error.detail().is_some_and(|detail| detail.contains(words))
 }
 
-/// What an error means for a call.
+/// Translates an error for a caller.
 pub(super) fn meaning(error: &RedisError) -> StoreError {
     if error.kind() == ErrorKind::AuthenticationFailed {
         return unusable("it refused the user name or the password of the URL");
@@ -111,7 +111,7 @@ pub(super) fn meaning(error: &RedisError) -> StoreError {
             "it has no room for another connection (ERR max number of clients reached): see maxclients",
         );
     }
-    // The `redis` crate passes on what the server says to SELECT without its code.
+    // The `redis` crate passes on the server's reply to SELECT without its code.
     match error.code().map(|code| if code == "ERR" { code_of_select(error) } else { code }) {
         Some("NOAUTH") => unusable("it wants a password, and the URL has none (NOAUTH)"),
         Some("WRONGPASS") => unusable("it refused the user name or the password of the URL (WRONGPASS)"),
@@ -129,13 +129,14 @@ pub(super) fn meaning(error: &RedisError) -> StoreError {
         Some(_) if is_unknown_command(error) => {
             unusable("it does not know EVALSHA, SCRIPT LOAD, GET or TIME, or has them disabled")
         }
-        // BUSY, LOADING, READONLY, MASTERDOWN, MISCONF, NOREPLICAS ...: passing, or for somebody to repair.
+        // BUSY, LOADING, READONLY, MASTERDOWN, MISCONF, NOREPLICAS ...: transient, or for an
+        // operator to repair.
         Some(code) => unavailable(format!("it answered {code}")),
         None => unavailable(connection(error)),
     }
 }
 
-/// The code that stood before the words in which the server refused `SELECT`.
+/// Recovers the code that preceded these words in the server's reply to `SELECT`.
 fn code_of_select(error: &RedisError) -> &'static str {
     if says(error, "Authentication required") {
         "NOAUTH"

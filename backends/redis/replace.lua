@@ -1,6 +1,7 @@
--- KEYS: the records. ARGV, three for each: the stamp that is expected (8 bytes), the new value (with its stamp), and for
--- how many ms to keep it ('' for ever; '=' for as long as what it replaces). Answers one character for each: 1 it was
--- replaced, 0 it is not the expected one.
+-- Replaces records of known stamps. KEYS: the records. ARGV, three for each: the expected stamp (8
+-- bytes), the new value (with its stamp), and the ms to keep it ('' for ever; '=' until the
+-- replaced value would have expired). Returns one character for each: 1 replaced, 0 the stamp is
+-- not the expected one.
 local call, answer = redis.call, {}
 for i, key in ipairs(KEYS) do
   local old = redis.pcall('GET', key)

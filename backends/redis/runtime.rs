@@ -1,4 +1,4 @@
-//! What callers that share something need of the runtime they run in: tokio's, or shuttle's in the tests of schedules.
+//! The runtime that callers share work on: tokio, or shuttle in the schedule tests.
 
 #[cfg(not(all(test, nevertwice_shuttle)))]
 mod tokios {
@@ -13,7 +13,7 @@ mod tokios {
         tokio::spawn(work).abort_handle()
     }
 
-    /// Leaves `work` to the runtime. Where there is none any more, it ends here.
+    /// Leaves `work` to the runtime. If there is none any more, drops it.
     pub(in super::super) fn leave(work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(work);

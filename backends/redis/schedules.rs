@@ -1,5 +1,5 @@
-//! Waiters and the task that listens for them, under many schedules. It stands in for the listener: the same steps towards
-//! the waiters, and a server that is a map.
+//! Schedule tests of the waiters. A substitute for the listener takes the same steps towards the
+//! waiters; its server is a map.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -26,15 +26,15 @@ use crate::sync::schedules::explore;
 pub(super) const TICK: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// The server of the schedule that this thread tries.
+    /// The server of the schedule that this thread runs.
     static SERVER: RefCell<Arc<Server>> = RefCell::default();
 }
 
-/// What records have which stamp, and one connection that listens.
+/// A server with the stamps of records, and one connection that listens.
 #[derive(Default)]
 struct Server {
     state: Plain<State>,
-    /// Whether the task may end at any moment, as when its runtime does.
+    /// True if the task may end at any moment, as with its runtime.
     is_shaky: bool,
 }
 
@@ -47,7 +47,7 @@ struct State {
 }
 
 impl Server {
-    /// Writes and publishes, in one step as the script does.
+    /// Writes and announces the change in one step, as a server with tracking does.
     fn write(&self, id: RecordId, stamp: Stamp) {
         let mut state = self.state.lock().unwrap();
         state.stamps.insert(id, stamp);
@@ -79,7 +79,7 @@ pub(super) async fn run(post: Post) {
     let _ = live(&post, &server).await;
 }
 
-/// A message, or `None` for a nudge.
+/// Returns a message, or `None` after a wake.
 async fn next(post: &Post, server: &Server) -> Option<RecordId> {
     let mut nudge = pin!(post.nudge.notified());
     poll_fn(|context| {
@@ -93,7 +93,8 @@ async fn next(post: &Post, server: &Server) -> Option<RecordId> {
     .await
 }
 
-/// As the real one, but for ticks: nothing is looked at a second time, so that what is missed stays missed.
+/// Listens as the real task does, but without ticks: no record is read a second time, so that a
+/// missed change stays missed.
 async fn live(post: &Post, server: &Server) -> Result<Infallible, Relieved> {
     post.ask_for_all()?;
     loop {
@@ -113,7 +114,7 @@ async fn live(post: &Post, server: &Server) -> Result<Infallible, Relieved> {
     }
 }
 
-/// What the stand-in has no use for: the way to a server that nobody asks.
+/// A client and records that the substitute does not use. They never connect.
 fn nowhere() -> (Client, Arc<Records>) {
     let client = Client::open("redis://localhost").unwrap();
     let watch = Watch::new(None, Duration::MAX);
@@ -121,7 +122,7 @@ fn nowhere() -> (Client, Arc<Records>) {
     (client, Arc::new(Records { connections, prefix: Vec::new() }))
 }
 
-/// L4: whoever waits is told of the change, whenever it comes, and whoever leaves takes nobody along.
+/// L4: A waiter learns of the change whenever it comes, and a waiter that leaves affects no other.
 fn explore_waits(name: &str, count: usize, is_shaky: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let _guard = runtime.enter();
@@ -152,7 +153,7 @@ fn wait((client, records): &(Client, Arc<Records>), is_shaky: bool) {
     // No message comes for the other record: it changed before.
     let threads =
         [waiting(id, 1, false), waiting(id, 1, true), waiting(id, 2, false), waiting(other, 1, false)];
-    // One keeps the record's place taken, so that the others meet a listener that knows it.
+    // One thread keeps the record registered, so that the others meet a listener that knows it.
     let (last, room) = (server.clone(), waiters.clone());
     let patient = thread::spawn(move || {
         while last.state.lock().unwrap().stamps[&id] != Stamp(4) {

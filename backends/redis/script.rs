@@ -1,4 +1,4 @@
-//! The scripts: how they are called, and what they answer.
+//! The scripts: their calls and their replies.
 
 use std::io::Write;
 use std::time::Duration;
@@ -15,22 +15,26 @@ use crate::store::Snapshot;
 
 /// The length of the stamp in front of each value.
 pub(super) const STAMP_BYTES: usize = 8;
-/// Stamps from here on are none: Lua's numbers are not exact beyond 2^53 (in microseconds, the year 2255).
+/// The first invalid stamp: Lua's numbers are not exact beyond 2^53 (in microseconds, the year
+/// 2255).
 pub(super) const STAMP_LIMIT: u64 = 1 << 53;
-/// What is to be kept longer, in milliseconds, is kept for ever: Redis refuses an end that is no 64-bit number.
+/// Longest time to keep a record, in milliseconds. A longer one never expires: Redis refuses an
+/// expiry beyond 64 bits.
 const FOREVER_MS: u128 = 1 << 52;
 
 const TOO_OLD: &str = "it does not know `#!lua` scripts: Redis 7.0 or Valkey is the oldest that does";
 
-/// The scripts of a store. Each has a header, which is what makes the server look at its memory first, and refuse before
-/// anything ran; without it the first write of a script is where it looks.
+/// The scripts of a store. Each has a `#!lua` header. With it the server checks its memory before
+/// the script starts and can refuse it as a whole; without it, only at the first write of the
+/// script.
 #[derive(Debug)]
 pub(super) struct Scripts {
-    /// The swap by the server's clock, refused when the server is over `maxmemory`.
+    /// The swap by the server's clock, refused while the server is over `maxmemory`.
     pub(super) refusable: OneScript,
-    /// The same, which runs over `maxmemory` too.
+    /// The same, allowed over `maxmemory`.
     pub(super) always: OneScript,
-    /// The replacement of a record of a known stamp by bytes that have theirs already. Runs over `maxmemory` too.
+    /// The replacement of a record with a known stamp by bytes that already contain theirs. Allowed
+    /// over `maxmemory`.
     pub(super) replace: OneScript,
 }
 
@@ -54,7 +58,7 @@ impl Scripts {
         [&self.refusable, &self.always, &self.replace]
     }
 
-    /// Leaves them in the server's cache, and finds out whether this user may run them.
+    /// Loads them into the server's cache, and checks that this user may run them.
     pub(super) async fn load(&self, connections: &Connections) -> Result<(), StoreError> {
         let mut commands = Pipeline::new();
         for script in self.all() {
@@ -69,7 +73,7 @@ impl Scripts {
         Ok(())
     }
 
-    /// The swap in the variant that fits items which may be refused, or may not.
+    /// Returns the variant of the swap for items that may or may not be refused.
     pub(super) fn swap(&self, refusable: bool) -> &OneScript {
         if refusable { &self.refusable } else { &self.always }
     }
@@ -82,22 +86,22 @@ impl OneScript {
         OneScript { code, hash }
     }
 
-    /// What puts it into the server's cache.
+    /// Builds the command that loads the script into the server's cache.
     pub(super) fn load(&self) -> Cmd {
         let mut command = cmd("SCRIPT");
         command.arg("LOAD").arg(&self.code);
         command
     }
 
-    /// The start of what runs it, for `count` keys, of which the arguments follow.
+    /// Builds the start of a call for `count` keys, whose arguments follow.
     pub(super) fn call(&self, count: usize, bytes: usize) -> Cmd {
-        // For each key: its name, three arguments, and what names are long.
+        // Each key takes its name and three arguments, and 96 bytes besides those of the record.
         let mut command = Cmd::with_capacity(3 + 4 * count, 64 + bytes + 96 * count);
         command.arg("EVALSHA").arg(&self.hash).arg(count);
         command
     }
 
-    /// What swaps the items.
+    /// Builds the call that swaps the items.
     pub(super) fn swap(&self, prefix: &[u8], items: &[&Item]) -> Cmd {
         let bytes = items.iter().map(|item| item.bytes.len()).sum();
         let mut command = self.call(items.len(), bytes);
@@ -124,7 +128,7 @@ impl OneScript {
 pub(super) fn joined(command: &mut Cmd, parts: [&[u8]; 2]) {
     let mut writer = command.writer_for_next_arg();
     for part in parts {
-        // It writes to memory.
+        // Writing to memory cannot fail.
         let _ = writer.write_all(part);
     }
 }
@@ -137,13 +141,13 @@ pub(super) struct Item {
     /// The record's bytes; empty for a removal.
     pub(super) bytes: Vec<u8>,
     pub(super) keep: Duration,
-    /// Whether a server that is full may refuse it.
+    /// True if a full server may refuse it.
     pub(super) refusable: bool,
-    /// Whether the record is one in progress, which will be replaced soon.
+    /// True if the record is in progress and will be replaced soon.
     pub(super) grants: bool,
 }
 
-/// What must be under a key for a swap to be done.
+/// The required state of a key for its swap to be done.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Expected {
     Absent,
@@ -168,17 +172,18 @@ pub(super) enum Answer {
         now: Stamp,
         value: Option<Vec<u8>>,
     },
-    /// A conflict with this value. What the server's clock showed is not known, only that it was no later than `by`.
+    /// A conflict with this value. The server's time is unknown, except that it was no later than
+    /// `by`.
     Seen {
         by: Stamp,
         value: Vec<u8>,
     },
-    /// The server must not be given another grant, or has no room for one: nothing was written.
+    /// The server must not be given another grant, or has no room for one. Nothing was written.
     Refused(StoreError),
 }
 
 impl Answer {
-    /// The swap script's answers to `count` items, in their order.
+    /// Parses the swap script's answers to `count` items, in their order.
     pub(super) fn parse(reply: Value, count: usize) -> Result<Vec<Answer>, StoreError> {
         let Value::Array(parts) = reply else { return Err(nonsense()) };
         if parts.len() != 3 * count {
@@ -204,7 +209,7 @@ fn stamp(value: &Value) -> Result<Stamp, StoreError> {
     u64::try_from(*stamp).map(Stamp).map_err(|_| nonsense())
 }
 
-/// A string, or `None` for nil.
+/// Returns the bytes of a string, or `None` for nil.
 pub(super) fn bytes(value: Value) -> Result<Option<Vec<u8>>, StoreError> {
     if value == Value::Nil {
         return Ok(None);
@@ -213,7 +218,7 @@ pub(super) fn bytes(value: Value) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(Some(bytes))
 }
 
-/// What a key's value says: a stamp with a record behind it, or alone, where a record was removed.
+/// Parses a key's value: a stamp followed by a record, or a bare stamp where a record was removed.
 pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Result<Snapshot, StoreError> {
     let damaged = |what| Err(corrupt(id, DecodeError::Damaged { what }));
     let Some(value) = value.map(Bytes::from) else { return Ok(Snapshot { record: None, now }) };
@@ -234,7 +239,7 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
     }
 }
 
-/// Milliseconds, rounded up and at least 1 as Redis wants it; `None`: for ever.
+/// Converts to milliseconds, rounded up and at least 1 as Redis requires; `None` means for ever.
 pub(super) fn millis(keep: Duration) -> Option<u64> {
     let millis = keep.as_nanos().div_ceil(1_000_000).max(1);
     u64::try_from(millis).ok().filter(|_| millis <= FOREVER_MS)

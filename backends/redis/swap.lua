@@ -1,6 +1,7 @@
--- KEYS: the records. ARGV, three for each: the stamp that is expected (8 bytes; '' no record; '*' anything), the new
--- bytes ('' removes: a bare stamp stays behind as a tombstone), and for how many ms to keep them ('' for ever).
--- Answers three for each: 1, the new stamp, what was there ('' nothing); or 0, the present time, the value (nil: none).
+-- Swaps records. KEYS: the records. ARGV, three for each: the expected stamp (8 bytes; '' no
+-- record; '*' anything), the new bytes ('' removes: a bare stamp stays behind as a tombstone), and
+-- the ms to keep them ('' for ever). Returns three for each: 1, the new stamp, what was there (its
+-- stamp; '' no record; '?' no stamp); or 0, the present time, the value (nil: none).
 local time = redis.call('TIME')
 local now, answer = time[1] * 1000000 + time[2], {}
 for i, key in ipairs(KEYS) do

@@ -1,25 +1,26 @@
-//! What the server's clock shows, as far as it can be known without asking: [`ServerTime`].
+//! An estimate of the server's clock between two readings: [`ServerTime`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::record::{Stamp, micros};
 
-/// For how long a reading counts. A clock that is set meanwhile is noticed no later.
+/// Maximum age of a reading. A change of the server's clock is noticed within this time.
 const FRESH: Duration = Duration::from_secs(1);
-/// After how long the next trip asks for another.
+/// Age after which the next pipeline asks for another reading.
 const RENEW: Duration = Duration::from_millis(500);
-/// A reading that took longer to get is not used: it says too little.
+/// Maximum round trip of a reading. After a longer one its bounds are too wide to be of use.
 const PRECISE: Duration = Duration::from_millis(20);
-/// By how much two clocks drift apart at most: one part in this many.
+/// Assumed maximum drift between two clocks: one part in this many.
 const DRIFT: u32 = 2000;
 
-/// The clock of the server behind one connection, read now and then along with other commands, and followed in between by the
-/// machine's monotonic clock. It gives bounds, and whoever uses them takes the one that errs to the safe side.
+/// The clock of the server behind one connection. It is read now and then along with other
+/// commands, and followed in between by the machine's monotonic clock. It gives bounds; a caller
+/// takes the one that errs to the safe side.
 #[derive(Debug, Default)]
 pub(super) struct ServerTime(Mutex<Option<Reading>>);
 
-/// The server showed `server` at some moment between `sent` and `received`.
+/// The server's clock was at `server` at some moment between `sent` and `received`.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     server: Stamp,
@@ -27,32 +28,33 @@ struct Reading {
     received: Duration,
 }
 
-/// Between what moments the server's time is.
+/// Bounds of the server's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub(super) lower: Stamp,
     pub(super) upper: Stamp,
 }
 
-/// A trip that may bring a reading home.
+/// The departure of a pipeline that may return with a reading.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Departure {
     sent: Duration,
-    /// What is known of the server's time before the trip.
+    /// The bounds of the server's time before the pipeline is sent.
     pub(super) bounds: Option<Bounds>,
-    /// Whether the server should be asked for its time on the way.
+    /// True if the pipeline should ask the server for its time.
     pub(super) wants_time: bool,
 }
 
 impl ServerTime {
-    /// A trip starts `sent`, on the monotonic clock.
+    /// Starts a pipeline at `sent` on the monotonic clock.
     pub(super) fn depart(&self, sent: Duration) -> Departure {
         let reading = self.lock().filter(|reading| reading.age(sent) <= FRESH);
         let wants_time = reading.is_none_or(|reading| reading.age(sent) > RENEW);
         Departure { sent, bounds: reading.map(|r| r.at(sent)), wants_time }
     }
 
-    /// The trip is over; `server` is what the server said, if it was asked. Gives the bounds of its present time.
+    /// Ends the pipeline; `server` is the server's time if it was asked for. Returns the bounds of
+    /// its present time.
     pub(super) fn arrive(
         &self,
         departure: &Departure,
@@ -83,10 +85,11 @@ impl Reading {
         self.received.saturating_sub(self.sent) <= PRECISE
     }
 
-    /// `at` is not before it was received.
+    /// Returns the bounds at `at`, which is not before the reading was received.
     fn at(&self, at: Duration) -> Bounds {
         let (least, most) = (at.saturating_sub(self.received), at.saturating_sub(self.sent));
-        // `micros` rounds up: what is taken away from the lower bound and added to the upper.
+        // `micros` rounds up, which is right for the drift (taken from the lower bound, added to
+        // the upper) but not for the base of the lower bound.
         let least = Duration::from_micros(micros(least).saturating_sub(1));
         Bounds {
             lower: Stamp(self.server.after(least).0.saturating_sub(micros(most / DRIFT))),
@@ -109,7 +112,7 @@ mod tests {
     fn s1_the_servers_time_is_between_the_bounds_wherever_on_the_way_it_was_read() {
         for read_at in 100..=103 {
             for passed in [0, 1, 500, 1000] {
-                // The server's clock runs as fast or as slowly as clocks may.
+                // The server's clock is as fast or as slow as the allowed drift.
                 for drift in [-1, 0, 1] {
                     let at = Duration::from_millis(103 + passed);
                     let elapsed = (at - Duration::from_millis(read_at)).as_micros() as i64;
@@ -125,7 +128,7 @@ mod tests {
         }
     }
 
-    /// A time that was read on a trip from `sent` to `received`, in milliseconds.
+    /// Takes a reading by a pipeline from `sent` to `received`, in milliseconds.
     fn read(time: &ServerTime, sent: u64, received: u64) -> Option<Bounds> {
         let departure = time.depart(Duration::from_millis(sent));
         time.arrive(&departure, Some(Stamp(5_000_000)), Duration::from_millis(received))
@@ -155,7 +158,7 @@ mod tests {
         let time = ServerTime::default();
         assert_eq!(read(&time, 0, 21), None);
         assert!(read(&time, 30, 50).is_some());
-        // Nor does it spoil one that took less.
+        // A slow reading does not replace a precise one either.
         assert!(read(&time, 60, 90).is_some());
         assert_eq!(known(&time, 551), (true, true));
     }

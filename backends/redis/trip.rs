@@ -1,4 +1,4 @@
-//! One trip to the server: many swaps in one pipeline, each the cheapest way that is safe for it.
+//! One pipeline to the server: many swaps, each in the cheapest way that is safe for it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,46 +20,48 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::record::{DecodeError, Stamp};
 
-/// A late command must find the stamp of what was there before it, which the server keeps for the clock's slack: with
-/// less than this, every stamp is given by the server itself.
+/// Least clock slack with which the store gives stamps itself. A late command must still find the
+/// stamp of its predecessor, which the server keeps for the clock slack; with less than this, the
+/// server gives every stamp.
 const LEAST_SLACK: Duration = Duration::from_secs(60);
 
-/// How an item is sent.
+/// The way in which an item is sent.
 enum Way {
     /// Not at all.
     Refuse,
     /// `SET .. NX GET`, with this stamp.
     Set(Stamp),
-    /// `SET .. IFEQ`, with this stamp and end, if these bytes are there behind the expected one.
+    /// `SET .. IFEQ`, with this stamp and expiry, if the expected stamp is followed by these bytes.
     Compare(Stamp, End, Vec<u8>),
-    /// The script that compares, with this stamp and end.
+    /// The script that compares, with this stamp and expiry.
     Replace(Stamp, End),
-    /// The script that also gives the stamp, and says what there is.
+    /// The script that also gives the stamp and reports the present value.
     Swap,
 }
 
-/// When the server ends what is written.
+/// The expiry that the server applies to the written value.
 #[derive(Clone, Copy)]
 enum End {
-    /// After the item's time.
+    /// After the item's own time.
     Own,
-    /// With what is replaced. It saves the server some work.
+    /// Unchanged from the value that is replaced, which saves the server some work.
     Same,
 }
 
 type Outcome = Result<Answer, StoreError>;
 
-/// The trip's connection, and with it all that is believed of the server.
+/// The connection of a pipeline, and with it everything assumed about the server.
 struct Trip<'a> {
     store: &'a Inner,
     connection: Arc<Connection>,
-    /// Why the server must not be given another grant.
+    /// The reason to give this server no more grants.
     doubt: Option<StoreError>,
 }
 
 impl Inner {
-    /// Sends the items at once. In which order they are done is not said; no two of them should have an id in common,
-    /// unless nobody can tell. Takes a second trip for those that the first one certainly left undone.
+    /// Sends the items at once. Items may be applied in any order, so no two may share an id unless
+    /// they come from concurrent callers. Takes a second round trip for items that the first one
+    /// certainly left undone.
     pub(super) async fn deliver(&self, items: &mut [Item]) -> Vec<Outcome> {
         let connections = &self.records.connections;
         let connection = match connections.get().await {
@@ -115,8 +117,8 @@ impl Trip<'_> {
         self.store.records.connections.send(&self.connection, commands, commands.len()).await
     }
 
-    /// Sends what has no outcome yet by the script that always says something. If the server lost that, it is loaded and
-    /// sent again, once: nothing was done.
+    /// Sends items without an outcome through the script that always gives one. If the server has
+    /// lost that script, loads it and sends once more: nothing was done.
     async fn deliver_rest(&self, items: &mut [Item], outcomes: &mut [Option<Outcome>], mut is_lost: bool) {
         for _ in 0..2 {
             let open = |place: &usize| outcomes.get(*place).is_some_and(Option::is_none);
@@ -173,7 +175,7 @@ impl Trip<'_> {
         }
     }
 
-    /// Adds the commands: one for each that goes by itself, then one for each script.
+    /// Adds the commands: one for each item sent by itself, then one for each script.
     fn plan(&self, items: &[Item], ways: &[Way], bounds: Option<Bounds>, commands: &mut Pipeline) -> Plan {
         let lower = bounds.map_or(Stamp::ZERO, |bounds| bounds.lower);
         let (mut replaced, mut swapped) = (Vec::new(), Vec::new());
@@ -226,7 +228,7 @@ impl Trip<'_> {
         [refusable, always]
     }
 
-    /// The start of a command that writes the item under this stamp.
+    /// Builds the start of a command that writes the item under this stamp.
     fn set(&self, item: &Item, stamp: Stamp) -> Cmd {
         let mut command = Cmd::with_capacity(8, 128 + 2 * item.bytes.len());
         command.arg("SET");
@@ -255,7 +257,8 @@ impl Trip<'_> {
         command
     }
 
-    /// `None`: only the stamp of a removed record is there, to which the script gives a greater one.
+    /// Interprets the reply to `SET .. NX GET`. Returns `None` if only the stamp of a removed
+    /// record exists: the script then gives a greater one.
     fn was_set(
         &self,
         items: &mut [Item],
@@ -284,7 +287,8 @@ impl Trip<'_> {
         }
     }
 
-    /// `None`: it was not done, and the script finds out why.
+    /// Interprets the reply to `SET .. IFEQ`. Returns `None` if it was not done: the script then
+    /// finds out why.
     fn was_compared(
         &self,
         items: &mut [Item],
@@ -299,7 +303,7 @@ impl Trip<'_> {
                 Some(Ok(Answer::Done { stamp, existed: true }))
             }
             Ok(_) => None,
-            // Finishing is allowed over `maxmemory`: by the script.
+            // Over `maxmemory` the script can still finish.
             Err(error) if is_oom(&error) || is_wrong_type(&error) => None,
             Err(error) if is_unknown_option(&error) => {
                 self.connection.compares.store(false, Ordering::Relaxed);
@@ -309,7 +313,8 @@ impl Trip<'_> {
         }
     }
 
-    /// Those that are not the expected ones are left without an outcome. Says whether the server has lost the script.
+    /// Interprets the reply of the comparing script. Items whose stamp is not the expected one stay
+    /// without an outcome. Returns true if the server has lost the script.
     fn were_replaced(
         &self,
         items: &mut [Item],
@@ -342,7 +347,8 @@ impl Trip<'_> {
         false
     }
 
-    /// Says whether the server has lost the script: then there are no outcomes.
+    /// Interprets the reply of the swap script. Returns true if the server has lost it; then there
+    /// are no outcomes.
     fn were_swapped(
         &self,
         items: &mut [Item],
@@ -373,7 +379,7 @@ impl Trip<'_> {
         false
     }
 
-    /// The item is written.
+    /// Caches the grant that was written.
     fn remember(&self, item: &mut Item, stamp: Stamp) {
         if item.grants {
             let compares = self.connection.compares.load(Ordering::Relaxed);
@@ -383,10 +389,10 @@ impl Trip<'_> {
     }
 }
 
-/// What the scripts of a trip do: which of the items.
+/// The items of each script in a pipeline.
 struct Plan {
     replaced: Vec<usize>,
-    /// Those that may be refused, and those that may not.
+    /// The refusable items, and the others.
     swapped: [Vec<usize>; 2],
 }
 
@@ -396,7 +402,8 @@ fn put(outcomes: &mut [Option<Outcome>], place: usize, outcome: Option<Outcome>)
     }
 }
 
-/// For how long the item is kept from when it is written, since its stamp may be ahead of the server's clock by then.
+/// Returns the time to keep the item, counted from the write: its stamp may be ahead of the
+/// server's clock at that moment.
 fn keep_until(item: &Item, stamp: Stamp, lower: Stamp) -> Duration {
     item.keep.saturating_add(stamp.since(lower))
 }

@@ -1,4 +1,4 @@
-//! Who waits for the change of which record: [`Waiters`].
+//! The waiters for changes of records: [`Waiters`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use crate::record::Stamp;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wake::guarded;
 
-/// The waiters of one store. A task of the first one's runtime listens for all of them; when that runtime is gone, or
-/// no longer runs its tasks, all waiters end early, and the next one starts another task.
+/// The waiters of one store. A task of the first waiter's runtime listens for all of them. When
+/// that runtime is gone, or no longer runs its tasks, all waiters end early and the next one starts
+/// another task.
 pub(super) struct Waiters(Arc<Hall>);
 
-/// What waiters and their task share.
+/// State shared by the waiters and their task.
 pub(super) struct Hall {
     pub(super) records: Arc<Records>,
     pub(super) client: Client,
-    /// How long the server may take to connect, and to answer.
+    /// Time-outs for connecting and for an answer.
     pub(super) limits: [Duration; 2],
     state: Mutex<State>,
 }
@@ -31,7 +32,7 @@ pub(super) struct Hall {
 #[derive(Default)]
 struct State {
     places: HashMap<RecordId, Place>,
-    /// Ids that have to be looked at.
+    /// Ids of records to read.
     asked: Vec<RecordId>,
     next_number: u64,
     generation: u64,
@@ -41,18 +42,18 @@ struct State {
 
 struct Task {
     nudge: Arc<Notify>,
-    /// Grows as long as the task is run.
+    /// A heartbeat: grows as long as the task runs.
     beats: u64,
     abort: Option<AbortHandle>,
 }
 
-/// Those who wait for the same record.
+/// The waiters for the same record.
 #[derive(Default)]
 struct Place {
     waiting: HashMap<u64, (Stamp, oneshot::Sender<()>)>,
-    /// The present stamp, if a message would tell of its change.
+    /// The present stamp, if a message would announce its change.
     known: Option<Stamp>,
-    /// Whether it is among the `asked`.
+    /// True if the id is in `asked`.
     is_asked: bool,
 }
 
@@ -61,11 +62,11 @@ impl Waiters {
         Waiters(Arc::new(Hall { records, client, limits, state: Mutex::default() }))
     }
 
-    /// Returns when the record no longer has the stamp, or may not have it any more.
+    /// Returns when the record no longer has the stamp, or possibly no longer has it.
     pub(super) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
         let hall = &self.0;
         let (mut ticket, mut woken) = Hall::enter(hall, id, stamp);
-        // No step of the task takes longer, if it is run at all.
+        // No step of the task takes longer, unless the task is not run at all.
         let [connect, answer] = hall.limits;
         let stall = connect.saturating_add(answer).saturating_add(listener::TICK * 2);
         let mut left = within;
@@ -94,7 +95,7 @@ impl Drop for Waiters {
     }
 }
 
-/// A waiter's place, which it leaves with this.
+/// The registration of a waiter. Dropping it removes the waiter.
 struct Ticket {
     hall: Arc<Hall>,
     id: RecordId,
@@ -124,7 +125,8 @@ impl Hall {
         state.next_number += 1;
         let place = state.places.entry(*id).or_default();
         place.waiting.insert(number, (stamp, sender));
-        // Known to be still there, and the server tells when it changes: nothing to do but to wait for that.
+        // If the stamp is known to be current and the server announces its change, there is nothing
+        // to read.
         if place.known != Some(stamp) && !place.is_asked {
             place.is_asked = true;
             state.asked.push(*id);
@@ -153,14 +155,14 @@ impl Hall {
         self.lock().current(generation).map(|task| task.beats)
     }
 
-    /// The task of this generation is of no use: everybody ends, and the next waiter starts anew.
+    /// Retires the task of this generation: all waiters end, and the next one starts another task.
     fn retire(&self, generation: u64) {
         let mut state = self.lock();
         if state.current(generation).is_some() {
             state.task = None;
             state.asked.clear();
             let ended = std::mem::take(&mut state.places);
-            // Whoever is woken may come back here: without the lock.
+            // A woken waiter may call back into this state, so the lock is released first.
             drop(state);
             drop(ended);
         }
@@ -178,18 +180,19 @@ impl State {
     }
 }
 
-/// What the task of a generation sees of the hall. It is dropped with the task, however that ends.
+/// The handle of a task of one generation on the shared state. It is dropped with the task, however
+/// that ends.
 pub(super) struct Post {
     pub(super) hall: Arc<Hall>,
     pub(super) nudge: Arc<Notify>,
     generation: u64,
 }
 
-/// Another task took over, or the store is gone.
+/// Another task has taken over, or the store is gone.
 pub(super) struct Relieved;
 
 impl Post {
-    /// The state, if it is still this task that serves it.
+    /// Locks the state if this task still serves it.
     fn state(&self) -> Result<MutexGuard<'_, State>, Relieved> {
         let mut state = self.hall.lock();
         let task = state.current(self.generation).ok_or(Relieved)?;
@@ -197,7 +200,7 @@ impl Post {
         Ok(state)
     }
 
-    /// Makes everybody's id one that has to be looked at: there is a new connection, or none.
+    /// Marks all records as to be read: there is a new connection, or none.
     pub(super) fn ask_for_all(&self) -> Result<(), Relieved> {
         let mut state = self.state()?;
         state.asked = state.places.keys().copied().collect();
@@ -207,7 +210,8 @@ impl Post {
         Ok(())
     }
 
-    /// The ids that somebody waits for and that have to be looked at. Who comes later asks again.
+    /// Takes the ids of the records to read that still have waiters. A later waiter marks its
+    /// record again.
     pub(super) fn take_asked(&self) -> Result<Vec<RecordId>, Relieved> {
         let mut state = self.state()?;
         let mut asked = std::mem::take(&mut state.asked);
@@ -215,13 +219,14 @@ impl Post {
         Ok(asked)
     }
 
-    /// All ids that somebody waits for.
+    /// Returns the ids of all records that have waiters.
     pub(super) fn all(&self) -> Result<Vec<RecordId>, Relieved> {
         Ok(self.state()?.places.keys().copied().collect())
     }
 
-    /// The record was seen with this stamp (`None`: it may be anything); `is_live` if a message would tell that it changes.
-    /// Who came after that look with a later stamp ends early.
+    /// Reports that the record was seen with this stamp (`None`: it may be anything); `is_live` if
+    /// a message would announce its change. A waiter that registered after that read, with a later
+    /// stamp, ends early.
     pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Relieved> {
         let mut state = self.state()?;
         if let Some(place) = state.places.get_mut(id) {
@@ -234,14 +239,14 @@ impl Post {
         Ok(())
     }
 
-    /// A message told that the record changed.
+    /// Reports that a message announced a change of the record.
     pub(super) fn changed(&self, id: &RecordId) -> Result<(), Relieved> {
         let ended = self.state()?.places.remove(id);
         drop(ended);
         Ok(())
     }
 
-    /// Ends the task if nobody waits.
+    /// Ends the task if there are no waiters.
     pub(super) fn leave(&self) -> Result<(), Relieved> {
         let mut state = self.state()?;
         if state.places.is_empty() {

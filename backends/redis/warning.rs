@@ -1,32 +1,38 @@
-//! What an operator should know about a server: [`Warning`].
+//! Warnings for the operator of a server: [`Warning`].
 
 use std::fmt;
 
-/// Something about a server that an operator should know. The [`RedisStore`](super::RedisStore) works all the same.
+/// A fact about a server that its operator should know. The [`RedisStore`](super::RedisStore) works
+/// nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Warning {
-    /// There is no append-only file: a restart of the server loses records, and what they recorded is done again.
+    /// There is no append-only file: a restart of the server loses records, and their operations
+    /// are executed again.
     NoAppendOnlyFile,
-    /// `appendfsync everysec`: a power cut loses the last seconds. While the disk is so slow that a sync takes over a
-    /// second, the server puts off writing to its file too, and `kill -9` can lose as much.
+    /// `appendfsync everysec`: a power cut loses the last seconds. While the disk is so slow that a
+    /// sync takes over a second, the server also delays writing to its file, and `kill -9` can lose
+    /// as much.
     SyncedEverySecond,
-    /// `maxmemory-policy` evicts, although nothing is evicted while `maxmemory` is 0. Set it to `noeviction`: once
-    /// somebody sets a limit, the server drops records, and what they recorded is done again.
+    /// `maxmemory-policy` evicts, although nothing is evicted while `maxmemory` is 0. Set it to
+    /// `noeviction`: once a limit is set, the server drops records, and their operations are
+    /// executed again.
     EvictionPolicy,
-    /// `CONFIG` and `INFO` are forbidden: whether the server evicts records is not known. It must not.
+    /// `CONFIG` and `INFO` are forbidden: it is unknown whether the server evicts records. It must
+    /// not.
     EvictionUnverified,
-    /// `INFO` is forbidden: that the server has evicted keys between two inspections would not be noticed.
+    /// `INFO` is forbidden: keys that the server evicts between two inspections would go unnoticed.
     EvictionsUnseen,
-    /// The server has evicted keys since it was started (`evicted_keys` of `INFO`). If records were among them, what they
-    /// recorded is done again.
+    /// The server has evicted keys since it was started (`evicted_keys` of `INFO`). If records were
+    /// among them, their operations are executed again.
     KeysEvicted,
-    /// `CONFIG`, or `INFO` too, is forbidden: what a restart loses is not known, and the least was assumed unless
-    /// [`assume_durability`](super::RedisStoreBuilder::assume_durability) says more.
+    /// `CONFIG`, or `INFO` too, is forbidden: the loss at a restart is unknown. The weakest level
+    /// is assumed unless [`assume_durability`](super::RedisStoreBuilder::assume_durability) says
+    /// more.
     DurabilityUnverified,
-    /// `HELLO` is forbidden: whether this is a primary is not known.
+    /// `HELLO` is forbidden: it is unknown whether this is a primary.
     RoleUnverified,
-    /// `CLIENT TRACKING` is forbidden: whoever waits for a record looks at it again and again.
+    /// `CLIENT TRACKING` is forbidden: waiters poll their records.
     ChangesUnannounced,
     /// The password and every response cross a network in the clear.
     PlainTcp,

@@ -1,4 +1,4 @@
-//! Whether a server still keeps its word: [`Watch`].
+//! The fitness of a server for grants: [`Watch`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use super::refusal::{unavailable, unusable};
 use crate::error::StoreError;
 use crate::policy::Durability;
 
-/// Judges what servers tell, one inspection after the other, by what the first one promised.
+/// Judges each inspection of a server by the level of the first one.
 #[derive(Debug)]
 pub(super) struct Watch {
     assumed: Option<Durability>,
@@ -20,17 +20,17 @@ pub(super) struct Watch {
 
 #[derive(Debug)]
 struct State {
-    /// The level of the first inspection, below which nothing is begun.
+    /// The level of the first inspection. On a weaker one no grants are given.
     promised: Option<Durability>,
     durability: Durability,
     warnings: Vec<Warning>,
-    /// For each start of a server, how many keys it had evicted when it was last inspected.
+    /// For each start of a server, the number of keys it had evicted by its last inspection.
     evicted: HashMap<String, u64>,
-    /// Whether keys were evicted and nobody has accepted it.
+    /// True if keys were evicted and no operator has accepted it.
     has_evicted: bool,
 }
 
-/// Why a server must not be given another grant.
+/// A reason to give a server no more grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Doubt {
     Replica,
@@ -42,7 +42,7 @@ pub(super) enum Doubt {
 }
 
 impl Watch {
-    /// Grants are given on an inspection that is no older than `every`.
+    /// Creates a watch under which grants rely on inspections no older than `every`.
     pub(super) fn new(assumed: Option<Durability>, every: Duration) -> Watch {
         let state = State {
             promised: None,
@@ -58,14 +58,15 @@ impl Watch {
         self.every
     }
 
-    /// Takes note of what a server tells, and says what is wrong with it, but for what [`doubt`](Watch::doubt) says.
+    /// Records an inspection. Returns the fault that it shows, except for evictions, which
+    /// [`doubt`](Watch::doubt) reports.
     pub(super) fn judge(&self, inspection: &Inspection) -> Option<Doubt> {
         let mut warnings = Vec::new();
         let role = role(inspection, &mut warnings);
         let eviction = eviction(inspection, &mut warnings);
         let durability = durability(inspection, self.assumed, &mut warnings);
         let mut state = self.lock();
-        // The server that grants go to counts: what a replica evicts is lost when it is promoted.
+        // A replica's evictions count when it is promoted: only then are those records lost.
         if role.is_none() {
             state.count_evicted(inspection, &mut warnings);
         }
@@ -76,7 +77,7 @@ impl Watch {
         role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less))
     }
 
-    /// What no later inspection takes back: keys were evicted.
+    /// Returns the fault that no later inspection clears: keys were evicted.
     pub(super) fn doubt(&self) -> Option<Doubt> {
         self.lock().has_evicted.then_some(Doubt::HasEvicted)
     }
@@ -85,12 +86,12 @@ impl Watch {
         self.lock().has_evicted = false;
     }
 
-    /// As of the last inspection.
+    /// Returns the level as of the last inspection.
     pub(super) fn durability(&self) -> Durability {
         self.lock().durability
     }
 
-    /// As of the last inspection.
+    /// Returns the warnings as of the last inspection.
     pub(super) fn warnings(&self) -> Vec<Warning> {
         self.lock().warnings.clone()
     }
@@ -101,10 +102,12 @@ impl Watch {
 }
 
 impl State {
-    /// What was evicted before the first inspection is only warned of: nobody says when, and what.
+    /// Counts evicted keys. Evictions before the first inspection only cause a warning: it is
+    /// unknown when they happened, and to which keys.
     fn count_evicted(&mut self, inspection: &Inspection, warnings: &mut Vec<Warning>) {
         let (Some(run_id), Some(count)) = (&inspection.run_id, inspection.evicted) else {
-            // Without it the policy is not known either, or only that.
+            // Without `INFO` alone, the policy is still known from `CONFIG`. Without both, the
+            // missing policy has its own warning.
             if inspection.memory.is_some() {
                 warnings.push(Warning::EvictionsUnseen);
             }
@@ -116,7 +119,7 @@ impl State {
         let before = match self.evicted.insert(run_id.clone(), count) {
             Some(before) if before <= count => before,
             None if self.promised.is_none() => count,
-            // It started since then, or its statistics did.
+            // The server, or its statistics, started again since then.
             Some(_) | None => 0,
         };
         self.has_evicted |= count > before;
@@ -124,7 +127,7 @@ impl State {
 }
 
 impl Doubt {
-    /// What a caller is told that wants to begin.
+    /// Returns the error for a caller that wants to begin.
     pub(super) fn error(&self) -> StoreError {
         match self {
             // There is a primary, or soon will be: the next connection may lead there.
@@ -137,7 +140,7 @@ impl Doubt {
         }
     }
 
-    /// What is wrong, and what to do.
+    /// Describes the fault and its remedy.
     pub(super) fn detail(&self) -> String {
         let records = "it would drop records and let what they recorded be done again";
         match self {
@@ -234,7 +237,7 @@ mod tests {
         watch
     }
 
-    /// Whether a watch that saw the first ones notices something in the last one.
+    /// True if a watch that saw the first inspections notices evictions in the last one.
     fn is_noticed(seen: &[(&str, u64)], last: (&str, u64)) -> bool {
         let mut seen = seen.iter().map(|&(run_id, evicted)| inspection(run_id, evicted));
         let watch = watch(&seen.next().unwrap());
@@ -250,10 +253,10 @@ mod tests {
     fn s2_keys_that_were_evicted_since_the_last_inspection_are_noticed() {
         assert!(is_noticed(&[("a", 0)], ("a", 1)) && is_noticed(&[("a", 5)], ("a", 6)));
         assert!(!is_noticed(&[("a", 0)], ("a", 0)) && !is_noticed(&[("a", 5)], ("a", 5)));
-        // Another server, or the same after a restart.
+        // Another server, or the same one after a restart.
         assert!(is_noticed(&[("a", 5)], ("b", 1)) && !is_noticed(&[("a", 5)], ("b", 0)));
         assert!(!is_noticed(&[("a", 5), ("b", 0)], ("a", 5)), "back on the first");
-        // Its statistics were reset meanwhile.
+        // Its statistics were reset in the meantime.
         assert!(is_noticed(&[("a", 5)], ("a", 3)) && !is_noticed(&[("a", 5)], ("a", 0)));
     }
 

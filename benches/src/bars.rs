@@ -1,9 +1,9 @@
-//! The bars that the project set itself, apart from the ratios of the comparison, and what was measured.
+//! The project's own limits, apart from the ratios of the comparison, and the measured values.
 
 use crate::results::Figure;
 use crate::table::{count, markdown, short};
 
-/// One row per bar whose figures are there.
+/// Builds a table with one row for each limit whose figures exist.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut rows = Vec::new();
     let mut bar = |what: String, unit: &str, bar: Bar, measured: f64| {
@@ -69,7 +69,7 @@ enum Bar {
     AtLeast(f64),
 }
 
-/// Of a new key and a replay, in microseconds, at so many records.
+/// Returns the CPU time of a new key and of a replay, in microseconds, at so many records.
 fn cpu(figures: &[Figure], store: &str, records: u64) -> Option<(f64, f64)> {
     figures.iter().find_map(|figure| match figure {
         Figure::Grown(figure)

@@ -34,7 +34,8 @@ impl StoreKind {
     }
 }
 
-/// Operations a second of one side, and what each costs in CPU time: of the process, and of the server, in microseconds.
+/// Operations per second of one side, and the CPU time of each in microseconds: of the process, and
+/// of the server.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Rate {
     pub(crate) per_second: f64,
@@ -59,7 +60,7 @@ pub(crate) struct Comparison {
     pub(crate) store: String,
     pub(crate) op: String,
     pub(crate) c: usize,
-    /// Of the operations a second of this crate to those by hand, round by round.
+    /// The ratio of this crate's operations per second to those by hand, round by round.
     pub(crate) ratio: Median,
     pub(crate) ours: Rate,
     pub(crate) hand: Rate,
@@ -68,7 +69,7 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// What the ratio is to be at least, where that was laid down.
+    /// Returns the least acceptable ratio, if one is set.
     pub(crate) fn bar(&self) -> Option<f64> {
         let callers = [1, 64, 256].iter().position(|&callers| callers == self.c)?;
         let bars = match (self.store.as_str(), self.op.as_str()) {
@@ -115,9 +116,9 @@ impl Comparison {
     }
 }
 
-/// Where and how it is measured.
+/// The environment of a measurement.
 pub(crate) struct Bench<'a> {
-    /// For the files of SQLite: empty.
+    /// An empty folder for the files of SQLite.
     pub(crate) folder: &'a Path,
     pub(crate) server: Option<&'a Server>,
     #[cfg_attr(not(feature = "peer"), expect(dead_code, reason = "there is none to measure"))]
@@ -125,7 +126,7 @@ pub(crate) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// This crate on an empty store.
+    /// Opens this crate on an empty store.
     pub(crate) async fn ours(&self, store: StoreKind) -> Ours {
         match store {
             StoreKind::Memory => Ours::new(memory().build()),
@@ -179,14 +180,15 @@ impl Bench<'_> {
         let server = self.server.filter(|_| matches!(store, StoreKind::Redis | StoreKind::Valkey));
         let mut ours = Runner::prepared(ours, plan, server).await;
         let mut hand = Runner::prepared(hand, plan, server).await;
-        // What is slow to fill is filled with what is replayed only.
+        // The peer is slow to fill, so it gets only the keys that are replayed.
         let less = Plan { filled: plan.filled.min(plan.working_set), ..*plan };
         let mut peer = match peer {
             Some(peer) => Some(Runner::prepared(peer, &less, server).await),
             None => None,
         };
         for round in 0..plan.rounds {
-            // There and back again, so that a machine that gets slower or faster favours nobody.
+            // The order alternates, so that a machine that becomes slower or faster favours no
+            // side.
             if round % 2 == 0 {
                 ours.run(plan, server).await;
                 hand.run(plan, server).await;
@@ -215,7 +217,7 @@ impl Bench<'_> {
     }
 }
 
-/// The usual plan of a figure, `quick` or in full.
+/// Returns the usual plan of a figure, `quick` or in full.
 pub(crate) fn plan(store: StoreKind, op: Op, callers: usize, quick: bool) -> Plan {
     let slow = store == StoreKind::Sqlite && op == Op::Fresh;
     let millis = match (quick, slow) {

@@ -1,11 +1,12 @@
-//! What the disk can do, to read SQLite's figures by.
+//! The speed of the disk, by which to read SQLite's figures.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How often a second 4 KiB are appended to a file in `folder` and made durable, one after the other.
+/// Returns how many times per second 4 KiB are appended to a file in `folder` and made durable, one
+/// after the other.
 pub(crate) fn syncs_per_second(folder: &Path, time: Duration) -> f64 {
     let path = folder.join("syncs");
     let mut file = File::create(&path).expect("the folder can be written");

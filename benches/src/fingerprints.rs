@@ -1,4 +1,4 @@
-//! `fingerprints`: what it costs to take one, which a caller does before it begins.
+//! `fingerprints`: the cost of taking one, which a caller does before it begins.
 
 use std::hint::black_box;
 use std::time::Instant;

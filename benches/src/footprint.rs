@@ -1,5 +1,5 @@
-//! `footprint`: what a record takes, with a response of 256 bytes. In memory it is what the process grows by, each side in
-//! a process of its own.
+//! `footprint`: the size of a record with a response of 256 bytes. In memory it is the growth of
+//! the process, with a separate process for each side.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,7 +39,7 @@ impl Whose {
     }
 }
 
-/// Bytes per record; `None` for a peer that is not there.
+/// Returns the bytes per record; `None` for a missing peer.
 pub(crate) async fn measure(bench: &Bench<'_>, store: StoreKind, whose: Whose, records: u64) -> Option<f64> {
     if whose == Whose::Peer && (!cfg!(feature = "peer") || store == StoreKind::Sqlite) {
         return None;
@@ -72,7 +72,7 @@ pub(crate) async fn measure(bench: &Bench<'_>, store: StoreKind, whose: Whose, r
     Some(bytes / records as f64)
 }
 
-/// This process's memory grows by what the records of `whose` take: how much it is, in bytes.
+/// Fills this process with the records of `whose`, and returns the growth of its memory in bytes.
 pub(crate) async fn grow_this_process(whose: Whose, records: u64) -> f64 {
     let before = resident();
     let after;
@@ -115,7 +115,7 @@ fn in_child(whose: Whose, records: u64) -> f64 {
     String::from_utf8_lossy(&child.stdout).trim().parse().expect("it prints a number")
 }
 
-/// What of this process is in memory, in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> f64 {
     let pages = std::fs::read_to_string(Path::new("/proc/self/statm")).expect("Linux has it");
     let resident = pages.split(' ').nth(1).and_then(|pages| pages.parse::<f64>().ok()).expect("Linux has it");

@@ -1,4 +1,4 @@
-//! `grow`: how figures change from ten thousand records to ten million.
+//! `grow`: the change of the figures from ten thousand records to ten million.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) struct Grown {
     pub(crate) side: String,
     pub(crate) records: u64,
     pub(crate) fresh: Rate,
-    /// Of any record, each as likely as the other: the worst case for every cache.
+    /// Replays of any record, all equally likely: the worst case for every cache.
     pub(crate) replay: Rate,
 }
 
@@ -36,7 +36,7 @@ pub(crate) async fn measure(
         let target = size.saturating_sub(extra).max(filled);
         runner.side.fill(filled..target).await;
         filled = target;
-        // What is added meanwhile should not make another size of it.
+        // The records added while measuring should not change the size.
         let most = if store == StoreKind::Sqlite { 20_000 } else { 100_000 };
         let ops = (size / 20).clamp(2_000, most);
         let plan = Plan {
@@ -63,7 +63,7 @@ async fn rounds(runner: &mut Runner<impl Side>, plan: &Plan, server: Option<&Ser
     Rate::of(&rounds[1..]) // the first one warms up
 }
 
-/// What a SQLite file takes once its write-ahead log is empty, in bytes.
+/// Returns the size of a SQLite file once its write-ahead log is empty, in bytes.
 pub(crate) fn settled_size(path: &Path) -> u64 {
     let db = rusqlite::Connection::open(path).expect("the file opens");
     db.busy_timeout(Duration::from_secs(5)).expect("an option");

@@ -1,5 +1,6 @@
-//! What one writes without a library: the least that answers a duplicate. None of it notices another payload under
-//! a used key, a worker that was overtaken, or a crash between the two steps.
+//! Code that an application writes without a library: the least that answers a duplicate. None of
+//! it notices another payload under a used key, a worker whose lease was taken over, or a crash
+//! between the two steps.
 
 mod memory;
 mod redis;

@@ -1,4 +1,4 @@
-//! What the figures were taken on.
+//! The machine on which the figures were taken.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,10 +16,10 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) rustc: String,
     pub(crate) sqlite: String,
-    /// Those that were there.
+    /// The servers that were available.
     pub(crate) servers: Vec<String>,
     pub(crate) peer: bool,
-    /// How often a second the disk makes 4 KiB durable, one after the other.
+    /// Number of 4 KiB writes per second that the disk makes durable, one after the other.
     pub(crate) syncs_per_second: f64,
 }
 

@@ -1,4 +1,5 @@
-//! How fast this crate is, beside what one writes by hand: see docs/BENCHMARKS.md, and `benches/run --help`.
+//! The speed of this crate compared with code written by hand: see docs/BENCHMARKS.md and
+//! `benches/run --help`.
 #![allow(clippy::disallowed_methods)] // a bench measures real time
 
 mod bars;
@@ -36,7 +37,7 @@ use crate::measure::{Length, Op};
 use crate::results::Results;
 use crate::run::Run;
 
-/// Measures everything, or what a command names, and prints a line per figure.
+/// Measures everything, or one part named by a command, and prints a line per figure.
 #[derive(Parser)]
 #[command(name = "benches/run")]
 struct Cli {
@@ -44,22 +45,22 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     common: Common,
-    /// Writes the tables and the plots under docs/, too.
+    /// Also writes the tables and the plots under docs/.
     #[arg(long)]
     publish: bool,
 }
 
 #[derive(Args)]
 struct Common {
-    /// Where the files of SQLite and the results go: on the disk that is to be measured.
+    /// The folder for the files of SQLite and the results: on the disk to be measured.
     #[arg(long, global = true, default_value = "target/bench")]
     dir: PathBuf,
     #[arg(long, global = true, default_value = "redis-server")]
     redis_server: PathBuf,
-    /// Left out, with a word about it, if it does not start.
+    /// Left out, with a message, if it does not start.
     #[arg(long, global = true, env = "VALKEY_SERVER", default_value = "valkey-server")]
     valkey_server: PathBuf,
-    /// A server that is running, instead of one of the bench's own. IT IS FLUSHED.
+    /// A running server to use instead of a private one. IT IS FLUSHED.
     #[arg(long, global = true)]
     redis_url: Option<String>,
     /// Fewer and shorter rounds, fewer records: two minutes in all.
@@ -79,31 +80,31 @@ struct Common {
 enum Command {
     /// This crate, by hand and the peer, side by side.
     Compare(CompareArgs),
-    /// What a record takes.
+    /// The size of a record.
     Footprint {
         #[arg(long)]
         records: Option<u64>,
     },
-    /// How figures change with the number of records.
+    /// The change of the figures with the number of records.
     Grow {
-        /// At how many records to stop.
+        /// The greatest number of records.
         #[arg(long)]
         most: Option<u64>,
     },
-    /// How long a purge holds callers up.
+    /// The delay that a purge causes to callers.
     Purge {
         #[arg(long)]
         records: Option<u64>,
     },
-    /// 512 operations in one call, beside one call after the other.
+    /// 512 operations in one call, compared with one call after the other.
     Many,
-    /// How long 1000 waiters on one key take to wake up.
+    /// The time that 1000 waiters on one key take to wake up.
     Waiters,
-    /// What it costs to take a fingerprint.
+    /// The cost of taking a fingerprint.
     Fingerprints,
     /// Writes the tables and the plots under docs/ from the last run's results.
     Publish,
-    /// What this process grows by.
+    /// The growth of this process.
     #[command(hide = true)]
     Resident { whose: Whose, records: u64 },
 }
@@ -112,19 +113,19 @@ enum Command {
 struct CompareArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "fresh,replay")]
     op: Vec<Op>,
-    /// How many callers at a time.
+    /// Number of concurrent callers.
     #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
     c: Vec<usize>,
-    /// How many rounds of each side.
+    /// Number of rounds of each side.
     #[arg(long)]
     rounds: Option<usize>,
-    /// How long a round is.
+    /// Length of a round.
     #[arg(long)]
     millis: Option<u64>,
-    /// How many completed keys there are before.
+    /// Number of completed keys that exist before.
     #[arg(long)]
     filled: Option<u64>,
-    /// Without the peer.
+    /// Leaves out the peer.
     #[arg(long)]
     no_peer: bool,
 }
@@ -164,7 +165,7 @@ fn main() {
 }
 
 impl CompareArgs {
-    /// `usual`, where the command line says nothing else.
+    /// Returns the `usual` plan with the settings of the command line.
     fn plan(&self, usual: measure::Plan) -> measure::Plan {
         let filled = self.filled.unwrap_or(usual.filled);
         measure::Plan {

@@ -1,4 +1,4 @@
-//! `many`: 512 operations in one call, beside one call after the other.
+//! `many`: 512 operations in one call, compared with one call after the other.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::side::{key, response};
 
 const MANY: u64 = 512;
 
-/// Microseconds per operation, and how many times dearer the single calls are.
+/// Microseconds per operation, and the factor by which single calls are slower.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Many {
     pub(crate) store: String,
@@ -61,7 +61,8 @@ fn granted(begin: Result<Begin, nevertwice::Error>) -> Lease {
     }
 }
 
-/// Begins, then completes. Microseconds per operation of each.
+/// Begins, then completes, one call after the other. Returns the microseconds per operation of
+/// each.
 async fn singly(ours: &Ours, first: u64) -> [f64; 2] {
     let requests = requests(ours, first);
     let mut leases = Vec::with_capacity(requests.len());

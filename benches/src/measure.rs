@@ -1,4 +1,4 @@
-//! Rounds of one side and the other, one right after the other, and what they say.
+//! Rounds of the sides, alternating, and their evaluation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::server::Server;
 use crate::side::{Side, key, scatter};
 
-/// What the callers do.
+/// The operation of the callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Op {
     /// Begin and complete of a new key.
@@ -28,7 +28,7 @@ impl Op {
     }
 }
 
-/// How long a round is.
+/// The length of a round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Length {
     Time(Duration),
@@ -36,33 +36,33 @@ pub(crate) enum Length {
     Ops(u64),
 }
 
-/// How a figure is taken.
+/// The way in which a figure is taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) op: Op,
     pub(crate) callers: usize,
     pub(crate) rounds: usize,
     pub(crate) round: Length,
-    /// How many completed keys there are before.
+    /// Number of completed keys that exist before.
     pub(crate) filled: u64,
-    /// How many of them are replayed.
+    /// Number of those that are replayed.
     pub(crate) working_set: u64,
 }
 
-/// What one side did in one round, per operation.
+/// The result of one side in one round, per operation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Round {
     pub(crate) per_second: f64,
-    /// Of this process, in microseconds.
+    /// CPU time of this process, in microseconds.
     pub(crate) cpu: f64,
-    /// Of the server, in microseconds.
+    /// CPU time of the server, in microseconds.
     pub(crate) server_cpu: f64,
 }
 
-/// Numbers from here on are those of the fresh keys; those below are filled in.
+/// The first number of the fresh keys; those below are filled in.
 const FRESH: u64 = 1 << 40;
 
-/// One side of a comparison, and where it is in its keys.
+/// One side of a comparison, and its next fresh key.
 pub(crate) struct Runner<S> {
     pub(crate) side: S,
     next: Arc<AtomicU64>,
@@ -74,7 +74,7 @@ impl<S: Side> Runner<S> {
         Runner { side, next: Arc::new(AtomicU64::new(FRESH)), rounds: Vec::new() }
     }
 
-    /// The same with its keys filled in, warmed up.
+    /// Creates a runner with its keys filled in, warmed up.
     pub(crate) async fn prepared(side: S, plan: &Plan, server: Option<&Server>) -> Runner<S> {
         side.fill(0..plan.filled).await;
         let mut runner = Runner::new(side);
@@ -95,12 +95,12 @@ impl<S: Side> Runner<S> {
     }
 }
 
-/// Lets the callers work for the round's time. Says how many operations they did.
+/// Runs the callers for the length of a round. Returns the number of their operations.
 async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
-    /// How many numbers a caller takes at a time.
+    /// Numbers that a caller reserves at a time.
     const BATCH: u64 = 1024;
-    /// After how many operations a caller lets the others have their turn, as requests do that come in one by one: where no
-    /// operation waits for anything, it would otherwise work alone.
+    /// Operations after which a caller yields to the others, as requests do that arrive one by one.
+    /// Where no operation waits for anything, it would otherwise run alone.
     const TURN: u64 = 16;
     let stop = Arc::new(AtomicBool::new(false));
     let quota = match plan.round {
@@ -112,7 +112,7 @@ async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
         let (side, plan, stop, next) = (side.clone(), *plan, stop.clone(), next.clone());
         callers.spawn(async move {
             let (mut done, mut number, mut left) = (0, caller * 7919, 0);
-            // One at least, however starved: no round is without a figure.
+            // Each caller does at least one, even if starved: every round has a figure.
             while done == 0 || (done < quota && !stop.load(Relaxed)) {
                 match plan.op {
                     Op::Fresh => {
@@ -144,13 +144,13 @@ async fn load<S: Side>(side: &S, plan: &Plan, next: &Arc<AtomicU64>) -> u64 {
     ops
 }
 
-/// User and system time of this process.
+/// Returns the user and system time of this process.
 pub(crate) fn cpu_micros() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
-/// The middle of some figures, and the range of their middle half.
+/// The median of some figures, and the range of their middle half.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Median {
     pub(crate) median: f64,

@@ -5,7 +5,7 @@ use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope, Store}
 
 use crate::side::{SCOPE, Side, key, response};
 
-/// The store in memory, with room for what is measured: its usual limit is a million records.
+/// Returns a memory store with enough room: its default limit is a million records.
 pub(crate) fn memory() -> MemoryStoreBuilder {
     MemoryStore::builder().max_records(1 << 30).max_bytes(1 << 40)
 }
@@ -14,7 +14,7 @@ pub(crate) fn memory() -> MemoryStoreBuilder {
 pub(crate) struct Ours {
     pub(crate) engine: Engine,
     scope: Scope,
-    /// Made in advance: what it costs is a figure of its own.
+    /// Made in advance: its cost is a separate figure.
     fingerprint: Fingerprint,
 }
 

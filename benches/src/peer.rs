@@ -1,4 +1,4 @@
-//! The best of the other Rust libraries, `idempotent` 2.0, as its README says to use it.
+//! The best of the other Rust libraries, `idempotent` 2.0, used as its README says.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,8 @@ pub(crate) async fn redis(url: &str) -> Peer<ValkeyStore> {
 }
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
-/// It takes fingerprints of the request itself: a short one, so that what that costs does not count.
+/// The request. The peer takes the fingerprint of the request itself: a short one keeps that cost
+/// negligible.
 const REQUEST: (&str, &[u8]) = ("charges", b"{}");
 
 impl<S: IdempotencyStore> Side for Peer<S> {

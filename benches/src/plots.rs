@@ -5,9 +5,9 @@ use std::path::Path;
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 
-/// A curve, and whether it is this crate's (solid) or by hand (dashed).
+/// A curve: this crate's (solid) or by hand (dashed).
 pub(crate) struct Curve {
-    /// Which of the plot's stores it is of.
+    /// The position of its store among the plot's stores.
     pub(crate) store: usize,
     pub(crate) ours: bool,
     pub(crate) points: Vec<(f64, f64)>,
@@ -19,7 +19,7 @@ pub(crate) struct Panel {
     pub(crate) curves: Vec<Curve>,
 }
 
-/// What the axes say.
+/// The labels of the axes.
 pub(crate) struct Axes {
     pub(crate) x: &'static str,
     pub(crate) y: &'static str,
@@ -30,7 +30,7 @@ const COLOURS: [RGBColor; 4] =
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// Two panels side by side, on logarithmic axes.
+/// Draws two panels side by side, on logarithmic axes.
 pub(crate) fn draw(path: &Path, axes: &Axes, stores: &[&str], panels: [Panel; 2]) -> Drawn {
     let area = SVGBackend::new(path, (1100, 480)).into_drawing_area();
     area.fill(&WHITE)?;
@@ -90,7 +90,7 @@ fn draw_panel(
     Ok(())
 }
 
-/// A tick's label, where there is room for it.
+/// Returns a tick's label, or none where there is no room for it.
 fn tick(value: &f64) -> String {
     let leading = value / 10_f64.powf((value.log10() + 1e-9).floor());
     if ![1.0, 2.0, 5.0].iter().any(|shown| (leading - shown).abs() < 0.01) {

@@ -1,4 +1,5 @@
-//! docs/BENCHMARKS.md: replaces what stands between its markers, and draws the plots beside it.
+//! Writing of docs/BENCHMARKS.md: replaces the text between its markers, and draws the plots beside
+//! it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +30,7 @@ pub(crate) fn publish(figures: &[Figure]) {
     draw(&docs.join("records.svg"), &records, &STORES, panels).expect("the plot is drawn");
 }
 
-/// `text` with `table` between the markers of `name`.
+/// Returns `text` with `table` between the markers of `name`.
 fn replace(text: &str, name: &str, table: &str) -> String {
     let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
     let from = text.find(&start).unwrap_or_else(|| panic!("the page has no {start}")) + start.len();

@@ -1,5 +1,5 @@
-//! `purge`: how long callers are held up while a million records are removed, one step right after the other (which
-//! `purge_regularly` does not even do: it rests between its steps).
+//! `purge`: the delay of callers while a million records are removed, one step right after the
+//! other (`purge_regularly` would even pause between its steps).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,24 +21,24 @@ pub(crate) struct Pauses {
     pub(crate) store: String,
     pub(crate) side: String,
     pub(crate) records: u64,
-    /// The longest cycle in a second without a purge: what the machine does.
+    /// The longest cycle in a second without a purge: the machine's own noise.
     pub(crate) quiet_ms: f64,
     /// The longest during the purge.
     pub(crate) longest_ms: f64,
-    /// One in a thousand during the purge took longer.
+    /// The 99.9th percentile during the purge.
     pub(crate) p999_ms: f64,
     /// The longest that another process waited for the file's write lock during the purge.
     pub(crate) lock_ms: Option<f64>,
-    /// What a removed record cost the purger, in microseconds.
+    /// The cost of a removed record for the purger, in microseconds.
     pub(crate) per_record_us: f64,
 }
 
-/// A clock that can be put forward.
+/// A clock that can be set forward.
 #[derive(Clone, Debug, Default)]
 struct Ahead(Arc<AtomicU64>);
 
 impl Ahead {
-    /// Past the retention of all that was recorded.
+    /// Sets it past the retention of all records.
     fn past_retention(&self) {
         self.0.store(2 * RETENTION_MS, Relaxed);
     }
@@ -72,7 +72,7 @@ pub(crate) async fn memory(records: u64) -> Pauses {
     pauses("memory", "ours", records, &quiet, &busy, None)
 }
 
-/// A map lets go of what is over in one scan.
+/// Measures a map, which drops expired entries in one scan.
 pub(crate) async fn by_hand(records: u64) -> Pauses {
     let hand = HandMemory::default();
     hand.fill(0..records).await;
@@ -93,7 +93,8 @@ pub(crate) async fn sqlite(folder: &Path, records: u64) -> Pauses {
     ours.fill(0..records).await;
     let quiet = cycles(&ours, 1 << 40, tokio::time::sleep(Duration::from_secs(1))).await.times;
     clock.past_retention();
-    // Half of it beside callers, half beside another process: the two would disturb each other.
+    // Half of the purge runs alongside callers, half alongside another process: the two would
+    // disturb each other.
     let busy = cycles(&ours, 1 << 41, purged(ours.engine.clone(), records / 2)).await;
     let stop = Arc::new(AtomicBool::new(false));
     let other = {
@@ -106,22 +107,23 @@ pub(crate) async fn sqlite(folder: &Path, records: u64) -> Pauses {
     pauses("sqlite", "ours", records, &quiet, &busy, Some(lock.as_secs_f64() * 1e3))
 }
 
-/// How many records were removed: a store that makes room by itself meanwhile leaves less to do.
+/// Purges and returns the number of removed records. A store that makes room by itself meanwhile
+/// leaves less to do.
 async fn purged(engine: nevertwice::Engine, records: u64) -> u64 {
     let removed = engine.purge(records as usize).await.expect("the store answers");
     assert!(removed > 0, "all of them were past their retention");
     removed
 }
 
-/// One caller's cycles beside some work.
+/// One caller's cycles during some work.
 struct Cycles<T> {
-    /// How long each took, sorted.
+    /// The time of each, sorted.
     times: Vec<Duration>,
     took: Duration,
     work: T,
 }
 
-/// Lets one caller go on until `work` is done.
+/// Runs one caller until `work` is done.
 async fn cycles<T: Send + 'static>(
     side: &impl Side,
     first: u64,
@@ -152,7 +154,8 @@ async fn cycles<T: Send + 'static>(
     Cycles { times: caller.await.expect("it does not panic"), took, work }
 }
 
-/// Asks for the write lock of a file again and again, as another process would. How long it was refused at the longest.
+/// Requests the write lock of a file repeatedly, as another process would. Returns the longest time
+/// that it was refused.
 fn longest_lock(path: &Path, stop: &AtomicBool) -> Duration {
     let db = Connection::open(path).expect("the file opens");
     db.busy_timeout(Duration::ZERO).expect("an option");

@@ -30,7 +30,7 @@ pub(crate) enum Figure {
 }
 
 impl Figure {
-    /// The figure's line for other programs.
+    /// Returns the figure's line for other programs.
     pub(crate) fn line(&self) -> String {
         match self {
             Figure::Machine(machine) => {
@@ -86,11 +86,11 @@ impl Figure {
     }
 }
 
-/// Prints figures as they come and keeps them in a file.
+/// Prints figures as they are taken, and keeps them in a file.
 pub(crate) struct Results(File);
 
 impl Results {
-    /// Those of a new run: the last one's are gone.
+    /// Starts the results of a new run. Those of the last one are lost.
     pub(crate) fn create(path: &Path) -> Results {
         Results(File::create(path).expect("the results can be written"))
     }
@@ -102,7 +102,7 @@ impl Results {
     }
 }
 
-/// The figures of the last run.
+/// Reads the figures of the last run.
 pub(crate) fn read(path: &Path) -> Vec<Figure> {
     let text = std::fs::read_to_string(path).expect("there was a run");
     text.lines().map(|line| serde_json::from_str(line).expect("a figure of this version")).collect()

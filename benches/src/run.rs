@@ -1,4 +1,4 @@
-//! Every measurement over every store that is there.
+//! All measurements over all available stores.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::results::{self, Figure, Results};
 use crate::server::Server;
 use crate::{Common, CompareArgs, fingerprints, footprint, grow, many, purge, table, waiters};
 
-/// What SQLite is called where every sync takes 2 ms.
+/// The name of SQLite where every sync takes 2 ms.
 pub(crate) const SLOW_DISK: &str = "sqlite-slow-disk";
 
 pub(crate) struct Run<'a> {
@@ -24,7 +24,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Starts the servers that it takes.
+    /// Starts the servers that the run needs.
     pub(crate) fn new(common: &'a Common, results: Results) -> Run<'a> {
         let mut stores = Vec::new();
         for &store in &common.store {
@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
         println!("\n{}", table::comparisons(&figures));
     }
 
-    /// SQLite once more, in a process whose syncs are slowed down by benches/slowdisk.c.
+    /// Measures SQLite once more, in a process whose syncs are slowed down by benches/slowdisk.c.
     fn slow_disk(&mut self) {
         let Some(library) = std::env::var_os("SLOWDISK").filter(|library| !library.is_empty()) else {
             eprintln!("benches: the slow disk is left out: no SLOWDISK");
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A new one for the files, which goes with its value.
+/// Creates a folder for the files, removed when dropped.
 fn folder(common: &Common) -> TempDir {
     tempfile::tempdir_in(&common.dir).expect("a folder for the files")
 }

@@ -1,16 +1,16 @@
-//! What a day of some load needs, computed from the figures.
+//! The resources that a day of some load needs, computed from the figures.
 
 use crate::compare::Comparison;
 use crate::results::Figure;
 use crate::table::{count, markdown};
 
 const DAY: f64 = 86_400.0;
-/// How busy a core, or a file's writer, is planned to be: the rest is for peaks.
+/// Planned utilisation of a core, or of a file's writer: the rest is for peaks.
 const BUSY: f64 = 0.5;
-/// What one Redis server is given to hold.
+/// The amount of data planned for one Redis server.
 const SERVER_GIB: f64 = 16.0;
 
-/// For 1, 100 and 10 000 new keys a second, kept for a day.
+/// Builds the table for 1, 100 and 10 000 new keys per second, kept for a day.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut rows = Vec::new();
     for rate in [1.0, 100.0, 10_000.0] {
@@ -58,7 +58,7 @@ fn shards(needed: f64) -> String {
     count(needed.ceil().max(1.0))
 }
 
-/// At 64 callers.
+/// Returns the figure for new keys at 64 callers.
 fn fresh<'a>(figures: &'a [Figure], store: &str) -> Option<&'a Comparison> {
     figures.iter().find_map(|figure| match figure {
         Figure::Comparison(figure) if figure.store == store && figure.op == "fresh" && figure.c == 64 => {
@@ -68,7 +68,7 @@ fn fresh<'a>(figures: &'a [Figure], store: &str) -> Option<&'a Comparison> {
     })
 }
 
-/// Of a record, at the greatest number that was measured.
+/// Returns the size of a record, at the greatest number that was measured.
 fn bytes(figures: &[Figure], store: &str) -> Option<f64> {
     let footprints = figures.iter().filter_map(|figure| match figure {
         Figure::Footprint(figure) if figure.store == store && figure.side == "ours" => Some(figure),

@@ -1,4 +1,4 @@
-//! A server of the bench's own, without persistence, which ends with it.
+//! A private server without persistence, stopped when dropped.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 pub(crate) struct Server {
     url: String,
-    /// What it calls itself.
+    /// The name and version that it reports.
     pub(crate) version: String,
     /// `None` if it was running already.
     own: Option<(Child, tempfile::TempDir)>,
@@ -16,7 +16,8 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `binary` on a free port of the loopback interface.
     pub(crate) fn start(binary: &Path) -> Result<Server, String> {
-        // Somebody else may take the port before the server does: then with another one.
+        // Another process may take the port before the server does; then it starts again on another
+        // port.
         for _ in 0..10 {
             let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -53,7 +54,7 @@ impl Server {
         Err(format!("{} does not start", binary.display()))
     }
 
-    /// One that is running. **It is flushed.**
+    /// Uses a running server. **It is flushed.**
     pub(crate) fn at(url: &str) -> Result<Server, String> {
         let mut server = Server { url: url.to_owned(), version: String::new(), own: None };
         if server.wait() { Ok(server) } else { Err(format!("no server answers at {url}")) }
@@ -91,7 +92,7 @@ impl Server {
         redis::Client::open(self.url.as_str())?.get_connection()
     }
 
-    /// A figure of INFO.
+    /// Returns a figure of INFO.
     fn info(&self, section: &str, name: &str) -> f64 {
         let mut connection = self.connect().expect("the server answers");
         let info: String =
@@ -100,13 +101,13 @@ impl Server {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("INFO {section} has no {name}"))
     }
 
-    /// User and system time of the server.
+    /// Returns the user and system time of the server.
     pub(crate) fn cpu_micros(&self) -> f64 {
         let seconds = self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys");
         seconds * 1e6
     }
 
-    /// What its data takes, in bytes.
+    /// Returns the memory that its data takes, in bytes.
     pub(crate) fn used_memory(&self) -> f64 {
         self.info("memory", "used_memory")
     }

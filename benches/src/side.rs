@@ -1,4 +1,4 @@
-//! What is compared: the same two operations, done by this crate, by hand and by a peer.
+//! The sides of the comparison: the same two operations, done by this crate, by hand and by a peer.
 
 use std::ops::Range;
 
@@ -6,9 +6,9 @@ use tokio::task::JoinSet;
 
 /// The length of every response, in bytes.
 pub(crate) const RESPONSE: usize = 256;
-/// How long a grant holds, for whoever has grants.
+/// Duration of a grant, on sides that have grants.
 pub(crate) const LEASE_MS: u64 = 30_000;
-/// How long an outcome is kept.
+/// Time to keep an outcome.
 pub(crate) const RETENTION_MS: u64 = 24 * 3_600_000;
 /// Tenant and operation.
 pub(crate) const SCOPE: [&str; 2] = ["acct_42", "charges"];
@@ -38,7 +38,8 @@ pub(crate) trait Side: Clone + Send + Sync + 'static {
     }
 }
 
-/// A key as a client makes one: the 36 characters of a UUID, in no order. Every number has its own.
+/// Returns a key as a client makes one: the 36 characters of a UUID, in no order. Every number has
+/// its own.
 pub(crate) fn key(number: u64) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let bits = u128::from(scatter(number)) << 64 | u128::from(scatter(!number));
@@ -60,7 +61,7 @@ pub(crate) fn scatter(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What a handler would answer: made anew each time.
+/// Returns a response like a handler's, freshly made each time.
 pub(crate) fn response() -> Vec<u8> {
     vec![b'r'; RESPONSE]
 }

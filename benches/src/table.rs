@@ -2,7 +2,7 @@
 
 use crate::compare::{Comparison, Rate};
 
-/// A Markdown table; the first row is its head.
+/// Builds a Markdown table.
 pub(crate) fn markdown<const N: usize>(
     head: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -24,7 +24,7 @@ pub(crate) fn markdown<const N: usize>(
     text
 }
 
-/// 1234567 as "1 234 567".
+/// Formats 1234567 as "1 234 567".
 pub(crate) fn count(figure: f64) -> String {
     let digits = format!("{figure:.0}");
     let mut text = String::new();
@@ -37,7 +37,7 @@ pub(crate) fn count(figure: f64) -> String {
     text
 }
 
-/// Two significant digits or more.
+/// Formats with two significant digits or more.
 pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {
         size if size >= 1000.0 => count(figure),

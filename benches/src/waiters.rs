@@ -1,4 +1,5 @@
-//! `waiters`: how long 1000 waiters on one key take to wake up, from before the finish is sent to each one's answer.
+//! `waiters`: the time that 1000 waiters on one key take to wake up, from before the finish is sent
+//! to each one's answer.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a consumer does with a delivery, and in which order.
+//! The handling of a delivery, and the order of its steps.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,15 +16,16 @@ use tokio::time::sleep;
 use crate::Failure;
 use crate::queues::Queues;
 
-/// How long a message that failed waits for its next attempt.
+/// Delay before the next attempt of a failed message.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// RabbitMQ lets messages expire at the head of a queue only, so a long delay would hold up the short ones behind it.
-/// Coming back early does no harm: the engine says again how long to wait.
+/// Longest delay in the retry queue. RabbitMQ lets messages expire at the head of a queue only, so
+/// a long delay would hold up shorter ones behind it. A message that comes back early does no harm:
+/// the engine says again how long to wait.
 const MAX_DELAY: Duration = Duration::from_secs(1);
-/// Where the key is, if the sender cannot set `message_id`.
+/// Header with the key, for senders that cannot set `message_id`.
 const KEY_HEADER: &str = "idempotency-key";
 
-/// What the deliveries share.
+/// State shared by the deliveries.
 pub(crate) struct Consumer {
     pub(crate) engine: Engine,
     pub(crate) queues: Arc<Queues>,
@@ -33,41 +34,44 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Deals with one delivery. On an error the consumer ends, and the broker delivers again what was not acknowledged.
+    /// Handles one delivery. On an error the consumer ends, and the broker delivers unacknowledged
+    /// messages again.
     pub(crate) async fn handle(self: Arc<Self>, delivery: Delivery) -> Result<(), Failure> {
         let verdict = match self.judge(&delivery).await {
             Ok(verdict) => verdict,
-            // Nobody knows here how it stands, but the store will: the next begin finds out.
+            // The outcome is unknown here but not to the store: the next begin finds out.
             Err(Error::LeaseLost { .. } | Error::AlreadyFinished { .. } | Error::TimedOut { .. }) => {
                 Verdict::Requeue(MAX_DELAY)
             }
             Err(error) => return Err(error.into()),
         };
         match verdict {
-            // Last of all. Killed just before this, it is delivered again, and found `Completed`.
+            // Last of all. A message whose consumer is killed just before this is delivered again,
+            // and found `Completed`.
             Verdict::Ack => delivery.ack(BasicAckOptions::default()).await?,
             Verdict::Requeue(wait) => {
-                // First the copy, and only when the broker has it, the original: killed in between, there
-                // are two, which is what the engine is for. The other way round there would be none.
+                // The copy is sent first, and the original acknowledged only when the broker has
+                // the copy. A consumer killed in between leaves two messages, which the engine
+                // handles. The other way round it would leave none.
                 let wait = wait.min(MAX_DELAY).as_millis().to_string();
                 let properties = delivery.properties.clone().with_expiration(wait.into());
                 self.queues.send(&self.queues.retry, &delivery.data, properties).await?;
                 delivery.ack(BasicAckOptions::default()).await?
             }
-            // `DeadLetter`, and whatever a later release may say: somebody looks.
+            // `DeadLetter`, and any verdict of a later release: an operator has to look at it.
             _ => delivery.reject(BasicRejectOptions { requeue: false }).await?,
         };
         Ok(())
     }
 
-    /// What is to be done with the message, once this returns.
+    /// Processes the message if this consumer may, and returns the verdict on it.
     async fn judge(&self, delivery: &Delivery) -> Result<Verdict, Error> {
         let id = key(&delivery.properties).unwrap_or_default();
-        // Two queues may know the same id, so the queue is the scope. The body is the fingerprint: an id
-        // that comes again with another one is no duplicate, and is refused.
+        // Two queues may use the same id, so the queue is the scope. The body is the fingerprint:
+        // an id that comes again with another body is no duplicate, and is refused.
         let request = match Request::new(self.queues.main.as_str(), id) {
             Ok(request) => request.fingerprint(Fingerprint::of(&delivery.data)),
-            // Without a name nobody can tell whether it was there before.
+            // Without an id, a duplicate cannot be recognised.
             Err(error) => {
                 eprintln!("rabbitmq_consumer: dead letter: no usable message_id: {error}");
                 return Ok(Verdict::DeadLetter);
@@ -85,21 +89,23 @@ impl Consumer {
         Ok(verdict)
     }
 
-    /// Prepare, mark, act, complete.
+    /// Prepares, marks the effect, acts, completes.
     async fn process(&self, lease: &Lease, id: &str, body: &[u8]) -> Result<Verdict, Error> {
         sleep(self.work / 2).await;
         let order = match parse(body) {
             Ok(order) => order,
-            // Nothing has happened yet, so it may be tried again; after `max_attempts` times begin says `Unresolved`.
-            // Recorded first, delivered again later: a begin before its time is only told to wait.
+            // There was no effect yet, so the message may be tried again; after `max_attempts`
+            // attempts begin says `Unresolved`. The failure is recorded first and the message
+            // delivered again later: an early begin is only told to wait.
             Err(error) => {
                 eprintln!("rabbitmq_consumer: {id}: attempt {} failed: {error}", lease.attempt());
                 lease.fail(error, Retry::After(RETRY_DELAY)).await?;
                 return Ok(Verdict::Requeue(RETRY_DELAY));
             }
         };
-        // Before the effect: killed from here on, nobody runs it again blindly. And if this consumer was so slow that
-        // another one took over, it is told so here, while there is still nothing to regret.
+        // Before the effect: if this consumer is killed from here on, no other one reruns it
+        // blindly. And if it was so slow that another one took over, it learns that here, before
+        // any effect.
         lease.mark_effect().await?;
         let receipt = format!("{id}\t{order}\t{}\t{}", lease.attempt(), std::process::id());
         if let Err(error) = self.book(receipt.clone()).await {
@@ -108,13 +114,15 @@ impl Consumer {
             return Ok(Verdict::DeadLetter);
         }
         sleep(self.work / 2).await;
-        // Before the acknowledgement: killed in between, the message comes again and finds this. The other way round,
-        // it would be gone, and a second copy of it would find an effect of which nobody knows how it ended.
+        // Before the acknowledgement: if the consumer is killed in between, the message comes again
+        // and finds this outcome. The other way round the message would be gone, and a second copy
+        // of it would find an effect with an unknown outcome.
         lease.complete(receipt).await?;
         Ok(Verdict::Ack)
     }
 
-    /// The effect: a line `id, order, attempt, worker`, in one write, on the disk when this returns.
+    /// Writes the effect: a line `id, order, attempt, worker`, in one write, on the disk when this
+    /// returns.
     async fn book(&self, receipt: String) -> std::io::Result<()> {
         let ledger = Arc::clone(&self.ledger);
         let write =
@@ -123,7 +131,7 @@ impl Consumer {
     }
 }
 
-/// What the sender calls the message.
+/// Returns the id that the sender gave the message.
 fn key(properties: &BasicProperties) -> Option<&str> {
     if let Some(id) = properties.message_id() {
         return Some(id.as_str());

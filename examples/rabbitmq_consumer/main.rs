@@ -1,4 +1,5 @@
-//! A queue consumer: RabbitMQ delivers every message at least once, and each message's effect happens once.
+//! A queue consumer: RabbitMQ delivers every message at least once, and each message's effect
+//! happens once.
 //!
 //! ```text
 //! sudo apt-get install rabbitmq-server     # Debian; its package starts the broker on port 5672
@@ -15,8 +16,9 @@
 //! sudo rabbitmqctl list_queues             # orders.dead: what somebody has to look at, each with its reason above
 //! ```
 //!
-//! Three queues: `orders`; `orders.retry`, where a message waits until its time is over and goes back; and
-//! `orders.dead`, where nobody takes it but a human. The part to read is `consumer.rs`.
+//! There are three queues: `orders`; `orders.retry`, where a message waits until its delay has
+//! passed and then goes back; and `orders.dead`, which no consumer reads. The file to read is
+//! `consumer.rs`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its terminal")]
 
 mod consumer;
@@ -41,14 +43,16 @@ use tokio::time::{sleep, timeout};
 use crate::consumer::Consumer;
 use crate::queues::Queues;
 
-/// Longer than a message may lie in the dead-letter queue until somebody sends it again: then its key is new.
+/// Longer than a message may stay in the dead-letter queue until an operator sends it again: later
+/// its key would be new.
 const RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
-/// Without a delivery for so long, twice, and with nothing waiting, the queue is idle.
+/// After two such intervals without a delivery, and with nothing waiting, the queue is idle.
 const MOMENT: Duration = Duration::from_millis(500);
-/// A broker that has not answered by then is not there.
+/// Time limit for connecting to the broker.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Consumes orders from RabbitMQ, each one's effect once, however often it is delivered and whoever is killed.
+/// Consumes orders from RabbitMQ. The effect of each happens once, however often it is delivered
+/// and no matter which consumer is killed.
 #[derive(Debug, Parser)]
 #[command(name = "rabbitmq_consumer")]
 struct Args {
@@ -68,11 +72,11 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     first: u64,
 
-    /// Where the engine keeps its records: sqlite:PATH, the same one for all consumers, or memory
+    /// The store of the engine's records: sqlite:PATH, the same one for all consumers, or memory
     #[arg(long, value_name = "STORE", default_value = "sqlite:rabbitmq_consumer.db", value_parser = store)]
     store: Store,
 
-    /// Where the effects go: a line for every order that was booked
+    /// The file of the effects: a line for every order that was booked
     #[arg(long, value_name = "FILE", default_value = "ledger.tsv")]
     ledger: PathBuf,
 
@@ -80,19 +84,19 @@ struct Args {
     #[arg(long)]
     until_idle: bool,
 
-    /// How often a message is tried before somebody has to look at it
+    /// Attempts of a message before it goes to the dead-letter queue
     #[arg(long, value_name = "N", default_value_t = 3)]
     max_attempts: u32,
 
-    /// How long a lease holds, in milliseconds: what a killed consumer blocks its messages for
+    /// Lease in milliseconds: the time for which a killed consumer blocks its messages
     #[arg(long, value_name = "MS", default_value_t = 5000)]
     lease_ms: u32,
 
-    /// How long an order takes, in milliseconds
+    /// Time that an order takes, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 100)]
     work_ms: u32,
 
-    /// How many messages are worked on at once
+    /// Number of messages processed at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
 }
@@ -140,7 +144,7 @@ async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The URL without what may be a password.
+/// Returns the host in the URL, without a password.
 fn host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
@@ -157,7 +161,7 @@ async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
         .build()?;
     let ledger = OpenOptions::new().create(true).append(true).open(&args.ledger);
     let ledger = ledger.map_err(|error| format!("cannot open {}: {error}", args.ledger.display()))?;
-    // What is over its retention makes room; of several consumers one sees to it at a time.
+    // Expired records make room. Of several consumers, only one purges at a time.
     tokio::spawn(engine.purge_regularly(PurgePlan::default(), |purged| {
         if let Purged::Failed(..) = purged {
             eprintln!("purge: {purged}");
@@ -166,7 +170,7 @@ async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
     let channel = queues.channel.clone();
     let consumer = Arc::new(Consumer { engine, queues, ledger: Arc::new(ledger), work });
 
-    // Everything that is delivered is begun at once: a message that waited here would do so for nobody's good.
+    // Every delivered message is begun at once, so none waits here without need.
     channel.basic_qos(args.prefetch, BasicQosOptions::default()).await?;
     let queue = args.queue.as_str().into();
     let mut deliveries = channel
@@ -191,7 +195,8 @@ async fn consume(queues: Arc<Queues>, args: Args) -> Result<(), Failure> {
             }
         }
     }
-    // Nobody is stopped between effect and record: what was begun is finished, then the trouble is told.
+    // No handler is stopped between effect and record: all are finished before the error is
+    // returned.
     while let Some(done) = working.join_next().await {
         trouble = trouble.or(failure(done));
     }

@@ -1,4 +1,4 @@
-//! What there is at the broker: the queue, the one in which messages wait, and the one of dead letters.
+//! The queues at the broker: orders, messages waiting for a retry, and dead letters.
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -17,7 +17,8 @@ impl Queues {
     pub(crate) async fn declare(channel: Channel, main: &str) -> Result<Queues, Failure> {
         let queues = Queues { channel, main: main.to_owned(), retry: format!("{main}.retry") };
         let dead = format!("{main}.dead");
-        // Rejected: to the dead-letter queue. Expired while waiting: back. Both by the default exchange.
+        // A rejected message goes to the dead-letter queue; one that expires in the retry queue
+        // goes back. Both through the default exchange.
         for (name, on_death) in
             [(&dead, None), (&queues.main, Some(&dead)), (&queues.retry, Some(&queues.main))]
         {
@@ -34,12 +35,12 @@ impl Queues {
                 .queue_declare(name.as_str().into(), QueueDeclareOptions::durable(), arguments)
                 .await?;
         }
-        // From here on the broker says of everything published when it has it.
+        // From here on the broker confirms every published message once it has it.
         queues.channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(queues)
     }
 
-    /// Returns once the broker has the message in `queue`.
+    /// Sends a message to `queue`, and returns once the broker has it.
     pub(crate) async fn send(
         &self,
         queue: &str,
@@ -56,7 +57,7 @@ impl Queues {
         }
     }
 
-    /// Whether no message waits, in the queue or for its time.
+    /// True if no message waits in the queue or for a retry.
     pub(crate) async fn are_empty(&self) -> Result<bool, Failure> {
         for name in [&self.main, &self.retry] {
             let look = QueueDeclareOptions::durable().passive();
@@ -69,7 +70,7 @@ impl Queues {
     }
 }
 
-/// Sample orders: every third twice, every 25th none.
+/// Publishes sample orders: every third twice, every 25th without an order.
 pub(crate) async fn publish(queues: &Queues, first: u64, count: u64) -> Result<(), Failure> {
     let mut sent = 0;
     for order in first..first.saturating_add(count) {
@@ -77,7 +78,8 @@ pub(crate) async fn publish(queues: &Queues, first: u64, count: u64) -> Result<(
             0 => format!("this is no order {order}"),
             _ => format!(r#"{{"order":{order}}}"#),
         };
-        // The sender names the message, once: what it sends again after a lost answer has the same id.
+        // The sender names each message once: when it sends it again after a lost answer, the id is
+        // the same.
         let id = format!("order-{order}");
         let properties = BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2);
         for _ in 0..if order % 3 == 0 { 2 } else { 1 } {

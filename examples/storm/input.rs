@@ -7,7 +7,7 @@ use std::path::Path;
 use nevertwice::{Fingerprint, Key, Request};
 use serde_json::Value;
 
-/// Whose operations these are. A service would name the tenant too: `[account, "payments"]`.
+/// The scope of the operations. A service would include the tenant: `[account, "payments"]`.
 pub(crate) const SCOPE: &str = "storm/payments";
 
 const SAMPLE: &[u8] = include_bytes!("../data/payments.jsonl");
@@ -20,14 +20,14 @@ pub(crate) struct Input {
     pub(crate) malformed: Vec<Malformed>,
 }
 
-/// What is delivered: the request that the engine is asked about, made once for all its copies.
+/// A line to deliver, with the request to the engine, made once for all its copies.
 pub(crate) struct Line {
     pub(crate) key: usize,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) request: Request,
 }
 
-/// A line that cannot be delivered. What is wrong never quotes the line: it may hold secrets.
+/// A line that cannot be delivered. `what` never quotes the line, which may hold secrets.
 pub(crate) struct Malformed {
     pub(crate) line: usize,
     pub(crate) what: String,
@@ -42,7 +42,7 @@ pub(crate) fn pointer(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads `file`, or the sample that is built in.
+/// Reads `file`, or the built-in sample.
 pub(crate) fn read(file: Option<&Path>, pointer: &str) -> Result<Input, Box<dyn Error>> {
     let (name, bytes) = match file {
         Some(file) => {
@@ -86,7 +86,7 @@ pub(crate) fn read(file: Option<&Path>, pointer: &str) -> Result<Input, Box<dyn 
 
 fn parse(text: &[u8], pointer: &str) -> Result<(Key, Fingerprint), String> {
     let value: Value = serde_json::from_slice(text).map_err(|error| {
-        // Its own words end in "at line 1 column 7", and this line is not the file's first.
+        // The error's own text ends in "at line 1 column 7", and this line is not the file's first.
         let words = error.to_string();
         let words = words.split(" at line ").next().unwrap_or_default();
         format!("not JSON: {words} (column {})", error.column())
@@ -111,5 +111,6 @@ fn parse(text: &[u8], pointer: &str) -> Result<(Key, Fingerprint), String> {
     Ok((key, fingerprint))
 }
 
-/// From 2^53 on, different integers can be one float, so that two keys could become one.
+/// The limit from which different integers can be one float (2^53), so that two keys could become
+/// one.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;

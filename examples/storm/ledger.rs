@@ -9,19 +9,20 @@ use serde_json::json;
 
 use crate::input::Line;
 
-/// Stands for what must not happen twice: the charge, the shipment, the mail. It knows nothing of idempotency.
+/// The external effect that must not happen twice: the charge, the shipment, the mail. It knows
+/// nothing of idempotency.
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<Books>);
 
 #[derive(Default)]
 struct Books {
-    /// Of each effect, its key, and whether its worker was dropped before it could say so.
+    /// The key of each effect, and true if its worker was dropped before it could report it.
     rows: Vec<(usize, bool)>,
-    /// By key, what every duplicate is to be told, and for which payload.
+    /// By key, the answer that every duplicate must get, and its payload.
     answers: HashMap<usize, (Fingerprint, Option<Bytes>)>,
 }
 
-/// What the ledger says of a run.
+/// The counts of a run.
 pub(crate) struct Effects {
     pub(crate) rows: usize,
     pub(crate) by_dropped: usize,
@@ -29,7 +30,7 @@ pub(crate) struct Effects {
 }
 
 impl Ledger {
-    /// The effect of `line`; the answer is its receipt.
+    /// Executes the effect of `line`. Returns its receipt.
     pub(crate) fn append(&self, line: &Line, lease: &Lease, dropped: bool) -> Bytes {
         let mut books = self.books();
         books.rows.push((line.key, dropped));
@@ -42,8 +43,9 @@ impl Ledger {
         receipt
     }
 
-    /// Whether a replay says, byte for byte, what was recorded, and for this very payload. For a key that an earlier
-    /// run has executed, the first answer is what the others are held to.
+    /// Returns true if a replay repeats the recorded answer byte for byte, and for this very
+    /// payload. For a key that an earlier run executed, the first answer counts as the recorded
+    /// one.
     pub(crate) fn confirms(&self, line: &Line, response: Option<&Bytes>) -> bool {
         let answer = (line.fingerprint, response.cloned());
         *self.books().answers.entry(line.key).or_insert_with(|| answer.clone()) == answer

@@ -1,15 +1,16 @@
-//! A storm of duplicate deliveries, and what an idempotency engine makes of it.
+//! A storm of duplicate deliveries against an idempotency engine.
 //!
-//! Every line of a JSON Lines file is delivered several times, shuffled and by many workers at once, and some workers
-//! are dropped half way. However it falls out, each key's effect (a row in a ledger) may happen once at most, each duplicate must
-//! get the recorded answer byte for byte, and no key may be lost.
+//! Every line of a JSON Lines file is delivered several times, shuffled and by many workers at
+//! once, and some workers are dropped half way. In every case, each key's effect (a row in a
+//! ledger) may happen at most once, each duplicate must get the recorded answer byte for byte, and
+//! no key may be lost.
 //!
 //! ```text
 //! cargo run --example storm
 //! cargo run --release --features sqlite --example storm -- --input events.jsonl --key /id --store sqlite:events.db
 //! ```
 //!
-//! The part to read first is `worker.rs`: it is how a queue consumer uses the crate.
+//! The file to read first is `worker.rs`: it shows how a queue consumer uses the crate.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its terminal")]
 
 mod input;
@@ -34,11 +35,12 @@ use crate::ledger::Ledger;
 use crate::store::StoreArg;
 use crate::worker::Storm;
 
-/// A store that only fails is given up after this, and a lease, without any delivery settled.
+/// Time limit, added to one lease, for a store that only fails: the run ends if no delivery is
+/// settled for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Delivers every line of a JSON Lines file several times, shuffled, concurrently and with crashes, through the
-/// idempotency engine, and checks that nothing was done twice and nothing was lost.
+/// Delivers every line of a JSON Lines file several times, shuffled, concurrently and with crashes,
+/// through the idempotency engine, and checks that nothing was done twice and nothing was lost.
 #[derive(Debug, Parser)]
 #[command(name = "storm", after_long_help = AFTER_HELP)]
 struct Args {
@@ -46,35 +48,37 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 
-    /// JSON pointer to the idempotency key in a line: a string or a number. The whole line is the payload
+    /// JSON pointer to the idempotency key in a line: a string or a number. The whole line is the
+    /// payload
     #[arg(long, value_name = "POINTER", default_value = "/id", value_parser = input::pointer)]
     key: String,
 
-    /// How often every line is delivered
+    /// Number of deliveries of every line
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     copies: u16,
 
-    /// How many deliveries are worked on at once
+    /// Number of deliveries processed at once
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     workers: u16,
 
-    /// Part of the deliveries, 0 to 1, whose worker is dropped should it get to execute: half of them
-    /// before it marked the effect, the others after it, with or without a row in the ledger. The delivery
-    /// comes again, and is not dropped again
+    /// Share of the deliveries, 0 to 1, whose worker is dropped if it gets to execute: half of them
+    /// before it marks the effect, the others after it, with or without a row in the ledger. The
+    /// delivery comes again, and is not dropped again
     #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = rate)]
     crash_rate: f64,
 
-    /// How long a lease holds, in milliseconds: what a dropped worker blocks its key for
+    /// Lease in milliseconds: the time for which a dropped worker blocks its key
     #[arg(long, value_name = "MS", default_value_t = 2000,
           value_parser = clap::value_parser!(u32).range(1..=86_400_000))]
     lease_ms: u32,
 
-    /// Where the engine keeps its records: memory, sqlite:PATH, or redis://HOST [default: an SQLite file in
-    /// a temporary folder]. A second run on the same store replays what the first one did
+    /// The store of the engine's records: memory, sqlite:PATH, or redis://HOST [default: an SQLite
+    /// file in a temporary folder]. A second run on the same store replays the outcomes of the
+    /// first
     #[arg(long, value_name = "STORE")]
     store: Option<StoreArg>,
 
-    /// Makes order and crashes those of an earlier run [default: drawn, and shown]
+    /// Repeats the order and the crashes of an earlier run [default: drawn, and shown]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 }
@@ -114,7 +118,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether every promise was kept.
+/// Runs the storm. Returns true if every promise was kept.
 async fn storm(args: Args) -> Result<bool, Box<dyn Error>> {
     let Input { name, lines, keys, malformed } = input::read(args.input.as_deref(), &args.key)?;
     for fault in &malformed {

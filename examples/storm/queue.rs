@@ -1,4 +1,4 @@
-//! The queue: it delivers at least once, in any order, and again what nobody acknowledged.
+//! The queue: it delivers at least once, in any order, and repeats unacknowledged deliveries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use tokio::time::sleep;
 
 use crate::worker::{Step, Storm};
 
-/// How soon a delivery comes again; doubles up to 64 times that.
+/// Delay of the first redelivery; doubles up to 64 times that.
 const REDELIVERY: Duration = Duration::from_millis(5);
 
 pub(crate) struct Delivery {
-    /// Which line is delivered.
+    /// The position of the line.
     pub(crate) line: usize,
-    /// Where the worker is dropped, should it get to execute. Once: the next one gets through.
+    /// The point at which the worker is dropped if it gets to execute. Only once: the next worker
+    /// gets through.
     pub(crate) crash: Option<Crash>,
     tries: u32,
     /// Each delivery holds the queue open, so that it ends when the last one is settled.
@@ -38,19 +39,20 @@ impl Delivery {
         REDELIVERY * (1 << self.tries.min(6))
     }
 
-    /// Comes again later; no worker waits for it.
+    /// Redelivers after a delay, without occupying a worker.
     fn again(mut self, after: Duration) {
         self.tries += 1;
         tokio::spawn(async move {
             sleep(after).await;
             let queue = self.queue.clone();
-            // Nobody takes it any more if the run was given up.
+            // If the run was given up, there is no receiver any more.
             let _ = queue.send(self);
         });
     }
 }
 
-/// Copies of every line, shuffled, some of which are to crash: the same for the same seed.
+/// Fills the queue with copies of every line, shuffled, some of which are to crash. The same seed
+/// gives the same queue.
 pub(crate) fn fill(lines: usize, copies: u16, crash_rate: f64, seed: u64) -> UnboundedReceiver<Delivery> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut order: Vec<usize> = (0..lines).flat_map(|line| (0..copies).map(move |_| line)).collect();
@@ -62,13 +64,13 @@ pub(crate) fn fill(lines: usize, copies: u16, crash_rate: f64, seed: u64) -> Unb
             1 => Crash::AfterEffect,
             _ => Crash::BeforeMark,
         });
-        // The other end is in this very function.
+        // The receiver is alive: this function holds it.
         let _ = queue.send(Delivery { line, crash, tries: 0, queue: queue.clone() });
     }
     deliveries
 }
 
-/// Lets `workers` work on the deliveries until each one is settled.
+/// Runs `workers` on the deliveries until each one is settled.
 pub(crate) async fn drain(
     storm: &Arc<Storm>,
     deliveries: UnboundedReceiver<Delivery>,

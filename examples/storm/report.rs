@@ -1,4 +1,4 @@
-//! What came of it, checked against the store.
+//! The result of a run, checked against the store.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::input::SCOPE;
 use crate::ledger::Effects;
 use crate::worker::Tally;
 
-/// The keys, by what the store holds of them.
+/// The number of keys by their state in the store.
 #[derive(Default)]
 pub(crate) struct Found {
     completed: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Found {
     lost: usize,
 }
 
-/// Asks the store itself.
+/// Queries the store itself.
 pub(crate) async fn inspect(engine: &Engine, keys: &[Key]) -> Result<Found, Error> {
     stream::iter(keys)
         .map(|key| engine.inspect(SCOPE, key))
@@ -35,7 +35,7 @@ pub(crate) async fn inspect(engine: &Engine, keys: &[Key]) -> Result<Found, Erro
         .await
 }
 
-/// Prints the table and the line for machines; says whether every promise was kept.
+/// Prints the table and the line for machines. Returns true if every promise was kept.
 pub(crate) fn print(
     deliveries: usize,
     keys: usize,
@@ -98,7 +98,7 @@ pub(crate) fn print(
     kept
 }
 
-/// From `begin` to `complete`: the middle and the slow ends.
+/// Formats the latencies from `begin` to `complete`: median and slow percentiles.
 fn latencies(executions: &[Duration]) -> String {
     let mut sorted = executions.to_vec();
     sorted.sort_unstable();

@@ -1,4 +1,4 @@
-//! Which store the engine stands on.
+//! The choice of the engine's store.
 
 use std::error::Error;
 use std::fmt;
@@ -41,7 +41,7 @@ impl fmt::Display for StoreArg {
     }
 }
 
-/// Opens a store. Every backend is a cargo feature, and one that was not asked for is not there.
+/// Opens a store. Every backend is a cargo feature, absent unless enabled.
 pub(crate) async fn open(store: &StoreArg) -> Result<EngineBuilder, Box<dyn Error>> {
     #[cfg(any(feature = "sqlite", feature = "redis"))]
     let trouble = |error: nevertwice::StoreError| format!("cannot open the store {store}: {error}");

@@ -1,4 +1,4 @@
-//! What a worker does with a delivery: how a queue consumer uses the crate.
+//! The handling of a delivery by a worker: how a queue consumer uses the crate.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::input::Line;
 use crate::ledger::Ledger;
 use crate::queue::{Crash, Delivery};
 
-/// What the workers share.
+/// State shared by the workers.
 pub(crate) struct Storm {
     pub(crate) engine: Engine,
     pub(crate) lines: Vec<Line>,
@@ -20,11 +20,11 @@ pub(crate) struct Storm {
     pub(crate) tally: Mutex<Tally>,
     pub(crate) bar: ProgressBar,
     pub(crate) began: Instant,
-    /// How long the store may fail without any delivery settled.
+    /// Time for which the store may fail without any delivery settled.
     pub(crate) patience: Duration,
 }
 
-/// What the workers saw.
+/// The workers' observations.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) replays: usize,
@@ -37,21 +37,22 @@ pub(crate) struct Tally {
     pub(crate) crashes: usize,
     pub(crate) leases_lost: usize,
     pub(crate) store_errors: usize,
-    /// From before `begin` to after `complete`, one for every delivery that executed and could say so.
+    /// Times from before `begin` to after `complete`, one for every delivery that executed and
+    /// could report it.
     pub(crate) executions: Vec<Duration>,
     last_settled: Option<Instant>,
 }
 
-/// What becomes of a delivery.
+/// The result of a delivery.
 pub(crate) enum Step {
     /// It is acknowledged.
     Settled,
-    /// It comes again, not before this time is over.
+    /// It comes again after this time at the earliest.
     Again(Duration),
 }
 
 impl Storm {
-    /// Deals with one delivery. An error is for good: the run is given up.
+    /// Handles one delivery. An error is permanent and ends the run.
     pub(crate) async fn handle(&self, delivery: &mut Delivery) -> Result<Step, String> {
         match self.deliver(delivery).await {
             Ok(Step::Settled) => {
@@ -68,7 +69,8 @@ impl Storm {
         }
     }
 
-    /// Only `Acquired` allows to act; everything else is an answer.
+    /// Begins, and executes if granted. Only `Acquired` allows acting; everything else is an
+    /// answer.
     async fn deliver(&self, delivery: &mut Delivery) -> Result<Step, Error> {
         let line = &self.lines[delivery.line];
         let began = Instant::now();
@@ -97,14 +99,14 @@ impl Storm {
         Ok(Step::Settled)
     }
 
-    /// Marks, acts, completes; or is dropped on the way, as a killed process would be.
+    /// Marks the effect, acts, completes; or is dropped on the way, as a killed process would be.
     async fn execute(&self, lease: Lease, line: &Line, delivery: &mut Delivery) -> Result<Step, Error> {
         self.tally().takeovers += usize::from(lease.takeover());
         let crash = delivery.crash.take();
         if crash == Some(Crash::BeforeMark) {
             return Ok(self.dropped(lease, delivery));
         }
-        // From here on nobody reruns it blindly, however long this worker may stall.
+        // From here on no other worker reruns it blindly, however long this worker may stall.
         lease.mark_effect().await?;
         if crash == Some(Crash::BeforeEffect) {
             return Ok(self.dropped(lease, delivery));
@@ -115,7 +117,8 @@ impl Storm {
         if crash == Some(Crash::AfterEffect) {
             return Ok(self.dropped(lease, delivery));
         }
-        // It has happened. Should the store be away, all there is to do is to go on saying so.
+        // The effect has happened. If the store is unavailable, all that is left is to repeat the
+        // completion.
         while let Err(error) = lease.complete(receipt.clone()).await {
             if is_lost(&error) || self.bear(&error).is_err() {
                 return Err(error);
@@ -132,7 +135,8 @@ impl Storm {
         Step::Again(delivery.pause())
     }
 
-    /// Bears with a store error, which the engine has tried to get over already, as long as there is progress.
+    /// Tolerates a store error, which the engine's own retries did not overcome, as long as there
+    /// is progress.
     fn bear(&self, error: &Error) -> Result<(), String> {
         let mut tally = self.tally();
         tally.store_errors += 1;
@@ -151,7 +155,8 @@ impl Storm {
     }
 }
 
-/// Whether the key is somebody else's by now: this worker's word counts no more.
+/// True if another worker holds or has finished the key: this worker can no longer record an
+/// outcome.
 fn is_lost(error: &Error) -> bool {
     matches!(error, Error::LeaseLost { .. } | Error::AlreadyFinished { .. })
 }

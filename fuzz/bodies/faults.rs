@@ -1,5 +1,6 @@
-//! Calls on a store that fails: the first byte says how many faults follow, two bytes each, and the rest is the history.
-//! No fault may change an answer: every command is recognised when it is repeated.
+//! Calls on a store that fails. The first byte gives the number of faults, which follow with two
+//! bytes each; the rest is the history. No fault may change an answer: every repeated command is
+//! recognised.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ pub(crate) fn run(input: &[u8]) {
     let clock = ManualClock::new();
     let store = FaultyStore::new(MemoryStore::builder().clock(clock.clone()).build());
     for fault in plan.chunks_exact(2) {
-        // At most two in a row: the third repetition waits, and nobody moves the clock for it.
+        // At most two in a row: the third repetition waits, and the clock does not move.
         if fault[0] % 3 != 0 {
             store.on_call(u64::from(fault[0]), FAULTS[usize::from(fault[1]) % FAULTS.len()]);
         }

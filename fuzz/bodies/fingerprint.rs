@@ -1,6 +1,6 @@
-//! Fingerprints: of JSON, the text that comes and values made of it, beside an independent
-//! computation; in another order, with other white space and other spellings a value has the same
-//! one, and another value has another. Fields are framed.
+//! Fingerprints of JSON, of the input itself and of values made from it, compared with an
+//! independent computation. A value has the same fingerprint in another order, with other white
+//! space and in other spellings; another value has another. Fields are framed.
 
 use nevertwice::Fingerprint;
 
@@ -14,7 +14,7 @@ pub(crate) fn run(input: &[u8]) {
     fields(input);
 }
 
-/// Whatever is sent has the documented fingerprint, or none.
+/// Checks that any text has the documented fingerprint, or none.
 fn received(input: &[u8]) {
     let print = Fingerprint::of_json(input);
     match Json::read(input) {
@@ -28,7 +28,8 @@ fn received(input: &[u8]) {
     }
 }
 
-/// Two values have one fingerprint if they are the same, however they are written, and two if not.
+/// Checks that equal values have one fingerprint, however they are written, and different values
+/// two.
 fn made(input: &[u8]) {
     let mut bytes = input.iter().copied();
     let (one, other) = (Json::made(&mut bytes, 0), Json::made(&mut bytes, 0));
@@ -45,8 +46,8 @@ fn made(input: &[u8]) {
     assert_eq!(plain.0 == other_print.0, one == other, "{} and {}", plain.1, other_print.1);
 }
 
-/// A text cut into fields in two ways has one fingerprint if the fields are the same, and two if
-/// not.
+/// Checks that a text cut into fields in two ways has one fingerprint if the fields are equal, and
+/// two if not.
 fn fields(input: &[u8]) {
     let Some((cuts, rest)) = input.split_first_chunk::<2>() else { return };
     for names in [["a", "b"], ["a", "a"]] {

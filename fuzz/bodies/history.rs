@@ -1,4 +1,5 @@
-//! Calls: any bytes are a history of them, and a memory store must answer it as the reference model does.
+//! Histories of calls, made from any bytes. A memory store must answer them as the reference model
+//! does.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Scopes and keys: what is accepted is what the documentation says, and different pairs have different ids.
+//! Scopes and keys: exactly the documented ones are accepted, and different pairs have different
+//! ids.
 
 use nevertwice::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, Request, Scope};
 
@@ -6,7 +7,7 @@ pub(crate) fn run(input: &[u8]) {
     let Some((cuts, rest)) = input.split_first_chunk::<4>() else { return };
     let text = String::from_utf8_lossy(rest);
     check_key(&text);
-    // The same text, cut in two ways: by whatever stands between the parts.
+    // The same text, cut in two ways at any characters.
     let (one, other) = (cut(&text, cuts[0], cuts[1]), cut(&text, cuts[2], cuts[3]));
     let ids = [&one, &other].map(|(scope, key)| request(scope, key).map(|request| request.id()));
     if let [Ok(first), Ok(second)] = ids {
@@ -24,7 +25,7 @@ fn request(scope: &[String], key: &str) -> Result<Request, KeyError> {
     request
 }
 
-/// The text as the parts of a scope, of so many bytes each, and a key.
+/// Cuts the text into the parts of a scope, of `length` characters each, and a key.
 fn cut(text: &str, length: u8, key: u8) -> (Vec<String>, String) {
     let characters: Vec<char> = text.chars().collect();
     let (scope, key) = characters.split_at(characters.len() - usize::from(key).min(characters.len()));
@@ -46,7 +47,7 @@ fn check_key(text: &str) {
             assert_eq!(key.as_str(), Some(text), "a key is taken as it is");
             assert!(text.len() < 20 || !format!("{key:?}").contains(text), "a key is shown");
         }
-        // What was refused is not repeated, it may be a secret.
+        // A refused key is not repeated in the error: it may be a secret.
         Err(error) => assert!(text.len() < 20 || !error.to_string().contains(text), "a key is shown"),
     }
 }

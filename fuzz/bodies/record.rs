@@ -1,5 +1,5 @@
-//! Stored bytes: any bytes decode to a record or to an error, never to a panic; what decodes comes back as it was, and only
-//! under the id and the stamp that it was sealed with.
+//! Stored bytes: any bytes decode to a record or to an error, never to a panic. A decoded record
+//! survives encoding unchanged, and decodes only under its own id and the stamp it was sealed with.
 
 use bytes::Bytes;
 use nevertwice::{Record, RecordId, Stamp};

@@ -1,6 +1,6 @@
-//! What a Redis server says: a server on loopback that connects like a good one, and then answers with whatever bytes come,
-//! or with a stored record that was changed. Whatever it says, there is no panic, nothing is taken for done that was not said to
-//! be done, and no record is believed but the one that was stored.
+//! Replies of a Redis server: a server on loopback connects correctly, and then answers with
+//! arbitrary bytes or with a modified stored record. No answer causes a panic, nothing counts as
+//! done unless the answer says so, and no record is accepted except the stored one.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -43,7 +43,7 @@ pub(crate) fn run(input: &[u8]) {
     });
 }
 
-/// A record that comes from the server is the one that was stored there.
+/// Checks that a record from the server is the stored one.
 fn believed(shown: Option<&Record>, stored: &Record) {
     if let Some(shown) = shown {
         let mut stored = stored.clone();
@@ -52,13 +52,14 @@ fn believed(shown: Option<&Record>, stored: &Record) {
     }
 }
 
-/// Whether a reply could be meant so: a one, or an OK.
+/// True if the reply could mean success: a one, or an OK.
 fn says_done(reply: &[u8]) -> bool {
     let has = |word: &[u8]| reply.windows(word.len()).any(|part| part == word);
     has(b":1\r\n") || has(b"+OK") || has(b"OK\r\n")
 }
 
-/// What a server says whose record is another than was expected: with bytes of it changed, two for each.
+/// Builds the reply of a conflict with the stored record, with some bytes changed: two bytes of
+/// input for each.
 fn conflict(record: &Record, patches: &[u8]) -> Vec<u8> {
     let mut value = STAMP.to_be_bytes().to_vec();
     value.extend(record.encode(&id(), Stamp::ZERO));
@@ -80,7 +81,7 @@ fn id() -> RecordId {
     request().id()
 }
 
-/// A record as a store holds it.
+/// Returns a record as a store holds it.
 fn record() -> Record {
     static RECORD: OnceLock<Record> = OnceLock::new();
     let made = || {
@@ -106,7 +107,7 @@ fn runtime() -> &'static Runtime {
 
 struct Server {
     port: u16,
-    /// What it answers to what concerns records; nothing yet: as a good server does.
+    /// The answer to commands that concern records; `None`: as a good server gives.
     answer: Mutex<Option<Vec<u8>>>,
 }
 
@@ -130,7 +131,7 @@ fn server() -> &'static Server {
     })
 }
 
-/// Answers until the other side leaves, or has been told what the fuzzer wants said.
+/// Answers until the other side leaves, or the fuzzer's answer has been sent.
 fn serve(stream: TcpStream) -> Option<()> {
     let mut output = stream.try_clone().ok()?;
     let mut input = BufReader::new(stream);
@@ -156,7 +157,7 @@ fn serve(stream: TcpStream) -> Option<()> {
     }
 }
 
-/// The name of the next command.
+/// Reads a command and returns its name.
 fn read_command(input: &mut BufReader<TcpStream>) -> Option<String> {
     let mut number = |mark: char| {
         let mut line = String::new();

@@ -1,5 +1,6 @@
-//! The bytes of a SQLite file: as they come, or a store's file with bytes changed or its end missing. Whatever they are, there
-//! is no panic, the file is not made anew, and what its rows still say is what begins are answered.
+//! The bytes of a SQLite file: arbitrary, or a store's file with bytes changed or its end missing.
+//! Whatever they are, there is no panic, the file is not recreated, and begins are answered by what
+//! its rows still say.
 
 use std::fs;
 use std::path::Path;
@@ -33,19 +34,20 @@ pub(crate) fn run(input: &[u8]) {
     match engine(&file) {
         None => {
             let left = fs::read(&file).expect("S10: the file is gone");
-            // SQLite may note in its header that the file has been opened; nothing else has been written.
+            // SQLite may note in its header that the file was opened. Nothing else was written.
             let same = left.get(100..) == bytes.get(100..);
             assert!(same, "S10, S14: a file that was refused was changed");
         }
         Some(engine) => {
-            // A grant writes, and what was damaged may be damaged more: what comes after it says nothing of these bytes.
+            // A grant writes, and may increase the damage; later results would no longer concern
+            // these bytes.
             let _ =
                 (0..KEYS.len()).all(|turn| check(&engine, KEYS[(turn + usize::from(kind >> 2)) % 4], &bytes));
         }
     }
 }
 
-/// A begin of a key that was settled before the damage. Says whether it wrote nothing.
+/// Begins a key that was settled before the damage. Returns true if that wrote nothing.
 fn check(engine: &Engine, key: &str, bytes: &[u8]) -> bool {
     match block_on(engine.begin(&request(key))) {
         Ok(Begin::Completed(done)) => {
@@ -68,8 +70,9 @@ fn check(engine: &Engine, key: &str, bytes: &[u8]) -> bool {
     true
 }
 
-/// Whether a store that sees these bytes cannot know better than to grant a lease: SQLite itself finds no row, and sees
-/// nothing wrong with that, or the store's time has been moved (what carries no checksum is believed).
+/// True if a store that sees these bytes cannot know better than to grant a lease: SQLite itself
+/// finds no row and no fault, or the store's time has been changed (data without a checksum is
+/// trusted).
 fn is_blameless(id: &RecordId, bytes: &[u8]) -> bool {
     let dir = folder();
     let file = dir.path().join("copy.db");
@@ -110,13 +113,13 @@ fn request(key: &str) -> Request {
     Request::new("fuzz", key).expect("a scope and a key")
 }
 
-/// The one who had the keys before the damage: always the same, so that the file is.
+/// The holder of the keys before the damage. Always the same, so that the file is too.
 fn holder(key: &str) -> Request {
     let owner: Owner = serde_json::from_value(format!("{:032x}", key.len()).into()).expect("16 bytes in hex");
     request(key).owner(owner)
 }
 
-/// A folder in memory, where there is one.
+/// Creates a folder in memory, if the machine has one.
 fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
@@ -128,7 +131,7 @@ struct Template {
     time: i64,
 }
 
-/// The file as it was before it was damaged: always the same.
+/// Returns the file before the damage, always the same.
 fn template() -> &'static Template {
     static TEMPLATE: OnceLock<Template> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
@@ -156,7 +159,7 @@ fn template() -> &'static Template {
     })
 }
 
-/// The file with bytes changed: four for each change, three of them its place.
+/// Returns the file with bytes changed: four bytes of input for each, three of them its position.
 fn patched(patches: &[u8]) -> Vec<u8> {
     let mut bytes = template().bytes.clone();
     for patch in patches.chunks_exact(4) {

@@ -1,4 +1,4 @@
-//! Many swaps at once.
+//! Batches of swaps.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use nevertwice::{Body, Record, RecordId, RedisStore, Stamp, State, Store, StoreE
 use crate::server::{Proxy, Server};
 use crate::{acquire, block_on_tokio, calls, connect, engine, get, name, name_of, request, set};
 
-/// With so little of it every swap goes by the script, so that calls can be counted.
+/// Clock slack so short that every swap uses the script, so that calls can be counted.
 const SHORT_SLACK: Duration = Duration::from_secs(59);
 
 async fn connect_scripted(server: &Server) -> RedisStore {
@@ -19,7 +19,7 @@ fn id(number: usize) -> RecordId {
     request(&format!("{number}")).id()
 }
 
-/// A grant, which may be refused, and an outcome, which may not.
+/// Returns a grant, which may be refused, and an outcome, which may not.
 async fn records(server: &Server) -> (Record, Record) {
     let engine = engine(server).await;
     let lease = acquire(&engine, &request("a sample")).await;
@@ -72,7 +72,7 @@ fn s3_a_batch_of_one_kind_is_one_call() {
             let record = store.load(&id(number)).await.unwrap().record.unwrap();
             assert!(record.stamp == finished[number] && record.stamp > stamps[number]);
         }
-        // Everything again: each is told what there is.
+        // The same begins again: each learns the present record.
         let again = store.swap_many(&begins).await;
         assert_eq!(
             again.iter().map(present).collect::<Vec<_>>(),
@@ -164,7 +164,7 @@ fn a_long_batch_is_cut() {
         let (begun, done) = records(&server).await;
         server.ask::<()>("CONFIG RESETSTAT");
         let mut batch: Vec<_> = (0..3000).map(|number| swap(id(number), None, &begun)).collect();
-        // Far behind and in another call, and of both kinds.
+        // In a later call than their predecessors, and of both kinds.
         batch.push(swap(id(0), None, &begun));
         batch.push(swap(id(1), None, &done));
         let answers = store.swap_many(&batch).await;
@@ -173,7 +173,7 @@ fn a_long_batch_is_cut() {
         assert_eq!(present(&answers[3001]), Some(stamps[1]));
         let count = calls(&server, "evalsha");
         assert!((13..=15).contains(&count), "{count}");
-        // By bytes too.
+        // Also split by bytes.
         let mut long = done.clone();
         long.state = State::Completed(Body::kept(Bytes::from(vec![7; 400_000])));
         let batch: Vec<_> = (0..8).map(|number| swap(id(number), Some(stamps[number]), &long)).collect();

@@ -1,4 +1,4 @@
-//! Servers that change under a store: begins are refused once they no longer keep their word, and nothing else is.
+//! Servers that change under a store: begins are refused once the server is unfit, and only begins.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const EVICTS: [&str; 4] = ["--maxmemory", "100mb", "--maxmemory-policy", "allkey
 const HALF_AN_HOUR: Duration = Duration::from_secs(1800);
 const ALWAYS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
-/// A store that inspects the server before everything that it begins.
+/// Connects a store that inspects the server before each of its begins.
 async fn watchful(url: &str) -> RedisStore {
     RedisStore::builder(url).recheck_every(Duration::ZERO).connect().await.unwrap()
 }
@@ -23,7 +23,7 @@ fn engine(store: &RedisStore) -> Engine {
     Engine::builder(store.clone()).build().unwrap()
 }
 
-/// Why a begin was refused for good.
+/// Begins, and returns the reason of the permanent refusal.
 async fn refusal(engine: &Engine, request: &Request) -> String {
     match engine.begin(request).await {
         Err(Error::Store(StoreError::Unusable { detail, .. })) => detail,
@@ -31,7 +31,8 @@ async fn refusal(engine: &Engine, request: &Request) -> String {
     }
 }
 
-/// Keys in every state in which a begin would be granted, or a duplicate answered, or a lease goes on.
+/// Keys in every state in which a begin would be granted, a duplicate answered, or a lease
+/// continued.
 struct Keys {
     held: Lease,
     marked: Lease,
@@ -52,7 +53,8 @@ impl Keys {
         Keys { held, marked, completed, abandoned, failed }
     }
 
-    /// What is under way goes on and what is known is told, and nothing is begun: gives the reason.
+    /// Checks that operations in progress continue, duplicates are answered, and begins are
+    /// refused. Returns the reason.
     async fn only_begins_are_refused(&self, engine: &Engine, server: &Server) -> String {
         let fresh = request("fresh");
         let detail = refusal(engine, &fresh).await;
@@ -111,7 +113,7 @@ fn s2_a_limit_that_makes_a_server_evict_is_noticed() {
     });
 }
 
-/// No time passes: each connection looks for itself.
+/// No time passes: the new connection inspects the server.
 #[test]
 fn s2_a_server_that_comes_back_as_one_that_evicts_is_given_no_grants() {
     let mut server = Server::start(&ALWAYS);
@@ -181,7 +183,7 @@ fn a_server_that_keeps_more_than_it_did_promises_no_more_than_at_first() {
     });
 }
 
-/// Fills the server beyond a limit, until it has dropped something, and takes the limit away again.
+/// Fills the server beyond a limit until it has evicted a key, then removes the limit.
 fn evict(server: &Server) {
     let evicted = || {
         let text: String = server.ask("INFO stats");
@@ -219,7 +221,7 @@ fn s2_evictions_between_two_inspections_are_noticed_and_stand_until_accepted() {
             let _ = acquire(&engine, &request(round)).await;
             assert!(store.warnings().contains(&Warning::KeysEvicted));
         }
-        // Who comes later is warned: when it was is not known.
+        // A later store only warns, because the time of the evictions is unknown.
         let later = watchful(&server.url()).await;
         assert!(later.warnings().contains(&Warning::KeysEvicted));
         let _ = acquire(&Engine::builder(later).build().unwrap(), &request("later")).await;
@@ -296,7 +298,7 @@ fn who_may_not_ask_goes_on_and_who_may_ask_a_part_is_told_that() {
     }
 }
 
-/// What cannot be seen any more counts as it would have counted at first.
+/// A setting that can no longer be read counts as it would have counted at connect.
 #[test]
 fn s9_a_permission_that_is_taken_away_leaves_what_is_assumed() {
     let server = Server::start(&ALWAYS);
@@ -325,7 +327,8 @@ fn s9_a_permission_that_is_taken_away_leaves_what_is_assumed() {
     }
 }
 
-/// The hot path takes no command more: one inspection when connecting, and none for what is under way.
+/// The hot path costs no extra command: one inspection when connecting, and none for operations in
+/// progress.
 #[test]
 fn a_server_is_inspected_seldom() {
     let server = Server::start(&[]);
@@ -369,7 +372,7 @@ fn an_inspection_is_repeated_after_its_time() {
     });
 }
 
-/// The time, the grants and what else is believed end with the connection.
+/// Time, grants and all other assumptions end with the connection.
 #[test]
 fn s13_a_stamp_after_a_failover_is_of_the_new_servers_time() {
     let (old, new) = (Server::start(&[]), Server::start(&[]));
@@ -378,7 +381,8 @@ fn s13_a_stamp_after_a_failover_is_of_the_new_servers_time() {
         proxy.shift_time(3600);
         let store = RedisStore::connect(&proxy.url()).await.unwrap();
         let engine = engine(&store);
-        // By the script, and so by the server's own clock. Later ones natively, by what that shows: an hour ahead.
+        // The first begin uses the script, and so the server's own clock. Later ones are native and
+        // follow the shifted reading, an hour ahead.
         let _ = acquire(&engine, &request("first")).await;
         let least = stamp(&store, &request("first")).await.after(HALF_AN_HOUR);
         for number in 0.. {

@@ -1,4 +1,4 @@
-//! Lost answers, lost connections, lost servers.
+//! Lost answers, lost connections and lost servers.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ async fn through(proxy: &Proxy) -> Engine {
     through_with(proxy, LONG_SLACK).await
 }
 
-/// With this slack a store gives stamps itself where it can. With less every swap goes by the script.
+/// Clock slack with which the store gives stamps itself where it can. With less, every swap uses
+/// the script.
 const LONG_SLACK: Duration = Duration::from_secs(600);
 const SHORT_SLACK: Duration = Duration::from_secs(59);
 
@@ -19,7 +20,8 @@ async fn through_with(proxy: &Proxy, slack: Duration) -> Engine {
     Engine::builder(store.clock_slack(slack).connect().await.unwrap()).build().unwrap()
 }
 
-/// Begins and completes a fresh key for each number of bytes after which `cut` cuts, until it no longer does.
+/// Begins and completes a fresh key for each number of bytes after which `cut` cuts the connection,
+/// until that exceeds what is sent. Returns that number.
 async fn cut_everywhere(server: &Server, slack: Duration, cut: fn(&Proxy, usize)) -> usize {
     let proxy = Proxy::start(server.port()).await;
     let (cut_off, direct) = (through_with(&proxy, slack).await, engine(server).await);
@@ -39,7 +41,7 @@ async fn cut_everywhere(server: &Server, slack: Duration, cut: fn(&Proxy, usize)
         let complete_was_cut = proxy.heal();
         let stored = get(server, &name(&request));
         assert_eq!(response(&direct, &request).await, format!("outcome {bytes}").into_bytes());
-        // The repetition found its own write and wrote nothing more.
+        // The repetition recognised its own write and wrote nothing more.
         lease.complete(format!("outcome {bytes}")).await.unwrap();
         assert_eq!(get(server, &name(&request)), stored);
         if !begin_was_cut && !complete_was_cut {
@@ -57,7 +59,7 @@ fn l1_who_lost_a_connection_does_not_fail_at_the_next_dead_one() {
         for _ in 0..20 {
             server.ask::<u64>("CLIENT KILL TYPE normal SKIPME yes");
             assert!(store.load(&id).await.unwrap_err().is_transient());
-            // There is none that could be lost while the caller pauses.
+            // There is no connection left to lose while the caller pauses.
             server.ask::<u64>("CLIENT KILL TYPE normal SKIPME yes");
             store.load(&id).await.unwrap();
         }
@@ -66,7 +68,7 @@ fn l1_who_lost_a_connection_does_not_fail_at_the_next_dead_one() {
 
 #[test]
 fn s6_an_answer_cut_after_any_byte_is_one_grant_and_one_outcome() {
-    // The answer to a command that says no more than that it was done, and that of the script.
+    // Both replies: that of a command that only confirms, and that of the script.
     for (slack, least) in [(LONG_SLACK, 5), (SHORT_SLACK, 20)] {
         let server = Server::start(&[]);
         let bytes = block_on_tokio(cut_everywhere(&server, slack, Proxy::cut_reply_after));
@@ -151,7 +153,7 @@ fn a_script_flush_is_not_noticed() {
         assert_eq!(response(&engine, &request("k")).await, b"done");
         server.ask::<()>("SCRIPT FLUSH");
         assert!(engine.forget("scope", "k").await.unwrap());
-        // What needs no script at first: a begin that finds the stamp of what was there.
+        // A begin that uses no script at first, but finds the stamp of a removed record.
         let _ = acquire(&engine, &request("another")).await;
         server.ask::<()>("SCRIPT FLUSH");
         let _ = acquire(&engine, &request("k")).await;
@@ -272,7 +274,7 @@ fn s11_a_dropped_begin_is_found_again_by_its_owner() {
         let engine = engine(&server).await;
         for key in 0..20 {
             let request = request(&format!("{key}")).owner(nevertwice::Owner::random().unwrap());
-            // Polled once: it is sent, and nobody waits for the answer.
+            // Polled once: the begin is sent, and its answer never read.
             tokio::select! {
                 biased;
                 _ = engine.begin(&request) => panic!("it answered at once"),

@@ -1,4 +1,4 @@
-//! What stays, for how long, and what is made of what somebody else left.
+//! Lifetimes of records, and values that other clients left.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::{acquire, block_on_tokio, connect, engine, get, name, request, respon
 
 const SLACK: Duration = Duration::from_secs(600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// The default lease, from whose end the retention counts.
+/// The default lease, at whose end the retention starts.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// By how much longer something may be kept, since the stamp may be ahead of the server's clock: by what the store does
-/// not know of that.
+/// Excess lifetime allowed: the stamp may be ahead of the server's clock by the store's uncertainty
+/// about it.
 const AHEAD: Duration = Duration::from_millis(25);
 
-/// Whether `ttl` is `promised`, less what passed since it was written.
+/// Asserts that `ttl` is `promised`, less the time since the write.
 #[track_caller]
 fn assert_kept(ttl: Option<Duration>, promised: Duration) {
     let ttl = ttl.expect("it has an end");
@@ -65,7 +65,8 @@ fn s13_a_removed_record_leaves_its_stamp_for_the_slack() {
     });
 }
 
-/// Puts the record of a fresh grant an hour ahead of the server's clock, as if that had been set back.
+/// Sets the record of a fresh grant an hour ahead of the server's clock, as if that had been set
+/// back.
 async fn grant_ahead_of_the_clock(server: &Server, engine: &Engine, store: &RedisStore) -> Stamp {
     let _ = acquire(engine, &request("k")).await;
     let id = request("k").id();
@@ -253,7 +254,7 @@ fn s14_a_record_of_a_newer_release_is_left_alone() {
         let lease = acquire(&engine, &request("k")).await;
         let mut newer = get(&server, &key).unwrap();
         newer[8] = Record::VERSION + 1;
-        // A stamp of its own, so that the holder's swap meets it too.
+        // A changed stamp, so that the holder's swap conflicts too.
         newer[7] ^= 1;
         set(&server, &key, &newer);
         let refused = |error: &Error| {

@@ -1,4 +1,4 @@
-//! What an operator is shown.
+//! Listing of records for operators.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use nevertwice::{Cursor, Engine, RecordId, RedisStore, Store, StoreError};
 use crate::server::Server;
 use crate::{acquire, block_on_tokio, connect, name, request, set};
 
-/// All pages: how often each id came, and which were unreadable.
+/// Reads all pages. Returns how often each id came, and the unreadable ones.
 async fn list(store: &RedisStore, limit: usize) -> (BTreeMap<RecordId, usize>, Vec<RecordId>) {
     let (mut seen, mut unreadable) = (BTreeMap::new(), Vec::new());
     let mut after = None;

@@ -1,4 +1,5 @@
-//! Who waits although the connection that is told of changes is lost, silent or forbidden, or a runtime is gone.
+//! Waiters while the connection that receives changes is lost, silent or forbidden, or a runtime is
+//! gone.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::server::{Proxy, Server};
 use crate::waiting::{LONG, TOLD, listeners, stamp, tracked, until, waiter, waiting, within};
 use crate::{acquire, block_on_tokio, connect, engine, request};
 
-/// Ends the connection that is told of changes.
+/// Kills the connection that receives changes.
 fn cut(server: &Server) -> String {
     let [number] = <[String; 1]>::try_from(listeners(server)).unwrap();
     assert_eq!(server.ask::<u64>(&format!("CLIENT KILL ID {number}")), 1);
@@ -70,7 +71,7 @@ fn a_line_that_alone_is_silent_is_replaced() {
         proxy.stall();
         second.complete("done").await.unwrap();
         for _ in 0..10 {
-            // Lets the proxy swallow the message.
+            // Gives the proxy time to swallow the message.
             other.inspect("scope", "k").await.unwrap();
         }
         assert!(!proxy.heal());

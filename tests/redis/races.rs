@@ -13,7 +13,7 @@ use crate::{Server, connect, request};
 const PROCESSES: usize = 2;
 const TASKS: usize = 100;
 const KEYS: usize = 10;
-/// Set for the processes that a race is made of: the same test, started again.
+/// Set for the processes that take part in a race: the same test, started again.
 const URL: &str = "NEVERTWICE_RACE_URL";
 const REPORT: &str = "NEVERTWICE_RACE_REPORT";
 
@@ -56,7 +56,7 @@ fn s1_tasks_of_two_processes_race_for_one_grant() {
     }
 }
 
-/// What each of the racing processes does.
+/// The work of each racing process.
 fn racing_process(url: &str, report: &str) {
     let store = block_on_tokio_forever(RedisStore::connect(url)).unwrap();
     let engine = Engine::builder(store).build().unwrap();
@@ -70,7 +70,7 @@ fn racing_process(url: &str, report: &str) {
     std::fs::write(Path::new(&report), grants.join("\n")).unwrap();
 }
 
-/// Waits until every process is here.
+/// Waits until every process has arrived.
 fn meet(raw: &mut redis::Connection, key: usize) {
     let name = format!("present {key}");
     redis::cmd("INCR").arg(&name).exec(raw).unwrap();
@@ -83,7 +83,7 @@ fn meet(raw: &mut redis::Connection, key: usize) {
     panic!("the other process did not come");
 }
 
-/// How many of many tasks are granted a key.
+/// Returns how many of many tasks are granted a key.
 fn race(engine: &Engine, key: &str) -> usize {
     block_on_tokio_forever(async {
         let begins = (0..TASKS).map(|_| {
@@ -98,7 +98,8 @@ fn race(engine: &Engine, key: &str) -> usize {
     })
 }
 
-/// Runs a future on a runtime that lives on: a connection stays on the runtime that it was made on.
+/// Runs a future on a runtime that is never dropped: a connection belongs to the runtime on which
+/// it was made.
 fn block_on_tokio_forever<F: Future>(future: F) -> F::Output {
     static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {

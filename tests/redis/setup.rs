@@ -1,4 +1,4 @@
-//! What a store looks at when it connects.
+//! Checks that a store makes when it connects.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
@@ -237,7 +237,7 @@ fn what_a_database_takes_is_said() {
     assert!(detail.contains("NOPERM") && detail.contains("+select"), "{detail}");
     let cluster = Server::start(&["--cluster-enabled", "yes"]);
     let detail = refusal(&format!("{}/1", cluster.url()));
-    // Valkey's have databases too: one, unless they are set up for more.
+    // A Valkey cluster has databases too: one, unless configured for more.
     assert!(detail.contains("cluster") || detail.contains("databases"), "{detail}");
 }
 
@@ -303,7 +303,7 @@ fn a_store_is_known_by_its_database_and_prefix_on_every_server() {
         let prefix = RedisStore::builder(&server.url()).prefix("api:").connect().await.unwrap();
         assert_eq!(prefix.identity(), store_id(0, "api:"));
         assert_ne!(prefix.identity(), first.identity());
-        // Nothing of it is kept on the server: a token outlives that.
+        // The identity is not stored on the server: a token outlives it.
         assert_eq!(server.ask::<u64>("DBSIZE"), 0);
     });
 }

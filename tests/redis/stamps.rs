@@ -1,4 +1,4 @@
-//! Stamps that the store gives by what it knows of the server's clock.
+//! Stamps that the store derives from its estimate of the server's clock.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ fn now(server: &Server) -> Stamp {
     Stamp(seconds * 1_000_000 + micros)
 }
 
-/// Whether the server compares and sets by itself: Valkey.
+/// True if the server supports compare-and-set natively: Valkey.
 fn compares(server: &Server) -> bool {
     server.ask::<String>("INFO server").contains("valkey_version")
 }
 
-/// An engine that knows a clock which is so many seconds ahead of the server's, until it asks again. `None`: it took too
-/// long for what it knew to count.
+/// Returns an engine that believes in a clock so many seconds ahead of the server's, until it asks
+/// again. If that took too long, its estimate is too old and it uses none.
 async fn misled(server: &Server, proxy: &Proxy, seconds: i64) -> Engine {
     let store = RedisStore::connect(&proxy.url()).await.unwrap();
     proxy.shift_time(seconds);
     let engine = Engine::builder(store).build().unwrap();
-    // The first swap brings home what the clock shows.
+    // The first swap returns with the reading of the clock.
     let _ = acquire(&engine, &request(&format!("first {seconds}"))).await;
     proxy.heal();
     assert!(get(server, &name(&request(&format!("first {seconds}")))).is_some());
@@ -78,7 +78,7 @@ fn s13_who_believes_in_a_clock_ahead_takes_nothing_over() {
         let direct = engine(&server).await;
         let held = acquire(&direct, &request("held")).await;
         let proxy = Proxy::start(server.port()).await;
-        // Ahead of the end of the lease, and of that of the retention too.
+        // Ahead of the end of the lease, and then also of the end of the retention.
         for seconds in [HOUR, 100 * HOUR] {
             let misled = misled(&server, &proxy, seconds).await;
             let begun = misled.begin(&request("held")).await.unwrap();
@@ -105,7 +105,7 @@ fn s5_what_was_granted_by_a_clock_ahead_can_be_finished_and_granted_again() {
         second.complete("done").await.unwrap();
         assert!(matches!(lease.complete("late").await, Err(Error::LeaseLost { .. })));
         assert_eq!(response(&misled, &request("k")).await, b"done");
-        // Kept for its retention of a day, however far its stamp is ahead.
+        // Kept for its retention of a day, however far ahead its stamp is.
         let kept = ttl(&server, &name(&request("k"))).unwrap();
         assert!(kept > Duration::from_secs(24 * 3600), "{kept:?}");
     });
@@ -119,7 +119,8 @@ fn s3_what_was_granted_by_a_clock_behind_is_over_early_and_protected() {
         let (misled, direct) = (misled(&server, &proxy, -HOUR).await, engine(&server).await);
         let lease = acquire(&misled, &request("k")).await;
         let second = acquire(&direct, &request("k")).await;
-        // If what it believed was too old by then, the server gave the stamp, and this begin found it in progress.
+        // If the estimate was too old by then, the server gave the first stamp, and this begin
+        // found the key in progress.
         assert!(second.attempt() == 2 && second.fence() > lease.fence());
         assert!(matches!(lease.complete("late").await, Err(Error::LeaseLost { .. })));
         second.complete("done").await.unwrap();
@@ -133,7 +134,8 @@ fn a_begin_and_a_replay_need_no_script_and_a_finish_needs_one_at_most() {
     block_on_tokio(async {
         let engine = engine(&server).await;
         let _ = acquire(&engine, &request("first")).await;
-        // What it knows of the server's clock may get too old in between: then it takes scripts, and another try.
+        // The estimate of the server's clock may get too old in between. That takes scripts, and
+        // another round.
         let done = async |round: u32| {
             let request = request(&format!("{round}"));
             server.ask::<()>("CONFIG RESETSTAT");
@@ -160,7 +162,7 @@ fn a_lease_that_somebody_else_wrote_is_finished_by_the_script() {
         lease.renew().await.unwrap();
         let elsewhere = other.resume(&lease.token()).await.unwrap();
         elsewhere.mark_effect().await.unwrap();
-        // What this one wrote is not there any more.
+        // The record that this engine wrote has been replaced.
         lease.renew().await.unwrap();
         lease.save_checkpoint("half").await.unwrap();
         elsewhere.complete("done").await.unwrap();

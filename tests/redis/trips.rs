@@ -1,4 +1,4 @@
-//! Concurrent swaps that share trips to the server.
+//! Concurrent swaps that share pipelines.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use crate::server::{Proxy, Server};
 use crate::waiting::within;
 use crate::{acquire, block_on_tokio, calls, connect, engine, get, name_of, request};
 
-/// As many swaps as are sent without waiting for others.
+/// Number of swaps sent without queueing.
 const FREE: usize = 2;
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,7 +21,7 @@ fn id(number: usize) -> RecordId {
     request(&format!("{number}")).id()
 }
 
-/// What swaps write.
+/// Returns the record that swaps write.
 async fn grant(server: &Server) -> Record {
     let sample = request("a sample");
     let _ = acquire(&engine(server).await, &sample).await;
@@ -36,7 +36,7 @@ fn swapping(store: &RedisStore, number: usize, grant: &Record) -> Swapping {
     Box::pin(async move { store.swap(&id(number), None, Some(&record)).await })
 }
 
-/// By which a record shows who wrote it.
+/// The fingerprint by which a record shows its writer.
 fn own(number: usize) -> Fingerprint {
     Fingerprint::of(number.to_le_bytes())
 }
@@ -45,7 +45,7 @@ fn poll(swapping: &mut Swapping) -> Poll<Result<Swap, StoreError>> {
     swapping.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// The swap was done, and it was this one.
+/// Asserts that the swap was done, and that it was this one.
 async fn assert_done(server: &Server, number: usize, answer: Result<Swap, StoreError>) {
     let Ok(Swap::Done(stamp)) = answer else { panic!("{number}: {answer:?}") };
     let record = connect(server).await.load(&id(number)).await.unwrap().record.unwrap();
@@ -58,7 +58,7 @@ fn s1_everybody_gets_the_answer_to_the_own_swap() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
-        // Some are there already, by others.
+        // Some records already exist, written by another store.
         let direct = connect(&server).await;
         let mut taken = Vec::new();
         for number in (0..300).step_by(3) {
@@ -128,7 +128,8 @@ fn s11_who_is_dropped_while_it_sends_for_others_harms_nobody() {
         for (number, swapping) in all.by_ref().take(FREE) {
             assert_done(&server, number, within(SOON, swapping).await).await;
         }
-        // The next two have their turns now. The server is silent while one of them sends for all and is dropped.
+        // The next two lead now. The server is silent while one of them sends for all and is
+        // dropped.
         server.ask::<()>("CLIENT PAUSE 200 ALL");
         let (leader, mut leading) = all.next().unwrap();
         assert!(poll(&mut leading).is_pending());
@@ -136,7 +137,7 @@ fn s11_who_is_dropped_while_it_sends_for_others_harms_nobody() {
         for (number, swapping) in all {
             assert_done(&server, number, within(SOON, swapping).await).await;
         }
-        // It was sent: what it was is done too.
+        // Its own swap was sent, and so is done too.
         assert!(get(&server, &name_of(&id(leader))).is_some());
     });
 }
@@ -195,7 +196,7 @@ fn l1_who_is_neither_polled_nor_dropped_keeps_nobody_for_long() {
         for (number, other) in others.into_iter().enumerate() {
             assert_done(&server, number + FREE, within(SOON, other).await.unwrap()).await;
         }
-        // They come back late and do no harm.
+        // The blocked ones return late and do no harm.
         for (number, swapping) in still.into_iter().enumerate() {
             assert_done(&server, number, swapping.await).await;
         }
@@ -231,7 +232,7 @@ fn s6_an_answer_cut_in_the_middle_is_told_to_everybody_and_done_once() {
     });
 }
 
-/// The same again, until it is known whether it was done.
+/// Repeats the swap until it is known whether it was done.
 async fn repeated(store: &RedisStore, number: usize, grant: &Record) -> Result<Swap, StoreError> {
     loop {
         match swapping(store, number, grant).await {

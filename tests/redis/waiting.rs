@@ -1,4 +1,4 @@
-//! Who waits for a record to change.
+//! Waiting for a record to change.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,22 +9,23 @@ use tokio::task::JoinHandle;
 use crate::server::Server;
 use crate::{acquire, block_on_tokio, calls, connect, engine, name, request, set};
 
-/// Longer than a test may take: who waits so long was not woken.
+/// Longer than any test takes: a waiter that waits this long was not woken.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
-/// Less than the second after which every record is looked at again: who wakes so soon was told.
+/// Shorter than the second after which every record is read again: a waiter that wakes this soon
+/// was notified.
 pub(crate) const TOLD: Duration = Duration::from_millis(600);
 
 pub(crate) async fn stamp(store: &RedisStore, id: &RecordId) -> Stamp {
     loop {
         match store.load(id).await {
             Ok(found) => return found.record.expect("there is a record").stamp,
-            // The connection stayed on a runtime that is gone.
+            // The connection belonged to a runtime that is gone.
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
     }
 }
 
-/// A task that waits for the record of a key to change from what it is now.
+/// Spawns a task that waits for the record of a key to change from its present stamp.
 pub(crate) async fn waiter(store: &RedisStore, key: &str) -> JoinHandle<()> {
     let (store, id) = (store.clone(), request(key).id());
     let stamp = stamp(&store, &id).await;
@@ -35,9 +36,9 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> F::Output {
     tokio::time::timeout(limit, future).await.expect("it was not woken")
 }
 
-/// Asks until it is so: for what a server or a task does in its own time.
+/// Polls until the condition holds, for actions that a server or a task takes in its own time.
 pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    // Less than the 10 s after which what is idle ends anyway.
+    // Less than the 10 s after which an idle connection closes anyway.
     for _ in 0..1000 {
         if is_so() {
             return;
@@ -47,7 +48,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
-/// The connections that the server tells of changes and that have read a record, as `CLIENT LIST` shows them.
+/// Returns the connections with tracking that have read a record, as `CLIENT LIST` shows them.
 fn lines(server: &Server) -> Vec<String> {
     let list: String = server.ask("CLIENT LIST");
     let shows = |line: &str, name, value| field(line, name) == Some(value);
@@ -59,12 +60,12 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Their numbers.
+/// Returns the ids of these connections.
 pub(crate) fn listeners(server: &Server) -> Vec<String> {
     lines(server).iter().map(|line| field(line, "id").unwrap().to_owned()).collect()
 }
 
-/// How many records the server will tell somebody of.
+/// Returns the number of records whose changes the server will announce.
 pub(crate) fn tracked(server: &Server) -> u64 {
     let text: String = server.ask("INFO stats");
     let count = text.lines().find_map(|line| line.strip_prefix("tracking_total_keys:"));
@@ -76,7 +77,8 @@ fn connections(server: &Server) -> usize {
     list.lines().count()
 }
 
-/// A store with a waiter that listens, and the lease that it waits for, on another connection.
+/// Returns a store with a listening waiter, and the lease that it waits for, held over another
+/// connection.
 pub(crate) async fn waiting(server: &Server) -> (RedisStore, JoinHandle<()>, Lease) {
     let (store, other) = (connect(server).await, engine(server).await);
     let lease = acquire(&other, &request("k")).await;
@@ -115,7 +117,8 @@ fn l2_a_change_between_the_look_and_the_call_is_not_missed() {
     block_on_tokio(async {
         let store = connect(&server).await;
         let other = engine(&server).await;
-        // The second time there is a connection, and the third it has read the record already.
+        // In the second round there is a connection already; in the third it has also read the
+        // record.
         for round in 0..3 {
             let id = request("k").id();
             let lease = acquire(&other, &request("k")).await;
@@ -169,7 +172,7 @@ fn l2_whoever_changes_a_record_and_however_wakes() {
                 _ => change.arg(0).arg(1),
             };
             change.exec(&mut server.raw()).unwrap();
-            // The server itself takes its time to see that one is over.
+            // The server itself takes a while to notice an expired key.
             within(TOLD * 5, waiter).await.unwrap();
             server.ask::<()>("FLUSHALL");
         }
@@ -208,7 +211,7 @@ fn l2_a_thousand_waiters_cost_a_handful_of_commands() {
             within(TOLD, waiter).await.unwrap();
         }
         let looks = calls(&server, "get");
-        // A slow machine adds one each second.
+        // A slow machine adds one read each second.
         assert!(looks <= 6 && calls(&server, "client|tracking") == 1, "{looks}");
     });
 }
@@ -225,7 +228,7 @@ fn who_comes_when_the_stamp_is_known_costs_no_look() {
         for _ in 0..50 {
             let waiting = store.clone();
             waiters.push(tokio::spawn(async move { waiting.changed(&id, stamp, LONG).await.unwrap() }));
-            // Lets the tasks run.
+            // Gives the tasks time to run.
             store.load(&id).await.unwrap();
         }
         let more = calls(&server, "get") - looks - 50;

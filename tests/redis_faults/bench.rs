@@ -1,4 +1,5 @@
-//! A server, a proxy before it, an engine on each side of the proxy, and the ledger of what they do.
+//! A server, a proxy in front of it, an engine on each side of the proxy, and the ledger of their
+//! operations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use crate::server::{Proxy, Server};
 /// Longer than any check.
 pub(crate) const LEASE: Duration = Duration::from_secs(3600);
 
-/// With the longer slack for the server's clock a store may leave the script alone where the server has commands for it; with
-/// the shorter one everything goes by the script.
+/// Clock slacks. With the longer one a store uses native commands where the server has them; with
+/// the shorter one every write uses the script.
 pub(crate) const SLACKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(59)];
 
-/// How long the engine behind the proxy may take, and the slack of its store.
+/// Time limits of the engine behind the proxy, and the clock slack of its store.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     /// For a call.
@@ -26,27 +27,27 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// For faults that are got over.
+    /// For faults that the engine recovers from by itself.
     pub(crate) const PATIENT: Limits =
         Limits { call: Duration::from_secs(30), response: Duration::from_secs(2), slack: SLACKS[0] };
-    /// For faults after which something has to be connected anew before it goes on.
+    /// For faults after which a new connection is needed.
     pub(crate) const ALERT: Limits =
         Limits { call: Duration::from_secs(30), response: Duration::from_millis(150), slack: SLACKS[0] };
-    /// For faults that last.
+    /// For lasting faults.
     pub(crate) const SHORT: Limits =
         Limits { call: Duration::from_millis(500), response: Duration::from_millis(100), slack: SLACKS[0] };
 }
 
-/// Where operations are tried.
+/// The setup in which operations are tried.
 pub(crate) struct Bench {
-    /// What the fault hits.
+    /// The engine that the fault affects.
     pub(crate) through: Engine,
-    /// Another process, which it does not hit.
+    /// Another process, which it does not affect.
     pub(crate) direct: Engine,
     pub(crate) store: RedisStore,
     pub(crate) proxy: Proxy,
     pub(crate) ledger: Arc<Ledger>,
-    /// For questions to the server.
+    /// For direct queries to the server.
     pub(crate) raw: redis::aio::MultiplexedConnection,
 }
 
@@ -55,7 +56,7 @@ impl Bench {
         Bench::of_user(server, ledger, limits, "").await
     }
 
-    /// The same, with a name and password for the engine behind the proxy: `name:password@`.
+    /// Creates a bench with a name and password for the engine behind the proxy: `name:password@`.
     pub(crate) async fn of_user(server: &Server, ledger: &Arc<Ledger>, limits: Limits, user: &str) -> Bench {
         let proxy = Proxy::start(server.port()).await;
         let url = proxy.url().replace("redis://", &format!("redis://{user}"));
@@ -77,17 +78,17 @@ impl Bench {
         }
     }
 
-    /// Makes sure that the engine behind the proxy has a connection that works.
+    /// Makes sure that the engine behind the proxy has a working connection.
     pub(crate) async fn warm(&self) {
         self.through.inspect("faults", "warm").await.unwrap();
     }
 
-    /// The stamp of what is recorded under a key.
+    /// Returns the stamp of the record under a key.
     pub(crate) async fn stamp(&self, key: &str) -> Option<Stamp> {
         self.store.load(&request(key).id()).await.unwrap().record.map(|record| record.stamp)
     }
 
-    /// Executes under a lease of the other process and completes: the outcome must be replayed to all.
+    /// Completes under a lease of the other process. The outcome must be replayed to all.
     pub(crate) async fn finish(&self, key: &str, lease: &Lease) {
         let lease = self.direct.resume(&lease.token()).await.unwrap();
         lease.complete(outcome(key)).await.unwrap();
@@ -95,7 +96,7 @@ impl Bench {
         self.hear(key).await;
     }
 
-    /// Asks in both processes what came of a key.
+    /// Asks both processes for the outcome of a key, and records their answers.
     pub(crate) async fn hear(&self, key: &str) {
         for engine in [&self.direct, &self.through] {
             let begin = engine.begin(&request(key)).await.unwrap();
@@ -105,7 +106,7 @@ impl Bench {
     }
 }
 
-/// What the operation under a key comes to.
+/// Returns the outcome of the operation under a key.
 pub(crate) fn outcome(key: &str) -> String {
     format!("outcome of {key}")
 }

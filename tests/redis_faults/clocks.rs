@@ -1,4 +1,4 @@
-//! Clocks that are wrong: the callers', whose word counts for nothing, and the server's.
+//! Wrong clocks: those of callers, which decide nothing, and the server's.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -24,7 +24,7 @@ use crate::{block_on_tokio, length, until};
 const HOUR: i64 = 3600;
 const WORKERS: usize = 64;
 
-/// The clock of other processes, which can be set. Theirs that counts only forward stays as it is.
+/// A wall clock for other processes that can be set. Their monotonic clock is unchanged.
 struct Clocks(TempDir);
 
 impl Clocks {
@@ -37,7 +37,8 @@ impl Clocks {
         Clocks(folder)
     }
 
-    /// The environment of a process whose clock is so many seconds off, until [`set`] says something else.
+    /// Returns the environment of a process whose clock is so many seconds off, until [`set`]
+    /// changes it.
     fn off_by(&self, name: &str, seconds: i64) -> [(&'static str, String); 2] {
         set(&self.path(name), seconds);
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
@@ -49,7 +50,7 @@ impl Clocks {
     }
 }
 
-/// All of its length at once, so that nobody reads half of it.
+/// Sets the clock by one write of fixed length, so that no reader sees half of it.
 fn set(clock: &Path, seconds: i64) {
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(clock).unwrap();
     file.write_all_at(format!("{seconds:+08}\n").as_bytes(), 0).unwrap();
@@ -95,11 +96,11 @@ fn s13_engines_with_wrong_clocks_decide_the_same() {
 
 /// The URL of the server, for a [`child`].
 const SERVER: &str = "NEVERTWICE_TEST_REDIS";
-/// The lease in whose running everybody must believe alike.
+/// A lease whose remaining time must look alike to all processes.
 const SHORT_LEASE: Duration = Duration::from_secs(60);
 
-/// Processes whose clock is an hour slow, right and an hour fast work through the same keys. The children are this test,
-/// started again.
+/// Processes whose clocks are an hour slow, right and an hour fast work through the same keys. The
+/// children are this test, started again.
 #[test]
 fn s13_processes_with_wrong_clocks_decide_the_same() {
     if let Ok(url) = std::env::var(SERVER) {
@@ -161,7 +162,8 @@ async fn child(url: &str) {
     for number in 0..300 * length() {
         let key = format!("process-{number}");
         loop {
-            // Somebody else's lease runs for as long as it does, whatever the time is here.
+            // The lease of another process lasts as long as its holder needs, whatever the local
+            // time is.
             let begin = engine.begin(&request("held")).await.unwrap();
             let Begin::InProgress(busy) = begin else { panic!("{begin:?}") };
             assert!(!busy.retry_after().is_zero() && busy.retry_after() <= SHORT_LEASE, "{busy:?}");
@@ -199,14 +201,15 @@ impl Stepped {
         Stepped { server: Server::start_with(&[], &variables), clocks }
     }
 
-    /// Sets the server's clock so many seconds off the right time, and starts a process that has known no other.
+    /// Sets the server's clock so many seconds off the right time, and starts an engine that has
+    /// seen no other time.
     async fn at(&self, seconds: i64) -> Engine {
         set(&self.clock(), seconds);
         let off = || {
             let (now, _): (i64, i64) = self.server.ask("TIME");
             now - i64::try_from(SystemClock.wall().as_secs()).unwrap()
         };
-        // Some servers look at the clock now and then only.
+        // Some servers read the clock only now and then.
         until("the server's clock is set", async || (off() - seconds).abs() < 60).await;
         engine_with(&self.server, Duration::from_secs(600)).await
     }
@@ -216,7 +219,7 @@ impl Stepped {
     }
 }
 
-/// An engine whose leases outlast any step, or not.
+/// Builds an engine with this lease, which may or may not outlast a step.
 async fn engine_with(server: &Server, lease: Duration) -> Engine {
     let engine = Engine::builder(connect(server).await)
         .lease(lease)
@@ -252,7 +255,8 @@ fn s13_a_servers_clock_that_is_stepped_while_leases_last_changes_no_decision() {
     });
 }
 
-/// A clock set forward ends leases: then fences and effect marks protect. One set back revives none.
+/// A clock set forward ends leases early; fences and effect marks then protect. A clock set back
+/// revives no lease.
 #[test]
 fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fence() {
     let stepped = Stepped::start();
@@ -273,7 +277,7 @@ fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fenc
             let begin = engine.begin(&request(&marked)).await.unwrap();
             let Begin::Unresolved(unknown) = begin else { panic!("{begin:?}") };
             assert_eq!(unknown.reason(), Reason::EffectMarked);
-            // Nobody took it: what was done is recorded.
+            // No other holder took over, so the outcome is recorded.
             acting.complete("done").await.unwrap();
             ledger.acknowledge(&marked, "done");
             let taken = acquire(&engine, &request(&unmarked)).await;
@@ -286,7 +290,7 @@ fn s13_a_servers_clock_that_is_stepped_over_leases_repeats_no_effect_and_no_fenc
             second.release().await.unwrap();
 
             let engine = stepped.at(0).await;
-            // The first holder's lease would run again by the clock.
+            // By the clock, the first holder's lease would be running again.
             let refused = slow.complete("stale").await;
             assert!(matches!(refused, Err(Error::LeaseLost { .. })), "{refused:?}");
             let begin = engine.begin(&request(&unmarked)).await.unwrap();

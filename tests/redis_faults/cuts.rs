@@ -1,4 +1,4 @@
-//! The connection is cut after every byte of every question and of every answer.
+//! Connections that are cut after every byte of every request and of every answer.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::ledger::{Audit, Ledger};
 use crate::operations::{Case, Operation};
 use crate::server::{Proxy, Server};
 
-/// So many cuts at once, each on a connection of its own.
+/// Cuts in parallel, each on a connection of its own.
 const LANES: usize = 8;
 
-/// In which direction the bytes are counted.
+/// The direction in which the bytes are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Request,
@@ -41,7 +41,8 @@ impl Side {
     }
 }
 
-/// How many bytes an operation takes, if nothing is cut: the server's time has more or fewer digits, and is not always asked for.
+/// Returns the least and the most bytes that an operation takes without a cut: the server's time
+/// varies in digits, and is not always asked for.
 async fn bytes_of(operation: Operation, bench: &Bench, side: Side) -> (usize, usize) {
     let (mut least, mut most) = (usize::MAX, 0);
     for run in 0..4 {
@@ -56,7 +57,8 @@ async fn bytes_of(operation: Operation, bench: &Bench, side: Side) -> (usize, us
     (least, most)
 }
 
-/// Cuts after `bytes` bytes and says whether that happened: the operation is answered as if nothing had been.
+/// Cuts after `bytes` bytes and returns true if that happened. The operation must be answered as
+/// without the cut.
 async fn cut_once(operation: Operation, bench: &Bench, side: Side, bytes: usize) -> bool {
     let mut case = Case::prepare(operation, &format!("{side:?} {bytes:06}"), bench, false).await;
     bench.warm().await;
@@ -94,13 +96,13 @@ async fn cut_everywhere(
     let numbers: [(&str, &dyn Display); 4] =
         [("operation", &name), ("slack_s", &slack), ("bytes", &bytes), ("cuts", &cuts)];
     audit.require(side.fault(), &numbers);
-    // Who waits talks on two connections, of which one is not always as far.
+    // A waiter uses two connections, one of which is not always as far.
     let least = if operation == Operation::Wait { least / 2 } else { least - 4 };
     assert!(cuts > least, "{operation:?}: {cuts} cuts in {bytes} bytes");
     cuts
 }
 
-/// All operations, one after the other.
+/// Cuts all operations, one after the other.
 fn cut_all(side: Side, slack: Duration) {
     let server = Server::start(&[]);
     let cuts: usize = block_on_tokio(async {
@@ -143,10 +145,12 @@ fn l4_a_waiter_whose_connections_are_cut_at_every_byte_is_told() {
     });
 }
 
-/// The answers to the log-in, `HELLO` and `CONFIG` are shorter than this; behind them is the long one to `INFO`.
+/// Bytes within which every byte is cut. The answers to the login, `HELLO` and `CONFIG` are shorter
+/// than this; the long answer to `INFO` follows them.
 const EVERY_BYTE: usize = 1000;
 
-/// Connects with a cut after every byte of the answers, and every few of the long one, and says what came of each.
+/// Connects with a cut after every byte of the answers, and every 17th of the long one. Returns all
+/// results.
 async fn connect_cut_everywhere(server: &Server) -> Vec<Result<RedisStore, StoreError>> {
     let proxy = Proxy::start(server.port()).await;
     let mut results = Vec::new();

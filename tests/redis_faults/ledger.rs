@@ -1,4 +1,4 @@
-//! The ledger: what was executed, and what applications were told.
+//! The ledger of executed operations and of the answers that applications received.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,7 +12,7 @@ pub(crate) fn request(key: &str) -> Request {
     Request::new("faults", key).unwrap().fingerprint(Fingerprint::of(key))
 }
 
-/// What a begin replays, if it does.
+/// Returns the body that a begin replays, if it does.
 pub(crate) fn replayed(begin: &Begin) -> Option<Vec<u8>> {
     let body = match begin {
         Begin::Completed(done) => done.response(),
@@ -25,25 +25,25 @@ pub(crate) fn replayed(begin: &Begin) -> Option<Vec<u8>> {
 
 #[derive(Default)]
 struct Entry {
-    /// How often the operation was executed.
+    /// The number of executions of the operation.
     effects: u32,
-    /// What somebody was told first.
+    /// The first outcome that an application received.
     outcome: Option<Vec<u8>>,
-    /// Whether somebody was told something else later.
+    /// True if an application later received another outcome.
     contradicted: bool,
 }
 
-/// What was executed, and what applications were told.
+/// The ledger of executed operations and of the answers that applications received.
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<HashMap<String, Entry>>);
 
 impl Ledger {
-    /// The operation under `key` was executed.
+    /// Records an execution of the operation under `key`.
     pub(crate) fn effect(&self, key: &str) {
         self.entries().entry(key.to_owned()).or_default().effects += 1;
     }
 
-    /// Somebody was told that this is the outcome: the one who executed, or a duplicate.
+    /// Records that an application, the executing one or a duplicate, received this outcome.
     pub(crate) fn acknowledge(&self, key: &str, outcome: impl Into<Vec<u8>>) {
         let mut entries = self.entries();
         let entry = entries.entry(key.to_owned()).or_default();
@@ -54,12 +54,12 @@ impl Ledger {
         }
     }
 
-    /// How many keys have an outcome that somebody was told of.
+    /// Returns the number of keys with an acknowledged outcome.
     pub(crate) fn acknowledged(&self) -> usize {
         self.entries().values().filter(|entry| entry.outcome.is_some()).count()
     }
 
-    /// Compares with what `engine` says now.
+    /// Compares the entries with the present answers of `engine`.
     pub(crate) async fn audit(&self, engine: &Engine) -> Audit {
         let entries = std::mem::take(&mut *self.entries());
         let mut audit = Audit::default();
@@ -81,18 +81,18 @@ impl Ledger {
     }
 }
 
-/// What came of it.
+/// The result of a comparison.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
-    /// Keys of whose outcome somebody was told.
+    /// Keys with an acknowledged outcome.
     pub(crate) acknowledged: usize,
-    /// Those whose outcome is another now, or was for somebody else.
+    /// Keys whose outcome is another now, or was another for one of the applications.
     pub(crate) lost: usize,
     /// Keys that were executed more than once.
     pub(crate) duplicated: usize,
-    /// Keys that have an outcome although nobody executed.
+    /// Keys with an outcome but without an execution.
     pub(crate) invented: usize,
-    /// Some of all those.
+    /// Some of the wrong keys.
     examples: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Audit {
         }
     }
 
-    /// Prints what was done, one line that a script can read.
+    /// Prints the result as one line that a script can read.
     #[allow(clippy::print_stdout)] // that is what it is for
     pub(crate) fn report(&self, fault: &str, numbers: &[(&str, &dyn fmt::Display)]) {
         let numbers: String = numbers.iter().map(|(name, number)| format!(" {name}={number}")).collect();
@@ -123,7 +123,7 @@ impl Audit {
         );
     }
 
-    /// The same, and requires that all is well.
+    /// Prints the result and requires that there are no faults.
     #[track_caller]
     pub(crate) fn require(&self, fault: &str, numbers: &[(&str, &dyn fmt::Display)]) {
         self.report(fault, numbers);

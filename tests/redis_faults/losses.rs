@@ -1,4 +1,4 @@
-//! Servers that die: what each level of durability keeps.
+//! Servers that die: data kept at each level of durability.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::{block_on_tokio, length, until};
 const WORKERS: usize = 16;
 const ALWAYS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
-/// Kills the server again and again while workers work, restarts it at once, and says what is left in the end.
+/// Kills the server repeatedly while workers run, restarts it at once, and returns the final audit.
 fn kill_and_restart(name: &'static str, options: &[&str], kills: usize) -> (Audit, Arc<Storm>, Durability) {
     let mut server = Server::start(options);
     let is_strict = options == ALWAYS;
@@ -35,7 +35,7 @@ fn kill_and_restart(name: &'static str, options: &[&str], kills: usize) -> (Audi
             let before = storm.ledger().acknowledged();
             until("outcomes", async || storm.ledger().acknowledged() >= before + 20 || working.is_finished())
                 .await;
-            // At any moment.
+            // At a random moment.
             tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
             tokio::task::block_in_place(|| {
                 server.kill();
@@ -61,7 +61,7 @@ fn s9_a_server_that_syncs_always_loses_nothing_when_killed() {
     assert_eq!((durability, storm.leases_lost()), (Durability::Power, 0));
 }
 
-/// What is promised here is less: these are figures, and that the store says so.
+/// These levels promise less: the test prints figures, and checks that the store reports the level.
 #[test]
 fn s9_what_weaker_servers_lose_when_killed_is_shown() {
     let everysec: &[&str] = &["--appendonly", "yes", "--appendfsync", "everysec"];
@@ -82,8 +82,8 @@ fn s9_what_weaker_servers_lose_when_killed_is_shown() {
     }
 }
 
-/// A replica takes the place of a primary that was cut off, or that died in the middle of its work. Nothing is promised:
-/// the store does not wait for replicas.
+/// A replica replaces a primary that was cut off, or killed while it worked. No promise is made
+/// here: the store does not wait for replicas.
 #[test]
 fn s9_what_a_failover_loses_is_shown() {
     for is_cut_off in [false, true] {
@@ -94,7 +94,7 @@ fn s9_what_a_failover_loses_is_shown() {
 async fn fail_over(is_cut_off: bool) {
     let at_once = ["--repl-diskless-sync-delay", "0"];
     let options = [&ALWAYS[..], &at_once].concat();
-    // One that kept less would be given no grants.
+    // A less durable replica would be given no grants.
     let (mut primary, replica) = (Server::start(&options), Server::start(&ALWAYS));
     let (link, name) = (Proxy::start(primary.port()).await, Proxy::start(primary.port()).await);
     replica.ask::<()>(&format!("REPLICAOF 127.0.0.1 {}", link.port()));

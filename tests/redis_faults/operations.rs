@@ -1,4 +1,5 @@
-//! Everything that an application can ask for: what has to be there first, what it is answered, and what must stand after.
+//! All operations of an application: their preparation, the right answer, and the required state
+//! afterwards.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use nevertwice::{
 use crate::bench::{Bench, acquire, outcome};
 use crate::ledger::request;
 
-/// An operation, and where it matters the state that it meets.
+/// An operation and, where it matters, the state that it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     BeginFresh,
@@ -50,7 +51,7 @@ use Operation::{
 };
 
 impl Operation {
-    /// Those that end by themselves and can be asked for again after an error.
+    /// Operations that end by themselves and can be repeated after an error.
     pub(crate) const REPEATABLE: [Operation; 23] = [
         BeginFresh,
         BeginBusy,
@@ -77,12 +78,12 @@ impl Operation {
         Inspect,
     ];
 
-    /// Whether it asks for a new grant, the only thing that a full server may refuse.
+    /// True if it asks for a new grant, the only thing that a full server may refuse.
     pub(crate) fn asks_for_a_grant(self) -> bool {
         [BeginFresh, Takeover, BeginMany, BeginOrWait].contains(&self)
     }
 
-    /// How many keys a batch has.
+    /// Returns the number of keys: several in a batch.
     fn keys(self) -> usize {
         if [BeginMany, CompleteMany].contains(&self) { 3 } else { 1 }
     }
@@ -92,16 +93,18 @@ impl Operation {
 pub(crate) struct Case {
     pub(crate) operation: Operation,
     keys: Vec<String>,
-    /// The owners to begin as, where the application repeats a begin itself; else each call draws one.
+    /// The owners to begin as, if the application itself repeats a begin; otherwise each call draws
+    /// one.
     owners: Option<Vec<Owner>>,
-    /// What was there before.
+    /// The leases held before.
     held: Vec<Lease>,
-    /// What the operation was granted.
+    /// The leases that the operation was granted.
     granted: Vec<Option<Lease>>,
 }
 
 impl Case {
-    /// Sets up what the operation needs. `repeats`: whether it will be asked for again after an error.
+    /// Prepares the state that the operation needs. `repeats`: true if it will be repeated after an
+    /// error.
     pub(crate) async fn prepare(operation: Operation, name: &str, bench: &Bench, repeats: bool) -> Case {
         let count = operation.keys();
         let keys: Vec<_> = (0..count).map(|number| format!("{operation:?}/{name}/{number}")).collect();
@@ -145,7 +148,7 @@ impl Case {
         self.keys.iter().for_each(|key| bench.ledger.effect(key));
     }
 
-    /// A holder who came half way.
+    /// Leaves an expired lease of a holder that got half way.
     async fn crash(&mut self, bench: &Bench) {
         let brief = Duration::from_micros(1);
         let lease = acquire(&bench.direct, &request(self.key()).lease(brief)).await;
@@ -166,7 +169,7 @@ impl Case {
         self.keys.iter().enumerate().map(with_owner).collect()
     }
 
-    /// Does it. An answer that is not the right one is a panic.
+    /// Performs the operation. Panics on a wrong answer.
     pub(crate) async fn perform(&mut self, bench: &Bench) -> Result<(), Error> {
         let engine = &bench.through;
         let requests = self.requests();
@@ -246,7 +249,7 @@ impl Case {
             }
             Forget => {
                 let existed = engine.forget("faults", self.key()).await?;
-                // Asked for again after an error, it may find nothing any more.
+                // Repeated after an error, it may find that the record is gone.
                 assert!(existed || self.owners.is_some(), "{}", self.key());
             }
             Inspect => {
@@ -260,7 +263,7 @@ impl Case {
     fn grant(&mut self, bench: &Bench, number: usize, begin: Begin) {
         let Begin::Acquired(lease) = begin else { panic!("{}: {begin:?}", self.keys[number]) };
         match &self.granted[number] {
-            // The same owner is told of the same grant again.
+            // The same owner gets the same grant again.
             Some(known) => assert_eq!(known.fence(), lease.fence(), "{}", self.keys[number]),
             None => bench.ledger.effect(&self.keys[number]),
         }
@@ -282,7 +285,8 @@ impl Case {
         bench.ledger.acknowledge(self.key(), serde_json::to_vec(value.value()).unwrap());
     }
 
-    /// Until the server was asked to tell of changes, or a while if that question never arrives.
+    /// Waits until the server was asked to announce changes, or for a while in case that request
+    /// never arrives.
     async fn until_waited_for(&self, bench: &Bench) {
         let mut raw = bench.raw.clone();
         for _ in 0..20 {
@@ -294,7 +298,7 @@ impl Case {
         }
     }
 
-    /// Looks at what stands, from both sides, and brings the keys to an outcome.
+    /// Checks the result from both sides, and brings the keys to an outcome.
     pub(crate) async fn settle(&self, bench: &Bench) {
         match self.operation {
             BeginFresh | BeginMany | BeginOrWait => self.settle_grants(bench, 1).await,
@@ -322,7 +326,7 @@ impl Case {
         }
     }
 
-    /// There is one grant, the one that was answered.
+    /// Checks that there is one grant, the one that was returned.
     async fn settle_grants(&self, bench: &Bench, attempt: u32) {
         for (key, lease) in self.keys.iter().zip(&self.granted) {
             let lease = lease.as_ref().unwrap();
@@ -333,7 +337,7 @@ impl Case {
         }
     }
 
-    /// The holder from before still is it.
+    /// Checks that the earlier holder still holds the lease.
     async fn settle_holder(&self, bench: &Bench) {
         let (key, lease) = (self.key(), &self.held[0]);
         assert_eq!(self.seen(bench, key).await, (StateKind::InProgress, lease.fence(), 1), "{key}");
@@ -343,7 +347,7 @@ impl Case {
         bench.finish(key, lease).await;
     }
 
-    /// The outcome is there, and saying it again writes nothing.
+    /// Checks that the outcome is recorded, and that completing again writes nothing.
     async fn settle_finish(&self, bench: &Bench) {
         for (key, lease) in self.keys.iter().zip(&self.held) {
             let before = bench.stamp(key).await;
@@ -356,7 +360,7 @@ impl Case {
         }
     }
 
-    /// Nobody executed: the next begin does.
+    /// Checks that there was no execution, and that the next begin executes.
     async fn settle_rerun(&self, bench: &Bench, attempt: u32) {
         let lease = acquire(&bench.direct, &request(self.key())).await;
         assert_eq!(lease.attempt(), attempt, "{}", self.key());
@@ -371,7 +375,7 @@ impl Case {
     }
 }
 
-/// A handler that does not fail.
+/// The failure of a handler that does not fail.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Never;
 

@@ -1,5 +1,5 @@
-//! Every operation against a server, or a way to it, that is not as it should be: answered rightly, or an error in time
-//! that the application can repeat once the trouble is over.
+//! Every operation against a faulty server or network: the right answer, or in time an error after
+//! which the application can repeat it once the fault has ended.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::operations::{Case, Operation};
 use crate::server::Server;
 use crate::{block_on_tokio, length, until};
 
-/// How often each operation is tried at the same time.
+/// Number of copies of each operation that run at the same time.
 const COPIES: usize = 4;
-/// What a busy machine may add to a deadline.
+/// Delay that a busy machine may add to a deadline.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Whether an operation may be answered so while the trouble lasts.
+/// A predicate: true if the operation may have this result while the fault lasts.
 type Allowed = fn(Operation, &Result<(), Error>) -> bool;
 
 /// The fault makes no difference.
@@ -31,12 +31,12 @@ fn repeatable(_: Operation, result: &Result<(), Error>) -> bool {
     result.as_ref().err().is_none_or(is_passing)
 }
 
-/// Nothing is answered.
+/// Every operation fails.
 fn refused(_: Operation, result: &Result<(), Error>) -> bool {
     result.as_ref().is_err_and(is_passing)
 }
 
-/// What is only read is answered.
+/// Operations that only read are answered.
 fn unwritable(operation: Operation, result: &Result<(), Error>) -> bool {
     if operation.asks_for_a_grant() { refused(operation, result) } else { repeatable(operation, result) }
 }
@@ -54,7 +54,7 @@ fn is_passing(error: &Error) -> bool {
     matches!(error, Error::TimedOut { .. } | Error::Store(StoreError::Unavailable { .. }))
 }
 
-/// Some benches before one server, and what is tried on them.
+/// Several benches in front of one server, and the cases tried on them.
 struct Trial {
     fault: &'static str,
     limits: Limits,
@@ -64,7 +64,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// Sets up every operation, some times each.
+    /// Prepares every operation, several times each.
     async fn prepare(fault: &'static str, server: &Server, limits: Limits, user: &str) -> Trial {
         let ledger = Arc::new(Ledger::default());
         let copies = COPIES * length();
@@ -85,7 +85,8 @@ impl Trial {
         Trial { fault, limits, benches, cases, ledger }
     }
 
-    /// Tries every operation once, all at the same time, and then, once the trouble is `over`, whatever was refused again.
+    /// Performs every operation once, all at the same time; then, once the fault is `over`, repeats
+    /// the refused ones.
     async fn run(mut self, allowed: Allowed, over: impl AsyncFnOnce(&[Bench])) {
         let first = join_all(self.cases.iter_mut().zip(&self.benches).map(async |(cases, bench)| {
             join_all(cases.iter_mut().map(async |case| {
@@ -118,7 +119,8 @@ impl Trial {
     }
 }
 
-/// Asks again, as an application does that was told of an error. After an answer it changes nothing.
+/// Repeats an operation as an application does after an error. If it was answered before, this
+/// changes nothing.
 async fn repeat(case: &mut Case, bench: &Bench) {
     for _ in 0..50 {
         match case.perform(bench).await {
@@ -130,7 +132,7 @@ async fn repeat(case: &mut Case, bench: &Bench) {
     panic!("{:?}: never answered although the trouble is over", case.operation);
 }
 
-/// A fault that `inject` makes and `over` takes away again.
+/// Tries all operations under a fault that `inject` causes and `over` ends.
 fn try_all(
     fault: &'static str,
     options: &[&str],
@@ -147,7 +149,7 @@ fn try_all(
     });
 }
 
-/// A fault that is a command, and another that ends it.
+/// Tries all operations under a fault that commands cause and other commands end.
 fn try_command(fault: &'static str, limits: Limits, allowed: Allowed, commands: [&[&str]; 2]) {
     let say = |server: &Server, commands: &[&str]| {
         commands
@@ -216,7 +218,7 @@ fn l1_a_server_busy_with_a_script_is_an_error_in_time() {
 
 #[test]
 fn l1_a_server_that_loads_its_file_is_an_error_in_time() {
-    // Slow enough to be asked meanwhile, and attentive enough to answer.
+    // Slow enough to be asked while it loads, and responsive enough to answer.
     let slow = ["--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024"];
     let options = ["--appendonly", "yes", "--appendfsync", "always"];
     let begin = async |server: &mut Server, _: &[Bench]| {
@@ -242,7 +244,7 @@ fn s6_a_server_that_is_killed_under_every_operation_answers_them_after_its_resta
 #[test]
 fn l1_a_server_that_stands_still_is_an_error_in_time() {
     let begin = async |server: &mut Server, _: &[Bench]| server.signal("STOP");
-    // Now it does all that was sent to it meanwhile.
+    // The server now executes all commands sent in the meantime.
     let end = async |server: &mut Server, _: &[Bench]| server.signal("CONT");
     try_all("server stopped", &[], Limits::SHORT, refused, begin, end);
 }
@@ -272,7 +274,7 @@ fn s6_answers_that_come_too_late_are_for_nobody() {
     try_all("answers late", &[], Limits::ALERT, unnoticed, begin, async |_, _| {});
 }
 
-/// What the documentation of the store asks for.
+/// The permissions that the documentation of the store asks for.
 const PERMISSIONS: &str = "~nevertwice:* -@all +evalsha +script|load +get +set +time";
 
 #[test]

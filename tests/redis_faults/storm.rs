@@ -1,4 +1,4 @@
-//! Many workers, every key delivered three times, while something goes on beside them.
+//! Many workers and keys that are delivered three times each, alongside a disturbance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,18 +9,19 @@ use nevertwice::{Begin, Clock, Engine, Error, Lease, Owner, StoreError, SystemCl
 
 use crate::ledger::{Ledger, request};
 
-/// How often a key is delivered.
+/// Deliveries of each key.
 const DELIVERIES: usize = 3;
 const ENDLESS: usize = usize::MAX / 8;
-/// How far behind its first delivery a duplicate comes, at most.
+/// Maximum distance, in keys, of a duplicate from its first delivery.
 const SPREAD: usize = 24;
 
-/// Longer than it takes to bring a key to its outcome, if nothing that was acknowledged is lost.
+/// Longer than it takes to bring a key to its outcome if no acknowledged write is lost.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// If a finish may be lost, its key stays in progress until the lease is over. That long is not waited.
+/// Time limit if a finish may be lost. Its key then stays in progress until the lease expires,
+/// which takes longer than the test waits.
 const LITTLE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What workers take their deliveries from.
+/// The source of the workers' deliveries.
 pub(crate) struct Storm {
     name: &'static str,
     may_lose: bool,
@@ -38,12 +39,12 @@ impl Storm {
         Storm::with(name, keys, false)
     }
 
-    /// Delivers until it is ended, to a server that may lose what it acknowledged.
+    /// Delivers until ended, to a server that may lose acknowledged writes.
     pub(crate) fn on_weak_server(name: &'static str) -> Arc<Storm> {
         Storm::with(name, ENDLESS, true)
     }
 
-    /// Delivers until it is ended.
+    /// Delivers until ended.
     pub(crate) fn endless(name: &'static str) -> Arc<Storm> {
         Storm::with(name, ENDLESS, false)
     }
@@ -65,7 +66,7 @@ impl Storm {
         &self.ledger
     }
 
-    /// What is under way is brought to its end, and nothing else is begun.
+    /// Starts no more deliveries. Those in progress are finished.
     pub(crate) fn end(&self) {
         self.end.store(0, Ordering::SeqCst);
     }
@@ -74,17 +75,17 @@ impl Storm {
         self.next.load(Ordering::SeqCst) >= self.end.load(Ordering::SeqCst)
     }
 
-    /// How many calls ended in an error and were repeated.
+    /// Returns the number of calls that ended in an error and were repeated.
     pub(crate) fn refused(&self) -> usize {
         self.refused.load(Ordering::SeqCst)
     }
 
-    /// How many leases were lost: 0 as long as the server keeps what it was given.
+    /// Returns the number of lost leases: 0 as long as the server keeps its writes.
     pub(crate) fn leases_lost(&self) -> usize {
         self.lost.load(Ordering::SeqCst)
     }
 
-    /// So many workers on each engine, until all is delivered.
+    /// Runs so many workers, spread over the engines, until all keys are delivered.
     pub(crate) async fn run(self: &Arc<Storm>, engines: &[Engine], workers: usize) {
         let tasks = (0..workers).map(|number| {
             let (storm, engine) = (Arc::clone(self), engines[number % engines.len()].clone());
@@ -99,16 +100,17 @@ impl Storm {
             if number >= self.end.load(Ordering::SeqCst) {
                 return;
             }
-            // Each key is new once, and comes again soon after, or at once.
+            // Each key is new once and is delivered again soon after, or at once.
             let (key, copy) = (number / DELIVERIES, number % DELIVERIES);
             let back = if copy == 0 { 0 } else { key.wrapping_mul(31).wrapping_add(copy * 7) % SPREAD };
             self.deliver(engine, &format!("{}/{}", self.name, key.saturating_sub(back)), number).await;
         }
     }
 
-    /// Delivers until it is known what came of it, as a queue would.
+    /// Delivers until the outcome is known, as a queue would.
     async fn deliver(&self, engine: &Engine, key: &str, number: usize) {
-        // One for all repetitions of this delivery: the grant of a begin whose answer was lost is found again.
+        // One owner for all repetitions of this delivery, so that a repeated begin finds the grant
+        // whose answer was lost.
         let request = request(key).owner(Owner::random().unwrap());
         let started = SystemClock.monotonic();
         let patience = if self.may_lose { LITTLE_PATIENCE } else { PATIENCE };
@@ -133,7 +135,7 @@ impl Storm {
 
     async fn execute(&self, key: &str, lease: &Lease) {
         self.ledger.effect(key);
-        // No two executions come to the same.
+        // Each execution has a different outcome.
         let execution = self.executions.fetch_add(1, Ordering::SeqCst);
         let outcome = format!("outcome of {key} by execution {execution}");
         tokio::task::yield_now().await;
@@ -156,14 +158,14 @@ impl Storm {
     }
 }
 
-/// A thread that does something again and again, until it is stopped.
+/// A thread that repeats a disturbance until it is stopped.
 pub(crate) struct Disturbance {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<u64>,
 }
 
 impl Disturbance {
-    /// `disturb` says how often it did something.
+    /// Starts the thread. `disturb` returns the number of faults that it caused.
     pub(crate) fn start(mut disturb: impl FnMut() -> u64 + Send + 'static) -> Disturbance {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

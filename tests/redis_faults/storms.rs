@@ -1,4 +1,5 @@
-//! 64 workers and keys that come three times each, while connections break and the server forgets its scripts.
+//! 64 workers and keys that are delivered three times each, while connections break and the server
+//! loses its scripts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::{block_on_tokio, length};
 
 const WORKERS: usize = 64;
 const KEYS: usize = 2000;
-/// How many processes there would be.
+/// Number of engines, which stand for processes.
 const ENGINES: usize = 4;
 
 async fn engines(url: &str) -> Vec<Engine> {
@@ -29,8 +30,8 @@ async fn engines(url: &str) -> Vec<Engine> {
     stores.into_iter().map(|store| build(store.unwrap())).collect()
 }
 
-/// Does something to the server whenever there are new outcomes. Not by the clock: on a busy machine, connections could be
-/// killed faster than they are made.
+/// Disturbs the server whenever there are new outcomes. A timer would not do: on a busy machine it
+/// could kill connections faster than they are opened.
 fn storm_with(fault: &'static str, disturb: impl Fn(&mut redis::Connection) -> u64 + Send + 'static) {
     let server = Server::start(&[]);
     let storm = Storm::new(fault, KEYS * length());
@@ -70,7 +71,8 @@ fn s6_scripts_flushed_all_the_time_are_one_effect_each() {
     });
 }
 
-/// The answers to many callers share a connection, which is cut anywhere: each gets its own, once.
+/// The answers to many callers share a connection that is cut anywhere: each caller gets its own,
+/// once.
 fn storm_of_cuts(fault: &'static str, cut: fn(&Proxy, usize)) {
     let server = Server::start(&[]);
     let storm = Storm::new(fault, KEYS * length());

@@ -7,10 +7,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// How long a child may take: long for what it does, also on a machine that is busy with other things.
+/// Time limit of a child, generous even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Kills a child that is still there when its time is over, so that whoever waits for it goes on. Dropped with the child.
+/// Kills a child that is still running after its time limit, so that the test that waits for it
+/// continues. Dropped with the child.
 pub(crate) struct Deadline {
     _over: Sender<()>,
 }
@@ -28,13 +29,13 @@ impl Deadline {
     }
 }
 
-/// What a child says until it ends, or is killed by the end of its time.
+/// Runs a child until it ends or is killed after its time limit, and returns its output.
 pub(crate) fn output(command: &mut Command) -> Output {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     end(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
 }
 
-/// The same of one that was started before.
+/// Returns the output of a child that was started before.
 pub(crate) fn end(child: Child) -> Output {
     let deadline = Deadline::of(&child);
     let output = child.wait_with_output().unwrap();

@@ -1,5 +1,6 @@
-// Preloaded into a process, shifts its wall clock by the seconds that stand, as text, in the file NEVERTWICE_TEST_CLOCK,
-// whenever they are changed. (libfaketime does not get along with the allocator of redis-server.)
+// Preloaded into a process, shifts its wall clock by the number of seconds in the text file
+// NEVERTWICE_TEST_CLOCK, which may change at any time. (libfaketime conflicts with the allocator of
+// redis-server.)
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
-//! Disks of a test's own, to be cut off from their power and filled to the brim. They need root and, but for one in memory, loop
-//! devices; where a machine lets nobody have them, a test says so in its output.
+//! Private disks for a test that can lose power or run full. They need root and, except for one in
+//! memory, loop devices; on a machine without these, a test reports so in its output.
 
 #![allow(dead_code)] // each test needs a part of it
 
@@ -11,7 +11,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Says what a check did, or that it was left out, past the test runner, which shows the output of failed tests only.
+/// Prints a line past the test runner, which shows the output of failed tests only: the work of a
+/// check, or that it was skipped.
 pub(crate) fn say(line: &str) {
     let mut output = std::io::stdout();
     output.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| output.flush()).unwrap();
@@ -42,7 +43,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// `Err` says why this machine has none to give. A tool that is missing is another matter: `tests/run` installs it.
+    /// Creates and mounts a disk. `Err` gives the reason why this machine cannot have one. A
+    /// missing tool is a panic instead: `tests/run` installs it.
     pub(crate) fn new(kind: Kind, mib: u32) -> Result<Disk, String> {
         if fs::metadata("/proc/self").map_or(1, |own| own.uid()) != 0 {
             return Err("not root".to_owned());
@@ -62,7 +64,7 @@ impl Disk {
         disk.mount().map(|()| disk)
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn path(&self) -> PathBuf {
         self.home.path().join("disk")
     }
@@ -83,14 +85,15 @@ impl Disk {
         }
     }
 
-    /// Cuts the power: what has not reached the disk by now never does.
+    /// Cuts the power: data that has not reached the disk by now never does.
     pub(crate) fn cut(&self) {
         let device = |path: &Path| fs::metadata(path).unwrap().dev();
         assert_ne!(device(&self.path()), device(self.home.path()), "this is somebody else's disk");
         run("xfs_io", &["-x".as_ref(), "-c".as_ref(), "shutdown".as_ref(), &self.path()]).unwrap();
     }
 
-    /// Comes up again after a [`cut`](Disk::cut), replaying the file system's journal. Nobody may have a file open.
+    /// Mounts the disk again after a [`cut`](Disk::cut), which replays the file system's journal.
+    /// No process may have a file open.
     pub(crate) fn come_up(&self) {
         run("umount", &[&self.path()]).unwrap();
         self.mount().unwrap();

@@ -1,5 +1,5 @@
-//! JSON by other means than the crate's: read through `RawValue` level by level, compared as exact
-//! decimals, written in any spelling, and hashed by the documented form.
+//! JSON by other means than the crate's: parsed level by level through `RawValue`, compared as
+//! exact decimals, written in any spelling, and hashed as documented.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) enum Json {
     Object(BTreeMap<String, Json>),
 }
 
-/// A decimal: no zero at either end of its digits, and none at all for zero.
+/// A decimal without zeros at either end of its digits; zero has no digits.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decimal {
     is_negative: bool,
@@ -39,13 +39,13 @@ impl Decimal {
         Decimal { is_negative, digits: significant.to_owned(), power: power + zeros as i128 }
     }
 
-    /// Reads a number that is known to be one. `None` if its exponent is out of range.
+    /// Parses a text known to be a number. `None` if its exponent is out of range.
     fn read(text: &str) -> Option<Decimal> {
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let magnitude = mantissa.trim_start_matches('-');
         let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, ""));
         let size = exponent.trim_start_matches(['+', '-']).trim_start_matches('0');
-        // Twenty digits and more: no text that fits into memory makes up for it.
+        // No text that fits into memory can balance an exponent of more than twenty digits.
         let size = if size.len() > 20 { 10_i128.pow(20) } else { format!("0{size}").parse().ok()? };
         let exponent = if exponent.starts_with('-') { -size } else { size };
         let decimal = Decimal::new(
@@ -84,7 +84,7 @@ impl Decimal {
 }
 
 impl Json {
-    /// Reads a text that has a fingerprint; `None` for every other.
+    /// Parses a text that has a fingerprint; `None` for any other.
     pub(crate) fn read(text: &[u8]) -> Option<Json> {
         Json::read_within(serde_json::from_str(std::str::from_utf8(text).ok()?).ok()?, 0)
     }
@@ -118,7 +118,7 @@ impl Json {
         })
     }
 
-    /// A value made of what comes: any bytes are one.
+    /// Makes a value from any bytes.
     pub(crate) fn made(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Json {
         let mut next = || bytes.next().unwrap_or(0);
         let (kind, small) = (next(), next());
@@ -150,7 +150,7 @@ impl Json {
         }
     }
 
-    /// The value as a text in one of its many spellings, as `choices` has it.
+    /// Writes the value in one of its many spellings, selected by `choices`.
     pub(crate) fn spelled(&self, choices: &mut impl Iterator<Item = u8>) -> String {
         let value = match self {
             Json::Null => "null".to_owned(),
@@ -180,7 +180,7 @@ impl Json {
         format!("{}{value}{}", space(choices), space(choices))
     }
 
-    /// The fingerprint by the documented form, as it is serialised.
+    /// Computes the fingerprint as documented, in its serialised form.
     pub(crate) fn fingerprint(&self) -> String {
         let hash = blake3::hash(&self.form());
         format!("04{}", &hash.to_hex()[..32])
@@ -214,7 +214,7 @@ impl Json {
     }
 }
 
-/// The members of an object, none of them twice.
+/// The members of an object, without duplicates.
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
@@ -263,7 +263,7 @@ fn quoted(text: &str, choices: &mut impl Iterator<Item = u8>) -> String {
     quoted + "\""
 }
 
-/// A fingerprint as it is serialised.
+/// Returns a fingerprint in its serialised form.
 pub(crate) fn hex(print: Fingerprint) -> String {
     serde_json::to_value(print).unwrap().as_str().unwrap().to_owned()
 }

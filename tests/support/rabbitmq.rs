@@ -1,4 +1,4 @@
-//! A RabbitMQ broker of one's own.
+//! A private RabbitMQ broker.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,15 +10,17 @@ use lapin::{Connection, ConnectionProperties};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The broker's own script. The one in Debian's `/usr/sbin` changes to the user `rabbitmq` and the system's folders.
+/// The broker's own script. The one in Debian's `/usr/sbin` switches to the user `rabbitmq` and to
+/// system folders.
 const DEBIAN: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-/// Until a broker that starts must have answered.
+/// Time within which a starting broker must answer.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long one try to connect may take: it never ends if a broker that starts closes the socket.
+/// Time limit of one attempt to connect, which never ends if a starting broker closes the socket.
 const TRY: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A `rabbitmq-server` with ports, a port mapper and folders of its own, run by this user. It ends with this value.
+/// A `rabbitmq-server` with its own ports, port mapper and folders, run by this user. Stopped when
+/// dropped.
 pub(crate) struct Broker {
     children: [Child; 2],
     url: String,
@@ -28,7 +30,8 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) async fn start() -> Broker {
         let mut log = String::new();
-        // Somebody else may take a port before the broker does: then with others.
+        // Another process may take a port before the broker does; then it starts again on other
+        // ports.
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
             let [amqp, distribution, mapper] = free_ports();
@@ -67,13 +70,13 @@ fn url(port: u16) -> String {
     format!("amqp://127.0.0.1:{port}/%2f")
 }
 
-/// Three at once, so that they differ.
+/// Returns three ports, reserved at the same time so that they differ.
 fn free_ports() -> [u16; 3] {
     let free = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     free.map(|listener| listener.local_addr().unwrap().port())
 }
 
-/// The broker and its port mapper, which would otherwise outlive it as a daemon.
+/// Starts the broker and its port mapper, which would otherwise outlive it as a daemon.
 fn launch(dir: &Path, amqp: u16, distribution: u16, mapper: u16) -> [Child; 2] {
     fs::write(dir.join("rabbitmq.conf"), format!("listeners.tcp.1 = 127.0.0.1:{amqp}\n")).unwrap();
     fs::write(dir.join("enabled_plugins"), "[].\n").unwrap();
@@ -104,7 +107,7 @@ fn launch(dir: &Path, amqp: u16, distribution: u16, mapper: u16) -> [Child; 2] {
         .env("RABBITMQ_MNESIA_BASE", dir.join("mnesia"))
         .env("RABBITMQ_LOG_BASE", dir.join("log"))
         .env("RABBITMQ_PID_FILE", dir.join("pid"))
-        // The script becomes the broker instead of staying in front of it, so that killing it kills the broker.
+        // The script becomes the broker instead of its parent, so that killing it kills the broker.
         .env("RABBITMQ_ALLOW_INPUT", "1");
     let out = File::create(dir.join("out")).unwrap();
     let broker = broker.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn();
@@ -124,7 +127,7 @@ fn missing(what: &str, error: &std::io::Error) -> ! {
     panic!("this test needs RabbitMQ, and {what} cannot be run ({error}): apt-get install rabbitmq-server")
 }
 
-/// Waits until the broker lets a client in; an error says whether one of the two ended.
+/// Waits until the broker accepts a client. The error is true if one of the two processes ended.
 async fn answers(url: &str, children: &mut [Child]) -> Result<(), bool> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {

@@ -1,4 +1,4 @@
-//! A Redis server of one's own, and a proxy that cuts connections where it hurts.
+//! A private Redis server, and a proxy that injects faults into its connections.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,14 +11,14 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-/// Names another server than `redis-server` to run these tests against: Valkey's.
+/// Names a server to test instead of `redis-server`, such as Valkey's.
 const BINARY: &str = "NEVERTWICE_REDIS_SERVER";
-/// How often a server that starts is asked, every 5 ms, whether it is there.
+/// Attempts to reach a starting server, one every 5 ms.
 const PATIENCE: u32 = 12_000;
-/// How long the server may take to answer what a test asks for behind the store's back.
+/// Time limit for commands that a test sends directly to the server.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// A `redis-server` with its own port and directory, which ends with this value.
+/// A `redis-server` with its own port and directory. Stopped when dropped.
 pub(crate) struct Server {
     child: Child,
     port: u16,
@@ -26,26 +26,27 @@ pub(crate) struct Server {
     dir: TempDir,
 }
 
-/// What a server is started with.
+/// The options and environment of a server.
 struct Setup {
     options: Vec<String>,
     variables: Vec<(String, String)>,
 }
 
 impl Server {
-    /// Starts one, with options as on its command line: `&["--appendonly", "yes"]`.
+    /// Starts a server with command-line options such as `&["--appendonly", "yes"]`.
     pub(crate) fn start(options: &[&str]) -> Server {
         Server::start_with(options, &[])
     }
 
-    /// The same, with variables in its environment.
+    /// Starts a server with options and environment variables.
     pub(crate) fn start_with(options: &[&str], variables: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let setup = Setup {
             options: options.iter().map(|&option| option.to_owned()).collect(),
             variables: variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         };
-        // Somebody else may take the port before the server does: then with another one.
+        // Another process may take the port before the server does; then it starts again on another
+        // port.
         for _ in 0..10 {
             let port = free_port();
             if let Some(child) = spawn(port, &dir, &setup).until_it_answers(port) {
@@ -67,7 +68,7 @@ impl Server {
         format!("redis://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
-    /// A plain connection, to look behind the store's back.
+    /// Opens a plain connection that bypasses the store.
     pub(crate) fn raw(&self) -> redis::Connection {
         let client = redis::Client::open(self.url()).unwrap();
         let connection = client.get_connection_with_timeout(ANSWER).unwrap();
@@ -75,7 +76,7 @@ impl Server {
         connection
     }
 
-    /// What a command, written as in a shell, answers.
+    /// Sends a command, written as in a shell, and returns the answer.
     pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &str) -> T {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
@@ -97,23 +98,23 @@ impl Server {
         self.child = starting.until_it_answers(self.port).expect("it starts on its old port");
     }
 
-    /// The same with other options.
+    /// Starts it again with other options.
     pub(crate) fn restart_with(&mut self, options: &[&str]) {
         self.setup.options = options.iter().map(|&option| option.to_owned()).collect();
         self.restart();
     }
 
-    /// Starts it again, without waiting until it has loaded what it kept.
+    /// Starts it again, without waiting until it has loaded its data.
     pub(crate) fn restart_and_load(&mut self) {
         self.child = spawn(self.port, &self.dir, &self.setup).0;
     }
 
-    /// Whether it answers, and is past loading.
+    /// True if it answers and has finished loading.
     pub(crate) fn answers(&self) -> bool {
         answers(self.port)
     }
 
-    /// Sends it a signal by its name, as `kill` does.
+    /// Sends it a signal by name, as `kill` does.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
         assert!(sent.unwrap().success(), "kill -{name}");
@@ -152,7 +153,7 @@ fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
 }
 
 impl Starting {
-    /// `None` if it ended instead of answering.
+    /// Waits for an answer. Returns `None` if the server ended instead.
     fn until_it_answers(self, port: u16) -> Option<Child> {
         let Starting(mut child) = self;
         for _ in 0..PATIENCE {
@@ -170,7 +171,7 @@ impl Starting {
     }
 }
 
-/// Whether it is past loading. One that wants a password is.
+/// True if it has finished loading. A server that demands a password has.
 fn answers(port: u16) -> bool {
     let ping = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
@@ -183,13 +184,15 @@ fn answers(port: u16) -> bool {
     ping().is_ok_and(|reply| reply == b"+PONG" || reply == b"-NOAU")
 }
 
-/// Something else than Redis: says the same to every connection, and closes it. Its port.
+/// Starts a server that is not Redis: it sends the same bytes on every connection and closes it.
+/// Returns its port.
 pub(crate) fn impostor(says: &'static [u8]) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            // Once it was spoken to: what is closed unread resets the connection, and nothing is heard.
+            // Read first: closing with unread input resets the connection, and the client receives
+            // nothing.
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(says);
         }
@@ -197,32 +200,32 @@ pub(crate) fn impostor(says: &'static [u8]) -> u16 {
     port
 }
 
-/// What a [`Proxy`] does to the bytes that pass it.
+/// A fault that a [`Proxy`] injects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// Both directions end as soon as exactly this many more bytes of requests have passed.
+    /// Closes both directions as soon as exactly this many more request bytes have passed.
     CutRequestAfter(usize),
-    /// The same, of replies.
+    /// The same for reply bytes.
     CutReplyAfter(usize),
-    /// What `TIME` answers is so many seconds later.
+    /// Shifts the replies to `TIME` by so many seconds.
     ShiftTime(i64),
-    /// Replies are swallowed on the connections there are; those made from now on are fine.
+    /// Swallows replies on the existing connections. New ones work.
     Stall,
-    /// The same, and on those made from now on.
+    /// Swallows replies on existing and new connections.
     Silence,
-    /// Replies take so much longer on the connections there are; those made from now on are fine.
+    /// Delays replies on the existing connections. New ones work.
     Delay(Duration),
 }
 
-/// What went through a [`Proxy`], on all connections.
+/// Bytes that passed through a [`Proxy`], on all connections.
 #[derive(Default)]
 struct Passed {
     requests: AtomicUsize,
     replies: AtomicUsize,
 }
 
-/// Stands between a client and a server and passes on what both say.
+/// A proxy between a client and a server that passes on both directions.
 pub(crate) struct Proxy {
     port: u16,
     server: Arc<AtomicU16>,
@@ -240,7 +243,7 @@ impl Proxy {
         let (shared, target, count) = (Arc::clone(&fault), Arc::clone(&server), Arc::clone(&passed));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                // What stalls is what was there before.
+                // A stall affects only the connections that existed before.
                 let mut fault = shared.lock().unwrap();
                 if matches!(*fault, Fault::Stall | Fault::Delay(_)) {
                     *fault = Fault::None;
@@ -273,7 +276,7 @@ impl Proxy {
         *self.fault.lock().unwrap() = Fault::Stall;
     }
 
-    /// Shows a clock that is so many seconds ahead of the server's.
+    /// Shows a clock so many seconds ahead of the server's.
     pub(crate) fn shift_time(&self, seconds: i64) {
         *self.fault.lock().unwrap() = Fault::ShiftTime(seconds);
     }
@@ -286,17 +289,17 @@ impl Proxy {
         *self.fault.lock().unwrap() = Fault::Delay(time);
     }
 
-    /// How many bytes of requests and of replies were passed on so far.
+    /// Returns the numbers of request and reply bytes passed on so far.
     pub(crate) fn passed(&self) -> (usize, usize) {
         (self.passed.requests.load(Ordering::SeqCst), self.passed.replies.load(Ordering::SeqCst))
     }
 
-    /// Leads the connections that are made from now on to another server.
+    /// Leads new connections to another server.
     pub(crate) fn lead_to(&self, server: u16) {
         self.server.store(server, Ordering::SeqCst);
     }
 
-    /// Behaves from now on, and says whether the fault that was set happened.
+    /// Ends the fault, and returns true if it has happened.
     pub(crate) fn heal(&self) -> bool {
         std::mem::replace(&mut *self.fault.lock().unwrap(), Fault::None) == Fault::None
     }
@@ -354,7 +357,7 @@ async fn pass(mut client: tokio::net::TcpStream, port: u16, fault: Arc<Mutex<Fau
     }
 }
 
-/// Changes the answers to `TIME`, which are not torn: they are short, and come first.
+/// Shifts the replies to `TIME`, which are never split: they are short and come first.
 fn shift_time(bytes: &[u8], seconds: i64) -> Vec<u8> {
     const START: &[u8] = b"*2\r\n$10\r\n";
     let mut bytes = bytes.to_vec();
@@ -370,7 +373,7 @@ fn shift_time(bytes: &[u8], seconds: i64) -> Vec<u8> {
     bytes
 }
 
-/// How many of `length` bytes may still pass, if nothing may after them.
+/// Returns how many of `length` bytes may still pass if none may after them.
 fn spend(left: &mut usize, length: usize) -> Option<usize> {
     if *left <= length {
         return Some(*left);

@@ -1,4 +1,5 @@
-//! Callers that share trips, and leave at any moment, under many schedules. The server is a list of what was sent.
+//! Schedule tests of callers that share pipelines and leave at any moment. The server is a list of
+//! sent swaps.
 
 use std::sync::Mutex as Plain;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use crate::sync::schedules::explore;
 
 use super::super::script::Expected;
 
-/// Takes what is sent, and answers each with a stamp of its own.
+/// A server that records what is sent and answers each swap with a stamp of its own.
 struct Server {
     courier: Courier<Server>,
     patience: Duration,
@@ -29,7 +30,8 @@ impl Server {
         Arc::new(Server { courier: Courier::default(), patience, seen, trips, most_trips })
     }
 
-    /// Nobody is under way or waits, and whoever comes next need not wait for anybody.
+    /// Asserts that no pipeline is in flight and no caller queued, so that the next caller need not
+    /// wait.
     fn is_at_rest(&self) {
         let state = self.courier.lock();
         assert_eq!((state.under_way, state.waiting.len()), (0, 0), "a turn was lost");
@@ -74,7 +76,7 @@ fn number(item: &Item) -> u64 {
     u64::from_be_bytes(item.bytes.as_slice().try_into().unwrap())
 }
 
-/// Sends a swap; what is answered is the answer to it.
+/// Sends a swap and checks that the answer is its own.
 async fn send(server: Arc<Server>, number: u64) -> bool {
     match Courier::send(&server, item(number)).await {
         Ok(Answer::Done { stamp, .. }) => {
@@ -88,7 +90,7 @@ async fn send(server: Arc<Server>, number: u64) -> bool {
     }
 }
 
-/// The same, by one who leaves after some steps.
+/// Sends a swap and leaves after some steps.
 async fn send_and_leave(server: Arc<Server>, number: u64) {
     let steps = shuttle::rand::thread_rng().gen_range(0..6);
     let leaves = async {
@@ -132,8 +134,8 @@ fn schedules_of_callers_that_leave() {
     });
 }
 
-/// L1, S6: whose time may be over at any moment takes the turns of those that stand still. Nothing is sent twice, and nobody
-/// gets another's answer; that there is none is an error.
+/// L1, S6: A caller whose wait may time out at any moment takes over from blocked leaders. Nothing
+/// is sent twice, and no caller gets another's answer; a missing answer is an error.
 #[test]
 fn schedules_of_lost_patience() {
     explore("redis: turns taken over", 10_000, || {

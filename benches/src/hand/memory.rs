@@ -23,7 +23,7 @@ enum State {
 }
 
 impl HandMemory {
-    /// `None` if the caller is to execute.
+    /// Begins an operation. Returns `None` if the caller is to execute it.
     fn begin(&self, key: &str) -> Option<State> {
         let now = Instant::now();
         let mut map = self.0.lock().expect("nobody panics");
@@ -44,7 +44,7 @@ impl HandMemory {
 }
 
 impl HandMemory {
-    /// Removes what would be over `later`, in one go, as a map lets one.
+    /// Removes entries that expire within `later`, in one scan, as a map allows.
     pub(crate) fn purge(&self, later: Duration) {
         let now = Instant::now() + later;
         self.0.lock().expect("nobody panics").retain(|_, entry| entry.expires > now);

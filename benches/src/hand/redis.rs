@@ -16,7 +16,8 @@ impl HandRedis {
         HandRedis(client.get_multiplexed_async_connection().await.expect("the server answers"))
     }
 
-    /// `None` if the caller is to execute, otherwise what is stored.
+    /// Begins an operation. Returns `None` if the caller is to execute it, otherwise the stored
+    /// value.
     async fn begin(&self, key: &str) -> Option<Vec<u8>> {
         let mut connection = self.0.clone();
         let set: Option<String> = cmd("SET")

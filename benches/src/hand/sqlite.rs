@@ -9,16 +9,16 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use crate::side::{LEASE_MS, RETENTION_MS, Side, key, response};
 
 thread_local! {
-    /// The connection that a worker reads with, and the file it is for.
+    /// The connection with which a worker reads, and its file.
     static READER: std::cell::RefCell<Option<(PathBuf, Connection)>> = const { std::cell::RefCell::new(None) };
 }
 
-/// How the blocking calls are made.
+/// The threads on which the blocking calls are made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Calls {
-    /// On the caller's thread: right for one caller only.
+    /// The caller's thread: right for one caller only.
     Direct,
-    /// On tokio's blocking threads, one after the other.
+    /// Tokio's blocking threads, one after the other.
     Spawned,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct HandSqlite {
 fn open(path: &Path) -> Connection {
     let db = Connection::open(path).expect("the file opens");
     db.busy_timeout(Duration::from_secs(5)).expect("an option");
-    // The settings that the store has.
+    // The settings that the store uses.
     db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).expect("an option");
     db.pragma_update(None, "synchronous", "FULL").expect("an option");
     db.pragma_update(None, "cache_size", -8 * 1024).expect("an option");
@@ -65,7 +65,7 @@ impl HandSqlite {
         }
     }
 
-    /// On a connection of the thread's own, where it is: the pages are in memory.
+    /// Reads on the current thread, over a connection of its own: the pages are in memory.
     fn read<T>(&self, work: impl FnOnce(&mut Connection) -> T) -> T {
         READER.with_borrow_mut(|reader| {
             if reader.as_ref().is_none_or(|(path, _)| **path != *self.path) {
