@@ -25,10 +25,10 @@ use self::builder::Limits;
 pub use self::builder::MemoryStoreBuilder;
 use self::shard::{Removed, Shard, Size};
 use crate::clock::Timeline;
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::label::Label;
-use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
@@ -151,19 +151,15 @@ impl MemoryStore {
         Ok(page)
     }
 
-    fn swap_now(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
+    fn replace(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
+        let next = next.as_deref();
         // Read before taking the lock, to keep the critical section short: a time that is slightly
         // early expires nothing early.
         let now = self.0.timeline.now();
         let mut expired = Removed::default(); // dropped when the lock is not held any more
         let mut shard = self.shard(id).lock();
         let found = shard.find(id);
-        let is_expected = match (found, expected) {
+        let is_expected = match (found, *expected) {
             (Some(place), Some(expected)) => shard.stamp(place) == expected,
             (found, expected) => found.is_none() && expected.is_none(),
         };
@@ -346,17 +342,16 @@ impl Store for MemoryStore {
         Ok(Snapshot { record, now: self.0.timeline.now() })
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        self.swap_now(id, expected, next)
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.replace(swap)
+    }
+
+    fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        Some(self.replace(swap))
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        swaps.iter().map(|swap| self.swap_now(&swap.id, swap.expected, swap.next.as_deref())).collect()
+        swaps.iter().map(|swap| self.replace(swap)).collect()
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {

@@ -36,13 +36,13 @@ use async_trait::async_trait;
 pub use self::builder::RedisStoreBuilder;
 use self::courier::{Carrier, Courier};
 use self::records::Records;
-use self::refusal::{BACKEND, again, nonsense, unusable};
+use self::refusal::{BACKEND, nonsense, unusable};
 use self::script::{Answer, Expected, Item, Scripts};
 use self::waiters::Waiters;
 pub use self::warning::Warning;
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::policy::Durability;
 use crate::process::Process;
 use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
@@ -245,23 +245,18 @@ impl Store for RedisStore {
         self.0.records.load(id).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         self.usable()?;
-        let answer = Courier::send(&self.0, self.0.item(id, expected, next)).await;
+        let answer = Courier::send(&self.0, self.0.item(swap)).await;
         if let Ok(Answer::Done { stamp, .. }) = answer {
             return Ok(Swap::Done(stamp));
         }
-        self.0.settle(&[(*id, expected)], vec![answer]).await.pop().unwrap_or_else(|| Err(nonsense()))
+        self.0.settle(std::slice::from_ref(swap), vec![answer]).await.pop().unwrap_or_else(|| Err(nonsense()))
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         if let Err(error) = self.usable() {
-            return swaps.iter().map(|_| Err(again(&error))).collect();
+            return swaps.iter().map(|_| Err(error.clone())).collect();
         }
         self.0.swap_batch(swaps).await
     }
@@ -285,7 +280,7 @@ impl Store for RedisStore {
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         self.usable()?;
-        let item = Item { expected: Expected::Anything, ..self.0.item(id, None, None) };
+        let item = Item { expected: Expected::Anything, ..self.0.item(&SwapRequest::new(id, None, None)) };
         match Courier::send(&self.0, item).await? {
             Answer::Done { existed, .. } => Ok(existed),
             Answer::Conflict { .. } | Answer::Seen { .. } | Answer::Refused(_) => Err(nonsense()),
@@ -310,10 +305,11 @@ impl Store for RedisStore {
 
 impl Inner {
     /// Translates a swap into an [`Item`].
-    fn item(&self, id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> Item {
+    fn item(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Item {
+        let next = next.as_deref();
         Item {
             id: *id,
-            expected: Expected::from(expected),
+            expected: Expected::from(*expected),
             bytes: next.map_or_else(Vec::new, |next| next.encode(id, Stamp::ZERO)),
             keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.clock_slack),
             refusable: next.is_some_and(Record::may_be_refused),

@@ -46,10 +46,10 @@ use async_trait::async_trait;
 use futures_channel::oneshot;
 
 use crate::clock::Timeline;
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::policy::Durability;
-use crate::record::{Record, Stamp};
+use crate::record::Stamp;
 use crate::store::{self, Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 #[cfg(all(test, nevertwice_shuttle))]
@@ -59,7 +59,7 @@ use builder::Limits;
 use claim::Claim;
 use file::OpenFile;
 use fork::ForkGuard;
-use jobs::{Discard, Exchange, Purge};
+use jobs::{Discard, Purge};
 use readers::Readers;
 use rows::Table;
 use watcher::Watch;
@@ -262,20 +262,15 @@ impl Store for SqliteStore {
         self.read(id)
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        if expected.is_none() {
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        if swap.expected.is_none() {
             // A duplicate is answered without the write lock. The writer compares again.
-            let snapshot = self.read(id)?;
+            let snapshot = self.read(&swap.id)?;
             if snapshot.record.is_some() {
                 return Ok(Swap::Conflict(snapshot));
             }
         }
-        self.inner()?.writer.run(Exchange { id: *id, expected, next: next.cloned().map(Box::new) }).await
+        self.inner()?.writer.run(swap.clone()).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -7,18 +7,17 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::begin::Begin;
-use crate::call::within;
-use crate::decide::{Command, Reply};
-use crate::engine::{Answer, Engine, Step, View};
+use crate::call::{Answer, Core, Step, Task, View, within};
+use crate::decide::Command;
+use crate::engine::Engine;
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
 use crate::observe::{self, Op, Trouble};
 use crate::owner::Owner;
-use crate::policy::Retry;
-use crate::record::Stamp;
+use crate::record::Retry;
 use crate::request::Request;
-use crate::store::{Snapshot, Swap, SwapRequest};
+use crate::store::Swap;
 
 impl Engine {
     /// [`begin`](Engine::begin) for each of `requests`, at about the cost of one if the store can:
@@ -69,10 +68,13 @@ impl Engine {
         let wanted = requests.into_iter().map(|request| Wanted::of(request.map_err(E::into)?.borrow(), self));
         let wanted: Vec<Result<Wanted, Error>> = wanted.collect();
         async move {
-            let tasks = wanted.iter().flatten();
-            let tasks =
-                tasks.map(|Wanted { id, command, .. }| Task { id: *id, command, view: Believed::Absent });
-            let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
+            let limit = self.policy().call_timeout;
+            let tasks = wanted.iter().flatten().map(|Wanted { id, command, .. }| {
+                let task = Task { id: *id, command, limit, released: None };
+                (task, View::absent(id, command))
+            });
+            let answers = self.core().execute_many(tasks.collect());
+            let mut answers = observe::in_span(&seen, answers).await.into_iter();
             let begin = |wanted: Result<Wanted, Error>| {
                 let Wanted { id, owner, .. } = wanted?;
                 self.begun(id, owner, answers.next().unwrap_or_else(unanswered)?)
@@ -136,14 +138,22 @@ impl Engine {
         commands: Vec<(&Lease, Result<Command, Error>)>,
     ) -> Vec<Result<(), Error>> {
         let seen = observe::call(self, op, &|| None);
+        let core = self.core();
         let here = |(lease, command): (_, Result<Command, Error>)| {
-            (lease, command.and_then(|command| self.check_origin(&command).map(|()| command)))
+            (lease, command.and_then(|command| core.check_origin(&command).map(|()| command)))
         };
         let commands: Vec<(&Lease, Result<Command, Error>)> = commands.into_iter().map(here).collect();
         let tasks = commands.iter().filter_map(|(lease, command)| {
-            Some(Task { id: lease.id(), command: command.as_ref().ok()?, view: Believed::Held(lease) })
+            let command = command.as_ref().ok()?;
+            let finishes = matches!(command, Command::Complete(..) | Command::Fail(..));
+            let limit = match finishes {
+                true => lease.finish_limit(Duration::ZERO),
+                false => self.policy().call_timeout,
+            };
+            Some(lease.task(command, limit))
         });
-        let mut answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await.into_iter();
+        let answers = core.execute_many(tasks.collect());
+        let mut answers = observe::in_span(&seen, answers).await.into_iter();
         let learn = |(lease, command): (&Lease, Result<Command, Error>)| {
             command?;
             let answer = answers.next().unwrap_or_else(unanswered);
@@ -153,34 +163,43 @@ impl Engine {
         };
         commands.into_iter().map(learn).collect()
     }
+}
 
-    /// Tries all commands in one store call, by what is believed of their records. Commands that
+impl Core {
+    /// Tries all commands in one store call, by what is expected of their records. Commands that
     /// this does not settle continue one by one.
-    pub(crate) async fn execute_many(&self, tasks: Vec<Task<'_>>) -> Vec<Result<Answer, Error>> {
-        let sent = self.clock().monotonic();
-        let mut swaps = Vec::with_capacity(tasks.len());
-        let mut replies = Vec::with_capacity(tasks.len());
-        for task in &tasks {
-            replies.push(task.first_step(sent).map(|Step { expected, next, reply }| {
-                swaps.push(SwapRequest { id: task.id, expected, next });
-                reply
-            }));
+    pub(crate) async fn execute_many(&self, tasks: Vec<(Task<'_>, View)>) -> Vec<Result<Answer, Error>> {
+        let sent = self.clock.monotonic();
+        let (mut swaps, mut first) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
+        for (task, view) in tasks {
+            first.push(match view {
+                View::Expected(Step { swap, reply }) => {
+                    swaps.push(swap);
+                    (task, Ok(reply))
+                }
+                view @ (View::Unknown | View::Found(_)) => (task, Err(view)),
+            });
         }
-        let limit = self.policy().call_timeout;
+        let limit = self.policy.call_timeout;
         let answered = match swaps.is_empty() {
             true => Some(Vec::new()),
-            false => within(self.clock(), limit / 2, self.store().swap_many(&swaps)).await,
+            false => within(&*self.clock, limit / 2, self.store.swap_many(&swaps)).await,
         };
         let mut answered = answered.unwrap_or_default().into_iter();
         let mut swaps = swaps.into_iter();
-        let mut answers = Vec::with_capacity(tasks.len());
-        let mut rest = Vec::new();
-        for (task, reply) in tasks.into_iter().zip(replies) {
-            let first = reply.map(|reply| First { reply, swap: swaps.next(), answer: answered.next() });
-            answers.push(match self.settle(&task, first, sent) {
+        let (mut answers, mut rest) = (Vec::with_capacity(first.len()), Vec::new());
+        for (task, tried) in first {
+            let settled = match tried {
+                Err(view) => Err(view),
+                Ok(reply) => match swaps.next() {
+                    Some(swap) => self.settle(&task, Step { swap, reply }, answered.next(), sent),
+                    None => Ok(unanswered()),
+                },
+            };
+            answers.push(match settled {
                 Ok(answer) => Some(answer),
                 Err(view) => {
-                    rest.push(self.go_on(task, view, sent));
+                    rest.push(self.finish_alone(task, view, sent));
                     None
                 }
             });
@@ -190,52 +209,40 @@ impl Engine {
         answers.map(|answer| answer.unwrap_or_else(unanswered)).collect()
     }
 
-    /// The result of the first try, or what is known of the record if the command is not done yet.
-    fn settle<'a>(
+    /// The result of a command after its first try, or the view to continue with.
+    fn settle(
         &self,
-        task: &Task<'a>,
-        first: Option<First>,
+        task: &Task<'_>,
+        step: Step,
+        answer: Option<Result<Swap, StoreError>>,
         sent: Duration,
-    ) -> Result<Result<Answer, Error>, View<'a>> {
-        let Some(First { reply, swap, answer }) = first else { return Err(task.view()) };
+    ) -> Result<Result<Answer, Error>, View> {
         match answer {
-            Some(Ok(Swap::Done(stamp))) => {
-                let next = swap.and_then(|swap| swap.next);
-                Ok(Ok(Answer::written(sent, Step { expected: None, next, reply }, stamp)))
-            }
-            Some(Ok(Swap::Conflict(mut found))) => match Step::on(&mut found, task.command) {
-                Err(reply) => Ok(Ok(Answer::found(sent, reply, found))),
-                Ok(_) => Err(View::Found(Box::new((found, sent)))),
+            Some(Ok(Swap::Done(stamp))) => Ok(Ok(Answer::written(sent, step, stamp))),
+            Some(Ok(Swap::Conflict(mut found))) => match task.answer(&mut found) {
+                Ok(Some(reply)) => Ok(Ok(Answer::found(sent, reply, found))),
+                Ok(None) => Err(View::Found(Box::new((found, sent)))),
+                Err(error) => Ok(Err(error)),
             },
             Some(Err(error)) if !error.is_transient() => Ok(Err(error.into())),
             Some(Err(_)) => {
                 observe::repeated(self, Trouble::Unavailable, 1);
-                Err(task.view())
+                Err(View::Expected(step))
             }
             None => {
                 observe::repeated(self, Trouble::NoAnswer, 1);
-                Err(task.view())
+                Err(View::Expected(step))
             }
         }
     }
 
-    /// Continues a command that the first try did not settle. A write of the first try whose answer
-    /// was lost is recognised.
-    async fn go_on(&self, task: Task<'_>, view: View<'_>, sent: Duration) -> Result<Answer, Error> {
-        if let Believed::Held(lease) = task.view {
-            // A release may have been sent meanwhile.
-            lease.open_for(task.command)?;
-        }
-        // The rest of the time limit of the whole batch, but at least enough for one try.
-        let limit = self.policy().call_timeout;
-        let passed = self.clock().monotonic().saturating_sub(sent);
-        let finishes = matches!(task.command, Command::Complete(..) | Command::Fail(..));
-        let left = match task.view {
-            Believed::Held(lease) if finishes => lease.finish_limit(passed),
-            Believed::Held(_) | Believed::Absent | Believed::Found(_) => limit.saturating_sub(passed),
-        };
-        let left = left.max(limit / 8);
-        self.execute_within(left, &task.id, task.command, view).await
+    /// Executes a command that the first try did not settle. If that try was carried out all the
+    /// same, the rules recognise it.
+    async fn finish_alone(&self, task: Task<'_>, view: View, sent: Duration) -> Result<Answer, Error> {
+        // The rest of the time for the whole batch, but enough for one try.
+        let passed = self.clock.monotonic().saturating_sub(sent);
+        let limit = task.limit.saturating_sub(passed).max(self.policy.call_timeout / 8);
+        self.execute(&Task { limit, ..task }, view).await
     }
 }
 
@@ -253,55 +260,8 @@ impl Wanted {
     }
 }
 
-/// One command of a batch.
-pub(crate) struct Task<'a> {
-    pub(crate) id: RecordId,
-    pub(crate) command: &'a Command,
-    pub(crate) view: Believed<'a>,
-}
-
-/// The record that a command most likely finds.
-pub(crate) enum Believed<'a> {
-    /// None: a begin of a fresh key.
-    Absent,
-    /// The record that this lease's holder saw last.
-    Held(&'a Lease),
-    /// The record that a listing found.
-    Found(&'a Snapshot),
-}
-
-/// The first try of a command.
-struct First {
-    /// The answer once the swap is done.
-    reply: Reply,
-    swap: Option<SwapRequest>,
-    answer: Option<Result<Swap, StoreError>>,
-}
-
-impl<'a> Task<'a> {
-    /// The view from which a separate try starts.
-    fn view(&self) -> View<'a> {
-        match self.view {
-            Believed::Absent => View::Absent,
-            Believed::Held(lease) => View::Held(lease),
-            Believed::Found(_) => View::Unknown,
-        }
-    }
-
-    /// The write that the command needs if what is believed is true. `None`: the record must be
-    /// loaded first.
-    fn first_step(&self, now: Duration) -> Option<Step> {
-        match self.view {
-            Believed::Absent => Step::guess(Stamp::ZERO, None, self.command),
-            Believed::Held(lease) => lease.step(now, self.command),
-            Believed::Found(found) => Step::guess(found.now, found.record.as_deref(), self.command),
-        }
-    }
-}
-
 /// The answer for a swap to which the store gave none. A store must answer every swap; if it does
 /// not, the outcome of the others is unknown.
 fn unanswered<T>() -> Result<T, Error> {
-    let detail = "no answer".to_owned();
-    Err(StoreError::Unavailable { backend: "engine", detail }.into())
+    Err(Error::Internal { detail: "the store gave fewer answers than it was asked for" })
 }

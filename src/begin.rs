@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::decide::{Reason, Reply};
-use crate::error::{Error, StoreError};
+use crate::error::Error;
 use crate::lease::Lease;
 use crate::record::{Body, Stamp};
 
@@ -238,8 +238,7 @@ impl<L> Begin<L> {
             | Reply::AlreadyFinished(_)
             | Reply::NotResolvable(_)
             | Reply::Done { .. } => {
-                let detail = "a begin was answered like another command".to_owned();
-                return Err(StoreError::Unusable { backend: "engine", detail }.into());
+                return Err(Error::Internal { detail: "a begin got the reply of another command" });
             }
         })
     }

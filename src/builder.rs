@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
+use crate::durability::Durability;
 use crate::engine::Engine;
-use crate::policy::{Durability, Oversized, Policy, PolicyError, Recovery};
+use crate::policy::{Oversized, Policy, PolicyError};
+use crate::record::Recovery;
 use crate::store::Store;
 use crate::store_id::StoreId;
 

@@ -1,181 +1,238 @@
-//! The store calls of one command: tries, pauses and the deadline.
+//! The execution of a command: load, decide and swap, until it is done or its time is up.
 
-use std::future::{Future, poll_fn};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::pin::Pin;
-use std::task::Poll;
+mod tries;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, Sleep};
-use crate::engine::Engine;
-use crate::error::{Error, StoreError};
+pub(crate) use self::tries::{Call, within};
+
+use self::tries::Pause;
+use crate::clock::Clock;
+use crate::decide::{Command, Current, Decision, Reply, decide, decide_again};
+use crate::error::Error;
 use crate::key::RecordId;
-use crate::observe::{self, Trouble};
+use crate::observe;
+use crate::policy::Policy;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Swap};
+use crate::store::{Snapshot, Store, Swap, SwapRequest};
+use crate::store_id::StoreId;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// The store calls of one command, repeated after transient failures until its time limit.
-pub(crate) struct Call<'a> {
-    engine: &'a Engine,
-    id: &'a RecordId,
-    limit: Duration,
-    pub(crate) started: Duration,
-    deadline: Duration,
-    /// The time at which the last answered store call was sent.
-    pub(crate) sent: Duration,
-    tries: u32,
-    last: Option<StoreError>,
+/// The parts of an engine that executing a command needs.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) store: Box<dyn Store>,
+    pub(crate) policy: Policy,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// The store's identity, as tokens carry it.
+    pub(crate) identity: StoreId,
 }
 
-impl<'a> Call<'a> {
-    pub(crate) fn new(engine: &'a Engine, id: &'a RecordId) -> Call<'a> {
-        Call::within(engine, id, engine.policy().call_timeout)
-    }
+/// A command on one record, and the limits of its execution.
+pub(crate) struct Task<'a> {
+    pub(crate) id: RecordId,
+    pub(crate) command: &'a Command,
+    /// The time after which it is given up.
+    pub(crate) limit: Duration,
+    /// The flag of the lease that the command belongs to: set once the lease sent a release.
+    pub(crate) released: Option<&'a AtomicBool>,
+}
 
-    pub(crate) fn within(engine: &'a Engine, id: &'a RecordId, limit: Duration) -> Call<'a> {
-        let started = engine.clock().monotonic();
-        let deadline = started.saturating_add(limit);
-        Call { engine, id, limit, started, deadline, sent: started, tries: 0, last: None }
-    }
+/// The knowledge about a record before a command is executed.
+pub(crate) enum View {
+    /// None: the record is loaded first.
+    Unknown,
+    /// A step that is most likely the right one, and is tried at once: a conflict shows the record.
+    Expected(Step),
+    /// A snapshot, requested at this time on the engine's monotonic clock. (Boxed, so that a view
+    /// is small to move.)
+    Found(Box<(Snapshot, Duration)>),
+}
 
-    pub(crate) async fn load(&mut self) -> Result<Snapshot, Error> {
-        let (engine, id) = (self.engine, self.id);
-        self.repeat(|| engine.store().load(id)).await
-    }
+/// The write that a command needs: a swap, and the reply once it is done.
+pub(crate) struct Step {
+    pub(crate) swap: SwapRequest,
+    pub(crate) reply: Reply,
+}
 
-    pub(crate) async fn discard(&mut self) -> Result<bool, Error> {
-        let (engine, id) = (self.engine, self.id);
-        let existed = self.repeat(|| engine.store().discard(id)).await?;
-        // If it took several tries, an earlier one may have removed the record.
-        Ok(existed || self.tries > 1)
-    }
+/// The consequence of the rules for a command on a snapshot.
+enum Next {
+    Write(Step),
+    Answer(Reply),
+}
 
-    pub(crate) fn swap<'s>(
-        &'s mut self,
-        expected: Option<Stamp>,
-        next: Option<&'s Record>,
-    ) -> impl Future<Output = Result<Swap, Error>> + use<'s, 'a> {
-        let (engine, id): (&'s Engine, &'s RecordId) = (self.engine, self.id);
-        self.repeat(move || engine.store().swap(id, expected, next))
-    }
+/// The result of a command.
+pub(crate) struct Answer {
+    pub(crate) reply: Reply,
+    /// The record as the reply leaves it. `None` with a replay, which does not use it.
+    pub(crate) record: Option<Box<Record>>,
+    /// The time, on the engine's monotonic clock, until which the record's lease can be relied on.
+    pub(crate) until: Duration,
+}
 
-    /// Repeats a store call until it succeeds, fails with an error that is not transient, or the
-    /// deadline passes.
-    async fn repeat<T, F>(&mut self, mut send: impl FnMut() -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, StoreError>> + Unpin,
-    {
-        let limit = self.limit;
-        // The longest wait for one answer does not grow with the limit of the whole call.
-        let usual = limit.min(self.engine.policy().call_timeout);
-        let mut pause = Pause::after(2);
-        let mut trouble = None;
+impl Core {
+    /// Executes a command, starting from `view`.
+    pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
+        let Task { id, command, limit, .. } = task;
+        self.check_origin(command)?;
+        let mut call = Call::within(self, id, *limit);
+        let mut pause = Pause::after(8);
+        let (mut expected, mut found) = match view {
+            View::Unknown => (None, None),
+            View::Expected(step) => (Some(step), None),
+            View::Found(found) => {
+                call.sent = found.1;
+                (None, Some(found.0))
+            }
+        };
+        let (mut lapsed, mut removes) = (false, false);
         loop {
-            // The first store call is sent right after `Call` is created, so that time is reused.
-            self.sent = if self.tries == 0 { self.started } else { self.engine.clock().monotonic() };
-            let left = self.deadline.saturating_sub(self.sent);
-            if left.is_zero() {
-                observe::timed_out(self.engine, self.tries);
-                return Err(Error::TimedOut { limit, tries: self.tries, last: self.last.take() });
-            }
-            if let Some(trouble) = trouble {
-                observe::repeated(self.engine, trouble, self.tries);
-            }
-            self.tries += 1;
-            let clock = self.engine.clock();
-            // A store that does not answer gets half of the remaining time, then the call is
-            // repeated.
-            let patience = (left / 2).min(usual / 2).max(usual / 8).min(left);
-            trouble = match within(clock, patience, send()).await {
-                Some(Ok(value)) => return Ok(value),
-                Some(Err(error)) if error.is_transient() => {
-                    self.last = Some(error);
-                    Some(Trouble::Unavailable)
+            let step = match expected.take() {
+                Some(step) => step,
+                None => {
+                    let mut snapshot = match found.take() {
+                        Some(snapshot) => snapshot,
+                        None => call.load().await?,
+                    };
+                    lapsed = task.replaces_evidence(&snapshot);
+                    match task.decide(&mut snapshot, removes)? {
+                        Next::Write(step) => step,
+                        Next::Answer(reply) => return Ok(Answer::found(call.sent, reply, snapshot)),
+                    }
                 }
-                Some(Err(error)) => return Err(error.into()),
-                None => Some(Trouble::NoAnswer),
             };
-            self.rest(&mut pause).await;
+            task.check_released()?;
+            match call.swap(&step.swap).await? {
+                Swap::Done(stamp) => {
+                    observe::expired_unsettled(self, u64::from(lapsed));
+                    return Ok(Answer::written(call.sent, step, stamp));
+                }
+                Swap::Conflict(snapshot) => {
+                    removes = step.swap.next.is_none();
+                    found = Some(snapshot);
+                }
+            }
+            call.rest(&mut pause).await;
         }
     }
 
-    /// Pauses, but not past the deadline.
-    pub(crate) async fn rest(&self, pause: &mut Pause) {
-        let clock = self.engine.clock();
-        if let Some(time) = pause.next((self.id, self.started)) {
-            clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
+    /// Refuses a command whose token belongs to another store.
+    pub(crate) fn check_origin(&self, command: &Command) -> Result<(), Error> {
+        command.token().map_or(Ok(()), |token| self.policy.check_origin(token, self.identity))
+    }
+}
+
+impl observe::Source for Core {
+    fn name(&self) -> &'static str {
+        self.store.name()
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+}
+
+impl Task<'_> {
+    /// Applies the rules to a snapshot. `removes` is true after a removal that found it instead of
+    /// the expected record. A reply with a response takes the response out of the snapshot.
+    fn decide(&self, found: &mut Snapshot, removes: bool) -> Result<Next, Error> {
+        let expected = found.record.as_ref().map(|record| record.stamp);
+        Ok(match decide_again(found.now, found.record.as_deref(), self.command, removes) {
+            Decision::Write { next, reply } => {
+                Next::Write(Step { swap: SwapRequest { id: self.id, expected, next }, reply })
+            }
+            Decision::Reply(reply) => Next::Answer(reply),
+            Decision::Replay => Next::Answer(Reply::replay(found.record.take()).ok_or(NOT_COMPLETED)?),
+        })
+    }
+
+    /// The reply to the command, if it needs no write on this snapshot.
+    pub(crate) fn answer(&self, found: &mut Snapshot) -> Result<Option<Reply>, Error> {
+        Ok(match self.decide(found, false)? {
+            Next::Answer(reply) => Some(reply),
+            Next::Write(_) => None,
+        })
+    }
+
+    /// Returns true if a begin would replace evidence that expired before it was settled.
+    fn replaces_evidence(&self, found: &Snapshot) -> bool {
+        let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
+        matches!(self.command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
+    }
+
+    /// Refuses to write for a lease that sent a release, which may have removed the record: a
+    /// finish would take that for a record that the store lost.
+    fn check_released(&self) -> Result<(), Error> {
+        let released = self.released.is_some_and(|released| released.load(Ordering::SeqCst));
+        if released && !matches!(self.command, Command::Release(_)) {
+            return Err(Error::LeaseLost { current: Current::of(None) });
+        }
+        Ok(())
+    }
+}
+
+/// The error of a replay of a record that is not completed, which the rules exclude.
+pub(crate) const NOT_COMPLETED: Error = Error::Internal { detail: "a replay of an operation in progress" };
+
+impl View {
+    /// The view of a key that most likely has no record.
+    pub(crate) fn absent(id: &RecordId, command: &Command) -> View {
+        View::expecting(id, Stamp::ZERO, None, command)
+    }
+
+    /// The view of a key that most likely has this record.
+    #[inline]
+    pub(crate) fn expecting(id: &RecordId, now: Stamp, record: Option<&Record>, command: &Command) -> View {
+        let expected = record.map(|record| record.stamp);
+        match decide(now, record, command) {
+            Decision::Write { next, reply } => {
+                View::Expected(Step { swap: SwapRequest { id: *id, expected, next }, reply })
+            }
+            Decision::Reply(_) | Decision::Replay => View::Unknown,
         }
     }
 }
 
-/// The pause before the next try: none at first, then up to 1 ms, doubling up to 128 ms, each at
-/// least half of its maximum. The jitter is derived from the record's id and the start of the call:
-/// callers that a store failed together do not return together, and a simulation is repeatable.
-pub(crate) struct Pause {
-    free: u32,
-    pauses: u32,
-}
-
-impl Pause {
-    /// Pauses that start after `free` tries.
-    pub(crate) fn after(free: u32) -> Pause {
-        Pause { free, pauses: 0 }
-    }
-
-    fn next(&mut self, of: (&RecordId, Duration)) -> Option<Duration> {
-        if self.free > 0 {
-            self.free -= 1;
-            return None;
+impl Answer {
+    /// The answer from a snapshot that was requested at `sent`.
+    pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
+        let left = found.record.as_deref().and_then(|record| record.lease_remaining(found.now));
+        let used = !matches!(reply, Reply::Completed(_));
+        Answer {
+            reply,
+            record: found.record.filter(|_| used),
+            until: sent.saturating_add(left.unwrap_or_default()),
         }
-        let mut hasher = DefaultHasher::new();
-        (of, self.pauses).hash(&mut hasher);
-        let least = 500_u64 << self.pauses.min(7);
-        self.pauses = self.pauses.saturating_add(1);
-        Some(Duration::from_micros(least + hasher.finish() % (least + 1)))
     }
-}
 
-/// The output of `future`, or `None` if it takes longer than `limit`. A future that is ready at
-/// once sets no timer.
-pub(crate) fn within<T>(
-    clock: &dyn Clock,
-    limit: Duration,
-    mut future: impl Future<Output = T> + Unpin,
-) -> impl Future<Output = Option<T>> {
-    let mut timer: Option<Sleep> = None;
-    poll_fn(move |context| {
-        if let Poll::Ready(value) = Pin::new(&mut future).poll(context) {
-            return Poll::Ready(Some(value));
+    /// The answer of a swap that was sent at `sent` and succeeded.
+    pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
+        let mut record = step.swap.next;
+        if let Some(record) = &mut record {
+            record.stamp_with(stamp);
         }
-        let timer = timer.get_or_insert_with(|| clock.sleep(limit));
-        timer.as_mut().poll(context).map(|()| None)
-    })
+        let left = record.as_ref().and_then(|record| record.lease_remaining(stamp)).unwrap_or_default();
+        Answer { reply: step.reply, record, until: sent.saturating_add(left) }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::Request;
-
-    fn pauses(key: &str, began: Duration) -> Vec<Duration> {
-        let id = Request::new("pauses", key).unwrap().id();
-        let mut pause = Pause::after(2);
-        (0..20).filter_map(|_| pause.next((&id, began))).collect()
-    }
-
-    /// Calls on different keys, and on one key at different times, do not repeat in step; the
-    /// pauses of one call are the same whenever a simulation repeats it.
-    #[test]
-    fn pauses_have_jitter_that_can_be_repeated() {
-        let (one, another) = (pauses("one", Duration::ZERO), pauses("another", Duration::ZERO));
-        assert_eq!(one, pauses("one", Duration::ZERO));
-        let later = pauses("one", Duration::from_nanos(1));
-        let differ = |other: &[Duration]| one.iter().zip(other).filter(|(one, other)| one != other).count();
-        assert!(differ(&another) >= 16 && differ(&later) >= 16, "{one:?} {another:?} {later:?}");
-        assert_eq!(one.len(), 18);
-        for (at, pause) in one.iter().enumerate() {
-            let most = Duration::from_millis(1 << at.min(7));
-            assert!((most / 2..=most).contains(pause), "pause {at}: {pause:?}");
+impl Reply {
+    /// Converts the reply to a command that is either carried out or refused.
+    pub(crate) fn into_done(self) -> Result<(), Error> {
+        match self {
+            Reply::Done { .. } => Ok(()),
+            Reply::LeaseLost(current) => Err(Error::LeaseLost { current }),
+            Reply::AlreadyFinished(current) => Err(Error::AlreadyFinished { current }),
+            Reply::NotResolvable(current) => Err(Error::NotResolvable { current }),
+            // Only a begin has these replies. If another command should get one, it was not carried
+            // out.
+            Reply::Acquired
+            | Reply::Completed(_)
+            | Reply::InProgress { .. }
+            | Reply::Failed { .. }
+            | Reply::Unresolved { .. }
+            | Reply::Mismatch => Err(Error::LeaseLost { current: Current::of(None) }),
         }
     }
 }

@@ -25,38 +25,17 @@ use bytes::Bytes;
 
 pub use self::command::{Ask, Command, Current, Decision, Reason, Reply, Resolution, StateKind};
 
-use crate::policy::{Recovery, Retry};
-use crate::record::{Body, Record, Stamp, State, micros};
+pub use crate::record::Recovery;
+use crate::record::{Body, Record, Retry, Stamp, State, micros};
 use crate::token::LeaseToken;
 
 /// Decides what `command` does at `now`, given the recorded state.
 ///
 /// A record whose retention is over is treated as absent, whether or not its store has removed it.
 pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decision {
-    rule(now, record, command).unwrap_or_else(|| replay(record.map(|record| record.state.clone())))
-}
-
-/// Decides as [`decide`] does, for a record that is not used afterwards: a response is moved out of
-/// it, which is cheaper than a copy.
-pub(crate) fn decide_last(now: Stamp, record: &mut Option<Box<Record>>, command: &Command) -> Decision {
-    let decision = rule(now, record.as_deref(), command);
-    decision.unwrap_or_else(|| replay(record.take().map(|record| record.state)))
-}
-
-fn replay(state: Option<State>) -> Decision {
-    match state {
-        Some(State::Completed(response)) => Decision::Reply(Reply::Completed(response)),
-        Some(State::InProgress { .. } | State::Failed(..)) | None => {
-            unreachable!("only what is completed is replayed")
-        }
-    }
-}
-
-/// Returns `None` if the recorded response is the answer, unchanged.
-fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decision> {
     let record = record.filter(|record| record.is_kept(now));
-    Some(match command {
-        Command::Begin(ask) => return begin(now, record, ask),
+    match command {
+        Command::Begin(ask) => begin(now, record, ask),
         Command::Resume(token) => resume(record, token),
         Command::Renew(token) => rewrite(record, token, |_| ()),
         Command::Checkpoint(token, bytes) => {
@@ -84,29 +63,45 @@ fn rule(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Decisi
             if record.is_some() { Decision::Write { next: None, reply } } else { Decision::Reply(reply) }
         }
         Command::DropResponse => drop_response(now, record),
-    })
+    }
 }
 
-fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
+/// Decides anew after a swap found this record instead of the expected one. If the swap was to
+/// remove the record and there is none, it counts as done: most likely an earlier try removed it
+/// and its answer was lost. Other writes whose answer was lost are recognised by [`decide`], from
+/// the record.
+pub(crate) fn decide_again(
+    now: Stamp,
+    record: Option<&Record>,
+    command: &Command,
+    was_removal: bool,
+) -> Decision {
+    if was_removal && record.is_none() {
+        return Decision::Reply(Reply::Done { existed: true });
+    }
+    decide(now, record, command)
+}
+
+fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
     let Some(record) = record else {
-        return Some(grant(ask, 1, None, Traces { effect: false, takeover: false }));
+        return grant(ask, 1, None, Traces { effect: false, takeover: false });
     };
     if !ask.accepts(&record.fingerprint) {
-        return Some(Decision::Reply(Reply::Mismatch));
+        return Decision::Reply(Reply::Mismatch);
     }
-    Some(match &record.state {
-        State::InProgress { owner, lease, effect, takeover, .. } => {
-            let lease_remaining = record.stamp.after(*lease).since(now);
+    match &record.state {
+        State::InProgress { owner, effect, takeover, .. } => {
+            let lease_remaining = record.blocked_for(now);
             // The owner's own grant, with nothing written since: its answer may have been lost.
             let is_own = *owner == ask.owner && record.stamp == record.fence;
             if !lease_remaining.is_zero() {
                 let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);
                 let busy = Reply::InProgress { retry_after, lease_remaining, attempt };
-                return Some(Decision::Reply(if is_own { Reply::Acquired } else { busy }));
+                return Decision::Reply(if is_own { Reply::Acquired } else { busy });
             }
             if is_own && ask.owner_is_new {
                 let traces = Traces { effect: *effect, takeover: *takeover };
-                return Some(grant(ask, record.attempt, record.checkpoint.clone(), traces));
+                return grant(ask, record.attempt, record.checkpoint.clone(), traces);
             }
             match crash(ask.recovery, *effect) {
                 Some(reason) => unresolved(now, record, reason),
@@ -116,19 +111,19 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Option<Decision> {
         State::Completed(response) if record.is_response_over(now) => {
             Decision::Reply(Reply::Completed(response.without_bytes()))
         }
-        State::Completed(_) => return None,
+        State::Completed(_) => Decision::Replay,
         State::Failed(error, Retry::Never) => {
             Decision::Reply(Reply::Failed { error: shown(now, record, error), retry_after: None })
         }
-        State::Failed(error, Retry::After(wait)) if !record.stamp.after(*wait).since(now).is_zero() => {
-            let retry_after = Some(record.stamp.after(*wait).since(now));
+        State::Failed(error, Retry::After(_)) if record.is_blocked(now) => {
+            let retry_after = Some(record.blocked_for(now));
             Decision::Reply(Reply::Failed { error: shown(now, record, error), retry_after })
         }
         State::Failed(_, Retry::Now | Retry::After(_)) => {
             rerun(now, record, ask, Traces { effect: false, takeover: false })
         }
         State::Failed(_, Retry::Unresolved) => unresolved(now, record, Reason::Reported),
-    })
+    }
 }
 
 /// Returns the reason why an attempt whose lease expired is not executed again under `recovery`;
@@ -164,8 +159,7 @@ fn whole_micros(time: Duration) -> Duration {
 pub fn is_unfinished(now: Stamp, record: &Record) -> bool {
     record.is_kept(now)
         && match &record.state {
-            State::InProgress { lease, .. } => now >= record.stamp.after(*lease),
-            State::Failed(_, Retry::After(wait)) => now >= record.stamp.after(*wait),
+            State::InProgress { .. } | State::Failed(_, Retry::After(_)) => !record.is_blocked(now),
             State::Failed(_, Retry::Now | Retry::Unresolved) => true,
             State::Completed(_) | State::Failed(_, Retry::Never) => false,
         }
@@ -253,8 +247,8 @@ fn drop_response(now: Stamp, record: Option<&Record>) -> Decision {
         State::Completed(response) if !response.is_omitted() => State::Completed(response.without_bytes()),
         State::Failed(error, retry) if !error.is_omitted() => {
             let retry = match retry {
-                Retry::After(time) => {
-                    wait = record.stamp.after(*time).since(now);
+                Retry::After(_) => {
+                    wait = record.blocked_for(now);
                     Retry::After(wait)
                 }
                 Retry::Now | Retry::Never | Retry::Unresolved => *retry,
@@ -393,7 +387,7 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
     let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
     let Some(record) = record.filter(|record| record.fence == fence) else { return refused };
     let settled = match &record.state {
-        State::InProgress { lease, .. } => now < record.stamp.after(*lease),
+        State::InProgress { .. } => record.is_blocked(now),
         State::Completed(_) | State::Failed(_, Retry::Never) => true,
         State::Failed(_, Retry::Now | Retry::After(_) | Retry::Unresolved) => false,
     };

@@ -1,22 +1,20 @@
-//! [`Engine`]: loads, decides and swaps, until the command is done or times out.
+//! [`Engine`]: the front of the crate.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::begin::Begin;
 use crate::builder::EngineBuilder;
-use crate::call::{Call, Pause};
+use crate::call::{Answer, Call, Core, Task, View};
 use crate::clock::Clock;
-use crate::decide::{Ask, Command, Decision, Reply, decide, decide_last};
-use crate::error::{Error, StoreError};
+use crate::decide::{Ask, Command};
+use crate::error::Error;
 use crate::key::RecordId;
 use crate::lease::Lease;
-use crate::observe::{self, Op, Seen};
+use crate::observe::{self, Op, Seen, Source};
 use crate::owner::{DrawOwner, Owner};
 use crate::policy::Policy;
-use crate::record::{Record, Stamp};
 use crate::request::Request;
-use crate::store::{Snapshot, Store, Swap};
+use crate::store::{Snapshot, Store};
 use crate::store_id::StoreId;
 use crate::token::{LeaseToken, Origin};
 use crate::wait::WaitingRoom;
@@ -30,87 +28,10 @@ pub struct Engine(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: Box<dyn Store>,
-    policy: Policy,
-    clock: Arc<dyn Clock>,
+    core: Core,
     waiting: WaitingRoom,
-    /// Draws the owner of a begin.
+    /// The source of the owners of begins.
     owner: DrawOwner,
-    /// The store's identity, which tokens carry.
-    identity: StoreId,
-}
-
-/// The knowledge about a record before a command is executed.
-pub(crate) enum View<'a> {
-    /// Nothing: the record is loaded first.
-    Unknown,
-    /// Most likely there is no record. The first swap tries that; a conflict shows the record.
-    Absent,
-    /// Most likely the record that this lease's holder saw last. The first swap tries that too.
-    Held(&'a Lease),
-    /// This snapshot, requested at this time on the engine's monotonic clock. (Boxed, so that a
-    /// view moves in two registers.)
-    Found(Box<(Snapshot, Duration)>),
-}
-
-/// The write that a command needs, given what is known: a swap, and the reply once it is done.
-pub(crate) struct Step {
-    pub(crate) expected: Option<Stamp>,
-    pub(crate) next: Option<Box<Record>>,
-    pub(crate) reply: Reply,
-}
-
-impl Step {
-    /// The write that the rules ask for if `record` is what the store holds at `now`. `None` if
-    /// there is nothing to write.
-    #[inline]
-    pub(crate) fn guess(now: Stamp, record: Option<&Record>, command: &Command) -> Option<Step> {
-        let expected = record.map(|record| record.stamp);
-        match decide(now, record, command) {
-            Decision::Write { next, reply } => Some(Step { expected, next, reply }),
-            Decision::Reply(_) => None,
-        }
-    }
-
-    /// The write that the rules ask for on the snapshot that was found, or the reply if there is
-    /// nothing to write. A reply with a response takes the response out of the snapshot.
-    pub(crate) fn on(found: &mut Snapshot, command: &Command) -> Result<Step, Reply> {
-        let expected = found.record.as_ref().map(|record| record.stamp);
-        match decide_last(found.now, &mut found.record, command) {
-            Decision::Write { next, reply } => Ok(Step { expected, next, reply }),
-            Decision::Reply(reply) => Err(reply),
-        }
-    }
-}
-
-/// The result of a command.
-pub(crate) struct Answer {
-    pub(crate) reply: Reply,
-    /// The record as the reply leaves it. `None` with a replay, which does not use it.
-    pub(crate) record: Option<Box<Record>>,
-    /// The time, on the engine's monotonic clock, until which the record's lease can be relied on.
-    pub(crate) until: Duration,
-}
-
-impl Answer {
-    /// The answer from a snapshot that was requested at `sent`.
-    pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
-        let lease = |record: &Record| Some(record.stamp.after(record.lease()?).since(found.now));
-        let left = found.record.as_deref().and_then(lease).unwrap_or_default();
-        let used = !matches!(reply, Reply::Completed(_));
-        Answer { reply, record: found.record.filter(|_| used), until: sent.saturating_add(left) }
-    }
-
-    /// The answer of a swap that was sent at `sent` and succeeded.
-    pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
-        let mut record = step.next;
-        if let Some(record) = &mut record {
-            record.stamp_with(stamp);
-        }
-        let lease = record.as_ref().and_then(|record| record.lease()).unwrap_or_default();
-        let left = stamp.after(lease).since(stamp);
-        Answer { reply: step.reply, record, until: sent.saturating_add(left) }
-    }
 }
 
 impl Engine {
@@ -123,25 +44,30 @@ impl Engine {
         observe::describe();
         let owner: DrawOwner = if store.is_shared() { Owner::random } else { Owner::random_here };
         let identity = store.identity();
-        Engine(Arc::new(Inner { store, policy, clock, waiting: WaitingRoom::default(), owner, identity }))
+        let core = Core { store, policy, clock, identity };
+        Engine(Arc::new(Inner { core, waiting: WaitingRoom::default(), owner }))
     }
 
     /// The policy that this engine was built with.
     pub fn policy(&self) -> &Policy {
-        &self.0.policy
+        &self.0.core.policy
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
     }
 
     pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.0.clock
+        &*self.0.core.clock
     }
 
     pub(crate) fn store(&self) -> &dyn Store {
-        &*self.0.store
+        &*self.0.core.store
     }
 
     /// The parameters of a begin for `request`, completed from this engine's policy.
     pub(crate) fn ask(&self, request: &Request) -> Result<Ask, Error> {
-        request.ask(&self.0.policy, self.0.owner)
+        request.ask(self.policy(), self.0.owner)
     }
 
     pub(crate) fn waiting(&self) -> &WaitingRoom {
@@ -195,7 +121,7 @@ impl Engine {
             let owner = ask.owner;
             let command = Command::Begin(ask);
             let id = request.id();
-            let answer = self.execute(&id, &command, View::Absent).await?;
+            let answer = self.execute(&id, &command, View::absent(&id, &command)).await?;
             self.begun(id, owner, answer)
         });
         let begin = begin.await;
@@ -207,11 +133,8 @@ impl Engine {
     pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);
         Begin::of(answer.reply, || {
-            let record = record.ok_or(Error::Store(StoreError::Unusable {
-                backend: "store",
-                detail: "it granted a lease and shows no record of it".to_owned(),
-            }))?;
-            let origin = Origin { store: self.0.identity, in_transaction: false };
+            let record = record.ok_or(Error::Internal { detail: "a grant without a record" })?;
+            let origin = Origin { store: self.0.core.identity, in_transaction: false };
             let kept = self.policy().unresolved_retention;
             let token = LeaseToken::of(id, owner, &record, kept, origin);
             Ok(Lease::new(self.clone(), token, Some(record), until))
@@ -257,87 +180,32 @@ impl Engine {
 
     /// The identity of this engine's store, which its lease tokens carry.
     pub fn store_id(&self) -> StoreId {
-        self.0.identity
+        self.0.core.identity
     }
 
-    /// Refuses a command whose token belongs to another store.
-    pub(crate) fn check_origin(&self, command: &Command) -> Result<(), Error> {
-        command.token().map_or(Ok(()), |token| self.policy().check_origin(token, self.0.identity))
-    }
-
-    /// Executes `command`, starting from `view`.
-    pub(crate) fn execute<'a>(
-        &'a self,
-        id: &'a RecordId,
-        command: &'a Command,
-        view: View<'a>,
-    ) -> impl Future<Output = Result<Answer, Error>> {
-        self.execute_within(self.policy().call_timeout, id, command, view)
-    }
-
-    /// Executes `command` with its own time limit.
-    pub(crate) async fn execute_within(
+    /// Executes `command` within the policy's `call_timeout`, starting from `view`.
+    pub(crate) async fn execute(
         &self,
-        limit: Duration,
         id: &RecordId,
         command: &Command,
-        view: View<'_>,
+        view: View,
     ) -> Result<Answer, Error> {
-        self.check_origin(command)?;
-        let mut call = Call::within(self, id, limit);
-        let held = if let View::Held(lease) = &view { Some(*lease) } else { None };
-        let guess = match &view {
-            View::Absent => Step::guess(Stamp::ZERO, None, command),
-            View::Held(lease) => lease.step(call.started, command),
-            View::Unknown | View::Found(_) => None,
-        };
-        // True if a begin replaces evidence that expired before it was settled.
-        let lapses = |found: &Snapshot| {
-            let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
-            matches!(command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
-        };
-        let mut lapsed = false;
-        let mut step = match guess {
-            Some(step) => step,
-            None => {
-                let mut found = match view {
-                    View::Found(found) => {
-                        call.sent = found.1;
-                        found.0
-                    }
-                    View::Unknown | View::Absent | View::Held(_) => call.load().await?,
-                };
-                lapsed = lapses(&found);
-                held.map_or(Ok(()), |lease| lease.open_for(command))?;
-                match Step::on(&mut found, command) {
-                    Ok(step) => step,
-                    Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
-                }
-            }
-        };
-        let mut pause = Pause::after(8);
-        loop {
-            let mut found = match call.swap(step.expected, step.next.as_deref()).await? {
-                Swap::Done(stamp) => {
-                    observe::expired_unsettled(self, u64::from(lapsed));
-                    return Ok(Answer::written(call.sent, step, stamp));
-                }
-                // The record is gone, as this command intended: most likely an earlier try removed
-                // it and its answer was lost. Other writes whose answer was lost are recognised by
-                // the rules, from the record.
-                Swap::Conflict(found) if step.next.is_none() && found.record.is_none() => {
-                    return Ok(Answer::found(call.sent, step.reply, found));
-                }
-                Swap::Conflict(found) => found,
-            };
-            call.rest(&mut pause).await;
-            lapsed = lapses(&found);
-            // A release that was sent meanwhile may have removed the record.
-            held.map_or(Ok(()), |lease| lease.open_for(command))?;
-            step = match Step::on(&mut found, command) {
-                Ok(step) => step,
-                Err(reply) => return Ok(Answer::found(call.sent, reply, found)),
-            };
-        }
+        let task = Task { id: *id, command, limit: self.policy().call_timeout, released: None };
+        self.core().execute(&task, view).await
+    }
+
+    /// Loads the record under `id`.
+    pub(crate) async fn load(&self, id: &RecordId) -> Result<Snapshot, Error> {
+        Call::within(self.core(), id, self.policy().call_timeout).load().await
+    }
+}
+
+impl Source for Engine {
+    fn name(&self) -> &'static str {
+        self.core().name()
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        Engine::clock(self)
     }
 }

@@ -96,10 +96,16 @@ pub enum Error {
     /// The store returned an error.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store, or this crate, broke its own contract: please report it. Nothing more was done.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// The contradiction that was found.
+        detail: &'static str,
+    },
 }
 
 /// The reason why a store did not answer with a record or a swap.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The store could not be reached, or failed half way: the write may or may not have happened.
@@ -151,6 +157,26 @@ impl Error {
 }
 
 impl StoreError {
+    /// Builds [`Unavailable`](StoreError::Unavailable).
+    pub fn unavailable(backend: &'static str, detail: impl Into<String>) -> StoreError {
+        StoreError::Unavailable { backend, detail: detail.into() }
+    }
+
+    /// Builds [`Full`](StoreError::Full).
+    pub fn full(backend: &'static str, detail: impl Into<String>) -> StoreError {
+        StoreError::Full { backend, detail: detail.into() }
+    }
+
+    /// Builds [`Corrupt`](StoreError::Corrupt).
+    pub fn corrupt(backend: &'static str, id: &RecordId, source: DecodeError) -> StoreError {
+        StoreError::Corrupt { backend, id: *id, source }
+    }
+
+    /// Builds [`Unusable`](StoreError::Unusable).
+    pub fn unusable(backend: &'static str, detail: impl Into<String>) -> StoreError {
+        StoreError::Unusable { backend, detail: detail.into() }
+    }
+
     /// Returns true if trying again may help. Every other error persists until its cause is
     /// removed.
     pub fn is_transient(&self) -> bool {

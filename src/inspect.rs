@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::decide::{Reason, StateKind, unresolved_reason};
-use crate::policy::{Policy, Recovery, Retry};
-use crate::record::{Body, Record, Stamp, State};
+use crate::policy::Policy;
+use crate::record::{Body, Record, Recovery, Retry, Stamp, State};
 use crate::store::Snapshot;
 
 /// A record without its content: made by [`Engine::inspect`](crate::Engine::inspect). `Debug` does
@@ -90,7 +90,7 @@ impl Inspection {
             age: now.since(record.stamp),
             granted_ago: now.since(record.fence),
             holder: holder(&record.state),
-            lease_remaining: record.lease().map(|lease| record.stamp.after(lease).since(now)),
+            lease_remaining: record.lease_remaining(now),
             kept_for: Record::deadline(record).since(now),
             effect_marked: record.is_effect_marked(),
             recovery,

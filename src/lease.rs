@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::call::{Answer, Task, View};
 use crate::clock::Sleep;
 use crate::decide::{Command, Current, Reply};
-use crate::engine::{Answer, Engine, Step, View};
+use crate::engine::Engine;
 use crate::error::Error;
-use crate::key::RecordId;
 use crate::observe::{self, Op};
-use crate::policy::Retry;
-use crate::record::{Body, Record, Stamp};
+use crate::record::{Body, Record, Retry, Stamp};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::token::LeaseToken;
 use crate::wake::{ForeignWaker, wake_all};
@@ -63,13 +63,16 @@ struct Inner {
     checkpoint: Option<Bytes>,
     /// True if this lease belongs to the crate itself, so that nothing is reported to operators.
     quiet: bool,
+    /// True once a release was sent, whatever its result: nothing may be recorded from then on.
+    released: AtomicBool,
     held: Mutex<Held>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if held.is_working() && !held.released && !held.handed_over && !self.quiet {
+        let released = self.released.load(Ordering::SeqCst);
+        if held.is_working() && !released && !held.handed_over && !self.quiet {
             observe::lease_abandoned(&self.engine, self.token.attempt);
         }
     }
@@ -85,8 +88,6 @@ struct Held {
     /// True if this holder finished or released the lease. The answer of an earlier call must not
     /// reopen it.
     closed: bool,
-    /// True if a release was sent, whatever its result: nothing may be recorded from then on.
-    released: bool,
     /// True if the token was taken, so that another holder may continue.
     handed_over: bool,
     /// True if the effect was marked, as far as this holder knows.
@@ -137,13 +138,13 @@ impl Lease {
             takeover: record.as_ref().is_some_and(|record| record.is_takeover()),
             checkpoint: record.as_ref().and_then(|record| record.checkpoint.clone()),
             quiet: false,
+            released: AtomicBool::new(false),
             held: Mutex::new(Held {
                 effect: record.as_ref().is_some_and(|record| record.is_effect_marked()),
                 record,
                 until,
                 lost: false,
                 closed: false,
-                released: false,
                 handed_over: false,
                 watchers: Vec::new(),
             }),
@@ -453,7 +454,7 @@ impl Lease {
     /// released nor known to be lost.
     pub(crate) fn is_working(&self) -> bool {
         let held = self.held();
-        held.is_working() && !held.released
+        held.is_working() && !self.is_released()
     }
 
     /// The time, on the engine's monotonic clock, at which the lease is due for renewal: a third of
@@ -465,7 +466,7 @@ impl Lease {
 
     /// Returns true if a release was sent.
     pub(crate) fn is_released(&self) -> bool {
-        self.held().released
+        self.0.released.load(Ordering::SeqCst)
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -529,7 +530,8 @@ impl Lease {
         let result = observe::in_span(&seen, async {
             let command = command(token.clone());
             self.open_for(&command)?;
-            self.learn(engine.execute_within(limit, &token.id, &command, View::Held(self)).await?)
+            let (task, view) = self.task(&command, limit);
+            self.learn(engine.core().execute(&task, view).await?)
         });
         let result = result.await;
         seen.answered(self.attempt(), &result);
@@ -555,20 +557,16 @@ impl Lease {
     /// Refuses every command but another release once a release was sent. The record may be gone,
     /// and a finish would take that for a record that the store lost.
     pub(crate) fn open_for(&self, command: &Command) -> Result<(), Error> {
-        let mut held = self.held();
         if let Command::Release(_) = command {
-            held.released = true;
-            return Ok(());
+            self.0.released.store(true, Ordering::SeqCst);
+        } else if self.is_released() {
+            return Err(Error::LeaseLost { current: Current::of(None) });
         }
-        if held.released { Err(Error::LeaseLost { current: Current::of(None) }) } else { Ok(()) }
+        Ok(())
     }
 
     fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
         self.0.engine.policy().body(what, bytes)
-    }
-
-    pub(crate) fn id(&self) -> RecordId {
-        self.0.token.id
     }
 
     /// Updates this holder's view with the answer to a command.
@@ -594,12 +592,16 @@ impl Lease {
         reply.into_done()
     }
 
-    /// The write for `command`, based on the record that the store most likely holds at `now`.
-    /// `None` once the lease may have expired: then the record must be loaded first.
-    pub(crate) fn step(&self, now: Duration, command: &Command) -> Option<Step> {
-        let held = self.held();
-        let record = held.record.as_deref().filter(|_| held.until > now)?;
-        Step::guess(record.stamp, Some(record), command)
+    /// Returns `command` with its limits, and the record that the store most likely holds. Once the
+    /// lease may have expired, the record is loaded first.
+    pub(crate) fn task<'a>(&'a self, command: &'a Command, limit: Duration) -> (Task<'a>, View) {
+        let Inner { engine, token, released, .. } = &*self.0;
+        let (now, held) = (engine.clock().monotonic(), self.held());
+        let view = match held.record.as_deref().filter(|_| held.until > now) {
+            Some(record) => View::expecting(&token.id, record.stamp, Some(record), command),
+            None => View::Unknown,
+        };
+        (Task { id: token.id, command, limit, released: Some(released) }, view)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -11,6 +11,7 @@ mod builder;
 mod call;
 pub mod clock;
 pub mod decide;
+mod durability;
 mod engine;
 mod error;
 mod fingerprint;
@@ -20,6 +21,7 @@ mod keep_alive;
 mod key;
 mod label;
 mod lease;
+mod limits;
 pub mod observe;
 mod operate;
 mod owner;
@@ -52,6 +54,7 @@ pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verd
 pub use builder::EngineBuilder;
 pub use clock::{Boot, Clock, ManualClock, SystemClock, Timeline};
 pub use decide::{Current, Reason, Resolution, StateKind};
+pub use durability::Durability;
 pub use engine::Engine;
 pub use error::{Error, StoreError};
 pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError};
@@ -63,8 +66,8 @@ pub use operate::{
     Amendment, Bulk, BulkPage, Filter, Need, PurgePlan, Purged, Refused, Unfinished, UnfinishedPage,
 };
 pub use owner::{Owner, OwnerError};
-pub use policy::{Durability, Oversized, Policy, PolicyError, Recovery, Retry};
-pub use record::{Body, DecodeError, Record, Stamp, State};
+pub use policy::{Oversized, Policy, PolicyError};
+pub use record::{Body, DecodeError, Record, Recovery, Retry, Stamp, State};
 pub use request::Request;
 pub use run::{Classified, Failure, Outcome, Reported, RunError};
 pub use store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};

@@ -134,7 +134,6 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::decide::{Current, Reason, StateKind};
-use crate::engine::Engine;
 
 /// The advised bucket bounds of every histogram, in its unit: see [Buckets](self#buckets).
 pub const BUCKETS: [(&str, &[f64]); 3] = [
@@ -160,16 +159,6 @@ pub(crate) trait Source: Sync {
     fn name(&self) -> &'static str;
     /// What latencies are measured with.
     fn clock(&self) -> &dyn Clock;
-}
-
-impl Source for Engine {
-    fn name(&self) -> &'static str {
-        self.store().name()
-    }
-
-    fn clock(&self) -> &dyn Clock {
-        Engine::clock(self)
-    }
 }
 
 /// An event of the level, name, store, fields and message, if there is tracing.

@@ -1,43 +1,12 @@
-//! Settings of an engine: [`Policy`] with its defaults, [`Recovery`] after a crash, [`Retry`] after
-//! a failure.
+//! Settings of an engine: [`Policy`] with its defaults.
 
-use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use thiserror::Error as ThisError;
 
-use crate::error::Error;
-use crate::record::Body;
+use crate::durability::Durability;
+use crate::record::Recovery;
 use crate::store_id::StoreId;
-use crate::token::LeaseToken;
-
-/// The effect of a failure on the next begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Retry {
-    /// There certainly was no effect: the next begin executes.
-    Now,
-    /// There certainly was no effect, and no begin executes before this time has passed. Prevents
-    /// retry storms.
-    After(Duration),
-    /// The failure is definite: the error is replayed for as long as the record is kept.
-    Never,
-    /// The effect may have happened: no begin executes until an operator resolves the operation.
-    Unresolved,
-}
-
-/// The treatment of an attempt whose lease expired before it was finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum Recovery {
-    /// Executes again. For operations that are idempotent by themselves.
-    Rerun,
-    /// Executes again unless the attempt had marked its effect. The default.
-    #[default]
-    RerunUnlessEffect,
-    /// Never executes again: every crash is left to an operator.
-    Never,
-}
 
 /// The treatment of a response or error that is longer than the policy's `max_response`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -46,7 +15,7 @@ pub enum Oversized {
     /// is recorded.
     #[default]
     Marker,
-    /// Refuses the finish with [`Error::TooLarge`], so that the handler can finish with something
+    /// Refuses the finish with [`Error::TooLarge`](crate::Error::TooLarge), so that the handler can finish with something
     /// shorter. If it does not, the lease expires.
     Refuse,
 }
@@ -186,24 +155,6 @@ impl Policy {
         covers("lease", lease, "handler_timeout", self.handler_timeout)?;
         covers("retention", retention, "retry_horizon", self.retry_horizon)
     }
-
-    /// Refuses a token of another store than `store`.
-    pub(crate) fn check_origin(&self, token: &LeaseToken, store: StoreId) -> Result<(), Error> {
-        let origin = token.store();
-        if origin == store || self.accept_tokens_from.contains(&origin) {
-            return Ok(());
-        }
-        Err(Error::WrongStore { token: origin, store })
-    }
-
-    /// The body to record for a response or error, by [`Policy::oversized`] if it is too long.
-    pub(crate) fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
-        let (length, limit) = (bytes.len(), self.max_response);
-        match self.oversized {
-            Oversized::Refuse if length > limit => Err(Error::TooLarge { what, bytes: length, limit }),
-            Oversized::Refuse | Oversized::Marker => Ok(Body::new(bytes, limit)),
-        }
-    }
 }
 
 /// Refuses windows that are unsafe for every caller.
@@ -256,48 +207,4 @@ pub enum PolicyError {
         /// The required durability.
         required: Durability,
     },
-}
-
-/// The failures that a store's acknowledged writes survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// None: the records are lost with the process.
-    Memory,
-    /// A `kill -9` of the process, or of the server.
-    Process,
-    /// A power cut.
-    Power,
-    /// The loss of the primary: this many replicas have the write too. (A failover is still no
-    /// consensus.)
-    Replicated(u8),
-}
-
-impl Durability {
-    /// Returns true if a store of this level keeps what `required` promises. Replicas survive a
-    /// killed process, but do not replace a synced disk.
-    pub fn satisfies(self, required: Durability) -> bool {
-        match (self, required) {
-            (_, Durability::Memory) => true,
-            (Durability::Memory, Durability::Process | Durability::Power | Durability::Replicated(_)) => {
-                false
-            }
-            (Durability::Process | Durability::Power | Durability::Replicated(_), Durability::Process) => {
-                true
-            }
-            (has, Durability::Power) => has == Durability::Power,
-            (Durability::Replicated(has), Durability::Replicated(required)) => has >= required,
-            (Durability::Process | Durability::Power, Durability::Replicated(_)) => false,
-        }
-    }
-}
-
-impl fmt::Display for Durability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Durability::Memory => f.write_str("Memory"),
-            Durability::Process => f.write_str("Process"),
-            Durability::Power => f.write_str("Power"),
-            Durability::Replicated(replicas) => write!(f, "Replicated({replicas})"),
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The contents of a store: [`Record`], its [`State`], and their encoding.
 
 mod codec;
+mod retry;
 
 use std::fmt;
 use std::time::Duration;
@@ -9,11 +10,11 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
 pub use self::codec::DecodeError;
+pub use self::retry::{Recovery, Retry};
 
 use crate::fingerprint::Fingerprint;
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::{Recovery, Retry};
 
 /// A point in a store's time, in microseconds since the Unix epoch as that store counts it.
 ///
@@ -239,15 +240,46 @@ impl Record {
     /// retried, so that what a crash leaves is still there when others may act on it.
     /// [Evidence](Record::is_evidence) is kept for its `unresolved_retention` if that is longer.
     pub fn keep(&self) -> Duration {
-        let least = match &self.state {
+        let evidence = self.unresolved_retention.filter(|_| self.is_evidence()).unwrap_or_default();
+        self.retention.max(evidence).saturating_add(self.wait())
+    }
+
+    /// The time, from the record's stamp on, for which other callers cannot execute: a lease, or the
+    /// delay of a retry.
+    fn wait(&self) -> Duration {
+        match &self.state {
             State::InProgress { lease, .. } => *lease,
-            State::Failed(_, Retry::After(wait)) => *wait,
+            State::Failed(_, Retry::After(delay)) => *delay,
             State::Failed(_, Retry::Now | Retry::Never | Retry::Unresolved) | State::Completed(_) => {
                 Duration::ZERO
             }
-        };
-        let evidence = self.unresolved_retention.filter(|_| self.is_evidence()).unwrap_or_default();
-        self.retention.max(evidence).saturating_add(least)
+        }
+    }
+
+    /// Returns true if at `now` a lease runs or a retry is not due.
+    pub(crate) fn is_blocked(&self, now: Stamp) -> bool {
+        now < self.stamp.after(self.wait())
+    }
+
+    /// Returns the time from `now` until the lease ends or the retry is due; zero if that is over.
+    pub(crate) fn blocked_for(&self, now: Stamp) -> Duration {
+        self.stamp.after(self.wait()).since(now)
+    }
+
+    /// Returns the remaining lease at `now`; `None` once the operation is finished.
+    pub(crate) fn lease_remaining(&self, now: Stamp) -> Option<Duration> {
+        self.lease().map(|_| self.blocked_for(now))
+    }
+
+    /// Returns the first moment at which time alone changes the answer to a begin: the end of the
+    /// lease, the time at which a retry is due, the end of the time that a response is kept, or the
+    /// record's [`deadline`](Record::deadline). A store that only estimates its time must not
+    /// answer from the record once the estimate has reached it.
+    pub fn settled_until(&self) -> Stamp {
+        let blocked = Some(self.wait()).filter(|wait| !wait.is_zero());
+        let response = self.response_retention.filter(|_| self.lease().is_none());
+        let first = [blocked, response].into_iter().flatten().min();
+        first.map_or(self.deadline(), |first| self.deadline().min(self.stamp.after(first)))
     }
 
     /// Returns true if the record shows an effect that may or may not have happened: the effect was
@@ -265,8 +297,7 @@ impl Record {
     /// [`is_evidence`](Record::is_evidence) holds, and no lease is running under which it may still
     /// be settled.
     pub fn is_unsettled(&self, now: Stamp) -> bool {
-        let lease = self.lease().unwrap_or_default();
-        self.is_evidence() && self.is_kept(now) && now >= self.stamp.after(lease)
+        self.is_evidence() && self.is_kept(now) && !self.is_blocked(now)
     }
 
     /// Returns true if the record grants a lease whose holder marked the effect, or which inherited

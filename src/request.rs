@@ -8,7 +8,8 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
 use crate::label::Label;
 use crate::owner::{DrawOwner, Owner};
-use crate::policy::{Policy, Recovery, check_windows};
+use crate::policy::{Policy, check_windows};
+use crate::record::Recovery;
 
 /// One operation: its scope and key, its fingerprint, and its overrides of the engine's policy.
 ///

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::clock::{Clock, SystemClock};
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::policy::Durability;
 use crate::record::{Record, Stamp};
 use crate::store_id::StoreId;
 
@@ -31,7 +31,7 @@ pub enum Swap {
     Conflict(Snapshot),
 }
 
-/// One of the swaps of a [`swap_many`](Store::swap_many).
+/// A compare-and-swap of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwapRequest {
     /// The id of the record.
@@ -40,6 +40,13 @@ pub struct SwapRequest {
     pub expected: Option<Stamp>,
     /// The record to write; `None`: remove it.
     pub next: Option<Box<Record>>,
+}
+
+impl SwapRequest {
+    /// Builds a request from a copy of `next`.
+    pub fn new(id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> SwapRequest {
+        SwapRequest { id: *id, expected, next: next.cloned().map(Box::new) }
+    }
 }
 
 /// The position at which a [`scan`](Store::scan) continues. Only the store that made it can read
@@ -101,19 +108,21 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Returns the record under `id` and the store's present time.
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError>;
 
-    /// Replaces (or with `None` removes) the record under `id` if its stamp is still `expected`
-    /// (`None`: if there is no record). The stamp in `next` is ignored.
+    /// Replaces the record under the id with `next`, or removes it, if its stamp is still
+    /// `expected`. The stamp in `next` is ignored.
     ///
     /// Removing an absent record is `Done` or, where a stamp was expected, a `Conflict` that shows
     /// no record: the engine treats both alike. A lost race returns the present snapshot. An `Err`
     /// may mean either outcome, unless the error says that nothing was done: the engine repeats the
     /// swap and recognises its own write.
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError>;
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError>;
+
+    /// Does a [`swap`](Store::swap) at once, without waiting and without a boxed future. `None` if
+    /// it cannot, with nothing done: then the engine calls `swap`. **Provided**: `None`.
+    fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        let _ = swap;
+        None
+    }
 
     /// Does the swaps in order and returns one answer for each, in the same order, at the cost of
     /// one where the backend can (one commit, one round trip). Two swaps of one id see each other.
@@ -121,7 +130,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut answers = Vec::with_capacity(swaps.len());
         for swap in swaps {
-            answers.push(self.swap(&swap.id, swap.expected, swap.next.as_deref()).await);
+            answers.push(self.swap(swap).await);
         }
         answers
     }
@@ -149,8 +158,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// where the backend cannot promise that). **Provided**: refuses.
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let _ = (after, limit);
-        let detail = "it cannot list its records".to_owned();
-        Err(StoreError::Unusable { backend: "this store", detail })
+        Err(StoreError::unusable(self.name(), "it cannot list its records"))
     }
 
     /// Returns a page of the records that may be [evidence](Record::is_evidence), paged as
@@ -181,8 +189,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// **Provided**: refuses.
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         let _ = id;
-        let detail = "it cannot discard damaged records".to_owned();
-        Err(StoreError::Unusable { backend: "this store", detail })
+        Err(StoreError::unusable(self.name(), "it cannot discard damaged records"))
     }
 
     /// Returns the durability of an acknowledged write. **Provided**: [`Durability::Memory`], which
@@ -220,13 +227,12 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         (**self).load(id).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        (**self).swap(id, expected, next).await
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        (**self).swap(swap).await
+    }
+
+    fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        (**self).swap_now(swap)
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -10,9 +10,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, Shared, select};
 
 use crate::begin::Begin;
-use crate::call::{Call, within};
+use crate::call::{View, within};
 use crate::decide::{Command, Reply};
-use crate::engine::{Engine, View};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, End, Moment, Op, Waiter as Observed};
@@ -93,7 +93,7 @@ impl Engine {
         let ask = self.ask(request)?;
         let (id, owner) = (request.id(), ask.owner);
         let command = Command::Begin(ask);
-        let mut view = View::Absent;
+        let mut view = View::absent(&id, &command);
         let mut place = None;
         loop {
             let answer = self.execute(&id, &command, view).await;
@@ -131,7 +131,7 @@ impl Engine {
 
     /// Waits until the record changes or its lease expires, at most for `limit`. Returns what is
     /// known then.
-    async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View<'static> {
+    async fn wait(&self, known: (RecordId, Stamp), lease_left: Duration, limit: Duration) -> View {
         let until = self.clock().monotonic().saturating_add(limit);
         loop {
             let now = self.clock().monotonic();
@@ -168,7 +168,7 @@ impl Engine {
                     clock.sleep(left.min(PAUSE)).await;
                 }
                 let asked = clock.monotonic();
-                let snapshot = Call::new(&engine, &id).load().await.ok()?;
+                let snapshot = engine.load(&id).await.ok()?;
                 let same = snapshot.record.as_ref().is_some_and(|record| record.stamp == stamp);
                 if !same || asked >= until {
                     return Some((snapshot, asked));

@@ -5,11 +5,9 @@
 #[path = "support/manual.rs"]
 mod manual;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -21,7 +19,7 @@ use nevertwice::{
 };
 use serde::{Deserialize, Serialize};
 
-use manual::{SECOND, Store, acquire, driven, poll, request, setup};
+use manual::{SECOND, acquire, driven, poll, request, setup};
 
 // Waiting
 

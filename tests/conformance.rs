@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use nevertwice::{
-    Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, SystemClock, Timeline, async_trait,
+    Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, SwapRequest, SystemClock, Timeline,
+    async_trait,
 };
 
 #[cfg(feature = "memory")]
@@ -30,20 +31,15 @@ impl Store for Minimal {
         Ok(Snapshot { record, now: self.time.now() })
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
+    async fn swap(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
         let mut guard = self.records.lock().unwrap();
         let (records, last) = &mut *guard;
         let record = records.get(id).cloned().map(Box::new);
-        if record.as_ref().map(|record| record.stamp) != expected {
+        if record.as_ref().map(|record| record.stamp) != *expected {
             return Ok(Swap::Conflict(Snapshot { record, now: self.time.now() }));
         }
         *last = self.time.stamp_after(*last);
-        match next {
+        match next.as_deref() {
             Some(next) => records.insert(*id, next.clone().stamped(*last)),
             None => records.remove(id),
         };

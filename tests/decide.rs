@@ -41,7 +41,9 @@ fn ask() -> Ask {
 fn write(decision: Decision) -> (Record, Reply) {
     match decision {
         Decision::Write { next: Some(next), reply } => (*next, reply),
-        Decision::Write { next: None, .. } | Decision::Reply(_) => panic!("{decision:?} writes no record"),
+        Decision::Write { next: None, .. } | Decision::Reply(_) | Decision::Replay => {
+            panic!("{decision:?} writes no record")
+        }
     }
 }
 
@@ -470,7 +472,8 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     assert_eq!((next.fence, next.attempt, next.fingerprint), (GRANTED, 1, record.fingerprint));
     // Begins get the same answer before and after it is dropped.
     let begin = |time, record: &Record| decide(at(record, time), Some(record), &Command::Begin(ask()));
-    assert_eq!(begin(kept - MICRO, &record), Decision::Reply(Reply::Completed(body("receipt"))));
+    assert_eq!(begin(kept - MICRO, &record), Decision::Replay);
+    assert_eq!(Reply::replay(Some(Box::new(record.clone()))), Some(Reply::Completed(body("receipt"))));
     let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
     assert_eq!(begin(kept, &record), Decision::Reply(Reply::Completed(omitted.clone())));
     // Nothing else is touched: a record without a response, or an absent one.

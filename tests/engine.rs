@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
     Begin, Clock, DecodeError, Durability, Engine, Error, Fingerprint, Key, Label, Lease, LeaseToken,
-    ManualClock, MemoryStore, Owner, PolicyError, Record, RecordId, Request, Retry, Scope, Snapshot, Stamp,
-    StateKind, Store, StoreError, Swap,
+    ManualClock, MemoryStore, Owner, PolicyError, RecordId, Request, Retry, Scope, Snapshot, Stamp,
+    StateKind, Store, StoreError, Swap, SwapRequest,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -527,14 +527,9 @@ fn l1_a_race_that_is_always_lost_ends() {
         async fn load(&self, _: &RecordId) -> Result<Snapshot, StoreError> {
             Ok(Snapshot { record: None, now: Stamp(1) })
         }
-        async fn swap(
-            &self,
-            id: &RecordId,
-            _: Option<Stamp>,
-            _: Option<&Record>,
-        ) -> Result<Swap, StoreError> {
+        async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
             self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            self.load(id).await.map(Swap::Conflict)
+            self.load(&swap.id).await.map(Swap::Conflict)
         }
     }
     let clock = ManualClock::new();
@@ -750,8 +745,8 @@ impl Store for Damaged {
         Err(StoreError::Corrupt { backend: "damaged store", id: *id, source: self.0 })
     }
 
-    async fn swap(&self, id: &RecordId, _: Option<Stamp>, _: Option<&Record>) -> Result<Swap, StoreError> {
-        self.load(id).await.map(Swap::Conflict)
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.load(&swap.id).await.map(Swap::Conflict)
     }
 
     async fn discard(&self, _: &RecordId) -> Result<bool, StoreError> {

@@ -341,13 +341,8 @@ impl Store for Stale {
         self.inner.load(id).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<nevertwice::Stamp>,
-        next: Option<&nevertwice::Record>,
-    ) -> Result<nevertwice::Swap, StoreError> {
-        self.inner.swap(id, expected, next).await
+    async fn swap(&self, swap: &nevertwice::SwapRequest) -> Result<nevertwice::Swap, StoreError> {
+        self.inner.swap(swap).await
     }
 
     async fn scan(&self, _: Option<&nevertwice::Cursor>, _: usize) -> Result<nevertwice::Page, StoreError> {
@@ -575,13 +570,8 @@ impl Store for Named {
         panic!("nothing is looked up under {id}")
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        _: Option<nevertwice::Stamp>,
-        _: Option<&nevertwice::Record>,
-    ) -> Result<nevertwice::Swap, StoreError> {
-        panic!("nothing of {:?} is written under {id}", self.0)
+    async fn swap(&self, swap: &nevertwice::SwapRequest) -> Result<nevertwice::Swap, StoreError> {
+        panic!("nothing of {:?} is written under {}", self.0, swap.id)
     }
 
     fn name(&self) -> &'static str {

@@ -14,19 +14,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use nevertwice::testing::{Fault, FaultyStore, block_on};
+use nevertwice::testing::{Fault, block_on};
 use nevertwice::{
-    Begin, Classified, Clock, Engine, Error, Failure, Lease, ManualClock, MemoryStore, Outcome, Request,
-    Retry, RunError, StateKind,
+    Begin, Classified, Clock, Engine, Error, Failure, Lease, MemoryStore, Outcome, Request, Retry, RunError,
+    StateKind,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use manual::{SECOND, Store, acquire, driven, poll, request, setup};
+use manual::{SECOND, acquire, driven, poll, request, setup};
 
 fn state(engine: &Engine, key: &str) -> Option<StateKind> {
     block_on(engine.inspect("tests", key)).unwrap().map(|seen| seen.state)

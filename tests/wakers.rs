@@ -17,8 +17,8 @@ use futures_executor::block_on;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nevertwice::{
-    Begin, Clock, Durability, Engine, ManualClock, MemoryStore, PurgePlan, Record, RecordId, Request, Retry,
-    Snapshot, Stamp, Store, StoreError, Swap,
+    Begin, Clock, Durability, Engine, ManualClock, MemoryStore, PurgePlan, RecordId, Request, Retry,
+    Snapshot, Stamp, Store, StoreError, Swap, SwapRequest,
 };
 
 /// The time limit for anything that must happen.
@@ -238,13 +238,8 @@ impl Store for Panicking {
         self.0.load(id).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        self.0.swap(id, expected, next).await
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.0.swap(swap).await
     }
 
     async fn changed(&self, _id: &RecordId, _stamp: Stamp, _within: Duration) -> Result<(), StoreError> {

@@ -16,8 +16,7 @@ use bytes::{Buf, Bytes};
 use crate::fingerprint::Fingerprint;
 use crate::key::RecordId;
 use crate::label::Label;
-use crate::policy::Retry;
-use crate::record::{Body, Record, Stamp, State};
+use crate::record::{Body, Record, Retry, Stamp, State};
 
 /// Bits of the first byte: the state in the low three, then flags.
 mod bits {

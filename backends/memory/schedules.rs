@@ -10,8 +10,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::fingerprint::Fingerprint;
 use crate::owner::Owner;
-use crate::policy::Recovery;
-use crate::record::{Body, State};
+use crate::record::{Body, Recovery, State};
 use crate::sync::schedules::explore;
 
 const HOUR: Duration = Duration::from_secs(3600);

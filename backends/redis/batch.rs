@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 
 use super::Inner;
-use super::refusal::{again, nonsense};
+use super::refusal::nonsense;
 use super::script::{Answer, snapshot};
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::policy::Retry;
-use crate::record::{Record, Stamp, State};
+use crate::record::{Record, Stamp};
 use crate::store::{Swap, SwapRequest};
 
 /// Limits of one pipeline. It blocks the server for some 3 to 7 µs per swap.
@@ -22,7 +21,7 @@ impl Inner {
         let mut answers = Vec::with_capacity(swaps.len());
         let (mut trip, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
         for swap in swaps {
-            let item = self.item(&swap.id, swap.expected, swap.next.as_deref());
+            let item = self.item(swap);
             let is_full =
                 trip.len() == TRIP_ITEMS || bytes.saturating_add(item.bytes.len()) > TRIP_BYTES && bytes > 0;
             // A swap must see the effect of an earlier one with the same id.
@@ -37,36 +36,37 @@ impl Inner {
         if !trip.is_empty() {
             answers.append(&mut self.deliver(&mut trip).await);
         }
-        let wanted: Vec<_> = swaps.iter().map(|swap| (swap.id, swap.expected)).collect();
-        self.settle(&wanted, answers).await
+        self.settle(swaps, answers).await
     }
 
     /// Translates answers into results. Swaps whose answer does not suffice have their records
     /// loaded, all together.
     pub(super) async fn settle(
         &self,
-        swaps: &[(RecordId, Option<Stamp>)],
+        swaps: &[SwapRequest],
         answers: Vec<Result<Answer, StoreError>>,
     ) -> Vec<Result<Swap, StoreError>> {
         let mut settled: Vec<Settled> =
-            swaps.iter().zip(answers).map(|((id, _), answer)| settle_alone(id, answer)).collect();
+            swaps.iter().zip(answers).map(|(swap, answer)| settle_alone(&swap.id, answer)).collect();
         let look: Vec<usize> = (0..settled.len())
             .filter(|&place| settled.get(place).is_some_and(|settled| !matches!(settled, Settled::Is(_))))
             .collect();
-        let ids: Vec<_> = look.iter().filter_map(|&place| Some(swaps.get(place)?.0)).collect();
+        let ids: Vec<_> = look.iter().filter_map(|&place| Some(swaps.get(place)?.id)).collect();
         let mut found = self.records.load_many(&ids).await.map(Vec::into_iter);
         for place in look {
             let found = match &mut found {
                 Ok(found) => found.next().unwrap_or_else(|| Err(nonsense())),
-                Err(error) => Err(again(error)),
+                Err(error) => Err(error.clone()),
             };
-            let (Some(answer), Some((_, expected))) = (settled.get_mut(place), swaps.get(place)) else {
+            let (Some(answer), Some(SwapRequest { expected, .. })) =
+                (settled.get_mut(place), swaps.get(place))
+            else {
                 continue;
             };
             *answer = Settled::Is(found.and_then(|found| match answer {
                 // A duplicate is answered from the record even while begins are refused.
                 Settled::Refused(why) if found.record.as_ref().map(|record| record.stamp) == *expected => {
-                    Err(again(why))
+                    Err(why.clone())
                 }
                 Settled::Refused(_) | Settled::Unclear | Settled::Is(_) => Ok(Swap::Conflict(found)),
             }));
@@ -107,12 +107,5 @@ fn settle_alone(id: &RecordId, answer: Result<Answer, StoreError>) -> Settled {
 /// not decide that another caller may act because a deadline has passed: only the clock itself
 /// does.
 fn is_unchanged(record: &Record, now: Stamp) -> bool {
-    let wait = match &record.state {
-        State::InProgress { lease, .. } => Some(*lease),
-        State::Failed(_, Retry::After(wait)) => Some(*wait),
-        State::Failed(_, Retry::Now | Retry::Never | Retry::Unresolved) | State::Completed(_) => None,
-    };
-    record.is_kept(now)
-        && !record.is_response_over(now)
-        && wait.is_none_or(|wait| now < record.stamp.after(wait))
+    now < record.settled_until()
 }

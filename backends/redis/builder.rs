@@ -15,8 +15,8 @@ use super::script::Scripts;
 use super::waiters::Waiters;
 use super::watch::Watch;
 use super::{Inner, RedisStore, Warning, in_tokio, is_exposed, store_id};
+use crate::durability::Durability;
 use crate::error::StoreError;
-use crate::policy::Durability;
 use crate::process::Process;
 
 /// Sets up a [`RedisStore`]; made by [`RedisStore::builder`].

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::diagnosis;
 use super::grants::Grants;
 use super::inspection::{self, Inspection};
-use super::refusal::{again, meaning, nonsense, unavailable};
+use super::refusal::{meaning, nonsense, unavailable};
 use super::time::ServerTime;
 use super::watch::{Doubt, Watch};
 use crate::clock::{Clock, SystemClock};
@@ -100,7 +100,7 @@ impl Connections {
                 return Ok(Arc::clone(connection));
             }
             if let Some(failure) = state.failure.as_ref().filter(|_| state.attempts != attempts) {
-                return Err(again(failure));
+                return Err(failure.clone());
             }
         }
         let opened = match timeout(self.limit(), self.open()).await {
@@ -110,7 +110,7 @@ impl Connections {
         };
         let mut state = self.lock();
         state.attempts += 1;
-        state.failure = opened.as_ref().err().map(again);
+        state.failure = opened.as_ref().err().cloned();
         state.current = opened.as_ref().ok().cloned();
         opened
     }

@@ -31,19 +31,6 @@ pub(super) fn nonsense() -> StoreError {
     unavailable("it gave an answer of another form than Redis does")
 }
 
-/// Copies the error of a call, for another swap of the same call.
-pub(super) fn again(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Unavailable { backend, detail } => {
-            StoreError::Unavailable { backend, detail: detail.clone() }
-        }
-        StoreError::Unusable { backend, detail } => StoreError::Unusable { backend, detail: detail.clone() },
-        StoreError::Full { .. } => full(),
-        // Never the error of a whole call.
-        StoreError::Corrupt { .. } => nonsense(),
-    }
-}
-
 /// True if the server refused to run the command because it has no memory left.
 pub(super) fn is_oom(error: &RedisError) -> bool {
     error.code() == Some("OOM")

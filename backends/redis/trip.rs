@@ -11,8 +11,7 @@ use super::connection::Connection;
 use super::grants::Grant;
 use super::records::time;
 use super::refusal::{
-    again, corrupt, full, is_no_script, is_oom, is_unknown_option, is_wrong_type, meaning, nonsense,
-    unavailable,
+    corrupt, full, is_no_script, is_oom, is_unknown_option, is_wrong_type, meaning, nonsense, unavailable,
 };
 use super::script::{Answer, Expected, Item, STAMP_BYTES, STAMP_LIMIT, bytes, joined, millis};
 use super::time::Bounds;
@@ -66,7 +65,7 @@ impl Inner {
         let connections = &self.records.connections;
         let connection = match connections.get().await {
             Ok(connection) => connection,
-            Err(error) => return items.iter().map(|_| Err(again(&error))).collect(),
+            Err(error) => return items.iter().map(|_| Err(error.clone())).collect(),
         };
         let grants = items.iter().any(|item| item.refusable);
         let doubt = if grants { connections.doubt(&connection).await } else { None };
@@ -86,7 +85,7 @@ impl Trip<'_> {
         let plan = self.plan(items, &ways, departure.bounds, &mut commands);
         let mut replies = match self.send(&commands).await {
             Ok(replies) => replies.into_iter(),
-            Err(error) => return items.iter().map(|_| Err(again(&error))).collect(),
+            Err(error) => return items.iter().map(|_| Err(error.clone())).collect(),
         };
         let shown = if departure.wants_time { time(replies.next()).ok() } else { None };
         let arrived = self.connection.time.arrive(&departure, shown, SystemClock.monotonic());
@@ -98,7 +97,7 @@ impl Trip<'_> {
             let outcome = match way {
                 Way::Set(stamp) => self.was_set(items, place, *stamp, by, replies.next()),
                 Way::Compare(stamp, ..) => self.was_compared(items, place, *stamp, replies.next()),
-                Way::Refuse => self.doubt.as_ref().map(|doubt| Ok(Answer::Refused(again(doubt)))),
+                Way::Refuse => self.doubt.as_ref().map(|doubt| Ok(Answer::Refused(doubt.clone()))),
                 Way::Replace(..) | Way::Swap => continue,
             };
             put(&mut outcomes, place, outcome);
@@ -137,7 +136,7 @@ impl Trip<'_> {
             let replies = match self.send(&commands).await {
                 Ok(replies) => replies,
                 Err(error) => {
-                    rest.into_iter().for_each(|place| put(outcomes, place, Some(Err(again(&error)))));
+                    rest.into_iter().for_each(|place| put(outcomes, place, Some(Err(error.clone()))));
                     return;
                 }
             };
@@ -340,7 +339,7 @@ impl Trip<'_> {
                 }
                 Ok(Some(b'0')) => None,
                 Ok(_) => Some(Err(nonsense())),
-                Err(error) => Some(Err(again(error))),
+                Err(error) => Some(Err(error.clone())),
             };
             put(outcomes, place, outcome);
         }
@@ -369,7 +368,7 @@ impl Trip<'_> {
         for &place in places {
             let outcome = match &mut answers {
                 Ok(answers) => answers.next().ok_or_else(nonsense),
-                Err(error) => Err(again(error)),
+                Err(error) => Err(error.clone()),
             };
             if let (Ok(Answer::Done { stamp, .. }), Some(item)) = (&outcome, items.get_mut(place)) {
                 self.remember(item, *stamp);

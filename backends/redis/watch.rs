@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::Warning;
 use super::inspection::{Inspection, Role};
 use super::refusal::{unavailable, unusable};
+use crate::durability::Durability;
 use crate::error::StoreError;
-use crate::policy::Durability;
 
 /// Judges each inspection of a server by the level of the first one.
 #[derive(Debug)]

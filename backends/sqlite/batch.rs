@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::SqliteStore;
-use super::jobs::{Exchange, Exchanges};
-use super::trouble::{same, unavailable};
+use super::jobs::Swaps;
+use super::trouble::unavailable;
 use crate::error::StoreError;
 use crate::store::{Swap, SwapRequest};
 
@@ -13,24 +13,19 @@ impl SqliteStore {
     /// the rest by the writer.
     pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         if let Err(error) = self.inner() {
-            return swaps.iter().map(|_| Err(same(&error))).collect();
+            return swaps.iter().map(|_| Err(error.clone())).collect();
         }
         let replays = self.replays(swaps);
         let left = swaps.iter().zip(&replays).filter(|(_, replay)| replay.is_none());
-        let left = left.map(|(SwapRequest { id, expected, next }, _)| Exchange {
-            id: *id,
-            expected: *expected,
-            next: next.clone(),
-        });
-        let left: Vec<Exchange> = left.collect();
-        let written = if left.is_empty() { Ok(Vec::new()) } else { self.0.writer.run(Exchanges(left)).await };
+        let left: Vec<SwapRequest> = left.map(|(swap, _)| swap.clone()).collect();
+        let written = if left.is_empty() { Ok(Vec::new()) } else { self.0.writer.run(Swaps(left)).await };
         let (mut written, error) = match written {
             Ok(answers) => (answers.into_iter(), unavailable("its writer gave too few answers")),
             Err(error) => (Vec::new().into_iter(), error),
         };
         let answer = |replay: Option<Swap>| match replay {
             Some(swap) => Ok(swap),
-            None => written.next().unwrap_or_else(|| Err(same(&error))),
+            None => written.next().unwrap_or_else(|| Err(error.clone())),
         };
         replays.into_iter().map(answer).collect()
     }

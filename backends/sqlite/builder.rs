@@ -20,9 +20,9 @@ use super::watcher::Watch;
 use super::writer::{Desk, Writer};
 use super::{Inner, SqliteStore};
 use crate::clock::{Clock, SystemClock};
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::observe;
-use crate::policy::Durability;
 
 /// The moment at which commits are forced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -9,7 +9,7 @@ use super::writer::Desk;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
-use crate::store::Swap;
+use crate::store::{Swap, SwapRequest};
 
 /// A task to run in the writer's transaction, with stamps from `stamps`.
 pub(super) trait Work: Send + 'static {
@@ -118,19 +118,11 @@ impl<W: Work> Job for Pending<W> {
     }
 }
 
-/// A compare-and-swap.
-pub(super) struct Exchange {
-    pub(super) id: RecordId,
-    pub(super) expected: Option<Stamp>,
-    pub(super) next: Option<Box<Record>>,
-}
-
-impl Work for Exchange {
+impl Work for SwapRequest {
     type Output = Swap;
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Swap, StoreError> {
-        let change = (&self.id, self.expected, self.next.as_deref());
-        desk.table.swap(&desk.db, change, stamps, &desk.limits)
+        desk.table.swap(&desk.db, self, stamps, &desk.limits)
     }
 
     fn failed(&self, trouble: Trouble) -> Result<Swap, StoreError> {
@@ -150,15 +142,15 @@ impl Work for Exchange {
 }
 
 /// Several compare-and-swaps of one call.
-pub(super) struct Exchanges(pub(super) Vec<Exchange>);
+pub(super) struct Swaps(pub(super) Vec<SwapRequest>);
 
-impl Work for Exchanges {
+impl Work for Swaps {
     type Output = Vec<Result<Swap, StoreError>>;
 
     fn run(&self, desk: &Desk, stamps: &mut Stamps<'_>) -> Result<Self::Output, StoreError> {
         let mut answers = Vec::with_capacity(self.0.len());
-        for exchange in &self.0 {
-            answers.push(exchange.run(desk, stamps));
+        for swap in &self.0 {
+            answers.push(swap.run(desk, stamps));
             if desk.db.is_autocommit() {
                 // The transaction is gone, and later swaps would be committed one by one. All of
                 // them fail.
@@ -169,19 +161,19 @@ impl Work for Exchanges {
     }
 
     fn failed(&self, trouble: Trouble) -> Result<Self::Output, StoreError> {
-        Ok(self.0.iter().map(|exchange| exchange.failed(trouble.clone())).collect())
+        Ok(self.0.iter().map(|swap| swap.failed(trouble.clone())).collect())
     }
 
     fn written(&self, output: &Self::Output, name: &mut dyn FnMut(RecordId, Stamp)) {
-        for (exchange, answer) in self.0.iter().zip(output) {
-            if let Ok(swap) = answer {
-                exchange.written(swap, name);
+        for (swap, answer) in self.0.iter().zip(output) {
+            if let Ok(swapped) = answer {
+                swap.written(swapped, name);
             }
         }
     }
 
     fn weight(&self) -> usize {
-        self.0.iter().map(Exchange::weight).sum()
+        self.0.iter().map(Work::weight).sum()
     }
 
     fn rows(&self) -> usize {

@@ -14,7 +14,7 @@ use crate::clock::Timeline;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{DecodeError, Record, Stamp};
-use crate::store::{Snapshot, Swap};
+use crate::store::{Snapshot, Swap, SwapRequest};
 
 /// The statements for one pair of tables.
 #[derive(Debug)]
@@ -169,13 +169,14 @@ impl Table {
     pub(super) fn swap(
         &self,
         db: &Connection,
-        (id, expected, next): (&RecordId, Option<Stamp>, Option<&Record>),
+        SwapRequest { id, expected, next }: &SwapRequest,
         stamps: &mut Stamps<'_>,
         limits: &Limits,
     ) -> Result<Swap, StoreError> {
+        let next = next.as_deref();
         let found = self.find(db, id)?;
         let present = found.as_ref().map(|found| found.record.stamp);
-        if present != expected {
+        if present != *expected {
             let record = found.map(|found| Box::new(found.record));
             return Ok(Swap::Conflict(Snapshot { record, now: stamps.next(present) }));
         }

@@ -85,7 +85,7 @@ fn all(threads: impl IntoIterator<Item = JoinHandle<()>>) {
 /// has the lock.
 fn write(store: &SqliteStore, id: RecordId, expected: Option<Stamp>) -> Option<Stamp> {
     loop {
-        match block_on(store.swap(&id, expected, Some(&record()))) {
+        match block_on(store.swap(&SwapRequest::new(&id, expected, Some(&record())))) {
             Ok(Swap::Done(stamp)) => return Some(stamp),
             Ok(Swap::Conflict(_)) => return None,
             Err(StoreError::Unavailable { .. }) => thread::yield_now(),
@@ -107,7 +107,8 @@ fn schedules_of_writers() {
             let (store, winners, file) = (store.clone(), winners.clone(), file.clone());
             thread::spawn(move || {
                 let record = record();
-                let swap = |id: RecordId| block_on(store.swap(&id, None, Some(&record))).unwrap();
+                let swap =
+                    |id: RecordId| block_on(store.swap(&SwapRequest::new(&id, None, Some(&record)))).unwrap();
                 let Swap::Done(stamp) = swap(id(number)) else { panic!("nobody else writes it") };
                 assert_eq!(file.stamp(id(number)), Some(stamp), "answered before it was committed");
                 if let Swap::Done(_) = swap(id(9)) {
@@ -119,7 +120,7 @@ fn schedules_of_writers() {
         let leaving = store.clone();
         let leaver = thread::spawn(move || {
             let (id, record) = (id(5), record());
-            let mut swap = leaving.swap(&id, None, Some(&record));
+            let mut swap = leaving.swap(&SwapRequest::new(&id, None, Some(&record)));
             let _ = swap.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         });
         drop(store);

@@ -12,16 +12,17 @@ use super::rows::prepare;
 use super::trouble::{Trouble, unusable};
 use super::{Inner, SqliteStore};
 use crate::begin::Begin;
+use crate::call::NOT_COMPLETED;
 use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
-use crate::policy::{Policy, Retry};
-use crate::record::{Record, Stamp};
+use crate::policy::Policy;
+use crate::record::{Record, Retry, Stamp};
 use crate::request::Request;
-use crate::store::{Store, Swap};
+use crate::store::{Store, Swap, SwapRequest};
 use crate::token::{LeaseToken, Origin};
 
 /// Begins the operation of `request` inside `transaction`, or returns its outcome:
@@ -296,17 +297,19 @@ fn execute(
     let snapshot = table.snapshot(transaction, id, timeline)?;
     let (next, reply) = match decide(snapshot.now, snapshot.record.as_deref(), command) {
         Decision::Reply(reply) => return Ok((reply, snapshot.record)),
+        Decision::Replay => return Ok((Reply::replay(snapshot.record).ok_or(NOT_COMPLETED)?, None)),
         Decision::Write { next, reply } => (next, reply),
     };
     let expected = snapshot.record.map(|record| record.stamp);
-    let swap = table.swap(transaction, (id, expected, next.as_deref()), &mut stamps, limits)?;
+    let request = SwapRequest { id: *id, expected, next };
+    let swap = table.swap(transaction, &request, &mut stamps, limits)?;
     // A connection opened before the file was replaced has the same name, but writes to another
     // file.
     if !store.0.readers.is_locked()? {
         return Err(unusable("the transaction writes to another file than the store: it was replaced").into());
     }
     match swap {
-        Swap::Done(stamp) => Ok((reply, next.map(|next| Box::new(next.stamped(stamp))))),
+        Swap::Done(stamp) => Ok((reply, request.next.map(|next| Box::new(next.stamped(stamp))))),
         Swap::Conflict(_) => Err(unusable("a record changed inside a transaction").into()),
     }
 }

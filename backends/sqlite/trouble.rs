@@ -99,17 +99,3 @@ pub(super) fn unusable(detail: impl Into<String>) -> StoreError {
 pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
     StoreError::Unavailable { backend: BACKEND, detail: detail.into() }
 }
-
-/// Copies an error, for another of several calls that it affected.
-pub(super) fn same(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Unavailable { backend, detail } => {
-            StoreError::Unavailable { backend, detail: detail.clone() }
-        }
-        StoreError::Full { backend, detail } => StoreError::Full { backend, detail: detail.clone() },
-        StoreError::Corrupt { backend, id, source } => {
-            StoreError::Corrupt { backend, id: *id, source: *source }
-        }
-        StoreError::Unusable { backend, detail } => StoreError::Unusable { backend, detail: detail.clone() },
-    }
-}

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::oneshot;
-use super::trouble::{same, unavailable};
+use super::trouble::unavailable;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
@@ -157,7 +157,7 @@ impl Waiters {
     pub(super) fn fail(&self, error: &StoreError) {
         let all = self.take_all(&mut self.lock());
         for waiter in all.0 {
-            let _ = waiter.ended.send(Err(same(error)));
+            let _ = waiter.ended.send(Err(error.clone()));
         }
     }
 

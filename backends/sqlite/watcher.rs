@@ -169,7 +169,7 @@ mod tests {
 
     use super::super::SqliteStore;
     use super::*;
-    use crate::store::{Store, Swap};
+    use crate::store::{Store, Swap, SwapRequest};
     use crate::{Begin, Engine, Request};
 
     const LONG: Duration = Duration::from_secs(3600);
@@ -198,7 +198,7 @@ mod tests {
         let (store, _nobody, id, _dir) = unwatched();
         let record = block_on(store.load(&id)).unwrap().record.unwrap();
         let look = || {
-            let swap = block_on(store.swap(&id, Some(record.stamp), Some(&record)));
+            let swap = block_on(store.swap(&SwapRequest::new(&id, Some(record.stamp), Some(&record))));
             assert!(matches!(swap, Ok(Swap::Done(_))));
             // The writer wakes waiters after it has answered; this second answer comes after that.
             assert!(!block_on(store.discard(&RecordId::from_bytes([0; 32]))).unwrap());
@@ -218,7 +218,7 @@ mod tests {
             if removes {
                 assert!(block_on(store.discard(&id)).unwrap());
             } else {
-                block_on(store.swap(&id, Some(record.stamp), Some(&record))).unwrap();
+                block_on(store.swap(&SwapRequest::new(&id, Some(record.stamp), Some(&record)))).unwrap();
             }
             assert!(ends(changed));
         }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use nevertwice::testing::block_on;
 use nevertwice::{
     Begin, Body, Engine, MemoryStore, Record, RecordId, RedisStore, Request, Stamp, State, Store, Swap,
+    SwapRequest,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -35,7 +36,7 @@ pub(crate) fn run(input: &[u8]) {
         }
         let mut fresh = record.clone();
         (fresh.stamp, fresh.fence) = (Stamp::ZERO, Stamp::ZERO);
-        match store.swap(&id, None, Some(&fresh)).await {
+        match store.swap(&SwapRequest::new(&id, None, Some(&fresh))).await {
             Ok(Swap::Conflict(shown)) => believed(shown.record.as_deref(), &record),
             Ok(Swap::Done(_)) => assert!(says_done(&reply), "S10: taken for done"),
             Err(_) => {}

@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::{Recovery, Retry};
-use crate::record::{Body, Record, Stamp, State};
+use crate::record::{Body, Record, Recovery, Retry, Stamp, State};
 use crate::token::LeaseToken;
 
 /// A request to change or read a key. `Debug` shows no content.
@@ -102,6 +100,8 @@ pub enum Resolution {
 pub enum Decision {
     /// Nothing changes, and this is the reply.
     Reply(Reply),
+    /// Nothing changes, and the reply is the recorded response: [`Reply::replay`].
+    Replay,
     /// The record becomes `next` (`None`: it is removed). Once that is written, `reply` is the
     /// reply.
     Write {
@@ -230,21 +230,12 @@ impl Ask {
 }
 
 impl Reply {
-    /// Converts the reply to a command that is either carried out or refused.
-    pub(crate) fn into_done(self) -> Result<(), Error> {
-        match self {
-            Reply::Done { .. } => Ok(()),
-            Reply::LeaseLost(current) => Err(Error::LeaseLost { current }),
-            Reply::AlreadyFinished(current) => Err(Error::AlreadyFinished { current }),
-            Reply::NotResolvable(current) => Err(Error::NotResolvable { current }),
-            // Only a begin has these replies. If another command should get one, it was not carried
-            // out.
-            Reply::Acquired
-            | Reply::Completed(_)
-            | Reply::InProgress { .. }
-            | Reply::Failed { .. }
-            | Reply::Unresolved { .. }
-            | Reply::Mismatch => Err(Error::LeaseLost { current: Current::of(None) }),
+    /// The reply with the response of a completed record; `None` for any other record. It takes the
+    /// record, since moving a response is cheaper than copying it.
+    pub fn replay(record: Option<Box<Record>>) -> Option<Reply> {
+        match record?.state {
+            State::Completed(response) => Some(Reply::Completed(response)),
+            State::InProgress { .. } | State::Failed(..) => None,
         }
     }
 }

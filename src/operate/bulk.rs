@@ -7,15 +7,14 @@ use futures_util::future::join_all;
 
 use super::filter::Filter;
 use super::list::{Chosen, Unfinished};
-use crate::batch::{Believed, Task};
-use crate::call::Call;
+use crate::call::{Call, Task, View};
 use crate::decide::{Command, Current, Resolution};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::record::Stamp;
-use crate::store::{Cursor, Snapshot, Swap};
+use crate::store::{Cursor, Snapshot, Swap, SwapRequest};
 
 /// The mode of a bulk call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,13 +106,12 @@ impl Engine {
             .iter()
             .map(|(found, _)| Command::Resolve(found.inspection.fence, resolution.clone()))
             .collect();
-        let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| Task {
-            id: found.id,
-            command,
-            view: Believed::Found(snapshot),
+        let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| {
+            let task = Task { id: found.id, command, limit: self.policy().call_timeout, released: None };
+            (task, View::expecting(&found.id, snapshot.now, snapshot.record.as_deref(), command))
         });
         let seen = observe::call(self, Op::ResolveMany, &|| None);
-        let answers = observe::in_span(&seen, self.execute_many(tasks.collect())).await;
+        let answers = observe::in_span(&seen, self.core().execute_many(tasks.collect())).await;
         let results = answers.into_iter().map(|answer| answer?.reply.into_done());
         let results = results.inspect(|result| seen.operated(result.as_ref().map(|()| true)));
         Ok(BulkPage::of(chosen, results.collect()))
@@ -147,7 +145,10 @@ impl Engine {
 
     /// Removes the record with this stamp.
     async fn remove(&self, id: RecordId, stamp: Stamp) -> Result<(), Error> {
-        match Call::new(self, &id).swap(Some(stamp), None).await? {
+        match Call::within(self.core(), &id, self.policy().call_timeout)
+            .swap(&SwapRequest { id, expected: Some(stamp), next: None })
+            .await?
+        {
             Swap::Done(_) => Ok(()),
             // The record is gone: most likely an earlier try removed it.
             Swap::Conflict(Snapshot { record: None, .. }) => Ok(()),

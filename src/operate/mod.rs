@@ -12,14 +12,13 @@ pub use self::list::{Unfinished, UnfinishedPage};
 pub use self::purge::{PurgePlan, Purged};
 pub use self::settle::Amendment;
 
-use crate::call::{Call, within};
+use crate::call::within;
 use crate::engine::Engine;
 use crate::error::{Error, StoreError};
 use crate::inspect::{Content, Inspection};
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::observe;
 use crate::request::Request;
-use crate::store::Snapshot;
 use crate::token;
 
 impl Engine {
@@ -66,7 +65,7 @@ impl Engine {
     /// # Errors
     /// As for [`begin`](Engine::begin).
     pub async fn inspect_id(&self, id: &RecordId) -> Result<Option<Inspection>, Error> {
-        Ok(Inspection::of(&self.look(id).await?, self.policy()))
+        Ok(Inspection::of(&self.load(id).await?, self.policy()))
     }
 
     /// Returns the content of a key's record, for an operator that needs it; `None` if there is no
@@ -99,7 +98,7 @@ impl Engine {
     /// # Errors
     /// As for [`begin`](Engine::begin).
     pub async fn content_id(&self, id: &RecordId) -> Result<Option<Content>, Error> {
-        Ok(Content::of(&self.look(id).await?))
+        Ok(Content::of(&self.load(id).await?))
     }
 
     /// The downstream key that every attempt of the operation under `id` derives for `label`
@@ -117,10 +116,6 @@ impl Engine {
     /// ```
     pub fn derive_key(&self, id: &RecordId, label: &str) -> String {
         token::derive_key(id, label)
-    }
-
-    async fn look(&self, id: &RecordId) -> Result<Snapshot, Error> {
-        Call::new(self, id).load().await
     }
 
     /// The store's answer to `call`, if it comes within the policy's `call_timeout`.

@@ -4,13 +4,15 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::begin::Begin;
+use crate::call::View;
 use crate::decide::{Command, Reply};
-use crate::engine::{Engine, View};
+use crate::engine::Engine;
 use crate::error::{Error, StoreError};
 use crate::key::KeyError;
 use crate::lease::Lease;
 use crate::observe::{self, Op};
-use crate::policy::{Recovery, Retry};
+
+use crate::record::{Recovery, Retry};
 use crate::request::Request;
 use crate::store::{Cursor, Snapshot};
 use crate::wake::contain;
@@ -170,8 +172,8 @@ impl Engine {
                 return (Purged::Elsewhere, false);
             }
             Ok(Begin::Unresolved(_) | Begin::Mismatch(_)) => {
-                let detail = "the purger's own operation was tampered with: forget it".to_owned();
-                return (Purged::Failed(0, StoreError::Unusable { backend: "engine", detail }.into()), false);
+                let detail = "the purger's own operation has another outcome than it records: forget it";
+                return (Purged::Failed(0, Error::Internal { detail }), false);
             }
             // The store has no room even for this operation: remove some records without
             // coordinating with other processes.

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::id_of;
-use crate::call::Call;
+use crate::call::{Call, View};
 use crate::decide::{Command, Reply, Resolution};
-use crate::engine::{Engine, View};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::observe::{self, Op};
@@ -268,7 +268,9 @@ impl Engine {
         let seen = observe::call(self, Op::Forget, &|| None);
         let result = observe::in_span(&seen, async {
             match self.execute(id, &Command::Forget, View::Unknown).await {
-                Err(error) if error.is_damaged_record() => Call::new(self, id).discard().await,
+                Err(error) if error.is_damaged_record() => {
+                    Call::within(self.core(), id, self.policy().call_timeout).discard().await
+                }
                 answer => Ok(answer?.reply == Reply::Done { existed: true }),
             }
         });

@@ -10,7 +10,8 @@ use crate::fingerprint::Fingerprint;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::owner::Owner;
-use crate::policy::{Recovery, Retry};
+
+use crate::record::{Recovery, Retry};
 
 /// The reason why stored bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Retry;
+use crate::record::Retry;
 
 /// An error of a handler. It states what the next begin may do, and
 /// [`Engine::run`](crate::Engine::run) records it accordingly.

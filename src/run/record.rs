@@ -12,8 +12,7 @@ use serde_json::error::Category;
 use super::{Failure, Outcome, RunError};
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::policy::Retry;
-use crate::record::Body;
+use crate::record::{Body, Retry};
 
 /// Records the value of a handler, and returns it as every caller gets it.
 pub(super) async fn record<T, E>(lease: &Lease, outcome: Result<T, E>) -> Result<Outcome<T>, RunError<T, E>>

@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 use crate::clock::{Clock, SystemClock};
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::policy::Durability;
-use crate::record::{Record, Stamp};
+use crate::record::Stamp;
 use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 
@@ -128,7 +128,7 @@ impl<S: Store> FaultyStore<S> {
         &self,
         act: impl Fn() -> BoxFuture<'a, Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        let lost = || StoreError::Unavailable { backend: "faulty store", detail: "as planned".to_owned() };
+        let lost = || StoreError::unavailable("faulty store", "as planned");
         match self.next_fault() {
             None => act().await,
             Some(Fault::FailBefore) => Err(lost()),
@@ -160,25 +160,18 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(|| self.inner.load(id)).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        self.call(|| self.inner.swap(id, expected, next)).await
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.call(|| self.inner.swap(swap)).await
+    }
+
+    /// Returns `None`, so that every swap is a call that may fail.
+    fn swap_now(&self, _: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        None
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        let lost = |error: &StoreError| {
-            let detail = error.to_string();
-            swaps
-                .iter()
-                .map(|_| Err(StoreError::Unavailable { backend: "faulty store", detail: detail.clone() }))
-                .collect()
-        };
         let done = self.call(|| Box::pin(async { Ok(self.inner.swap_many(swaps).await) })).await;
-        done.unwrap_or_else(|error| lost(&error))
+        done.unwrap_or_else(|error| swaps.iter().map(|_| Err(error.clone())).collect())
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {

@@ -16,8 +16,7 @@ use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::lease::Lease;
 use crate::owner::Owner;
-use crate::policy::{Recovery, Retry};
-use crate::record::{Body, Stamp};
+use crate::record::{Body, Recovery, Retry, Stamp};
 use crate::request::Request;
 use crate::store::Store;
 

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::decide::{Reason, StateKind};
-use crate::policy::{Recovery, Retry};
+
+use crate::record::{Recovery, Retry};
 
 /// The number of a grant, counted from 1 per key. It corresponds to a store's fence.
 pub type Grant = u64;

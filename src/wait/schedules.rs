@@ -11,8 +11,7 @@ use super::*;
 use crate::backends::memory::MemoryStore;
 use crate::clock::ManualClock;
 use crate::lease::Lease;
-use crate::policy::Retry;
-use crate::record::Stamp;
+use crate::record::{Retry, Stamp};
 use crate::sync::schedules::explore;
 
 const LIMIT: Duration = Duration::from_secs(20);

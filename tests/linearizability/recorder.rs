@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-use nevertwice::{Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, async_trait};
+use nevertwice::{RecordId, Snapshot, Store, StoreError, Swap, SwapRequest, async_trait};
 
 use crate::spec::Event;
 
@@ -73,13 +73,8 @@ impl Store for Troubled {
         self.call(self.inner.load(id)).await
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        self.call(self.inner.swap(id, expected, next)).await
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.call(self.inner.swap(swap)).await
     }
 }
 

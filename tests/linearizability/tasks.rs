@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use nevertwice::{
     Begin, Engine, Error, Fingerprint, Lease, MemoryStore, Owner, Record, RecordId, Recovery, Request, Retry,
-    Stamp, Store, Swap,
+    Stamp, Store, Swap, SwapRequest,
 };
 
 use crate::keys::{self, Kind, Token};
@@ -198,7 +198,8 @@ async fn swapper(
         });
         let expected = known.as_ref().map(|record| record.stamp);
         let call = register::Call::Swap { expected: value(known.as_deref()), next: value(next.as_ref()) };
-        let swap = dropped_after(drop, store.swap(&id, expected, next.as_ref()));
+        let request = SwapRequest::new(&id, expected, next.as_ref());
+        let swap = dropped_after(drop, store.swap(&request));
         let swapped = recorder.record(call, swap, |swapped| match swapped {
             Some(Ok(Swap::Done(stamp))) => Some(register::Answer::Done(stamp.0)),
             Some(Ok(Swap::Conflict(found))) => Some(register::Answer::Found(value(found.record.as_deref()))),

@@ -262,6 +262,7 @@ pub(crate) fn decide(now: Time, row: Option<&Row>, role: &Role, cmd: &Cmd) -> Ve
     let record = row.map(|row| record(row, place));
     match decide::decide(Stamp(now.into()), record.as_ref(), &command(role, cmd)) {
         Decision::Reply(reply) => Verdict::Reply(answer(reply)),
+        Decision::Replay => Verdict::Reply(answer(decide::Reply::replay(record.map(Box::new)).unwrap())),
         Decision::Write { next, reply } => {
             let next = next.map(|next| {
                 let small = small(&next);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nevertwice::{
     Begin, Body, DecodeError, Durability, Engine, Error, Record, RedisStore, Retry, Stamp, State, Store,
-    StoreError, Swap,
+    StoreError, Swap, SwapRequest,
 };
 
 use redis::Value;
@@ -70,7 +70,8 @@ fn s13_a_removed_record_leaves_its_stamp_for_the_slack() {
 async fn grant_ahead_of_the_clock(server: &Server, engine: &Engine, store: &RedisStore) -> Stamp {
     let _ = acquire(engine, &request("k")).await;
     let id = request("k").id();
-    let Swap::Conflict(found) = store.swap(&id, Some(Stamp(1)), None).await.unwrap() else {
+    let Swap::Conflict(found) = store.swap(&SwapRequest::new(&id, Some(Stamp(1)), None)).await.unwrap()
+    else {
         panic!("written")
     };
     let mut record = found.record.unwrap();
@@ -195,7 +196,7 @@ fn a_record_without_retention_can_be_swapped() {
         let mut record: Record = *store.load(&id).await.unwrap().record.unwrap();
         record.retention = Duration::ZERO;
         record.state = State::Completed(Body::kept(Bytes::from_static(b"done")));
-        let swap = store.swap(&id, Some(record.stamp), Some(&record)).await.unwrap();
+        let swap = store.swap(&SwapRequest::new(&id, Some(record.stamp), Some(&record))).await.unwrap();
         assert!(matches!(swap, Swap::Done(stamp) if stamp > record.stamp), "{swap:?}");
     });
 }

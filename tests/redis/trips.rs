@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use nevertwice::{Fingerprint, Record, RecordId, RedisStore, Stamp, Store, StoreError, Swap};
+use nevertwice::{Fingerprint, Record, RecordId, RedisStore, Stamp, Store, StoreError, Swap, SwapRequest};
 
 use crate::server::{Proxy, Server};
 use crate::waiting::within;
@@ -33,7 +33,7 @@ async fn grant(server: &Server) -> Record {
 fn swapping(store: &RedisStore, number: usize, grant: &Record) -> Swapping {
     let (store, mut record) = (store.clone(), grant.clone());
     record.fingerprint = own(number);
-    Box::pin(async move { store.swap(&id(number), None, Some(&record)).await })
+    Box::pin(async move { store.swap(&SwapRequest::new(&id(number), None, Some(&record))).await })
 }
 
 /// The fingerprint by which a record shows its writer.

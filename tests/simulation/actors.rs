@@ -10,7 +10,7 @@ use futures_util::join;
 use nevertwice::decide::{Command, Decision, decide};
 use nevertwice::{
     Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Request, Resolution, Retry, RunError,
-    Stamp, StateKind, Store,
+    Stamp, StateKind, Store, SwapRequest,
 };
 use serde::{Deserialize, Serialize};
 
@@ -528,7 +528,7 @@ impl Actor {
             assert_eq!(expected, Some(shown.stamp), "S2: amended what was not shown");
             let rerun = next.as_ref().is_some_and(|next| next.attempt == 0);
             assert!(may_rerun || !rerun || shown.attempt == 0, "S2: a rerun that was not meant");
-            store.swap(&id, expected, next.as_deref()).await.ok()
+            store.swap(&SwapRequest::new(&id, expected, next.as_deref())).await.ok()
         };
         // The store is called directly here, without an engine that would enforce a deadline.
         let patience = world.sleep(world.setup.call_timeout.as_micros() as u64 + 4 * world.setup.lease);

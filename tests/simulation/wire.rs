@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use nevertwice::{
-    Cursor, DecodeError, Durability, MemoryStore, Page, Purge, Record, RecordId, Snapshot, Stamp, Store,
-    StoreError, Swap, SwapRequest,
+    Cursor, DecodeError, Durability, MemoryStore, Page, Purge, RecordId, Snapshot, Stamp, Store, StoreError,
+    Swap, SwapRequest,
 };
 
 use super::executor::lock;
@@ -255,14 +255,8 @@ impl Store for Connection {
         }
     }
 
-    async fn swap(
-        &self,
-        id: &RecordId,
-        expected: Option<Stamp>,
-        next: Option<&Record>,
-    ) -> Result<Swap, StoreError> {
-        let swap = SwapRequest { id: *id, expected, next: next.cloned().map(Box::new) };
-        self.swap_many(&[swap]).await.pop().expect("one swap has one answer")
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.swap_many(std::slice::from_ref(swap)).await.pop().expect("one swap has one answer")
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -31,7 +31,7 @@ fn large(byte: u8) -> Box<Record> {
 
 fn write(store: &SqliteStore, record: &Record, keys: std::ops::Range<usize>) {
     for key in keys {
-        let swap = block_on(store.swap(&id(&key.to_string()), None, Some(record)));
+        let swap = block_on(store.swap(&SwapRequest::new(&id(&key.to_string()), None, Some(record))));
         assert!(matches!(swap, Ok(Swap::Done(_))), "{key}: {swap:?}");
     }
 }
@@ -80,7 +80,9 @@ fn s12_the_log_counts_where_the_file_is_limited() {
     write(&store, &records[1], 0..1);
     let mut stamp = stored(&store, "0").unwrap().stamp;
     for turn in 0..60 {
-        match block_on(store.swap(&id("0"), Some(stamp), Some(&records[turn % 2]))).unwrap() {
+        match block_on(store.swap(&SwapRequest::new(&id("0"), Some(stamp), Some(&records[turn % 2]))))
+            .unwrap()
+        {
             Swap::Done(next) => stamp = next,
             other => panic!("{other:?}"),
         }

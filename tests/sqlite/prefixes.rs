@@ -1,6 +1,6 @@
 //! Ids with a common prefix: the index contains only the start of an id.
 
-use nevertwice::Swap;
+use nevertwice::{Swap, SwapRequest};
 use rusqlite::TransactionBehavior;
 
 use super::*;
@@ -23,13 +23,15 @@ fn done(swap: Swap) -> Stamp {
 fn s7_records_whose_ids_start_alike_are_kept_apart() {
     let file = File::new();
     let (store, record) = (file.store(), sample());
-    let swap = |last, expected| block_on(store.swap(&alike(last), expected, Some(&record))).unwrap();
+    let swap = |last, expected| {
+        block_on(store.swap(&SwapRequest::new(&alike(last), expected, Some(&record)))).unwrap()
+    };
     let load = |last| block_on(store.load(&alike(last))).unwrap().record.map(|record| record.stamp);
     let first: Vec<Stamp> = (0..5).map(|last| done(swap(last, None))).collect();
     let next = done(swap(2, Some(first[2])));
     assert!(matches!(swap(3, Some(next)), Swap::Conflict(_)));
     assert!(matches!(swap(4, None), Swap::Conflict(_)));
-    done(block_on(store.swap(&alike(1), Some(first[1]), None)).unwrap());
+    done(block_on(store.swap(&SwapRequest::new(&alike(1), Some(first[1]), None))).unwrap());
     assert!(block_on(store.discard(&alike(0))).unwrap());
     assert!(!block_on(store.discard(&alike(0))).unwrap());
     let kept: Vec<_> = (0..6).map(load).collect();

@@ -67,7 +67,7 @@ fn what_is_there_all_the_time_comes_once_while_others_come_and_go() {
         }
         let stays = id(&(3 * (pages % 19) + 1).to_string());
         let record = block_on(store.load(&stays)).unwrap().record.unwrap();
-        block_on(store.swap(&stays, Some(record.stamp), Some(&record))).unwrap();
+        block_on(store.swap(&SwapRequest::new(&stays, Some(record.stamp), Some(&record)))).unwrap();
     });
     assert!(seen.values().all(|times| *times == 1));
     for key in (0..60).filter(|key| key % 3 != 0) {

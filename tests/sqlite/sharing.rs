@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::task::{Context, Waker};
 
 use futures_util::future::join_all;
-use nevertwice::{Snapshot, Swap};
+use nevertwice::{Snapshot, Swap, SwapRequest};
 
 use super::children::Deadline;
 use super::*;
@@ -109,9 +109,10 @@ fn s10_a_locked_file_is_unavailable_with_nothing_written_and_works_again_after()
 
     let other = file.raw();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let write = block_on(store.swap(&request("held").id(), Some(record.stamp), Some(&record)));
+    let write =
+        block_on(store.swap(&SwapRequest::new(&request("held").id(), Some(record.stamp), Some(&record))));
     assert!(matches!(write, Err(StoreError::Unavailable { .. })), "{write:?}");
-    let begin = block_on(store.swap(&request("new").id(), None, Some(&record)));
+    let begin = block_on(store.swap(&SwapRequest::new(&request("new").id(), None, Some(&record))));
     assert!(matches!(begin, Err(StoreError::Unavailable { .. })), "{begin:?}");
     // Replays need no lock.
     assert_eq!(replay(&engine, "done"), b"r");
@@ -165,10 +166,10 @@ fn ten_begins(file: &File, raise: &str) -> Vec<Result<Swap, StoreError>> {
         block_on(other.store().load(&request("any").id())).unwrap().record.unwrap()
     };
     let keys: Vec<Request> = (0..10).map(|key| request(&key.to_string())).collect();
-    let ids: Vec<_> = keys.iter().map(Request::id).collect();
-    let swaps = block_on(join_all(ids.iter().map(|id| store.swap(id, None, Some(&record)))));
+    let requests: Vec<_> = keys.iter().map(|key| SwapRequest::new(&key.id(), None, Some(&record))).collect();
+    let swaps = block_on(join_all(requests.iter().map(|swap| store.swap(swap))));
     sabotage(file, "DROP TRIGGER sabotage");
-    assert!(matches!(block_on(store.swap(&id, None, Some(&record))), Ok(Swap::Done(_))));
+    assert!(matches!(block_on(store.swap(&SwapRequest::new(&id, None, Some(&record)))), Ok(Swap::Done(_))));
     swaps
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 
 use futures_util::future::{Either, join_all, select};
-use nevertwice::{Clock, SystemClock, sqlite};
+use nevertwice::{Clock, SwapRequest, SystemClock, sqlite};
 use rusqlite::TransactionBehavior;
 
 use super::*;
@@ -130,7 +130,8 @@ fn changes_that_race_with_the_call_are_not_missed() {
     for round in 0..200 {
         std::thread::scope(|scope| {
             let writer = if round % 2 == 0 { &store } else { &other };
-            scope.spawn(|| block_on(writer.swap(&id, Some(stamp), Some(&record))).unwrap());
+            scope
+                .spawn(|| block_on(writer.swap(&SwapRequest::new(&id, Some(stamp), Some(&record)))).unwrap());
             // It may return early.
             while stored(&store, "k").unwrap().stamp == stamp {
                 soon(store.changed(&id, stamp, LONG)).unwrap();
@@ -244,7 +245,7 @@ fn the_watcher_comes_back_for_whoever_waits_later() {
         assert!(!is_pending(store.changed(&id, Stamp(1), LONG).as_mut()));
         let mut changed = store.changed(&id, record.stamp, LONG);
         assert!(is_pending(changed.as_mut()));
-        block_on(other.swap(&id, Some(record.stamp), Some(&record))).unwrap();
+        block_on(other.swap(&SwapRequest::new(&id, Some(record.stamp), Some(&record)))).unwrap();
         soon(changed).unwrap();
     }
     drop(lease);

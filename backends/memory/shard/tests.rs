@@ -12,8 +12,7 @@ use proptest::sample::select;
 use super::*;
 use crate::fingerprint::Fingerprint;
 use crate::owner::Owner;
-use crate::policy::{Recovery, Retry};
-use crate::record::{Body, State};
+use crate::record::{Body, Recovery, Retry, State};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

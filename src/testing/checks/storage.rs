@@ -14,7 +14,12 @@ pub async fn an_absent_key_loads_as_none(store: Shared) {
 pub async fn s1_one_of_many_concurrent_swaps_wins(store: Shared) {
     let records: Vec<_> = (0..32).map(|_| grant(&request("race"))).collect();
     let id = id("race");
-    let swaps = join_all(records.iter().map(|record| store.swap(&id, None, Some(record)))).await;
+    let requests = records.iter().map(|record| SwapRequest::new(&id, None, Some(record)));
+    let swaps = join_all(requests.map(|swap| {
+        let store = &store;
+        async move { store.swap(&swap).await }
+    }))
+    .await;
     let stamps: Vec<_> = swaps.iter().filter_map(|swap| stamp_of(swap.as_ref().unwrap())).collect();
     assert_eq!(stamps.len(), 1);
     for swap in swaps {
@@ -36,11 +41,11 @@ fn stamp_of(swap: &Swap) -> Option<Stamp> {
 /// Store: a swap whose expected record is gone writes nothing and returns the present one.
 pub async fn a_lost_race_shows_the_present_record(store: Shared) {
     let (id, record) = (id("race"), grant(&request("race")));
-    let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
-    let second = done(store.swap(&id, Some(first), Some(&record)).await.unwrap());
+    let first = done(store.swap(&SwapRequest::new(&id, None, Some(&record))).await.unwrap());
+    let second = done(store.swap(&SwapRequest::new(&id, Some(first), Some(&record))).await.unwrap());
     for expected in [None, Some(first), Some(second.next()), Some(Stamp::ZERO)] {
         for next in [Some(&record), None] {
-            match store.swap(&id, expected, next).await.unwrap() {
+            match store.swap(&SwapRequest::new(&id, expected, next)).await.unwrap() {
                 Swap::Conflict(found) => {
                     let found = found.record.unwrap();
                     assert_eq!(found.fence, second, "a record without a fence of its own is its grant");
@@ -50,7 +55,7 @@ pub async fn a_lost_race_shows_the_present_record(store: Shared) {
             }
         }
     }
-    match store.swap(&self::id("never"), Some(second), Some(&record)).await.unwrap() {
+    match store.swap(&SwapRequest::new(&self::id("never"), Some(second), Some(&record))).await.unwrap() {
         Swap::Conflict(found) => assert_eq!(found.record, None),
         Swap::Done(_) => panic!("there is nothing to replace"),
     }
@@ -59,7 +64,7 @@ pub async fn a_lost_race_shows_the_present_record(store: Shared) {
 /// Store: removing an absent record is done, and changes nothing.
 pub async fn removing_what_is_absent_is_done(store: Shared) {
     let id = id("absent");
-    done(store.swap(&id, None, None).await.unwrap());
+    done(store.swap(&SwapRequest::new(&id, None, None)).await.unwrap());
     assert_eq!(store.load(&id).await.unwrap().record, None);
 }
 
@@ -68,17 +73,19 @@ pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
     let (id, record) = (id("stamps"), grant(&request("stamps")));
     let mut last = Stamp::ZERO;
     for round in 0..20 {
-        let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+        let first = done(store.swap(&SwapRequest::new(&id, None, Some(&record))).await.unwrap());
         assert!(first > last, "{first:?} after {last:?}");
-        let second = done(store.swap(&id, Some(first), Some(&record)).await.unwrap());
+        let second = done(store.swap(&SwapRequest::new(&id, Some(first), Some(&record))).await.unwrap());
         assert!(second > first);
         if round % 2 == 0 {
-            let removed = done(store.swap(&id, Some(second), None).await.unwrap());
+            let removed = done(store.swap(&SwapRequest::new(&id, Some(second), None)).await.unwrap());
             assert!(removed >= second);
         } else {
             match store.discard(&id).await {
                 // A store need not support it.
-                Err(StoreError::Unusable { .. }) => drop(store.swap(&id, Some(second), None).await.unwrap()),
+                Err(StoreError::Unusable { .. }) => {
+                    drop(store.swap(&SwapRequest::new(&id, Some(second), None)).await.unwrap())
+                }
                 discarded => {
                     assert!(discarded.unwrap());
                     assert!(!store.discard(&id).await.unwrap());
@@ -97,11 +104,11 @@ pub async fn s5_stamps_increase_over_writes_and_removals(store: Shared) {
 pub async fn s5_every_write_raises_the_stamp(store: Shared) {
     let (id, other) = (id("unchanged"), id("unchanged too"));
     let record = grant(&request("unchanged"));
-    let mut last = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    let mut last = done(store.swap(&SwapRequest::new(&id, None, Some(&record))).await.unwrap());
     let record = record.stamped(last);
     for round in 0..20 {
         let stamp = if round % 2 == 0 {
-            done(store.swap(&id, Some(last), Some(&record)).await.unwrap())
+            done(store.swap(&SwapRequest::new(&id, Some(last), Some(&record))).await.unwrap())
         } else {
             let same = |id, expected| SwapRequest { id, expected, next: Some(Box::new(record.clone())) };
             let batch = [same(id, Some(last)), same(other, None)];
@@ -109,7 +116,11 @@ pub async fn s5_every_write_raises_the_stamp(store: Shared) {
             let stamp = done(swaps.next().unwrap().unwrap());
             done(
                 store
-                    .swap(&other, swaps.next().unwrap().ok().and_then(|swap| stamp_of(&swap)), None)
+                    .swap(&SwapRequest::new(
+                        &other,
+                        swaps.next().unwrap().ok().and_then(|swap| stamp_of(&swap)),
+                        None,
+                    ))
                     .await
                     .unwrap(),
             );
@@ -153,7 +164,7 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
         record.unresolved_retention = Some(LONG * 9).filter(|_| at % 3 == 0);
         record.resolved = at % 4 == 0;
         record.extra = Some(Bytes::from_static(&[2, 3, 0, 7, 255])).filter(|_| at % 2 == 1);
-        let stamp = done(store.swap(&id, None, Some(&record)).await.unwrap());
+        let stamp = done(store.swap(&SwapRequest::new(&id, None, Some(&record))).await.unwrap());
         let found = store.load(&id).await.unwrap().record.unwrap();
         let record = record.stamped(stamp);
         assert_eq!(*found, record);
@@ -163,9 +174,9 @@ pub async fn records_come_back_byte_for_byte(store: Shared) {
 /// Store: writes under one id do not touch another.
 pub async fn s7_other_records_are_untouched(store: Shared) {
     let record = grant(&request("a"));
-    let stamp = done(store.swap(&id("a"), None, Some(&record)).await.unwrap());
-    let other = done(store.swap(&id("b"), None, Some(&record)).await.unwrap());
-    done(store.swap(&id("b"), Some(other), None).await.unwrap());
+    let stamp = done(store.swap(&SwapRequest::new(&id("a"), None, Some(&record))).await.unwrap());
+    let other = done(store.swap(&SwapRequest::new(&id("b"), None, Some(&record))).await.unwrap());
+    done(store.swap(&SwapRequest::new(&id("b"), Some(other), None)).await.unwrap());
     let found = store.load(&id("a")).await.unwrap().record.unwrap();
     assert_eq!(*found, record.stamped(stamp));
 }
@@ -193,9 +204,9 @@ pub async fn s13_nothing_is_removed_before_its_deadline(store: Shared) {
         record.state = state;
     };
     last(&mut record, State::Completed(body("short")));
-    let first = done(store.swap(&rewritten, None, Some(&record)).await.unwrap());
+    let first = done(store.swap(&SwapRequest::new(&rewritten, None, Some(&record))).await.unwrap());
     last(&mut record, State::Failed(body("not due"), Retry::After(LONG)));
-    done(store.swap(&rewritten, Some(first), Some(&record)).await.unwrap());
+    done(store.swap(&SwapRequest::new(&rewritten, Some(first), Some(&record))).await.unwrap());
     until_over(&store, &id("gone 0"), SHORT).await;
     loop {
         match store.purge(7).await.unwrap().removed {
@@ -225,7 +236,7 @@ pub async fn s13_evidence_outlasts_the_retention(store: Shared) {
             *effect = true;
         }
         record.unresolved_retention = Some(kept);
-        done(store.swap(&id(key), None, Some(&record)).await.unwrap());
+        done(store.swap(&SwapRequest::new(&id(key), None, Some(&record))).await.unwrap());
     };
     crashed("marked", Recovery::RerunUnlessEffect, LONG).await;
     crashed("marked for ever", Recovery::Never, MAX).await;
@@ -262,7 +273,8 @@ pub async fn s13_time_does_not_go_back(store: Shared) {
     let mut last = Stamp::ZERO;
     for round in 0..50 {
         let id = id(&format!("time {round}"));
-        let stamp = done(store.swap(&id, None, Some(&grant(&request("time")))).await.unwrap());
+        let stamp =
+            done(store.swap(&SwapRequest::new(&id, None, Some(&grant(&request("time"))))).await.unwrap());
         assert!(stamp >= last);
         let now = store.load(&id).await.unwrap().now;
         assert!(now >= stamp);
@@ -275,7 +287,13 @@ pub async fn s13_nothing_is_evicted(store: Shared) {
     let record = grant(&request("many"));
     let ids: Vec<_> = (0..600).map(|number| id(&format!("many {number}"))).collect();
     for ids in ids.chunks(100) {
-        for swap in join_all(ids.iter().map(|id| store.swap(id, None, Some(&record)))).await {
+        let requests = ids.iter().map(|id| SwapRequest::new(id, None, Some(&record)));
+        for swap in join_all(requests.map(|swap| {
+            let store = &store;
+            async move { store.swap(&swap).await }
+        }))
+        .await
+        {
             done(swap.unwrap());
         }
     }
@@ -296,7 +314,7 @@ pub async fn s1_threads_race_and_one_wins(store: Shared) {
                 let record = grant(&request("threads"));
                 std::thread::spawn(move || {
                     barrier.wait();
-                    crate::testing::block_on(store.swap(&id, None, Some(&record)))
+                    crate::testing::block_on(store.swap(&SwapRequest::new(&id, None, Some(&record))))
                 })
             })
             .collect();
@@ -336,14 +354,14 @@ pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
 pub async fn l4_a_change_is_never_missed(store: Shared) {
     let id = id("watched");
     let record = grant(&request("watched"));
-    let first = done(store.swap(&id, None, Some(&record)).await.unwrap());
+    let first = done(store.swap(&SwapRequest::new(&id, None, Some(&record))).await.unwrap());
     store.changed(&id, Stamp(first.0 - 1), LONG).await.unwrap();
     store.changed(&self::id("absent"), first, LONG).await.unwrap();
     // The change comes while eight callers wait, and once more before they wait.
     let mut stamp = first;
     for next in [Some(&record), None] {
         let waits = join_all((0..8).map(|_| store.changed(&id, stamp, LONG)));
-        let change = async { done(store.swap(&id, Some(stamp), next).await.unwrap()) };
+        let change = async { done(store.swap(&SwapRequest::new(&id, Some(stamp), next)).await.unwrap()) };
         let (waits, changed) = futures_util::future::join(waits, change).await;
         waits.into_iter().for_each(|wait| wait.unwrap());
         store.changed(&id, stamp, LONG).await.unwrap();
@@ -356,9 +374,9 @@ pub async fn a_listing_shows_every_record_once(store: Shared) {
     let record = grant(&request("listed"));
     let mut ids: Vec<_> = (0..50).map(|number| id(&format!("listed {number}"))).collect();
     for id in &ids {
-        done(store.swap(id, None, Some(&record)).await.unwrap());
+        done(store.swap(&SwapRequest::new(id, None, Some(&record))).await.unwrap());
     }
-    done(store.swap(&id("removed"), None, None).await.unwrap());
+    done(store.swap(&SwapRequest::new(&id("removed"), None, None)).await.unwrap());
     let mut listed = Vec::new();
     let mut after = None;
     loop {
