@@ -95,7 +95,7 @@ impl Ledger {
     pub(crate) fn read(path: &Path) -> Ledger {
         let mut effects: HashMap<u64, Vec<u64>> = HashMap::new();
         for line in fs::read_to_string(path).unwrap().lines() {
-            let (key, effect) = line.split_once(' ').unwrap();
+            let (key, effect) = line.trim_end().split_once(' ').unwrap();
             effects.entry(key.parse().unwrap()).or_default().push(effect.parse().unwrap());
         }
         Ledger(effects)

@@ -165,7 +165,9 @@ impl Worker {
                     Err(error) => panic!("{error}"),
                 }
                 let effect = random.next_u64();
-                (&self.ledger).write_all(format!("{key} {effect}\n").as_bytes()).unwrap();
+                // A kill can tear a write between two pages: lines of 64 bytes never cross one.
+                let line = format!("{:<63}\n", format!("{key} {effect}"));
+                (&self.ledger).write_all(line.as_bytes()).unwrap();
                 block_on(lease.complete(response(effect))).unwrap();
                 self.acknowledge(&format!("completed {key} {effect}"));
             }
