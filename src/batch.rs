@@ -255,8 +255,8 @@ struct Wanted {
 
 impl Wanted {
     fn of(request: &Request, engine: &Engine) -> Result<Wanted, Error> {
-        let ask = engine.ask(request)?;
-        Ok(Wanted { id: request.id(), owner: ask.owner, command: Command::Begin(ask) })
+        let params = engine.params(request)?;
+        Ok(Wanted { id: request.id(), owner: params.owner, command: Command::Begin(params) })
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use self::command::{Ask, Command, Current, Decision, Reason, Reply, Resolution, StateKind};
+pub use self::command::{BeginParams, Command, Current, Decision, Reason, Reply, Resolution, StateKind};
 
 pub use crate::record::Recovery;
 use crate::record::{Body, Record, Retry, Stamp, State, micros};
@@ -35,7 +35,7 @@ use crate::token::LeaseToken;
 pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decision {
     let record = record.filter(|record| record.is_kept(now));
     match command {
-        Command::Begin(ask) => begin(now, record, ask),
+        Command::Begin(params) => begin(now, record, params),
         Command::Resume(token) => resume(record, token),
         Command::Renew(token) => rewrite(record, token, |_| ()),
         Command::Checkpoint(token, bytes) => {
@@ -82,30 +82,30 @@ pub(crate) fn decide_again(
     decide(now, record, command)
 }
 
-fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
+fn begin(now: Stamp, record: Option<&Record>, params: &BeginParams) -> Decision {
     let Some(record) = record else {
-        return grant(ask, 1, None, Traces { effect: false, takeover: false });
+        return grant(params, 1, None, Traces { effect: false, takeover: false });
     };
-    if !ask.accepts(&record.fingerprint) {
+    if !params.accepts(&record.fingerprint) {
         return Decision::Reply(Reply::Mismatch);
     }
     match &record.state {
         State::InProgress { owner, effect, takeover, .. } => {
             let lease_remaining = record.blocked_for(now);
             // The owner's own grant, with nothing written since: its answer may have been lost.
-            let is_own = *owner == ask.owner && record.stamp == record.fence;
+            let is_own = *owner == params.owner && record.stamp == record.fence;
             if !lease_remaining.is_zero() {
                 let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);
                 let busy = Reply::InProgress { retry_after, lease_remaining, attempt };
                 return Decision::Reply(if is_own { Reply::Acquired } else { busy });
             }
-            if is_own && ask.owner_is_new {
+            if is_own && params.owner_is_new {
                 let traces = Traces { effect: *effect, takeover: *takeover };
-                return grant(ask, record.attempt, record.checkpoint.clone(), traces);
+                return grant(params, record.attempt, record.checkpoint.clone(), traces);
             }
-            match crash(ask.recovery, *effect) {
+            match crash(params.recovery, *effect) {
                 Some(reason) => unresolved(now, record, reason),
-                None => rerun(now, record, ask, Traces { effect: *effect, takeover: true }),
+                None => rerun(now, record, params, Traces { effect: *effect, takeover: true }),
             }
         }
         State::Completed(response) if record.is_response_over(now) => {
@@ -120,7 +120,7 @@ fn begin(now: Stamp, record: Option<&Record>, ask: &Ask) -> Decision {
             Decision::Reply(Reply::Failed { error: shown(now, record, error), retry_after })
         }
         State::Failed(_, Retry::Now | Retry::After(_)) => {
-            rerun(now, record, ask, Traces { effect: false, takeover: false })
+            rerun(now, record, params, Traces { effect: false, takeover: false })
         }
         State::Failed(_, Retry::Unresolved) => unresolved(now, record, Reason::Reported),
     }
@@ -191,34 +191,34 @@ struct Traces {
     takeover: bool,
 }
 
-fn rerun(now: Stamp, record: &Record, ask: &Ask, traces: Traces) -> Decision {
-    if record.attempt >= ask.max_attempts {
+fn rerun(now: Stamp, record: &Record, params: &BeginParams, traces: Traces) -> Decision {
+    if record.attempt >= params.max_attempts {
         return unresolved(now, record, Reason::AttemptsExhausted);
     }
-    grant(ask, record.attempt.saturating_add(1), record.checkpoint.clone(), traces)
+    grant(params, record.attempt.saturating_add(1), record.checkpoint.clone(), traces)
 }
 
-fn grant(ask: &Ask, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> Decision {
+fn grant(params: &BeginParams, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> Decision {
     let next = Box::new(Record {
         stamp: Stamp::ZERO,
         fence: Stamp::ZERO,
-        fingerprint: ask.fingerprint,
+        fingerprint: params.fingerprint,
         attempt,
-        retention: whole_micros(ask.retention),
-        response_retention: ask.response_retention.map(whole_micros),
-        unresolved_retention: traces.effect.then(|| whole_micros(ask.unresolved_retention)),
-        scope: ask.scope,
-        key: ask.key.clone(),
+        retention: whole_micros(params.retention),
+        response_retention: params.response_retention.map(whole_micros),
+        unresolved_retention: traces.effect.then(|| whole_micros(params.unresolved_retention)),
+        scope: params.scope,
+        key: params.key.clone(),
         checkpoint,
         resolved: false,
         extra: None,
         state: State::InProgress {
-            owner: ask.owner,
-            lease: whole_micros(ask.lease),
+            owner: params.owner,
+            lease: whole_micros(params.lease),
             effect: traces.effect,
             takeover: traces.takeover,
-            recovery: ask.recovery,
-            holder: ask.holder,
+            recovery: params.recovery,
+            holder: params.holder,
         },
     });
     Decision::Write { next: Some(next), reply: Reply::Acquired }

@@ -6,7 +6,7 @@ use crate::begin::Begin;
 use crate::builder::EngineBuilder;
 use crate::call::{Answer, Call, Core, Task, View};
 use crate::clock::Clock;
-use crate::decide::{Ask, Command};
+use crate::decide::{BeginParams, Command};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::lease::Lease;
@@ -66,8 +66,8 @@ impl Engine {
     }
 
     /// The parameters of a begin for `request`, completed from this engine's policy.
-    pub(crate) fn ask(&self, request: &Request) -> Result<Ask, Error> {
-        request.ask(self.policy(), self.0.owner)
+    pub(crate) fn params(&self, request: &Request) -> Result<BeginParams, Error> {
+        request.params(self.policy(), self.0.owner)
     }
 
     pub(crate) fn waiting(&self) -> &WaitingRoom {
@@ -117,9 +117,9 @@ impl Engine {
 
     async fn begin_seen(&self, request: &Request, seen: &Seen<'_>) -> Result<Begin, Error> {
         let begin = observe::in_span(seen, async {
-            let ask = self.ask(request)?;
-            let owner = ask.owner;
-            let command = Command::Begin(ask);
+            let params = self.params(request)?;
+            let owner = params.owner;
+            let command = Command::Begin(params);
             let id = request.id();
             let answer = self.execute(&id, &command, View::absent(&id, &command)).await?;
             self.begun(id, owner, answer)

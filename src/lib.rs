@@ -36,6 +36,7 @@ mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod token;
+mod varint;
 mod wait;
 mod wake;
 

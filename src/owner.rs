@@ -102,7 +102,7 @@ mod tests {
         let request = crate::Request::new("scope", "key").unwrap();
         let policy = crate::Policy::default();
         let none = || Owner::draw(&mut Failing);
-        assert!(matches!(request.ask(&policy, none), Err(crate::Error::Owner(_))));
-        assert!(request.owner(Owner([1; Owner::BYTES])).ask(&policy, none).is_ok());
+        assert!(matches!(request.params(&policy, none), Err(crate::Error::Owner(_))));
+        assert!(request.owner(Owner([1; Owner::BYTES])).params(&policy, none).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::decide::Ask;
+use crate::decide::BeginParams;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
@@ -137,8 +137,8 @@ impl Request {
 
     /// The parameters of a begin: this request's settings, the policy's where the request has none,
     /// and a new `owner` if it has none.
-    pub(crate) fn ask(&self, policy: &Policy, owner: DrawOwner) -> Result<Ask, Error> {
-        let ask = Ask {
+    pub(crate) fn params(&self, policy: &Policy, owner: DrawOwner) -> Result<BeginParams, Error> {
+        let params = BeginParams {
             owner: self.owner.map_or_else(owner, Ok)?,
             owner_is_new: self.owner.is_none(),
             fingerprint: self.fingerprint,
@@ -153,10 +153,10 @@ impl Request {
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.to_typed().into()),
         };
-        check_windows(ask.lease, ask.retention, ask.max_attempts)?;
+        check_windows(params.lease, params.retention, params.max_attempts)?;
         if !self.internal {
-            policy.check_horizons(ask.lease, ask.retention)?;
+            policy.check_horizons(params.lease, params.retention)?;
         }
-        Ok(ask)
+        Ok(params)
     }
 }

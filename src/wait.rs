@@ -90,9 +90,9 @@ impl Engine {
         asked: &mut Moment,
     ) -> Result<Begin, Error> {
         let until = self.clock().monotonic().saturating_add(limit);
-        let ask = self.ask(request)?;
-        let (id, owner) = (request.id(), ask.owner);
-        let command = Command::Begin(ask);
+        let params = self.params(request)?;
+        let (id, owner) = (request.id(), params.owner);
+        let command = Command::Begin(params);
         let mut view = View::absent(&id, &command);
         let mut place = None;
         loop {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::decide::{Ask, Command, Decision, Reply, decide, is_unfinished, unresolved_reason};
+use nevertwice::decide::{BeginParams, Command, Decision, Reply, decide, is_unfinished, unresolved_reason};
 use nevertwice::{
     Body, Current, Fingerprint, LeaseToken, Owner, Reason, Record, Recovery, Resolution, Retry, Stamp, State,
     StateKind,
@@ -20,8 +20,8 @@ fn body(text: &'static str) -> Body {
     Body::kept(Bytes::from_static(text.as_bytes()))
 }
 
-fn ask() -> Ask {
-    Ask {
+fn params() -> BeginParams {
+    BeginParams {
         owner: Owner::random().unwrap(),
         owner_is_new: false,
         fingerprint: Fingerprint::of("payload"),
@@ -48,23 +48,23 @@ fn write(decision: Decision) -> (Record, Reply) {
 }
 
 /// Returns the record of the first grant, as the store holds it.
-fn granted(ask: &Ask) -> Record {
-    write(decide(Stamp::ZERO, None, &Command::Begin(ask.clone()))).0.stamped(GRANTED)
+fn granted(params: &BeginParams) -> Record {
+    write(decide(Stamp::ZERO, None, &Command::Begin(params.clone()))).0.stamped(GRANTED)
 }
 
 /// Returns the token that the engine would create for the record.
-fn token_of(ask: &Ask, record: &Record) -> LeaseToken {
-    token(ask, record, false)
+fn token_of(params: &BeginParams, record: &Record) -> LeaseToken {
+    token(params, record, false)
 }
 
-fn token(ask: &Ask, record: &Record, in_transaction: bool) -> LeaseToken {
+fn token(params: &BeginParams, record: &Record, in_transaction: bool) -> LeaseToken {
     let wire = serde_json::json!({
         "version": 2,
         "store": "00".repeat(16),
         "in_transaction": in_transaction,
-        "unresolved_retention": ask.unresolved_retention,
+        "unresolved_retention": params.unresolved_retention,
         "id": "00".repeat(32),
-        "owner": ask.owner,
+        "owner": params.owner,
         "fence": record.fence,
         "attempt": record.attempt,
         "fingerprint": record.fingerprint,
@@ -100,33 +100,33 @@ const NOTHING_THERE: Reply = Reply::Done { existed: false };
 
 #[test]
 fn a_grant_says_all_that_was_asked_and_is_a_first_attempt() {
-    let ask = Ask {
+    let params = BeginParams {
         lease: Duration::from_nanos(1),
         retention: Duration::from_nanos(1001),
         response_retention: Some(Duration::from_nanos(2001)),
-        ..ask()
+        ..params()
     };
-    let (next, reply) = write(decide(Stamp(5), None, &Command::Begin(ask.clone())));
+    let (next, reply) = write(decide(Stamp(5), None, &Command::Begin(params.clone())));
     assert_eq!(reply, Reply::Acquired);
     assert_eq!((next.stamp, next.fence, next.attempt), (Stamp::ZERO, Stamp::ZERO, 1));
-    assert_eq!((next.fingerprint, next.scope, &next.key), (ask.fingerprint, ask.scope, &ask.key));
+    assert_eq!((next.fingerprint, next.scope, &next.key), (params.fingerprint, params.scope, &params.key));
     // Durations that stores can keep: whole microseconds, never less than requested.
     assert_eq!((next.retention, next.response_retention), (MICRO * 2, Some(MICRO * 3)));
     assert_eq!((next.checkpoint, next.unresolved_retention, next.resolved), (None, None, false));
     let granted = State::InProgress {
-        owner: ask.owner,
+        owner: params.owner,
         lease: MICRO,
         effect: false,
         takeover: false,
-        recovery: ask.recovery,
-        holder: ask.holder,
+        recovery: params.recovery,
+        holder: params.holder,
     };
     assert_eq!(next.state, granted);
 }
 
 #[test]
 fn s1_a_lease_runs_to_its_last_microsecond() {
-    let (mine, other) = (ask(), ask());
+    let (mine, other) = (params(), params());
     let record = granted(&mine);
     let before = decide(at(&record, LEASE - MICRO), Some(&record), &Command::Begin(other.clone()));
     assert_eq!(before, Decision::Reply(busy(MICRO)));
@@ -138,13 +138,13 @@ fn s1_a_lease_runs_to_its_last_microsecond() {
 
 #[test]
 fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
-    let mine = ask();
+    let mine = params();
     let mut record = granted(&mine);
     record.checkpoint = Some(Bytes::from_static(b"half"));
     let (marked, _) = write(decide(GRANTED, Some(&record), &Command::MarkEffect(token_of(&mine, &record))));
     let marked = marked.stamped(GRANTED.next());
     let begin = |recovery, record: &Record| {
-        let command = Command::Begin(Ask { recovery, ..ask() });
+        let command = Command::Begin(BeginParams { recovery, ..params() });
         decide(at(record, LEASE), Some(record), &command)
     };
     let unresolved = |reason| {
@@ -174,11 +174,11 @@ fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
 /// the grant.
 #[test]
 fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
-    let mine = ask();
+    let mine = params();
     let record = granted(&mine);
     let token = token_of(&mine, &record);
     let begin = |now, record: &Record, owner_is_new| {
-        decide(now, Some(record), &Command::Begin(Ask { owner_is_new, ..mine.clone() }))
+        decide(now, Some(record), &Command::Begin(BeginParams { owner_is_new, ..mine.clone() }))
     };
     for owner_is_new in [false, true] {
         let running = at(&record, LEASE - MICRO);
@@ -220,12 +220,12 @@ fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
 
 #[test]
 fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
-    let mine = ask();
+    let mine = params();
     let record = granted(&mine);
     let marked = |recovery| {
-        let ask = Ask { recovery, ..mine.clone() };
-        let record = granted(&ask);
-        let mark = Command::MarkEffect(token_of(&ask, &record));
+        let params = BeginParams { recovery, ..mine.clone() };
+        let record = granted(&params);
+        let mark = Command::MarkEffect(token_of(&params, &record));
         write(decide(GRANTED, Some(&record), &mark)).0.stamped(GRANTED.next())
     };
     let failed = |retry| {
@@ -253,7 +253,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
             State::InProgress { recovery, .. } => recovery,
             _ => mine.recovery,
         };
-        let again = Command::Begin(Ask { recovery, ..ask() });
+        let again = Command::Begin(BeginParams { recovery, ..params() });
         let begin = |time| decide(at(&record, time), Some(&record), &again);
         let unresolved = matches!(begin(keep - MICRO), Decision::Reply(Reply::Unresolved { .. }));
         assert_eq!(unresolved, evidence, "{record:?}");
@@ -272,7 +272,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
     }
     // A takeover inherits the mark, under its own recovery.
     let marked = marked(Recovery::RerunUnlessEffect);
-    let begin = Command::Begin(Ask { recovery: Recovery::Rerun, ..ask() });
+    let begin = Command::Begin(BeginParams { recovery: Recovery::Rerun, ..params() });
     let (next, _) = write(decide(at(&marked, LEASE), Some(&marked), &begin));
     assert!(matches!(next.state, State::InProgress { effect: true, .. }));
     assert_eq!(next.keep(), LEASE + RETENTION);
@@ -281,7 +281,7 @@ fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
 /// An absent record of a grant made in a transaction was rolled back, and the effect with it.
 #[test]
 fn s3_a_grant_that_was_rolled_back_records_nothing() {
-    let mine = ask();
+    let mine = params();
     let record = granted(&mine);
     let token = token(&mine, &record, true);
     let absent = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
@@ -297,22 +297,22 @@ fn s3_a_grant_that_was_rolled_back_records_nothing() {
 
 #[test]
 fn s4_a_second_fingerprint_is_accepted_where_the_request_says_so() {
-    let old = ask();
+    let old = params();
     let record = granted(&old);
-    let new = Ask { fingerprint: Fingerprint::of("another scheme"), ..ask() };
-    let begin = |ask: &Ask, now| decide(now, Some(&record), &Command::Begin(ask.clone()));
+    let new = BeginParams { fingerprint: Fingerprint::of("another scheme"), ..params() };
+    let begin = |params: &BeginParams, now| decide(now, Some(&record), &Command::Begin(params.clone()));
     assert_eq!(begin(&new, GRANTED), Decision::Reply(Reply::Mismatch));
-    let both = Ask { also: Some(old.fingerprint), ..new.clone() };
+    let both = BeginParams { also: Some(old.fingerprint), ..new.clone() };
     assert_eq!(begin(&both, GRANTED), Decision::Reply(busy(LEASE)));
     assert_eq!(write(begin(&both, at(&record, LEASE))).0.fingerprint, new.fingerprint);
-    let other = Ask { also: Some(Fingerprint::NONE), ..new };
+    let other = BeginParams { also: Some(Fingerprint::NONE), ..new };
     assert_eq!(begin(&other, at(&record, LEASE)), Decision::Reply(Reply::Mismatch));
 }
 
 /// An operator's resolution can be corrected, by the stamp that was shown.
 #[test]
 fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
-    let record = granted(&ask());
+    let record = granted(&params());
     let over = at(&record, LEASE);
     let resolve = Command::Resolve(GRANTED, Resolution::Completed(body("yes")));
     let resolved = write(decide(over, Some(&record), &resolve)).0.stamped(over);
@@ -342,12 +342,12 @@ fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
     assert_eq!((rerun.attempt, &rerun.state), (0, &State::Failed(body(""), Retry::Now)));
     let rerun = rerun.stamped(over.next());
     assert_eq!(amend(&rerun, over, &Resolution::Rerun, true), Decision::Reply(DONE));
-    assert_eq!(write(decide(over, Some(&rerun), &Command::Begin(ask()))).0.attempt, 1);
+    assert_eq!(write(decide(over, Some(&rerun), &Command::Begin(params()))).0.attempt, 1);
 }
 
 #[test]
 fn the_reason_shown_is_the_one_that_a_begin_is_told() {
-    let record = granted(&ask());
+    let record = granted(&params());
     let marked = with(
         &record,
         match record.state.clone() {
@@ -371,7 +371,7 @@ fn the_reason_shown_is_the_one_that_a_begin_is_told() {
             for max_attempts in [1, 2] {
                 for time in [Duration::ZERO, LEASE, LEASE + UNRESOLVED] {
                     let now = at(&record, time);
-                    let begin = Command::Begin(Ask { recovery, max_attempts, ..ask() });
+                    let begin = Command::Begin(BeginParams { recovery, max_attempts, ..params() });
                     let told = match decide(now, Some(&record), &begin) {
                         Decision::Reply(Reply::Unresolved { reason, .. }) => Some(reason),
                         _ => None,
@@ -385,10 +385,10 @@ fn the_reason_shown_is_the_one_that_a_begin_is_told() {
 
 #[test]
 fn a_hint_when_to_come_back_is_whole_seconds_and_never_none() {
-    let record = granted(&ask());
+    let record = granted(&params());
     let hint = |lease: Duration| {
         let Decision::Reply(Reply::InProgress { retry_after, lease_remaining, .. }) =
-            decide(at(&record, LEASE - lease), Some(&record), &Command::Begin(ask()))
+            decide(at(&record, LEASE - lease), Some(&record), &Command::Begin(params()))
         else {
             panic!()
         };
@@ -400,8 +400,10 @@ fn a_hint_when_to_come_back_is_whole_seconds_and_never_none() {
 
 #[test]
 fn attempts_end_with_the_last_that_is_allowed() {
-    let record = with(&granted(&ask()), State::Failed(body("no"), Retry::Now));
-    let begin = |max_attempts| decide(GRANTED, Some(&record), &Command::Begin(Ask { max_attempts, ..ask() }));
+    let record = with(&granted(&params()), State::Failed(body("no"), Retry::Now));
+    let begin = |max_attempts| {
+        decide(GRANTED, Some(&record), &Command::Begin(BeginParams { max_attempts, ..params() }))
+    };
     let (next, _) = write(begin(2));
     assert_eq!(next.attempt, 2);
     assert!(matches!(next.state, State::InProgress { effect: false, takeover: false, .. }), "{next:?}");
@@ -417,14 +419,14 @@ fn attempts_end_with_the_last_that_is_allowed() {
 
 #[test]
 fn a_failure_is_due_at_the_microsecond_it_said() {
-    let mine = ask();
+    let mine = params();
     let record = granted(&mine);
     let wait = Duration::from_nanos(9_001);
     let fail = Command::Fail(token_of(&mine, &record), body("busy"), Retry::After(wait));
     let (failed, reply) = write(decide(GRANTED, Some(&record), &fail));
     assert_eq!((&failed.state, reply), (&State::Failed(body("busy"), Retry::After(MICRO * 10)), DONE));
     let failed = failed.stamped(GRANTED.next());
-    let begin = |time| decide(at(&failed, time), Some(&failed), &Command::Begin(ask()));
+    let begin = |time| decide(at(&failed, time), Some(&failed), &Command::Begin(params()));
     let early = Reply::Failed { error: body("busy"), retry_after: Some(MICRO) };
     assert_eq!(begin(MICRO * 9), Decision::Reply(early));
     assert_eq!(write(begin(MICRO * 10)).0.attempt, 2);
@@ -435,7 +437,7 @@ fn a_failure_is_due_at_the_microsecond_it_said() {
 /// The operations that operators look for: no holder is working on them, and they are not settled.
 #[test]
 fn l6_unfinished_is_what_somebody_has_to_look_at() {
-    let record = granted(&ask());
+    let record = granted(&params());
     let failed = |retry| with(&record, State::Failed(body("no"), retry));
     let wait = RETENTION * 2;
     for (record, from, until) in [
@@ -460,7 +462,7 @@ fn l6_unfinished_is_what_somebody_has_to_look_at() {
 
 #[test]
 fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
-    let record = with(&granted(&ask()), State::Completed(body("receipt")));
+    let record = with(&granted(&params()), State::Completed(body("receipt")));
     let kept = RETENTION / 2;
     let drop = |time, record: &Record| decide(at(record, time), Some(record), &Command::DropResponse);
     assert_eq!(drop(kept - MICRO, &record), Decision::Reply(NOTHING_THERE));
@@ -471,7 +473,7 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     assert_eq!((next.retention, next.response_retention), (RETENTION - kept, None));
     assert_eq!((next.fence, next.attempt, next.fingerprint), (GRANTED, 1, record.fingerprint));
     // Begins get the same answer before and after it is dropped.
-    let begin = |time, record: &Record| decide(at(record, time), Some(record), &Command::Begin(ask()));
+    let begin = |time, record: &Record| decide(at(record, time), Some(record), &Command::Begin(params()));
     assert_eq!(begin(kept - MICRO, &record), Decision::Replay);
     assert_eq!(Reply::replay(Some(Box::new(record.clone()))), Some(Reply::Completed(body("receipt"))));
     let State::Completed(omitted) = &next.state else { panic!("{next:?}") };
@@ -480,7 +482,7 @@ fn s13_a_response_is_dropped_when_it_is_over_and_its_key_ends_no_other_day() {
     for state in [
         State::Completed(omitted.clone()),
         State::Failed(omitted.clone(), Retry::Never),
-        granted(&ask()).state,
+        granted(&params()).state,
     ] {
         assert_eq!(drop(kept, &with(&record, state)), Decision::Reply(NOTHING_THERE));
     }
@@ -493,7 +495,7 @@ fn s13_an_error_is_dropped_as_a_response_is() {
     let kept = RETENTION / 2;
     for retry in [Retry::Now, Retry::Never, Retry::Unresolved, Retry::After(kept / 2), Retry::After(kept * 4)]
     {
-        let mut record = with(&granted(&ask()), State::Failed(body("secret"), retry));
+        let mut record = with(&granted(&params()), State::Failed(body("secret"), retry));
         record.checkpoint = Some(Bytes::from_static(b"half"));
         record.unresolved_retention = Some(UNRESOLVED);
         let drop = |time| decide(at(&record, time), Some(&record), &Command::DropResponse);
@@ -507,10 +509,10 @@ fn s13_an_error_is_dropped_as_a_response_is() {
         // A begin gets the same answer before and after, and runs no earlier.
         for time in [kept, kept * 3, kept * 4 - MICRO, kept * 4, kept * 5] {
             let now = at(&record, time);
-            let begin = Command::Begin(Ask { max_attempts: 1, ..ask() });
+            let begin = Command::Begin(BeginParams { max_attempts: 1, ..params() });
             assert_eq!(decide(now, Some(&record), &begin), decide(now, Some(&next), &begin), "{retry:?}");
         }
-        let token = token_of(&ask(), &record);
+        let token = token_of(&params(), &record);
         let again = Command::Fail(token, body("secret"), retry);
         assert_eq!(decide(at(&record, kept), Some(&next), &again), Decision::Reply(DONE));
     }
@@ -519,13 +521,13 @@ fn s13_an_error_is_dropped_as_a_response_is() {
 /// The answer and the write of every command of a holder, for every relation of record and token.
 #[test]
 fn s3_a_token_counts_for_its_own_grant_only() {
-    let mine = ask();
+    let mine = params();
     let mut held = granted(&mine);
     held.checkpoint = Some(Bytes::from_static(b"half"));
     let token = token_of(&mine, &held);
     let completed = with(&held, State::Completed(body("yes")));
     let mut foreign =
-        Vec::from([granted(&ask()), held.clone(), held.clone(), completed.clone(), completed.clone()]);
+        Vec::from([granted(&params()), held.clone(), held.clone(), completed.clone(), completed.clone()]);
     foreign[1].fence = GRANTED.next(); // a later grant to the same owner
     foreign[2].fingerprint = Fingerprint::of("another");
     foreign[3].fence = GRANTED.next();
@@ -573,7 +575,7 @@ fn s3_a_token_counts_for_its_own_grant_only() {
 
 #[test]
 fn s2_a_finish_is_recorded_as_the_token_says_and_stands() {
-    let mine = ask();
+    let mine = params();
     let mut held = granted(&mine);
     held.checkpoint = Some(Bytes::from_static(b"half"));
     let token = token_of(&mine, &held);
@@ -613,7 +615,7 @@ fn s2_a_finish_is_recorded_as_the_token_says_and_stands() {
 /// An engine may keep longer bodies than the one that recorded the outcome.
 #[test]
 fn s6_a_repetition_is_recognised_with_and_without_its_bytes() {
-    let mine = ask();
+    let mine = params();
     let held = granted(&mine);
     let token = token_of(&mine, &held);
     let omitted = |text: &'static str| Body::new(Bytes::from_static(text.as_bytes()), 0);
@@ -640,7 +642,7 @@ fn s6_a_repetition_is_recognised_with_and_without_its_bytes() {
 
 #[test]
 fn an_operator_settles_what_is_open_and_nothing_else() {
-    let mut record = granted(&ask());
+    let mut record = granted(&params());
     record.checkpoint = Some(Bytes::from_static(b"half"));
     let settle = |now, record: &Record, fence, resolution: &Resolution| {
         decide(now, Some(record), &Command::Resolve(fence, resolution.clone()))
@@ -695,7 +697,7 @@ fn an_operator_settles_what_is_open_and_nothing_else() {
 
 #[test]
 fn forget_removes_what_is_kept_and_says_whether_it_was() {
-    let record = granted(&ask());
+    let record = granted(&params());
     let forget = |time| decide(at(&record, time), Some(&record), &Command::Forget);
     let kept = LEASE + RETENTION;
     assert_eq!(forget(kept - MICRO), Decision::Write { next: None, reply: DONE });
@@ -706,7 +708,7 @@ fn forget_removes_what_is_kept_and_says_whether_it_was() {
 /// A log line must distinguish commands and answers, and show no key and no content.
 #[test]
 fn s7_commands_and_answers_show_themselves_without_content() {
-    let mine = ask();
+    let mine = params();
     let token = token_of(&mine, &granted(&mine));
     let id = format!("{token:?}");
     let secret = || body("SECRET");
@@ -731,7 +733,7 @@ fn s7_commands_and_answers_show_themselves_without_content() {
         assert_eq!(format!("{command:?}"), shown);
     }
     let shown = format!("{mine:?}");
-    assert!(shown.starts_with("Ask { fingerprint: ") && shown.contains("max_attempts: 3"), "{shown}");
+    assert!(shown.starts_with("BeginParams { fingerprint: ") && shown.contains("max_attempts: 3"), "{shown}");
     assert!(!shown.contains("\"key\""), "{shown}");
     let current = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
     let held = "Current { state: Absent, fence: Stamp(0), attempt: 0 }";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::decide::{Ask, Command, Decision, decide};
+use nevertwice::decide::{BeginParams, Command, Decision, decide};
 use nevertwice::{
     Body, DecodeError, Fingerprint, Key, Label, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
 };
@@ -16,7 +16,7 @@ fn id(key: &str) -> RecordId {
 }
 
 fn record(state: State) -> Record {
-    let ask = Ask {
+    let params = BeginParams {
         owner: Owner::random().unwrap(),
         owner_is_new: true,
         fingerprint: Fingerprint::of("payload"),
@@ -31,7 +31,7 @@ fn record(state: State) -> Record {
         scope: "a scope as long as operators get to see of it.48".into(),
         key: None,
     };
-    let Decision::Write { next: Some(mut record), .. } = decide(Stamp::ZERO, None, &Command::Begin(ask))
+    let Decision::Write { next: Some(mut record), .. } = decide(Stamp::ZERO, None, &Command::Begin(params))
     else {
         panic!("a begin of an absent key writes");
     };

@@ -90,9 +90,9 @@ pub fn begin_in(
 ) -> Result<Begin<TxLease>, Error> {
     let seen = observe::call(store, Op::BeginIn, &|| Some(request.label()));
     let begin = seen.inside(|| {
-        let ask = request.ask(policy, Owner::random)?;
-        let (id, owner) = (request.id(), ask.owner);
-        let (reply, record) = execute(transaction, store, &id, &Command::Begin(ask))?;
+        let params = request.params(policy, Owner::random)?;
+        let (id, owner) = (request.id(), params.owner);
+        let (reply, record) = execute(transaction, store, &id, &Command::Begin(params))?;
         Begin::of(reply, || {
             let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
             let origin = Origin { store: store.identity(), in_transaction: true };

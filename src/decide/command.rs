@@ -16,7 +16,7 @@ use crate::token::LeaseToken;
 #[non_exhaustive]
 pub enum Command {
     /// Asks for the right to execute, or for the outcome.
-    Begin(Ask),
+    Begin(BeginParams),
     /// Continues a grant in another process.
     Resume(LeaseToken),
     /// Restarts the lease from now.
@@ -52,7 +52,7 @@ pub enum Command {
 
 /// The parameters of a begin. `Debug` shows no key.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct BeginParams {
     /// The owner that asks.
     pub owner: Owner,
     /// True if the owner was drawn for this very call, so that no caller can have acted on one of
@@ -222,7 +222,7 @@ impl Command {
     }
 }
 
-impl Ask {
+impl BeginParams {
     /// Returns true if a record with this fingerprint belongs to the same request.
     pub(super) fn accepts(&self, fingerprint: &Fingerprint) -> bool {
         self.fingerprint == *fingerprint || self.also.as_ref() == Some(fingerprint)
@@ -265,7 +265,7 @@ impl fmt::Debug for Hidden<'_> {
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Command::Begin(ask) => f.debug_tuple("Begin").field(ask).finish(),
+            Command::Begin(params) => f.debug_tuple("Begin").field(params).finish(),
             Command::Resume(token) => f.debug_tuple("Resume").field(token).finish(),
             Command::Renew(token) => f.debug_tuple("Renew").field(token).finish(),
             Command::Checkpoint(token, bytes) => {
@@ -292,9 +292,9 @@ impl fmt::Debug for Command {
     }
 }
 
-impl fmt::Debug for Ask {
+impl fmt::Debug for BeginParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ask")
+        f.debug_struct("BeginParams")
             .field("fingerprint", &self.fingerprint)
             .field("lease", &self.lease)
             .field("retention", &self.retention)

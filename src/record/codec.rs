@@ -12,6 +12,7 @@ use crate::label::Label;
 use crate::owner::Owner;
 
 use crate::record::{Recovery, Retry};
+use crate::varint;
 
 /// The reason why stored bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -149,10 +150,10 @@ impl Formats {
         out.put_u16_le(record.bits());
         out.put_slice(record.fingerprint.as_bytes());
         out.put_u64_le(record.fence.0);
-        put_varint(&mut out, u64::from(record.attempt));
-        put_varint(&mut out, micros(record.retention));
+        varint::put(&mut out, u64::from(record.attempt));
+        varint::put(&mut out, micros(record.retention));
         for kept in [record.response_retention, record.unresolved_retention].into_iter().flatten() {
-            put_varint(&mut out, micros(kept));
+            varint::put(&mut out, micros(kept));
         }
         put_bytes(&mut out, record.scope.as_bytes());
         if let Some(key) = &record.key {
@@ -164,13 +165,13 @@ impl Formats {
         match &record.state {
             State::InProgress { owner, lease, holder, .. } => {
                 out.put_slice(owner.as_bytes());
-                put_varint(&mut out, micros(*lease));
+                varint::put(&mut out, micros(*lease));
                 put_bytes(&mut out, holder.as_bytes());
             }
             State::Completed(body) => put_body(&mut out, body),
             State::Failed(body, retry) => {
                 if let Retry::After(wait) = retry {
-                    put_varint(&mut out, micros(*wait));
+                    varint::put(&mut out, micros(*wait));
                 }
                 put_body(&mut out, body);
             }
@@ -205,7 +206,7 @@ impl Formats {
         let mut fingerprint = [0; Fingerprint::BYTES];
         input.try_copy_to_slice(&mut fingerprint).map_err(|_| DAMAGED)?;
         let fence = Stamp(input.try_get_u64_le().map_err(|_| DAMAGED)?);
-        let attempt = get_varint(&mut input)?;
+        let attempt = get_number(&mut input)?;
         let retention = get_duration(&mut input)?;
         let mut optional = |bit| flag(bits, bit).then(|| get_duration(&mut input)).transpose();
         let response_retention = optional(bits::RESPONSE_RETENTION)?;
@@ -245,16 +246,8 @@ fn flag(bits: u16, flag: u16) -> bool {
     bits & flag != 0
 }
 
-fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.put_u8(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.put_u8(number as u8);
-}
-
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
+    varint::put(out, bytes.len() as u64);
     out.put_slice(bytes);
 }
 
@@ -271,24 +264,12 @@ fn put_body(out: &mut Vec<u8>, body: &Body) {
     }
 }
 
-fn get_varint(input: &mut Bytes) -> Result<u64, DecodeError> {
-    let mut number = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let byte = input.try_get_u8().map_err(|_| DAMAGED)?;
-        let part = u64::from(byte & 0x7f);
-        if part.leading_zeros() < shift {
-            break;
-        }
-        number |= part << shift;
-        if byte < 0x80 {
-            return Ok(number);
-        }
-    }
-    Err(DecodeError::Damaged { what: "number too large" })
+fn get_number(input: &mut Bytes) -> Result<u64, DecodeError> {
+    varint::get(input).map_err(|what| DecodeError::Damaged { what })
 }
 
 fn get_length(input: &mut Bytes) -> Result<usize, DecodeError> {
-    let length = usize::try_from(get_varint(input)?).ok();
+    let length = usize::try_from(get_number(input)?).ok();
     length.filter(|length| *length <= input.len()).ok_or(DAMAGED)
 }
 
@@ -312,7 +293,7 @@ fn get_label(input: &mut Bytes) -> Result<Label, DecodeError> {
 }
 
 fn get_duration(input: &mut Bytes) -> Result<Duration, DecodeError> {
-    get_varint(input).map(Duration::from_micros)
+    get_number(input).map(Duration::from_micros)
 }
 
 /// Reads the fields of a later release, each a tag, a length and that many bytes. Returns them
@@ -321,7 +302,7 @@ fn get_extra(version: u8, input: &mut Bytes) -> Result<Bytes, DecodeError> {
     let extra = get_bytes(input)?;
     let mut fields = extra.clone();
     while !fields.is_empty() {
-        if get_varint(&mut fields)? & EXTRA_REQUIRED != 0 {
+        if get_number(&mut fields)? & EXTRA_REQUIRED != 0 {
             return Err(DecodeError::NewerVersion { found: version });
         }
         get_bytes(&mut fields)?;
@@ -433,7 +414,7 @@ mod tests {
     /// Returns a record with a field of a later release: a tag, a length and its bytes.
     fn with_field(tag: u64) -> Record {
         let mut extra = Vec::new();
-        put_varint(&mut extra, tag);
+        varint::put(&mut extra, tag);
         put_bytes(&mut extra, b"later");
         Record { extra: Some(extra.into()), ..record() }
     }

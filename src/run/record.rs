@@ -86,7 +86,7 @@ impl Image {
         match serde_json::from_slice(&bytes) {
             Ok(read) => (read, image(Body::new(bytes, limit), None)),
             Err(error) => {
-                let loss = format!("does not read back from its JSON: {}", Place(&error));
+                let loss = format!("does not read back from its JSON: {}", ErrorPosition(&error));
                 (value, image(left_out(bytes), Some(loss)))
             }
         }
@@ -102,13 +102,13 @@ pub(super) fn read<V: DeserializeOwned, T, E>(
     let bytes = body.ok_or_else(|| {
         unreadable("it is not kept (max_response, response_retention, or it could not be written)".to_owned())
     })?;
-    serde_json::from_slice(bytes).map_err(|error| unreadable(Place(&error).to_string()))
+    serde_json::from_slice(bytes).map_err(|error| unreadable(ErrorPosition(&error).to_string()))
 }
 
 /// The position of a JSON error, without the content that `serde_json` would quote.
-struct Place<'a>(&'a serde_json::Error);
+struct ErrorPosition<'a>(&'a serde_json::Error);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for ErrorPosition<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.0.classify() {
             Category::Io => "I/O error",

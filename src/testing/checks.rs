@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::history::{self, Op, Pace};
-use super::model::Ask;
+use super::model::ModelBegin;
 use super::{Fault, FaultyStore, until_over};
 use crate::begin::Begin;
 use crate::clock::ManualClock;
@@ -105,8 +105,8 @@ fn lost(result: Result<(), Error>) -> StateKind {
 
 /// Returns a record as a begin writes it.
 fn grant(request: &Request) -> Record {
-    let ask = request.ask(&Policy::default(), Owner::random).unwrap();
-    match decide(Stamp::ZERO, None, &Command::Begin(ask)) {
+    let params = request.params(&Policy::default(), Owner::random).unwrap();
+    match decide(Stamp::ZERO, None, &Command::Begin(params)) {
         Decision::Write { next: Some(record), .. } => *record,
         other => panic!("{other:?}"),
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::model::{Answer, Ask, Finish, Grant, Model, Rewrite, Settle, Token};
+use super::model::{Answer, Finish, Grant, Model, ModelBegin, Rewrite, Settle, Token};
 use crate::begin::Begin;
 use crate::clock::ManualClock;
 use crate::decide::Resolution;
@@ -34,7 +34,7 @@ pub enum Pace {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are those of the calls they stand for
 pub enum Op {
-    Begin(Ask),
+    Begin(ModelBegin),
     Rewrite(usize, Rewrite),
     Finish(usize, Finish),
     Release(usize),
@@ -81,7 +81,7 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
                 2 => Recovery::Rerun,
                 _ => Recovery::Never,
             };
-            Op::Begin(Ask {
+            Op::Begin(ModelBegin {
                 owner: u64::from(b % 4), // the last is drawn for each begin
                 fingerprint: u8::from(b > 230),
                 lease,
@@ -279,7 +279,7 @@ impl Run<'_> {
         })
     }
 
-    async fn begin(&mut self, ask: &Ask) -> Answer {
+    async fn begin(&mut self, ask: &ModelBegin) -> Answer {
         let request = self
             .request()
             .fingerprint(Fingerprint::of([ask.fingerprint]))
@@ -311,7 +311,7 @@ impl Run<'_> {
         }
     }
 
-    fn acquired(&mut self, ask: &Ask, lease: Lease) -> Answer {
+    fn acquired(&mut self, ask: &ModelBegin, lease: Lease) -> Answer {
         let fence = lease.fence();
         let grant = match self.grant_of(fence) {
             0 => self.fences.len() as Grant + 1,

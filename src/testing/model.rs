@@ -13,8 +13,8 @@ pub type Grant = u64;
 /// The parameters of a begin, in the model's terms: small numbers instead of random ones, times
 /// from the model's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
-    /// The owner that asks; from [`Ask::KEPT_OWNERS`] on, an owner drawn for this begin.
+pub struct ModelBegin {
+    /// The owner that asks; from [`ModelBegin::KEPT_OWNERS`] on, an owner drawn for this begin.
     pub owner: u64,
     /// The fingerprint of the request.
     pub fingerprint: u8,
@@ -31,7 +31,7 @@ pub struct Ask {
     pub max_attempts: u32,
 }
 
-impl Ask {
+impl ModelBegin {
     /// The number of owners that begin repeatedly.
     pub const KEPT_OWNERS: u64 = 3;
 }
@@ -40,7 +40,7 @@ impl Ask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// The begin that asked for it.
-    pub ask: Ask,
+    pub ask: ModelBegin,
     /// The number of the grant.
     pub grant: Grant,
     /// The number of the attempt.
@@ -142,7 +142,7 @@ pub enum Finish {
 
 impl Model {
     /// The table "begin".
-    pub fn begin(&mut self, now: Duration, ask: &Ask) -> Answer {
+    pub fn begin(&mut self, now: Duration, ask: &ModelBegin) -> Answer {
         self.lapse(now);
         let Some(entry) = self.entry.clone() else {
             return self.grant(now, ask, 1, None, false, false);
@@ -155,7 +155,10 @@ impl Model {
         match entry.phase.clone() {
             // The answer of that owner's begin was lost: it has done nothing with the grant.
             Phase::Working { owner, takeover, lease, .. }
-                if owner == ask.owner && owner < Ask::KEPT_OWNERS && !entry.touched && since < lease =>
+                if owner == ask.owner
+                    && owner < ModelBegin::KEPT_OWNERS
+                    && !entry.touched
+                    && since < lease =>
             {
                 Answer::Acquired {
                     grant: entry.grant,
@@ -357,7 +360,7 @@ impl Model {
     fn grant(
         &mut self,
         now: Duration,
-        ask: &Ask,
+        ask: &ModelBegin,
         attempt: u32,
         checkpoint: Option<Vec<u8>>,
         marked: bool,

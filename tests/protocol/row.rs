@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::decide::{self, Ask, Command, Decision};
+use nevertwice::decide::{self, BeginParams, Command, Decision};
 use nevertwice::{
     Body, Fingerprint, Label, LeaseToken, Owner, Reason, Record, RecordId, Recovery, Request, Resolution,
     Retry, Stamp, State,
@@ -227,7 +227,7 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
     let owners: Vec<Owner> = (0..OWNERS).map(|_| Owner::random().unwrap()).collect();
     let payloads = [Fingerprint::of("one"), Fingerprint::of("other")];
     let ids = PLACES.map(|scope| Request::new(scope, "key").unwrap().id());
-    let ask = Ask {
+    let params = BeginParams {
         owner: owners[0],
         owner_is_new: false,
         fingerprint: payloads[0],
@@ -243,7 +243,7 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
         key: None,
     };
     let Decision::Write { next: Some(template), .. } =
-        decide::decide(Stamp::ZERO, None, &Command::Begin(ask))
+        decide::decide(Stamp::ZERO, None, &Command::Begin(params))
     else {
         panic!("an absent key is granted")
     };
@@ -432,7 +432,7 @@ fn resolution(settle: Settle) -> Resolution {
 fn command(role: &Role, cmd: &Cmd) -> Command {
     let token = |small: Token| token(role, small);
     match *cmd {
-        Cmd::Begin { owner, is_new } => Command::Begin(Ask {
+        Cmd::Begin { owner, is_new } => Command::Begin(BeginParams {
             owner: REAL.owners[usize::from(owner)],
             owner_is_new: is_new,
             fingerprint: REAL.payloads[usize::from(role.payload)],

@@ -108,7 +108,7 @@ pub async fn s6_faults_change_no_answer(store: Shared) {
                 // So would a lease that does, except for an owner drawn for the call, which is
                 // known not to have acted.
                 if ask.lease < LONG {
-                    ask.owner = Ask::KEPT_OWNERS;
+                    ask.owner = ModelBegin::KEPT_OWNERS;
                 }
             }
         }

@@ -1,0 +1,29 @@
+//! Unsigned LEB128, the variable-length integers of stored records.
+
+use bytes::Buf;
+
+/// Appends `number` in 1 to 10 bytes.
+pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Reads a number, or returns the fault.
+pub(crate) fn get(input: &mut impl Buf) -> Result<u64, &'static str> {
+    let mut number = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte = input.try_get_u8().map_err(|_| "too short")?;
+        let part = u64::from(byte & 0x7f);
+        if part.leading_zeros() < shift {
+            break;
+        }
+        number |= part << shift;
+        if byte < 0x80 {
+            return Ok(number);
+        }
+    }
+    Err("number too large")
+}
