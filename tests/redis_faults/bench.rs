@@ -65,7 +65,10 @@ impl Bench {
             .connection_timeout(limits.response)
             .clock_slack(limits.slack)
             .connect();
-        let through = Engine::builder(through.await.unwrap()).lease(LEASE).call_timeout(limits.call);
+        let through = Engine::builder(through.await.unwrap())
+            .lease(LEASE)
+            .call_timeout(limits.call)
+            .finish_timeout(limits.call);
         let store = connect(server).await;
         let client = redis::Client::open(server.url()).unwrap();
         Bench {

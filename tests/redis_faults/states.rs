@@ -98,7 +98,8 @@ impl Trial {
             }))
             .await
         }));
-        let first = first.await.concat();
+        let first = tokio::time::timeout(self.limits.call + 20 * LATE, first).await;
+        let first = first.expect("L1: an operation does not end").concat();
         over(&self.benches).await;
         join_all(self.cases.iter_mut().zip(&self.benches).map(async |(cases, bench)| {
             for case in cases {
