@@ -1,0 +1,178 @@
+//! The commands of a lease: their limits, their execution, and the holder's view afterwards.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::held::Held;
+use super::{Inner, Lease};
+use crate::call::{Answer, Task, View};
+use crate::decide::{Command, Current, Reply};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::observe::{self, Op};
+use crate::record::{Body, Retry};
+use crate::sync::atomic::Ordering;
+use crate::sync::{MutexGuard, PoisonError};
+use crate::token::LeaseToken;
+use crate::wake::wake_all;
+
+impl Lease {
+    /// Returns true if this holder is working, as far as it knows: the lease is neither finished,
+    /// released nor known to be lost.
+    pub(crate) fn is_working(&self) -> bool {
+        let held = self.held();
+        held.is_working() && !self.is_released()
+    }
+
+    /// The time, on the engine's monotonic clock, at which the lease is due for renewal: a third of
+    /// its length after the last one.
+    pub(crate) fn due(&self) -> Duration {
+        let length = self.length();
+        self.held().until.saturating_sub(length - length / 3)
+    }
+
+    /// Returns true if a release was sent.
+    pub(crate) fn is_released(&self) -> bool {
+        self.0.released.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    /// The duration of one renewal.
+    pub(crate) fn length(&self) -> Duration {
+        self.held().record.as_ref().and_then(|record| record.lease()).unwrap_or(self.0.engine.policy().lease)
+    }
+
+    pub(super) fn command(
+        &self,
+        op: Op,
+        command: impl FnOnce(LeaseToken) -> Command,
+    ) -> impl Future<Output = Result<(), Error>> {
+        self.command_within(self.0.engine.policy().call_timeout, op, command)
+    }
+
+    /// Renews with a time limit, so that other renewals get their time too.
+    pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
+        let limit = limit.min(self.0.engine.policy().call_timeout);
+        self.command_within(limit, Op::Renew, Command::Renew).await
+    }
+
+    /// Records an outcome: a response, or an error and its [`Retry`]. It is retried for as long as
+    /// [`finish_limit`](Lease::finish_limit) allows.
+    pub(crate) async fn finish(&self, body: Body, failed: Option<Retry>) -> Result<(), Error> {
+        let limit = self.finish_limit(Duration::ZERO);
+        match failed {
+            None => self.command_within(limit, Op::Complete, |token| Command::Complete(token, body)).await,
+            Some(retry) => {
+                self.command_within(limit, Op::Fail, |token| Command::Fail(token, body, retry)).await
+            }
+        }
+    }
+
+    /// The time left to retry a finish that began `ago`. A lease whose store is unavailable cannot
+    /// be renewed, so by default retries end with the lease, although the store still accepts the
+    /// finish afterwards, as long as no other caller took the key.
+    pub(crate) fn finish_limit(&self, ago: Duration) -> Duration {
+        let policy = self.0.engine.policy();
+        match policy.finish_timeout {
+            Some(limit) => limit.saturating_sub(ago),
+            None => self.remaining().max(policy.call_timeout.saturating_sub(ago)),
+        }
+    }
+
+    /// Executes the command that `command` makes from the token.
+    async fn command_within(
+        &self,
+        limit: Duration,
+        op: Op,
+        command: impl FnOnce(LeaseToken) -> Command,
+    ) -> Result<(), Error> {
+        let Inner { engine, token, .. } = &*self.0;
+        let seen = match self.0.quiet {
+            false => observe::call(engine, op, &|| Some(token.scope)),
+            true => observe::quiet_call(engine, op),
+        };
+        let result = observe::in_span(&seen, async {
+            let command = command(token.clone());
+            self.open_for(&command)?;
+            let (task, view) = self.task(&command, limit);
+            self.learn(engine.core().execute(&task, view).await?)
+        });
+        let result = result.await;
+        seen.answered(self.attempt(), &result);
+        result
+    }
+
+    pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {
+        let body = self.body("response", response)?;
+        self.ready(|token| Command::Complete(token, body))
+    }
+
+    pub(crate) fn failure(&self, error: Bytes, retry: Retry) -> Result<Command, Error> {
+        let body = self.body("error", error)?;
+        self.ready(|token| Command::Fail(token, body, retry))
+    }
+
+    /// The command that `command` makes from the token, unless a release was sent.
+    pub(crate) fn ready(&self, command: impl FnOnce(LeaseToken) -> Command) -> Result<Command, Error> {
+        let command = command(self.0.token.clone());
+        self.open_for(&command).map(|()| command)
+    }
+
+    /// Refuses every command but another release once a release was sent. The record may be gone,
+    /// and a finish would take that for a record that the store lost.
+    pub(crate) fn open_for(&self, command: &Command) -> Result<(), Error> {
+        if let Command::Release(_) = command {
+            self.0.released.store(true, Ordering::SeqCst);
+        } else if self.is_released() {
+            return Err(Error::LeaseLost { current: Current::of(None) });
+        }
+        Ok(())
+    }
+
+    pub(super) fn body(&self, what: &'static str, bytes: Bytes) -> Result<Body, Error> {
+        self.0.engine.policy().body(what, bytes)
+    }
+
+    /// Updates this holder's view with the answer to a command.
+    pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
+        let Answer { reply, record, until } = answer;
+        let restored = reply == Reply::Done { existed: false } && record.is_some();
+        let mut held = self.held();
+        let first = !held.closed;
+        if matches!(reply, Reply::Done { .. }) {
+            held.remember(record, until);
+        } else {
+            held.give_up(&reply);
+        }
+        let watchers = std::mem::take(&mut held.watchers);
+        drop(held); // a waker may run anything
+        wake_all(watchers);
+        if restored && !self.0.quiet {
+            observe::restored(self.engine(), self.attempt());
+        }
+        if let (Reply::LeaseLost(current), true) = (&reply, first && !self.0.quiet) {
+            observe::lease_lost(self.engine(), self.attempt(), *current);
+        }
+        reply.into_done()
+    }
+
+    /// Returns `command` with its limits, and the record that the store most likely holds. Once the
+    /// lease may have expired, the record is loaded first.
+    pub(crate) fn task<'a>(&'a self, command: &'a Command, limit: Duration) -> (Task<'a>, View) {
+        let Inner { engine, token, released, .. } = &*self.0;
+        let (now, held) = (engine.clock().monotonic(), self.held());
+        let view = match held.record.as_deref().filter(|_| held.until > now) {
+            Some(record) => View::expecting(&token.id, record.stamp, Some(record), command),
+            None => View::Unknown,
+        };
+        (Task { id: token.id, command, limit, released: Some(released) }, view)
+    }
+
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
