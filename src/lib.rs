@@ -2,7 +2,8 @@
 //! whatever is retried, delivered twice, raced or interrupted.
 //!
 //! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
-//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps a [`Record`] of each key in a
+//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps a [`Record`] of each key in
+//! a
 //! [`Store`]: in memory, in a SQLite file, on a Redis server, or wherever a value can be replaced
 //! only if it has not changed.
 //!
@@ -65,8 +66,9 @@
 //! | any of these, under another fingerprint | [`Mismatch`](Begin::Mismatch): refuse |
 //!
 //! A lease that is dropped unfinished writes nothing: a panic, a cancelled future or a client that
-//! hung up is a crash, and a crash is never taken for "nothing happened". The lease expires, and the
-//! next begin decides by what is recorded. The rules are one pure function, [`decide`](mod@decide).
+//! hung up is a crash, and a crash is never taken for "nothing happened". The lease expires, and
+//! the next begin decides by what is recorded. The rules are one pure function,
+//! [`decide`](mod@decide).
 //!
 //! # When not to use it
 //!

@@ -1,25 +1,26 @@
 //! Observability: spans and events (feature `tracing`), counters, histograms and gauges (feature
 //! `metrics`).
 //!
-//! Without the features none of it is compiled, and no clock is read for it. No key, record id, owner,
-//! fingerprint, payload, response, error or checkpoint appears in any of it. Spans show the scope, at
-//! most 48 bytes of it; metrics do not, so that the number of their series is bounded. `store` is the
-//! store's [`name`](crate::Store::name).
+//! Without the features none of it is compiled, and no clock is read for it. No key, record id,
+//! owner, fingerprint, payload, response, error or checkpoint appears in any of it. Spans show the
+//! scope, at most 48 bytes of it; metrics do not, so that the number of their series is bounded.
+//! `store` is the store's [`name`](crate::Store::name).
 //!
 //! # Metrics
 //!
 #![doc = include_str!("observe/metrics.md")]
 //!
 //! Times are measured with the engine's [`Clock`], in a transaction of the application's with the
-//! operating system's. [`Engine::purge_regularly`](crate::Engine::purge_regularly) takes turns by an
-//! operation of its own, whose begins, commands and leases are not counted. Calls in a transaction
-//! (`sqlite::begin_in` and its companions) are counted when they are answered, whether the transaction
-//! commits or not. A lease of a transaction never counts as abandoned, since its commit cannot be seen.
+//! operating system's. [`Engine::purge_regularly`](crate::Engine::purge_regularly) takes turns by
+//! an operation of its own, whose begins, commands and leases are not counted. Calls in a
+//! transaction (`sqlite::begin_in` and its companions) are counted when they are answered, whether
+//! the transaction commits or not. A lease of a transaction never counts as abandoned, since its
+//! commit cannot be seen.
 //!
 //! Alert on any `nevertwice_restored_total`; on begins answered `unresolved`; on lost leases and
 //! overdue renewals (the lease is shorter than the work, or the work blocks its executor:
-//! [`run_blocking`](crate::Engine::run_blocking)); on abandoned leases, purge failures, and runs that
-//! end `unrecorded`.
+//! [`run_blocking`](crate::Engine::run_blocking)); on abandoned leases, purge failures, and runs
+//! that end `unrecorded`.
 //!
 //! # Buckets
 //!
@@ -37,17 +38,17 @@
 //!
 //! # Spans
 //!
-//! Each span has level `DEBUG` and target `nevertwice`, and encloses one call. Its fields are `store`,
-//! `scope` (where the call knows it), and once the call is answered `outcome`, `state` (of the key, as
-//! a lease's command leaves or finds it) and `attempt` (where the answer contains it).
+//! Each span has level `DEBUG` and target `nevertwice`, and encloses one call. Its fields are
+//! `store`, `scope` (where the call knows it), and once the call is answered `outcome`, `state` (of
+//! the key, as a lease's command leaves or finds it) and `attempt` (where the answer contains it).
 //!
 #![doc = include_str!("observe/spans.md")]
 //!
 //! # Events
 //!
-//! Events have the target `nevertwice` and lie in the span of their call; `nevertwice.lease_abandoned`
-//! lies in the span in which the lease was dropped. Each message begins with the name of its event, so
-//! that a terminal shows it and a search finds it.
+//! Events have the target `nevertwice` and lie in the span of their call;
+//! `nevertwice.lease_abandoned` lies in the span in which the lease was dropped. Each message
+//! begins with the name of its event, so that a terminal shows it and a search finds it.
 //!
 #![doc = include_str!("observe/events.md")]
 //!
