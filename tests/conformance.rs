@@ -1,4 +1,5 @@
-//! The conformance suite on the memory store, and on the store of the guide's chapter "Write a store".
+//! The conformance suite on the memory store and on the store of the guide's chapter "Write a
+//! store".
 
 include!("../src/guide/map_store.rs");
 
