@@ -58,7 +58,6 @@
 //! file is opened.
 //!
 #![doc = include_str!("observe/sqlite_events.md")]
-
 // The hooks are called in every build; without the features they ignore their arguments.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(unused_variables, dead_code))]
 
