@@ -1,4 +1,4 @@
-//! Write a store: what it must do, an example of about 35 lines, and the suite that checks it.
+//! Write a store: what it must do, an example of about 40 lines, and the suite that checks it.
 //!
 //! A [`Store`](crate::Store) knows no rules. It holds one [`Record`](crate::Record) under each
 //! [`RecordId`](crate::RecordId) and has two methods of its own: [`load`](crate::Store::load)
@@ -56,16 +56,23 @@
 //! engine on top of it, lost answers, dropped futures and racing callers included.
 //!
 //! ```toml
-//! [dev-dependencies] nevertwice = { version = "0.1", features = ["testing"] }
+//! [dev-dependencies]
+//! nevertwice = { version = "0.1", features = ["testing"] }
 //! ```
 //!
 //! ```text
-//! // tests/conformance.rs nevertwice::conformance!(map_store, async { (MapStore::new(), ()) });
+//! // tests/conformance.rs
+//! nevertwice::conformance!(map_store, async { (MapStore::new(), ()) });
 //!
-//! // A store that needs a server and a runtime: nevertwice::conformance!( my_store, async {
+//! // A store that needs a server and a runtime:
+//! nevertwice::conformance!(
+//!     my_store,
+//!     async {
 //!         let server = Server::start();
 //!         (MyStore::connect(&server.url()).await, server)
-//!     }, block_on_tokio );
+//!     },
+//!     block_on_tokio
+//! );
 //! ```
 //!
 //! The second argument is a future that makes an empty store and a guard. It runs again for each
