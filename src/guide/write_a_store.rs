@@ -1,4 +1,4 @@
-//! Write a store: what it must do, an example of about 40 lines, and the suite that checks it.
+//! Write a store: what it must do, an example of about 35 lines, and the suite that checks it.
 //!
 //! A [`Store`](crate::Store) knows no rules. It holds one [`Record`](crate::Record) under each
 //! [`RecordId`](crate::RecordId) and has two methods of its own: [`load`](crate::Store::load)
@@ -110,14 +110,16 @@
 //! | [`Corrupt`](crate::StoreError::Corrupt) | the stored bytes are not a record | grants nothing until an operator removes it |
 //! | [`Unusable`](crate::StoreError::Unusable) | the store as a whole is damaged, of a newer release, or set up so that it loses records | passes the error on |
 //!
-//! Never turn an error or unreadable bytes into an absent record: the next begin would execute
-//! again. A dropped future must leave the old record or the new one, never anything between. If a
-//! write was sent and its answer is late, return `Unavailable`.
+//! [`StoreError`](crate::StoreError) has a constructor for each: `unavailable`, `full`, `corrupt`,
+//! `unusable`. Never turn an error or unreadable bytes into an absent record: the next begin would
+//! execute again. A dropped future must leave the old record or the new one, never anything
+//! between. If a write was sent and its answer is late, return `Unavailable`.
 //!
 //! # Provided methods
 //!
 //! | method | provided form | override it if |
 //! |---|---|---|
+//! | [`swap_now`](crate::Store::swap_now) | `None` | it can answer at once, without waiting: it saves the boxed future |
 //! | [`swap_many`](crate::Store::swap_many) | one swap after the other | many writes can share a commit or a round trip |
 //! | [`changed`](crate::Store::changed) | loads the record again and again, at growing intervals up to 100 ms | the store can push, or wakes waiters in its own process |
 //! | [`scan`](crate::Store::scan) | refuses | it can list records: operators' lists, bulk calls and counts need it |
