@@ -291,3 +291,5 @@
 //! the feature `sqlite` or `redis`, that clock includes suspends, so that a machine that wakes up
 //! does not rely on a lease that another caller was granted meanwhile. On other systems it stops
 //! during a suspend: do not suspend a machine there while it holds leases of a shared store.
+
+pub mod write_a_store;

@@ -1,8 +1,123 @@
-#![cfg_attr(feature = "memory", doc = include_str!("../README.md"))] // its program uses the memory store
-#![cfg_attr(not(feature = "memory"), doc = "An embeddable, storage-agnostic idempotency engine.")]
+//! An embeddable idempotency engine: one owner at a time and one recorded outcome for each key,
+//! whatever is retried, delivered twice, raced or interrupted.
+//!
+//! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
+//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [`Record`] for each key
+//! in a [`Store`], which can be memory, a SQLite file, a Redis server, or any place where a value
+//! can be replaced only if it has not changed.
+//!
+//! * [An example](#an-example)
+//! * [The states of a key](#the-states-of-a-key)
+//! * [When not to use it](#when-not-to-use-it)
+//! * [Contents](#contents)
+//! * [Features](#features)
+//!
+//! # An example
+//!
+//! ```
+//! # futures_executor::block_on(async {
+//! use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request};
+//!
+//! let engine = Engine::builder(MemoryStore::new()).build()?;
+//! let request = Request::new(["acct_42", "charges"], "8d7f-11")?
+//!     .fingerprint(Fingerprint::of(r#"{"amount":4200}"#));
+//!
+//! // The first delivery: act, then record the outcome.
+//! let Begin::Acquired(lease) = engine.begin(&request).await? else { unreachable!() };
+//! lease.mark_effect().await?; // a crash from here on is not rerun blindly
+//! lease.complete("receipt 7").await?;
+//!
+//! // A duplicate: answer the recorded outcome.
+//! let Begin::Completed(done) = engine.begin(&request).await? else { unreachable!() };
+//! assert_eq!(done.response().unwrap(), "receipt 7");
+//!
+//! // The key comes back with another payload: refuse it.
+//! let other = request.fingerprint(Fingerprint::of(r#"{"amount":9900}"#));
+//! assert!(matches!(engine.begin(&other).await?, Begin::Mismatch(_)));
+//! # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+//!
+//! [`Engine::run`] does all of it around a handler: it waits for a duplicate in flight, renews the
+//! lease, records the value or the error, and returns it, executed or replayed.
+//!
+//! # The states of a key
+//!
+//! ```text
+//!                  begin                          complete
+//!   ┌────────┐ ───────────────► ┌─────────────┐ ──────────────► ┌───────────┐
+//!   │ absent │                  │ in progress │                 │ completed │
+//!   └────────┘ ◄─────────────── └─────────────┘                 └───────────┘
+//!        ▲         release        │  ▲      │ the lease expires,      ▲
+//!        │                   fail │  │      │ the effect is marked    │ resolve
+//!        │ expiry,                ▼  │      ▼                         │
+//!        │ forget           ┌────────┐    ┌────────────┐              │
+//!        └───────────────── │ failed │ ─► │ unresolved │ ─────────────┘
+//!                           └────────┘    └────────────┘
+//! ```
+//!
+//! | the key is | [`begin`](Engine::begin) answers |
+//! |---|---|
+//! | absent, or its retention is over | [`Acquired`](Begin::Acquired): act |
+//! | in progress, its lease runs | [`InProgress`](Begin::InProgress): come back later |
+//! | in progress, its lease has expired | `Acquired` with [`takeover`](Lease::takeover), or [`Unresolved`](Begin::Unresolved), by [`Recovery`] |
+//! | completed | [`Completed`](Begin::Completed): answer the recorded response |
+//! | failed | [`Failed`](Begin::Failed) with the recorded error, `Acquired` again, or `Unresolved`, by [`Retry`] |
+//! | any of these, under another fingerprint | [`Mismatch`](Begin::Mismatch): refuse |
+//!
+//! A lease that is dropped unfinished writes nothing: a panic, a cancelled future or a client that
+//! hung up is a crash, and a crash is never taken for "nothing happened". The lease expires, and
+//! the next begin decides by what is recorded. The rules are one pure function,
+//! [`decide`](mod@decide).
+//!
+//! # When not to use it
+//!
+//! * The effect is a row in the database that would hold the record, and nothing else happens: a
+//!   unique index is enough. (With SQLite, `sqlite::begin_in` puts record and effect into one
+//!   transaction of the application's.)
+//! * The operation is naturally idempotent and its answer does not matter: run it again.
+//! * A process of many steps over days, with timers and signals: use a workflow engine.
+//! * Mutual exclusion or rate limits without an outcome to record: use a lock or a limiter.
+//! * A browser: there is no support for `wasm32-unknown-unknown`, whose standard library has no
+//!   clocks, threads or random bytes.
+//!
+//! Outside a transaction, no library makes *effects* exactly-once. The [`guide`] says what is
+//! promised and what is not.
+//!
+//! # Contents
+//!
+//! | to | see |
+//! |---|---|
+//! | choose a lease and a retention, and learn what a crash leaves | [`guide`] |
+//! | name an operation | [`Request`], [`Scope`], [`Key`], [`Fingerprint`] |
+//! | begin, renew, check-point and finish | [`Engine::begin`], [`Begin`], [`Lease`] |
+//! | run a handler | [`Engine::run`], [`run_blocking`](Engine::run_blocking), [`run_classified`](Engine::run_classified), [`Failure`] |
+//! | wait for a duplicate in flight | [`Engine::begin_or_wait`] |
+//! | consume messages in batches | [`Engine::begin_many`], [`complete_many`](Engine::complete_many), [`Begin::verdict`] |
+//! | begin in one process and complete in another | [`LeaseToken`], [`Engine::resume`] |
+//! | keep many leases alive | [`Engine::keep_alive`] |
+//! | commit record and effect together | `sqlite::begin_in`, `sqlite::complete_in` |
+//! | set a default or a limit | [`EngineBuilder`], [`Policy`], [`Recovery`], [`Retry`] |
+//! | demand that outcomes survive a power cut | [`EngineBuilder::require`], [`Durability`] |
+//! | list, inspect and settle operations | [`Engine::unfinished`], [`inspect`](Engine::inspect), [`resolve`](Engine::resolve), [`amend`](Engine::amend), [`forget`](Engine::forget) |
+//! | remove expired records | [`Engine::purge_regularly`] |
+//! | watch it run | [`observe`] |
+//! | test an application | [`ManualClock`], `testing::FaultyStore` |
+//! | choose a store, or write one | [`backends`], [`guide::write_a_store`], [`Store`] |
+//!
+//! # Features
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `memory` (default) | `MemoryStore` |
+//! | `sqlite` | `SqliteStore`, and transactions of the application's own |
+//! | `bundled` (default) | compiles SQLite in, where `sqlite` is on; otherwise the system's is linked |
+//! | `redis` | `RedisStore`, the only part that needs tokio |
+//! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |
+//! | `tracing` | spans and events |
+//! | `metrics` | counters, histograms and gauges |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
-// Every state and every command is named where something is decided: a new one must not fall into a wildcard.
+// Decisions name every state and every command: a new one must not fall into a wildcard.
 #![cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 
 mod batch;
@@ -74,3 +189,8 @@ pub use run::{Classified, Failure, Outcome, Reported, RunError};
 pub use store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
 pub use store_id::{StoreId, StoreIdError};
 pub use token::LeaseToken;
+
+/// The README, so that its examples are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
