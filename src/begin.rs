@@ -13,7 +13,7 @@ use crate::record::{Body, Stamp};
 /// The answer to [`Engine::begin`](crate::Engine::begin). Only [`Acquired`](Begin::Acquired) lets
 /// the caller act.
 #[derive(Debug)]
-#[must_use = "only `Acquired` allows to act"]
+#[must_use = "only `Acquired` permits acting"]
 pub enum Begin<L = Lease> {
     /// The caller holds the lease: act, then finish it.
     Acquired(L),

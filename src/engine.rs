@@ -87,7 +87,7 @@ impl Engine {
     ///     Begin::Completed(done) => println!("{} bytes to replay", done.response().map_or(0, |r| r.len())),
     ///     Begin::InProgress(busy) => println!("409, Retry-After: {}", busy.retry_after().as_secs()),
     ///     Begin::Failed(failed) => println!("failed, retry after {:?}", failed.retry_after()),
-    ///     Begin::Unresolved(unknown) => println!("somebody has to look: {:?}", unknown.reason()),
+    ///     Begin::Unresolved(unknown) => println!("an operator must decide: {:?}", unknown.reason()),
     ///     Begin::Mismatch(_) => println!("422"),
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();

@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// There is no operator's resolution to amend under this stamp: no operator settled the key, or
     /// it has changed since.
-    #[error("nothing to amend under this stamp: the key is {:?}, fence {}", current.state, current.fence.0)]
+    #[error("nothing to amend under this stamp: the key is {:?}, attempt {}", current.state, current.attempt)]
     NotAmendable {
         /// The present state of the key.
         current: Current,
@@ -57,13 +57,13 @@ pub enum Error {
     /// The call would amend an operator's resolution to a rerun without asking for one explicitly.
     /// Duplicates may already have received the previous outcome.
     /// [`Amendment::rerun`](crate::Amendment::rerun) asks for it.
-    #[error("a rerun in place of an outcome must be asked for as one (Amendment::rerun)")]
+    #[error("replacing an outcome by a rerun must be explicit (Amendment::rerun)")]
     RerunNotMeant,
     /// The lease was granted by another store: nothing was written, since no caller would look for
     /// it here. Resume it on the store that it names or, if this store has been renamed since,
     /// state its old identity with
     /// [`accept_tokens_from`](crate::EngineBuilder::accept_tokens_from).
-    #[error("the lease is of store {token}, and this is store {store}")]
+    #[error("the lease belongs to store {token}, but this is store {store}")]
     WrongStore {
         /// The store that granted the lease.
         token: StoreId,

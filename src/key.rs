@@ -54,7 +54,7 @@ pub enum KeyError {
         at: usize,
     },
     /// The typed form has a backslash that escapes nothing, or bytes that are not hexadecimal.
-    #[error("{what} has a wrong escape at byte {at}: a backslash itself is written \\\\")]
+    #[error("{what} has an invalid escape at byte {at}: a backslash itself is written \\\\")]
     Escape {
         /// `key` or `scope`.
         what: &'static str,
@@ -62,7 +62,7 @@ pub enum KeyError {
         at: usize,
     },
     /// The typed form of the scope was cut when it was displayed: its end is unknown.
-    #[error("scope was cut at the mark of omission at its end: write it out (\\… is the character itself)")]
+    #[error("the scope was truncated (it ends in …): write it in full (\\… is the character itself)")]
     Cut,
     /// The text is not a record id, which has 64 hexadecimal digits.
     #[error("a record id has 64 hexadecimal digits")]

@@ -56,7 +56,7 @@ use self::held::Held;
 /// next begin finds the record. Operators see a warning ([`observe`](crate::observe):
 /// `nevertwice.lease_abandoned`), unless the lease's [`token`](Lease::token) was taken.
 #[derive(Debug)]
-#[must_use = "a lease that is dropped holds its key until it runs out"]
+#[must_use = "a dropped lease blocks its key until it expires"]
 pub struct Lease(Box<Inner>);
 
 #[derive(Debug)]

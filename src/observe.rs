@@ -229,7 +229,7 @@ pub(crate) fn clock_step(store: &'static str, ahead: Duration) {
         "nevertwice.clock_step",
         store,
         { ahead_s },
-        "the wall clock is too far ahead to be believed; time goes on from where it had got to"
+        "the wall clock is too far ahead to be trusted; time continues from the last known moment"
     );
 }
 

@@ -18,7 +18,7 @@ pub(crate) type DrawOwner = fn() -> Result<Owner, OwnerError>;
 /// The operating system gave no random bytes: no owner can be drawn, and nothing was sent. It may
 /// be transient.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the operating system gives no random bytes: {detail}")]
+#[error("the operating system provided no random bytes: {detail}")]
 #[non_exhaustive]
 pub struct OwnerError {
     detail: String,
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_system_without_random_bytes_is_an_error_and_no_weaker_name() {
         let error = Owner::draw(&mut Failing).unwrap_err();
-        assert!(error.to_string().starts_with("the operating system gives no random bytes: "));
+        assert!(error.to_string().starts_with("the operating system provided no random bytes: "));
     }
 
     #[test]

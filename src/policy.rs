@@ -15,8 +15,8 @@ pub enum Oversized {
     /// is recorded.
     #[default]
     Marker,
-    /// Refuses the finish with [`Error::TooLarge`](crate::Error::TooLarge), so that the handler can finish with something
-    /// shorter. If it does not, the lease expires.
+    /// Refuses the finish with [`Error::TooLarge`](crate::Error::TooLarge), so that the handler can
+    /// finish with something shorter. If it does not, the lease expires.
     Refuse,
 }
 
@@ -46,7 +46,7 @@ pub struct Policy {
     pub oversized: Oversized,
     /// The time that evidence of an effect that may have happened is kept while no operator settles
     /// it: a record whose effect was marked and whose lease has expired, or that failed with
-    /// [`Retry::Unresolved`]. **Default 90 days.** At least the retention; [`Duration::MAX`] keeps
+    /// [`Unresolved`](crate::Retry::Unresolved). **Default 90 days.** At least the retention; [`Duration::MAX`] keeps
     /// it forever. *Too short*: the key becomes new although the effect may have happened. *Long*:
     /// callers that can provoke such failures fill the store; watch
     /// [`unfinished`](crate::Engine::unfinished).
@@ -182,7 +182,7 @@ fn covers(what: &'static str, is: Duration, than: &'static str, least: Duration)
 #[non_exhaustive]
 pub enum PolicyError {
     /// A duration or a count is zero and must not be.
-    #[error("{what} is 0")]
+    #[error("{what} must not be 0")]
     Zero {
         /// The setting.
         what: &'static str,
@@ -200,7 +200,7 @@ pub enum PolicyError {
         least: Duration,
     },
     /// The store is less durable than the application requires.
-    #[error("the store's durability is {has}, {required} is required")]
+    #[error("the store's durability is {has}, but {required} is required")]
     Durability {
         /// The durability of the store.
         has: Durability,

@@ -244,8 +244,8 @@ impl Record {
         self.retention.max(evidence).saturating_add(self.wait())
     }
 
-    /// The time, from the record's stamp on, for which other callers cannot execute: a lease, or the
-    /// delay of a retry.
+    /// The time, from the record's stamp on, for which other callers cannot execute: a lease, or
+    /// the delay of a retry.
     fn wait(&self) -> Duration {
         match &self.state {
             State::InProgress { lease, .. } => *lease,

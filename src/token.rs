@@ -158,7 +158,7 @@ impl TryFrom<Wire> for LeaseToken {
         let Wire { fence, attempt, ref scope, ref key, .. } = wire;
         let plausible = (1..1 << 62).contains(&fence.0) && attempt > 0 && scope.len() <= Label::MAX_BYTES;
         if !plausible || key.as_ref().is_some_and(|key| key.len() > MAX_TYPED_KEY_BYTES) {
-            return Err("lease token with values that none has".to_owned());
+            return Err("lease token with invalid values".to_owned());
         }
         Ok(LeaseToken {
             id: wire.id,

@@ -56,9 +56,9 @@ fn unsafe_windows_are_refused_with_the_numbers() {
     let build = |change: fn(nevertwice::EngineBuilder) -> nevertwice::EngineBuilder| {
         change(Engine::builder(MemoryStore::new())).build().unwrap_err().to_string()
     };
-    assert_eq!(build(|b| b.lease(Duration::ZERO)), "lease is 0");
-    assert_eq!(build(|b| b.max_attempts(0)), "max_attempts is 0");
-    assert_eq!(build(|b| b.call_timeout(Duration::ZERO)), "call_timeout is 0");
+    assert_eq!(build(|b| b.lease(Duration::ZERO)), "lease must not be 0");
+    assert_eq!(build(|b| b.max_attempts(0)), "max_attempts must not be 0");
+    assert_eq!(build(|b| b.call_timeout(Duration::ZERO)), "call_timeout must not be 0");
     assert_eq!(build(|b| b.retention(SECOND)), "retention of 1s is shorter than the lease of 30s");
     assert_eq!(
         build(|b| b.handler_timeout(60 * SECOND)),
@@ -70,7 +70,7 @@ fn unsafe_windows_are_refused_with_the_numbers() {
     );
     assert_eq!(
         build(|b| b.require(Durability::Power)),
-        "the store's durability is Memory, Power is required"
+        "the store's durability is Memory, but Power is required"
     );
 }
 

@@ -1,4 +1,5 @@
-//! Every fuzz target's corpus once more, on stable: what a fuzzer once found interesting, or wrong, stays tried.
+//! The corpus of every fuzz target, replayed on stable: inputs that a fuzzer once found interesting
+//! or wrong stay tested.
 #![cfg(all(feature = "memory", feature = "redis", feature = "sqlite"))]
 #![allow(clippy::print_stdout)] // what was replayed is part of the result
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the check fails

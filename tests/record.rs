@@ -238,8 +238,8 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     assert_eq!(read(with(completed, &[0])).state, State::Completed(Body::kept(Bytes::new())));
     assert_eq!(read(with(completed, &[1, b's'])).scope.as_str(), "s");
     assert_eq!(damaged(with(completed, &[1])), "too short");
-    assert_eq!(damaged(with(completed, &[1, 0xff])), "no label");
-    assert_eq!(damaged(with(completed, &[&[49][..], &[b's'; 49]].concat())), "no label");
+    assert_eq!(damaged(with(completed, &[1, 0xff])), "invalid label");
+    assert_eq!(damaged(with(completed, &[&[49][..], &[b's'; 49]].concat())), "invalid label");
     assert_eq!(damaged(with(completed | key, &[0, 1, 0xff])), "text is not UTF-8");
     assert_eq!(damaged(with(completed | checkpoint, &[0, 2, 1])), "too short");
     for state in [6, 7] {
@@ -251,12 +251,12 @@ fn s10_what_no_release_writes_is_refused_for_what_it_is() {
     assert_eq!(read(with(completed | omitted, &stored)).state, State::Completed(marker.clone()));
     assert_eq!(read(with(failed_now | omitted, &stored)).state, State::Failed(marker, Retry::Now));
     assert_eq!(damaged(with(completed | omitted, &stored[..16])), "too short");
-    assert_eq!(damaged(with(completed | omitted, &[&stored[..], &[0]].concat())), "bytes behind the end");
+    assert_eq!(damaged(with(completed | omitted, &[&stored[..], &[0]].concat())), "trailing bytes");
     // A grant: owner, lease, holder.
     let grant = [&[0][..], &[5; 16], &[9], &[1, b'h']].concat();
     let State::InProgress { lease, holder, .. } = read(with(in_progress, &grant)).state else { panic!() };
     assert_eq!((lease, holder.as_str()), (Duration::from_micros(9), "h"));
-    assert_eq!(damaged(with(in_progress, &[&grant[..], &[0]].concat())), "bytes behind the end");
+    assert_eq!(damaged(with(in_progress, &[&grant[..], &[0]].concat())), "trailing bytes");
     // Numbers: 64 bits for times, 32 for attempts.
     let times = |retention: &[u8]| [&head(completed, &[1], retention)[..], &[0]].concat();
     assert_eq!(read(times(&long(1))).retention, Duration::from_micros(1 << 63));

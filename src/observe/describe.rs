@@ -6,25 +6,37 @@ pub(crate) fn describe() {
     {
         use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
         describe_counter!("nevertwice_begins_total", Unit::Count, "Begins by their answer");
-        describe_histogram!("nevertwice_begin_seconds", Unit::Seconds, "From asking to a begin's answer");
-        describe_counter!("nevertwice_takeovers_total", Unit::Count, "Grants after a lease that ran out");
+        describe_histogram!("nevertwice_begin_seconds", Unit::Seconds, "Time from a begin to its answer");
+        describe_counter!(
+            "nevertwice_takeovers_total",
+            Unit::Count,
+            "Grants that took over an expired lease"
+        );
         describe_counter!("nevertwice_commands_total", Unit::Count, "Commands of leases by their answer");
-        describe_histogram!("nevertwice_finish_seconds", Unit::Seconds, "From a finish to its answer");
+        describe_histogram!("nevertwice_finish_seconds", Unit::Seconds, "Time from a finish to its answer");
         describe_counter!("nevertwice_leases_abandoned_total", Unit::Count, "Leases dropped unfinished");
         describe_counter!("nevertwice_renewals_overdue_total", Unit::Count, "Renewals that came late");
-        describe_counter!("nevertwice_leases_lost_total", Unit::Count, "Holders told that the key is lost");
-        describe_counter!("nevertwice_restored_total", Unit::Count, "Outcomes whose record was gone");
+        describe_counter!(
+            "nevertwice_leases_lost_total",
+            Unit::Count,
+            "Holders that learned of the loss of their lease"
+        );
+        describe_counter!(
+            "nevertwice_restored_total",
+            Unit::Count,
+            "Outcomes recorded anew because their record was gone"
+        );
         describe_counter!("nevertwice_store_retries_total", Unit::Count, "Store calls that were repeated");
-        describe_counter!("nevertwice_timeouts_total", Unit::Count, "Calls that were given up");
-        describe_gauge!("nevertwice_waiters", Unit::Count, "Who waits for a duplicate in flight");
-        describe_counter!("nevertwice_waits_total", Unit::Count, "Waits by how they ended");
-        describe_histogram!("nevertwice_wait_seconds", Unit::Seconds, "How long waits were");
-        describe_counter!("nevertwice_runs_total", Unit::Count, "Runs by how they ended");
+        describe_counter!("nevertwice_timeouts_total", Unit::Count, "Calls that timed out");
+        describe_gauge!("nevertwice_waiters", Unit::Count, "Callers waiting for a duplicate in flight");
+        describe_counter!("nevertwice_waits_total", Unit::Count, "Waits by outcome");
+        describe_histogram!("nevertwice_wait_seconds", Unit::Seconds, "Duration of waits");
+        describe_counter!("nevertwice_runs_total", Unit::Count, "Runs by outcome");
         describe_counter!("nevertwice_purged_total", Unit::Count, "Records removed by purges");
         describe_counter!(
             "nevertwice_responses_dropped_total",
             Unit::Count,
-            "Responses whose room was freed"
+            "Responses dropped before their records"
         );
         describe_counter!("nevertwice_purge_failures_total", Unit::Count, "Purges that ended with an error");
         describe_counter!(
@@ -36,7 +48,7 @@ pub(crate) fn describe() {
         describe_counter!(
             "nevertwice_operator_actions_total",
             Unit::Count,
-            "What operators resolved or forgot"
+            "Resolutions and removals by operators"
         );
     }
 }

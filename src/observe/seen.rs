@@ -269,7 +269,7 @@ impl Seen<'_> {
                 }
                 Ok(Begin::Unresolved(unknown)) => {
                     let reason = reason(unknown.reason());
-                    event!(WARN, "nevertwice.unresolved", source.name(), { reason, attempt }, "somebody has to look");
+                    event!(WARN, "nevertwice.unresolved", source.name(), { reason, attempt }, "an operator must resolve it");
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -312,7 +312,7 @@ impl Seen<'_> {
         count!("nevertwice_operator_actions_total", source.name(), 1, "action" => action, "outcome" => outcome);
         self.inside(|| {
             self.record(outcome, None, None);
-            event!(INFO, "nevertwice.operated", source.name(), { action, outcome }, "operator's word");
+            event!(INFO, "nevertwice.operated", source.name(), { action, outcome }, "an operator acted");
         });
     }
 

@@ -325,7 +325,7 @@ impl fmt::Display for Purged {
         match self {
             Purged::Removed(records) => write!(f, "{records} records removed"),
             Purged::Progress(records) => write!(f, "{records} records removed so far"),
-            Purged::Elsewhere => f.write_str("another process sees to it"),
+            Purged::Elsewhere => f.write_str("another process is purging"),
             Purged::Failed(records, error) => write!(f, "{records} records removed, then: {error}"),
         }
     }

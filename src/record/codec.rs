@@ -289,7 +289,7 @@ fn get_label(input: &mut Bytes) -> Result<Label, DecodeError> {
     let length = get_length(input)?;
     let label = Label::from_bytes(&input[..length]);
     input.advance(length);
-    label.ok_or(DecodeError::Damaged { what: "no label" })
+    label.ok_or(DecodeError::Damaged { what: "invalid label" })
 }
 
 fn get_duration(input: &mut Bytes) -> Result<Duration, DecodeError> {
@@ -353,7 +353,7 @@ fn get_state(bits: u16, mut input: Bytes) -> Result<State, DecodeError> {
 }
 
 fn at_end(input: &Bytes) -> Result<(), DecodeError> {
-    if input.is_empty() { Ok(()) } else { Err(DecodeError::Damaged { what: "bytes behind the end" }) }
+    if input.is_empty() { Ok(()) } else { Err(DecodeError::Damaged { what: "trailing bytes" }) }
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub enum RunError<T, E> {
     },
     /// The operation was done or failed, and its recorded value cannot be read. It is not executed
     /// again.
-    #[error("the recorded {what} is no {type_name}: {detail}")]
+    #[error("the recorded {what} does not read as {type_name}: {detail}")]
     Unreadable {
         /// `response` or `error`.
         what: &'static str,
@@ -95,7 +95,7 @@ pub enum RunError<T, E> {
     /// the same. The operation is recorded as done (or failed, with its retry disposition) without
     /// the value: this causes no second execution, and duplicates get
     /// [`Unreadable`](RunError::Unreadable).
-    #[error("the operation is recorded without its {what}, since a {type_name} {detail}")]
+    #[error("the operation is recorded without its {what}: {type_name} {detail}")]
     Unwritable {
         /// The value that the handler returned.
         outcome: Result<T, E>,
@@ -120,7 +120,7 @@ pub enum RunError<T, E> {
     },
     /// The system cannot start a thread for a blocking handler: the handler did not run, and
     /// nothing is recorded.
-    #[error("no thread for the operation, which did not run")]
+    #[error("could not start a thread for the operation; it did not run")]
     NoThread(#[source] std::io::Error),
     /// An error of the store or of the request: see [`Error`]. The handler did not run.
     #[error(transparent)]
