@@ -689,7 +689,7 @@ mod traced {
             r#"reason="unavailable" tries=1"#
         ));
         said(concat!(
-            r#"nevertwice.begin: nevertwice.unresolved message=nevertwice.unresolved: somebody has to look store="memory" "#,
+            r#"nevertwice.begin: nevertwice.unresolved message=nevertwice.unresolved: an operator must resolve it store="memory" "#,
             r#"reason="effect_marked" attempt=1"#
         ));
         // A lease is dropped outside any call.
