@@ -5,6 +5,8 @@ mod anchor;
 mod batch;
 mod builder;
 mod claim;
+mod connection;
+mod error;
 mod file;
 mod fork;
 #[cfg(all(
@@ -18,9 +20,9 @@ mod held;
 )))]
 #[path = "sqlite/held_elsewhere.rs"]
 mod held;
+mod high_water;
 mod jobs;
 mod log;
-mod mark;
 mod path;
 mod readers;
 mod rows;
@@ -29,7 +31,6 @@ mod scan;
 mod schedules;
 mod schema;
 mod transaction;
-mod trouble;
 mod waiters;
 mod warning;
 mod watcher;
@@ -57,9 +58,10 @@ use crate::sync::runtime::oneshot;
 
 use builder::Limits;
 use claim::Claim;
+use error::Result;
 use file::OpenFile;
 use fork::ForkGuard;
-use jobs::{Discard, Purge};
+use jobs::{Job, Purge};
 use readers::Readers;
 use rows::Table;
 use watcher::Watch;
@@ -223,13 +225,13 @@ impl SqliteStore {
         [Warning::of_library(rusqlite::version_number()), lost, long].into_iter().flatten().collect()
     }
 
-    fn read(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+    fn read(&self, id: &RecordId) -> Result<Snapshot> {
         let Inner { table, timeline, .. } = self.inner()?;
         self.0.readers.read(|db| table.snapshot(db, id, timeline))
     }
 
     /// Returns the shared state, or an error in a forked child.
-    fn inner(&self) -> Result<&Inner, StoreError> {
+    fn inner(&self) -> Result<&Inner> {
         self.0.fork.check()?;
         Ok(&self.0)
     }
@@ -259,18 +261,11 @@ impl fmt::Debug for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        self.read(id)
+        Ok(self.read(id)?)
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
-        if swap.expected.is_none() {
-            // A duplicate is answered without the write lock. The writer compares again.
-            let snapshot = self.read(&swap.id)?;
-            if snapshot.record.is_some() {
-                return Ok(Swap::Conflict(snapshot));
-            }
-        }
-        self.inner()?.writer.run(swap.clone()).await
+        self.swap_one(swap).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
@@ -279,24 +274,24 @@ impl Store for SqliteStore {
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         let Inner { readers, watch, table, .. } = self.inner()?;
-        watch.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await
+        Ok(watch.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await?)
     }
 
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let Inner { readers, table, timeline, .. } = self.inner()?;
-        readers.read(|db| table.page(db, timeline, after, limit))
+        Ok(readers.read(|db| table.page(db, timeline, after, limit))?)
     }
 
     async fn purge(&self, limit: usize) -> Result<store::Purge, StoreError> {
-        let steps = self.inner()?.writer.run(Purge::new(limit)).await?;
+        let purged = self.inner()?.writer.run(|reply| Job::Purge(Purge::new(limit), reply)).await??;
         // A full begin removes expired records too.
-        let unsettled = steps.unsettled + self.0.limits.unsettled.swap(0, Ordering::Relaxed);
-        Ok(store::Purge { removed: steps.removed as u64, unsettled })
+        let unsettled = purged.unsettled + self.0.limits.unsettled.swap(0, Ordering::Relaxed);
+        Ok(store::Purge { removed: purged.removed as u64, unsettled })
     }
 
     async fn unsettled(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         let Inner { readers, table, timeline, .. } = self.inner()?;
-        readers.read(|db| table.evidence_page(db, timeline, after, limit))
+        Ok(readers.read(|db| table.evidence_page(db, timeline, after, limit))?)
     }
 
     fn finds_unsettled(&self) -> bool {
@@ -304,7 +299,7 @@ impl Store for SqliteStore {
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        self.inner()?.writer.run(Discard(*id)).await
+        Ok(self.inner()?.writer.run(|reply| Job::Discard(*id, reply)).await??)
     }
 
     fn durability(&self) -> Durability {

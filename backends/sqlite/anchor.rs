@@ -19,11 +19,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::claim::Claim;
-use super::mark::LAG;
+use super::error::{Error, Result};
+use super::high_water::LAG;
 use super::rows::{Table, prepare, signed};
-use super::trouble::{Trouble, unavailable, unusable};
 use crate::clock::{Clock, Moment, Timeline};
-use crate::error::StoreError;
 use crate::observe;
 use crate::record::{Stamp, micros};
 use crate::store_id::StoreId;
@@ -100,39 +99,40 @@ fn opened<const BYTES: usize>(sealed: &[u8]) -> Option<[u8; BYTES]> {
 }
 
 impl Table {
-    /// Reads the high-water mark and the anchor. See [`Stamps`](super::mark::Stamps).
-    pub(super) fn times(&self, db: &Connection) -> Result<Times, Trouble> {
+    /// Reads the high-water mark and the anchor. See [`HighWater`](super::high_water::HighWater).
+    pub(super) fn times(&self, db: &Connection) -> Result<Times> {
         let row = |row: &rusqlite::Row<'_>| -> rusqlite::Result<_> {
             Ok((row.get(0)?, Anchor::decode(row.get_ref(1)?.as_blob()?)))
         };
         let found: Option<(i64, _)> = prepare(db, &self.times)?.query_row([], row).optional()?;
         let times =
             found.and_then(|(mark, anchor)| Some(Times { mark: Stamp(mark.try_into().ok()?), anchor }));
-        times.ok_or_else(|| Trouble::lasting(format!("table {}_meta holds no high-water mark", self.name)))
+        times.ok_or_else(|| Error::unusable(format!("table {}_meta holds no high-water mark", self.name)))
     }
 
     /// Raises the high-water mark. It never moves back.
-    pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<(), Trouble> {
+    pub(super) fn save_high_water(&self, db: &Connection, stamp: Stamp) -> Result<()> {
         prepare(db, &self.set_high_water)?.execute([signed(stamp)?])?;
         Ok(())
     }
 
-    pub(super) fn save_anchor(&self, db: &Connection, anchor: Anchor) -> Result<(), Trouble> {
+    pub(super) fn save_anchor(&self, db: &Connection, anchor: Anchor) -> Result<()> {
         prepare(db, &self.set_anchor)?.execute([anchor.encode()])?;
         Ok(())
     }
 
     /// Returns the store's identity, made of an id stored with the table and the table's name.
-    pub(super) fn identity(&self, db: &Connection) -> Result<StoreId, StoreError> {
+    pub(super) fn identity(&self, db: &Connection) -> Result<StoreId> {
         let read = |row: &rusqlite::Row<'_>| Ok(opened::<16>(row.get_ref(0)?.as_blob()?));
-        let id = prepare(db, &self.store)?.query_row([], read).map_err(Trouble::from)?;
-        let id = id.ok_or_else(|| unusable(format!("the id in table {}_meta is damaged", self.name)))?;
+        let id = prepare(db, &self.store)?.query_row([], read)?;
+        let id =
+            id.ok_or_else(|| Error::unusable(format!("the id in table {}_meta is damaged", self.name)))?;
         // SQLite treats names that differ only in case as the same table.
         Ok(StoreId::of("sqlite", &[&id, self.name.to_ascii_lowercase().as_bytes()]))
     }
 
     /// Returns true if the file allows deriving the time for the boot of `moment`.
-    fn is_anchored(&self, db: &Connection, moment: Moment) -> Result<bool, Trouble> {
+    fn is_anchored(&self, db: &Connection, moment: Moment) -> Result<bool> {
         let Times { mark, anchor } = self.times(db)?;
         let own = anchor.filter(|anchor| anchor.boot == moment.boot);
         Ok(own.is_some_and(|anchor| !anchor.is_behind(mark, moment.elapsed)))
@@ -148,7 +148,7 @@ pub(super) fn open(
     claim: &Claim,
     clock: Arc<dyn Clock>,
     start: Start,
-) -> Result<Timeline, StoreError> {
+) -> Result<Timeline> {
     let now = Moment::of(&*clock);
     if start.accept || !table.is_anchored(db, now)? {
         anchor_anew(db, table, claim, &*clock, start)?;
@@ -169,15 +169,8 @@ pub(super) fn open(
 }
 
 /// Writes an anchor of this boot, unless another process already did.
-fn anchor_anew(
-    db: &Connection,
-    table: &Table,
-    claim: &Claim,
-    clock: &dyn Clock,
-    start: Start,
-) -> Result<(), StoreError> {
-    let transaction =
-        Transaction::new_unchecked(db, TransactionBehavior::Immediate).map_err(Trouble::from)?;
+fn anchor_anew(db: &Connection, table: &Table, claim: &Claim, clock: &dyn Clock, start: Start) -> Result<()> {
+    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     let Times { mark, anchor } = table.times(&transaction)?;
     let Moment { boot, elapsed } = Moment::of(clock);
     let own = anchor.filter(|anchor| anchor.boot == boot);
@@ -195,7 +188,7 @@ fn anchor_anew(
         table.save_anchor(&transaction, Anchor { boot, elapsed, time })?;
     }
     // The claim is still exclusive: a process that shares it later has seen the new anchor.
-    transaction.commit().map_err(Trouble::from)?;
+    transaction.commit()?;
     Ok(())
 }
 
@@ -212,23 +205,23 @@ impl Start {
     }
 }
 
-fn in_use_elsewhere() -> StoreError {
-    unusable(
+fn in_use_elsewhere() -> Error {
+    Error::unusable(
         "another machine has it open, or a container with a boot id or a time namespace of its own, or a store with a `Clock` of \
          another boot, and its time is not the one here: close it there first, or open it there",
     )
 }
 
-fn damaged() -> StoreError {
-    unavailable(
+fn damaged() -> Error {
+    Error::unavailable(
         "the anchor of its time is damaged, and other processes have it open: the next write of theirs mends it, and so \
          does the first open once all have closed it",
     )
 }
 
 /// Returns the error for an anchor of another boot under an open store.
-pub(super) fn taken_over() -> Trouble {
-    Trouble::lasting(
+pub(super) fn taken_over() -> Error {
+    Error::unusable(
         "another machine, or a container with a boot id or a time namespace of its own, has opened it meanwhile, and its clock is \
          not the one here; nothing was written. Close it on one of the two, and open it anew on the other"
             .to_owned(),

@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use super::anchor::{self, Start};
 use super::claim::Claim;
+use super::connection::Connector;
 use super::file::{OpenFile, leave_log};
 use super::fork::ForkGuard;
 use super::log::Log;
 use super::readers::Readers;
 use super::rows::Table;
-use super::schema::Place;
-use super::trouble::unusable;
 use super::waiters::Waiters;
 use super::watcher::Watch;
-use super::writer::{Desk, Writer};
-use super::{Inner, SqliteStore};
+use super::writer::{Writer, WriterThread};
+use super::{BACKEND, Inner, SqliteStore};
 use crate::clock::{Clock, SystemClock};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -151,18 +150,19 @@ impl SqliteStoreBuilder {
     /// stays locked.
     pub fn open(self) -> Result<SqliteStore, StoreError> {
         if !is_identifier(&self.table) {
-            return Err(unusable("the table's name is not a plain identifier of 1 to 63 characters"));
+            let detail = "the table's name is not a plain identifier of 1 to 63 characters";
+            return Err(StoreError::unusable(BACKEND, detail));
         }
-        let place = Place::new(&self.path, self.busy_timeout)?;
-        ForkGuard::check_path(place.path())?;
-        let (db, held) = place.open_writer(&self.table, self.synchronous)?;
-        let path = place.path().to_owned();
+        let connector = Connector::new(&self.path, self.busy_timeout)?;
+        ForkGuard::check_path(connector.path())?;
+        let (db, held) = connector.open_writer(&self.table, self.synchronous)?;
+        let path = connector.path().to_owned();
         let fork = ForkGuard::new(&path);
         let table = Arc::new(Table::new(self.table));
         let identity = table.identity(&db)?;
         let claim = Claim::new(&path, &table.name, self.busy_timeout)?;
         // Every step that may refuse the file comes before the anchor, which is written to it.
-        let first = place.open_reader()?;
+        let first = connector.open_reader()?;
         table.probe(&first)?;
         let timeline = Arc::new(anchor::open(&db, &table, &claim, self.clock.clone(), self.start)?);
         let file = Arc::new(OpenFile::new(&path, held, self.clock.clone())?);
@@ -170,22 +170,22 @@ impl SqliteStoreBuilder {
         leave_log(&first, true)?;
         let limits = Limits { bytes: self.max_bytes, log: file.log_counter(), unsettled: Arc::default() };
         let waiters = Arc::new(Waiters::default());
-        let writer = Writer::start(Desk {
+        let writer = Writer::start(WriterThread {
             db,
             table: table.clone(),
             timeline: timeline.clone(),
             limits: limits.clone(),
             waiters: waiters.clone(),
             file: file.clone(),
-            log: Log::new(place.clone(), self.clock),
+            log: Log::new(connector.clone(), self.clock),
             rows: Cell::new(0),
         })?;
         let durability = match self.synchronous {
             Synchronous::Full => Durability::Power,
             Synchronous::Normal => Durability::Process,
         };
-        let watch = Watch::new(waiters, place.clone(), file.clone(), table.clone());
-        let readers = Readers::new(place, file.clone(), first);
+        let watch = Watch::new(waiters, connector.clone(), file.clone(), table.clone());
+        let readers = Readers::new(connector, file.clone(), first);
         let store = SqliteStore(Arc::new(Inner {
             watch,
             readers,

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use super::error::{Error, Result};
 use super::path;
-use super::trouble::{unavailable, unusable};
-use crate::error::StoreError;
 
 /// A lock that all open stores of a table share. The system releases it when the process ends,
 /// however it ends, so it is never stale. It is on a file of its own, because opening and closing
@@ -24,10 +23,10 @@ impl Claim {
     /// Prepares the claim on `table` in the existing database at `database`, without taking it.
     /// Other processes hold theirs exclusively only for a moment, so `patience` is meant for slow
     /// machines.
-    pub(super) fn new(database: &Path, table: &str, patience: Duration) -> Result<Claim, StoreError> {
+    pub(super) fn new(database: &Path, table: &str, patience: Duration) -> Result<Claim> {
         let refused = |error: io::Error| match path::explain(&error) {
-            Some(why) => unavailable(format!("the lock file beside it cannot be opened: {why}")),
-            None => unusable(format!("the lock file beside it cannot be opened: {error}")),
+            Some(why) => Error::unavailable(format!("the lock file beside it cannot be opened: {why}")),
+            None => Error::unusable(format!("the lock file beside it cannot be opened: {error}")),
         };
         // The database has one lock under all of its names, and the table's name ignores case.
         let mut lock = fs::canonicalize(database).map_err(refused)?.into_os_string();
@@ -48,12 +47,12 @@ impl Claim {
 
     /// Tries to take the claim exclusively. Returns false if another process holds it. A file
     /// system without locks grants it to every process.
-    pub(super) fn take_alone(&self) -> Result<bool, StoreError> {
+    pub(super) fn take_alone(&self) -> Result<bool> {
         taken(self.file.try_lock())
     }
 
     /// Takes the claim shared, until it is dropped.
-    pub(super) fn share(&self) -> Result<(), StoreError> {
+    pub(super) fn share(&self) -> Result<()> {
         const PAUSE: Duration = Duration::from_millis(5);
         // Some systems convert one kind of lock into the other only by way of none, and some not at
         // all.
@@ -62,7 +61,7 @@ impl Claim {
         while !taken(self.file.try_lock_shared())? {
             tries -= 1;
             if tries == 0 {
-                return Err(unavailable("another process is about to open it"));
+                return Err(Error::unavailable("another process is about to open it"));
             }
             thread::sleep(PAUSE);
         }
@@ -70,13 +69,13 @@ impl Claim {
     }
 }
 
-fn taken(locked: Result<(), TryLockError>) -> Result<bool, StoreError> {
+fn taken(locked: Result<(), TryLockError>) -> Result<bool> {
     match locked {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(true),
         Err(TryLockError::Error(error)) => {
-            Err(unavailable(format!("its lock file cannot be locked: {error}")))
+            Err(Error::unavailable(format!("its lock file cannot be locked: {error}")))
         }
     }
 }

@@ -24,10 +24,9 @@ use std::time::Duration;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
+use super::error::{Error, Result};
 use super::held::{self, HeldFile};
-use super::trouble::Trouble;
 use crate::clock::Clock;
-use crate::error::StoreError;
 use crate::observe;
 
 /// The maximum age of a check that a reader relies on.
@@ -78,13 +77,9 @@ pub(super) struct OpenFile {
 impl OpenFile {
     /// Records the files at `path`; `database` holds the database, and connections have read from
     /// it.
-    pub(super) fn new(
-        path: &Path,
-        database: HeldFile,
-        clock: Arc<dyn Clock>,
-    ) -> Result<OpenFile, StoreError> {
+    pub(super) fn new(path: &Path, database: HeldFile, clock: Arc<dyn Clock>) -> Result<OpenFile> {
         let gone =
-            |error: io::Error| Trouble::lasting(format!("its files changed while it was opened: {error}"));
+            |error: io::Error| Error::unusable(format!("its files changed while it was opened: {error}"));
         // SQLite names the log after the file that symbolic links lead to.
         let real = if cfg!(unix) { fs::canonicalize(path).map_err(gone)? } else { path.to_owned() };
         let (log, index) = (beside(&real, "-wal"), beside(&real, "-shm"));
@@ -123,7 +118,7 @@ impl OpenFile {
     }
 
     /// Checks that the names still lead to the files that were opened. Takes three system calls.
-    pub(super) fn check(&self) -> Result<(), Trouble> {
+    pub(super) fn check(&self) -> Result<()> {
         let now = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
         self.judge(|| self.look())?;
         self.looked.store(now, Ordering::Relaxed);
@@ -131,17 +126,17 @@ impl OpenFile {
     }
 
     /// Checks the database's name only. Takes one system call.
-    pub(super) fn check_name(&self) -> Result<(), Trouble> {
+    pub(super) fn check_name(&self) -> Result<()> {
         self.judge(|| self.look_at_database())
     }
 
     /// Returns the result of `look`, or the error of an earlier mismatch.
-    fn judge(&self, look: impl FnOnce() -> Result<(), Sign>) -> Result<(), Trouble> {
+    fn judge(&self, look: impl FnOnce() -> Result<(), Sign>) -> Result<()> {
         self.verdict()?;
         match look() {
             Ok(()) => self.verdict(),
             Err(Sign::Unknown(error)) => {
-                Err(Trouble::passing(format!("its files cannot be looked at: {error}")))
+                Err(Error::unavailable(format!("its files cannot be looked at: {error}")))
             }
             Err(Sign::Lost(what)) => {
                 let words = self.lost.get_or_init(|| {
@@ -157,17 +152,14 @@ impl OpenFile {
     }
 
     /// Checks the files like [`OpenFile::check`], unless the last check is recent enough.
-    pub(super) fn glance(&self) -> Result<(), Trouble> {
+    pub(super) fn check_recent(&self) -> Result<()> {
         let now = self.clock.monotonic();
         let looked = Duration::from_micros(self.looked.load(Ordering::Relaxed));
         if now.saturating_sub(looked) < EVERY { self.verdict() } else { self.check() }
     }
 
     /// Opens a connection, and makes sure that the names led to the right files before and after.
-    pub(super) fn opening(
-        &self,
-        open: impl FnOnce() -> Result<Connection, StoreError>,
-    ) -> Result<Connection, StoreError> {
+    pub(super) fn opening(&self, open: impl FnOnce() -> Result<Connection>) -> Result<Connection> {
         self.check()?;
         let opened = open();
         if let Ok(db) = &opened {
@@ -198,10 +190,10 @@ impl OpenFile {
         }
     }
 
-    fn verdict(&self) -> Result<(), Trouble> {
+    fn verdict(&self) -> Result<()> {
         match self.lost.get() {
             None => Ok(()),
-            Some(what) => Err(Trouble::lasting(what.clone())),
+            Some(what) => Err(Error::unusable(what.clone())),
         }
     }
 
@@ -265,7 +257,7 @@ fn names(_file: &Metadata) -> u64 {
 /// Sets whether `db`, if it is the last connection to close, leaves the log alone. All of a store's
 /// connections do, so that no log is moved into a file it does not belong to. The writer moves it
 /// after a check.
-pub(super) fn leave_log(db: &Connection, leave: bool) -> Result<(), Trouble> {
+pub(super) fn leave_log(db: &Connection, leave: bool) -> Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave)?;
     Ok(())
 }

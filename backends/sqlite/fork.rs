@@ -9,9 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::error::{Error, Result};
 use super::file::FileId;
-use super::trouble::unusable;
-use crate::error::StoreError;
 use crate::process::Process;
 
 static OPEN: Mutex<Vec<(Process, FileId)>> = Mutex::new(Vec::new());
@@ -27,12 +26,12 @@ impl ForkGuard {
     /// Checks that the file at `path` was not opened before a fork.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`] if a process that this one was forked from had the file at `path`
+    /// [`StoreError::Unusable`](crate::StoreError::Unusable) if a process that this one was forked from had the file at `path`
     /// open.
-    pub(super) fn check_path(path: &Path) -> Result<(), StoreError> {
+    pub(super) fn check_path(path: &Path) -> Result<()> {
         let (process, file) = (Process::current(), id(path));
         if open().iter().any(|(owner, known)| Some(*known) == file && *owner != process) {
-            return Err(unusable(
+            return Err(Error::unusable(
                 "the process that this one was forked from had the file open; open it in the child only, \
                  or in a process of its own",
             ));
@@ -50,12 +49,12 @@ impl ForkGuard {
     /// Checks that this process opened the file.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`] in a child that was forked since.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
+    /// [`StoreError::Unusable`](crate::StoreError::Unusable) in a child that was forked since.
+    pub(super) fn check(&self) -> Result<()> {
         if self.is_here() {
             return Ok(());
         }
-        Err(unusable(
+        Err(Error::unusable(
             "it was opened before this process was forked; open it after the fork, in the child only",
         ))
     }

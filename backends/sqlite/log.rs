@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::connection::Connector;
 use super::file::OpenFile;
-use super::schema::Place;
 use crate::clock::Clock;
 use crate::observe;
 use crate::sync::thread::{self, JoinHandle};
@@ -28,18 +28,18 @@ const CHECKPOINT_PAGES: i64 = 1000;
 const INLINE_PAGES: i64 = 4 * CHECKPOINT_PAGES;
 /// The estimated number of written pages after which the log is queried. The query takes some
 /// microseconds.
-const LOOK_PAGES: usize = 100;
+const QUERY_PAGES: usize = 100;
 /// The interval between attempts to move or truncate a log that is in use.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The first SQLite release with the `NOOP` mode. Older ones run a checkpoint instead.
-const ASKS_SINCE: i32 = 3_051_000;
+const NOOP_SINCE: i32 = 3_051_000;
 
 /// A thread that moves a large log, and a flag that it is done.
-type Mover = (JoinHandle<()>, Arc<AtomicBool>);
+type Checkpointer = (JoinHandle<()>, Arc<AtomicBool>);
 
 /// The writer's state for maintaining the log.
 pub(super) struct Log {
-    place: Place,
+    connector: Connector,
     clock: Arc<dyn Clock>,
     /// The estimated number of pages written since the last query.
     pages: Cell<usize>,
@@ -47,18 +47,18 @@ pub(super) struct Log {
     again: Cell<Duration>,
     /// The log size in bytes at which the next warning is due.
     warn: Cell<u64>,
-    mover: RefCell<Option<Mover>>,
+    checkpointer: RefCell<Option<Checkpointer>>,
 }
 
 impl Log {
-    pub(super) fn new(place: Place, clock: Arc<dyn Clock>) -> Log {
+    pub(super) fn new(connector: Connector, clock: Arc<dyn Clock>) -> Log {
         Log {
-            place,
+            connector,
             clock,
             pages: Cell::new(0),
             again: Cell::new(Duration::ZERO),
             warn: Cell::new(WARNED),
-            mover: RefCell::new(None),
+            checkpointer: RefCell::new(None),
         }
     }
 
@@ -69,70 +69,70 @@ impl Log {
 
     /// Moves the log into the file if it has grown, and truncates it if it is long. Callers already
     /// have their answers, but new ones wait meanwhile. After a failure the next call tries again.
-    pub(super) fn tend(&self, db: &Connection, file: &Arc<OpenFile>) {
+    pub(super) fn maintain(&self, db: &Connection, file: &Arc<OpenFile>) {
         let bytes = file.log_bytes();
         let is_long = bytes > USUAL && self.clock.monotonic() >= self.again.get();
-        if !is_long && self.pages.get() < self.look_pages() {
+        if !is_long && self.pages.get() < self.query_pages() {
             return;
         }
         self.pages.set(0);
         // A log that belongs to another file must not be moved into this one.
-        if file.check().is_err() || self.is_moving() {
+        if file.check().is_err() || self.is_checkpointing() {
             return;
         }
-        let Ok(waiting) = ask(db, "NOOP") else { return };
+        let Ok(waiting) = checkpoint(db, "NOOP") else { return };
         match waiting {
             ..CHECKPOINT_PAGES if bytes <= USUAL => {}
-            ..=INLINE_PAGES => drop(ask(db, "PASSIVE")),
-            _ if is_long => self.move_apart(file),
+            ..=INLINE_PAGES => drop(checkpoint(db, "PASSIVE")),
+            _ if is_long => self.checkpoint_on_thread(file),
             _ => {}
         }
         if is_long {
             self.again.set(self.clock.monotonic().saturating_add(PAUSE));
-            self.cut(db);
+            self.truncate(db);
         }
         self.warn(bytes);
     }
 
     /// Waits for the moving thread to finish.
     pub(super) fn wait(&self) {
-        if let Some((mover, _)) = self.mover.take() {
-            let _ = mover.join();
+        if let Some((checkpointer, _)) = self.checkpointer.take() {
+            let _ = checkpointer.join();
         }
     }
 
-    fn look_pages(&self) -> usize {
-        if rusqlite::version_number() < ASKS_SINCE { CHECKPOINT_PAGES as usize } else { LOOK_PAGES }
+    fn query_pages(&self) -> usize {
+        if rusqlite::version_number() < NOOP_SINCE { CHECKPOINT_PAGES as usize } else { QUERY_PAGES }
     }
 
-    fn is_moving(&self) -> bool {
-        if self.mover.borrow().as_ref().is_some_and(|(_, done)| done.load(Ordering::Acquire)) {
+    fn is_checkpointing(&self) -> bool {
+        if self.checkpointer.borrow().as_ref().is_some_and(|(_, done)| done.load(Ordering::Acquire)) {
             self.wait();
         }
-        self.mover.borrow().is_some()
+        self.checkpointer.borrow().is_some()
     }
 
     /// Moves as much as possible on a separate thread.
-    fn move_apart(&self, file: &Arc<OpenFile>) {
-        let (place, file) = (self.place.clone(), file.clone());
+    fn checkpoint_on_thread(&self, file: &Arc<OpenFile>) {
+        let (connector, file) = (self.connector.clone(), file.clone());
         let done = Arc::new(AtomicBool::new(false));
         let is_done = done.clone();
-        let mover = thread::Builder::new().name("nevertwice-log".to_owned()).spawn(move || {
-            if let Ok(db) = file.opening(|| place.open_reader()) {
-                let _ = ask(&db, "PASSIVE");
+        let checkpointer = thread::Builder::new().name("nevertwice-log".to_owned()).spawn(move || {
+            if let Ok(db) = file.opening(|| connector.open_reader()) {
+                let _ = checkpoint(&db, "PASSIVE");
             }
             is_done.store(true, Ordering::Release);
         });
-        *self.mover.borrow_mut() = mover.ok().map(|mover| (mover, done));
+        *self.checkpointer.borrow_mut() = checkpointer.ok().map(|checkpointer| (checkpointer, done));
     }
 
     /// Truncates the log if all of it is in the file and no reader uses it. Never blocks on
     /// readers.
-    fn cut(&self, db: &Connection) {
-        let is_moved = ask(db, "NOOP").is_ok_and(|waiting| waiting == 0);
+    fn truncate(&self, db: &Connection) {
+        let is_moved = checkpoint(db, "NOOP").is_ok_and(|waiting| waiting == 0);
         if is_moved && db.busy_timeout(Duration::ZERO).is_ok() {
-            let _ = ask(db, "TRUNCATE");
-            let _ = db.busy_timeout(self.place.busy_timeout());
+            let _ = checkpoint(db, "TRUNCATE");
+            let _ = db.busy_timeout(self.connector.busy_timeout());
         }
     }
 
@@ -147,7 +147,7 @@ impl Log {
 }
 
 /// Runs a checkpoint of the given mode and returns the number of pages still only in the log.
-fn ask(db: &Connection, mode: &str) -> rusqlite::Result<i64> {
+fn checkpoint(db: &Connection, mode: &str) -> rusqlite::Result<i64> {
     db.prepare_cached(&format!("PRAGMA main.wal_checkpoint({mode})"))?
         .query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }

@@ -4,26 +4,25 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::trouble::unusable;
-use crate::error::StoreError;
+use super::error::{Error, Result};
 
 /// Options of SQLite's URIs. A path that ends in one of them is meant as a URI.
 const OPTIONS: [&str; 7] = ["mode", "cache", "vfs", "immutable", "nolock", "psow", "modeof"];
 const SCHEMES: [&str; 4] = ["file", "sqlite", "sqlite3", "jdbc"];
 
 /// Refuses paths that would create a file with a strange name, or none at all.
-pub(super) fn check(path: &Path) -> Result<(), StoreError> {
+pub(super) fn check(path: &Path) -> Result<()> {
     if path.as_os_str().is_empty() {
-        return Err(unusable("the path is empty; pass the path of a file, such as `keys.db`"));
+        return Err(Error::unusable("the path is empty; pass the path of a file, such as `keys.db`"));
     }
     let text = path.to_string_lossy();
     if text.starts_with(":memory:") || text.contains("file::memory:") {
-        return Err(unusable(
+        return Err(Error::unusable(
             "it shares a file among connections, and `:memory:` is none; use `MemoryStore`",
         ));
     }
     if is_url(&text) {
-        return Err(unusable(
+        return Err(Error::unusable(
             "the path looks like a URL, and SQLite would make a file of that name; pass the plain path of a file, \
              such as `keys.db` or `/var/lib/app/keys.db`",
         ));
@@ -32,10 +31,10 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
         Ok(found) if found.is_file() => Ok(()),
         Ok(found) => {
             let what = if found.is_dir() { "a folder" } else { "no regular file" };
-            Err(unusable(format!("{} is {what}; pass the path of a file", path.display())))
+            Err(Error::unusable(format!("{} is {what}; pass the path of a file", path.display())))
         }
         Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => {
-            Err(unusable(format!("{} is a symbolic link that leads to no file", path.display())))
+            Err(Error::unusable(format!("{} is a symbolic link that leads to no file", path.display())))
         }
         Err(_) => Ok(()),
     }

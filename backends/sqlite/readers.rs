@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::connection::{Connector, is_busy};
+use super::error::Result;
 use super::file::OpenFile;
-use super::schema::{Place, is_busy};
-use super::trouble::Trouble;
-use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A few connections, opened on demand. A read takes about ten microseconds on the caller's thread.
 #[derive(Debug)]
 pub(super) struct Readers {
-    place: Place,
+    connector: Connector,
     file: Arc<OpenFile>,
     slots: [Slot; READERS],
 }
@@ -37,21 +36,18 @@ thread_local! {
 }
 
 impl Readers {
-    pub(super) fn new(place: Place, file: Arc<OpenFile>, first: Connection) -> Readers {
+    pub(super) fn new(connector: Connector, file: Arc<OpenFile>, first: Connection) -> Readers {
         let mut first = Some(first);
-        Readers { place, file, slots: std::array::from_fn(|_| Slot(Mutex::new(first.take()))) }
+        Readers { connector, file, slots: std::array::from_fn(|_| Slot(Mutex::new(first.take()))) }
     }
 
     /// Calls `read` with a connection that no other thread uses meanwhile.
-    pub(super) fn read<T>(
-        &self,
-        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.file.glance()?;
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        self.file.check_recent()?;
         let mut slot = self.slot();
         let db = match slot.take() {
             Some(db) => db,
-            None => self.file.opening(|| self.place.open_reader())?,
+            None => self.file.opening(|| self.connector.open_reader())?,
         };
         read(slot.insert(db)).or_else(|error| {
             self.file.check()?;
@@ -60,21 +56,21 @@ impl Readers {
     }
 
     /// Returns true if some transaction holds the file's write lock.
-    pub(super) fn is_locked(&self) -> Result<bool, StoreError> {
+    pub(super) fn is_locked(&self) -> Result<bool> {
         self.read(|db| {
             let taken = db
                 .busy_timeout(Duration::ZERO)
                 .and_then(|()| db.pragma_update(None, "query_only", false))
                 .and_then(|()| db.execute_batch("BEGIN IMMEDIATE"));
             if taken.is_ok() {
-                db.execute_batch("ROLLBACK").map_err(Trouble::from)?;
+                db.execute_batch("ROLLBACK")?;
             }
-            db.pragma_update(None, "query_only", true).map_err(Trouble::from)?;
-            db.busy_timeout(self.place.busy_timeout()).map_err(Trouble::from)?;
+            db.pragma_update(None, "query_only", true)?;
+            db.busy_timeout(self.connector.busy_timeout())?;
             match taken {
                 Ok(()) => Ok(false),
                 Err(error) if is_busy(&error) => Ok(true),
-                Err(error) => Err(Trouble::from(error).into()),
+                Err(error) => Err(error.into()),
             }
         })
     }

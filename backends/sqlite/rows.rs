@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
-use super::mark::Stamps;
-use super::trouble::Trouble;
+use super::error::{Error, Result};
+use super::high_water::HighWater;
 use super::{BACKEND, Limits, log};
 use crate::clock::Timeline;
 use crate::error::StoreError;
@@ -45,10 +45,10 @@ struct Found {
     record: Record,
 }
 
-/// The counts of one step of a purge.
+/// The counts of a purge, or of one step of it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Looked {
-    pub(super) looked: usize,
+pub(super) struct Purged {
+    pub(super) examined: usize,
     pub(super) removed: usize,
     /// The number of removed rows that were evidence and were not settled in time.
     pub(super) unsettled: u64,
@@ -108,12 +108,12 @@ impl Table {
     /// Returns the row under `id`. An unreadable row is an error, never an absent record. That
     /// includes a row that the index leads to but that shows another id, unless it is intact under
     /// that id.
-    fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>, StoreError> {
+    fn find(&self, db: &Connection, id: &RecordId) -> Result<Option<Found>> {
         self.first(db, id, |row, record| Ok(Found { seq: row.get(3)?, due: row.get(4)?, record }))
     }
 
     /// Returns the record under `id`, with the same checks.
-    fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>, StoreError> {
+    fn read(&self, db: &Connection, id: &RecordId) -> Result<Option<Record>> {
         self.first(db, id, |_, record| Ok(record))
     }
 
@@ -122,38 +122,31 @@ impl Table {
         db: &Connection,
         id: &RecordId,
         take: impl FnOnce(&Row<'_>, Record) -> rusqlite::Result<T>,
-    ) -> Result<Option<T>, StoreError> {
+    ) -> Result<Option<T>> {
         let mut statement = prepare(db, &self.find)?;
-        let mut rows = statement.query([id.as_bytes().as_slice()]).map_err(Trouble::from)?;
-        while let Some(row) = rows.next().map_err(Trouble::from)? {
+        let mut rows = statement.query([id.as_bytes().as_slice()])?;
+        while let Some(row) = rows.next()? {
             if let Some(record) = shown(row, id)? {
-                return Ok(Some(take(row, record).map_err(Trouble::from)?));
+                return Ok(Some(take(row, record)?));
             }
         }
         Ok(None)
     }
 
     /// Returns the stamp of the row under `id`, if there is one.
-    pub(super) fn stamp(&self, db: &Connection, id: &RecordId) -> Result<Option<Stamp>, StoreError> {
-        let stamp: Option<i64> = prepare(db, &self.stamp)?
-            .query_row([id.as_bytes().as_slice()], |row| row.get(0))
-            .optional()
-            .map_err(Trouble::from)?;
+    pub(super) fn stamp(&self, db: &Connection, id: &RecordId) -> Result<Option<Stamp>> {
+        let stamp: Option<i64> =
+            prepare(db, &self.stamp)?.query_row([id.as_bytes().as_slice()], |row| row.get(0)).optional()?;
         Ok(stamp.and_then(|stamp| u64::try_from(stamp).ok()).map(Stamp))
     }
 
     /// Checks that the table has the expected columns.
-    pub(super) fn probe(&self, db: &Connection) -> Result<(), StoreError> {
+    pub(super) fn probe(&self, db: &Connection) -> Result<()> {
         self.find(db, &RecordId::from_bytes([0; 32])).map(|_| ())
     }
 
     /// Returns the record under `id`, and the time.
-    pub(super) fn snapshot(
-        &self,
-        db: &Connection,
-        id: &RecordId,
-        timeline: &Timeline,
-    ) -> Result<Snapshot, StoreError> {
+    pub(super) fn snapshot(&self, db: &Connection, id: &RecordId, timeline: &Timeline) -> Result<Snapshot> {
         let record = self.read(db, id)?;
         let mut now = timeline.now();
         if let Some(ahead) = record.as_ref().map(|record| record.stamp).filter(|stamp| *stamp > now) {
@@ -164,34 +157,34 @@ impl Table {
     }
 
     /// Compares and writes. The id column is not unique: only the lookup keeps an id from being
-    /// inserted twice. So `db` must have the write lock, which `stamps` shows; otherwise SQLite
+    /// inserted twice. So `db` must have the write lock, which `high_water` shows; otherwise SQLite
     /// refuses it if another writer committed since its first read.
     pub(super) fn swap(
         &self,
         db: &Connection,
         SwapRequest { id, expected, next }: &SwapRequest,
-        stamps: &mut Stamps<'_>,
+        high_water: &mut HighWater<'_>,
         limits: &Limits,
-    ) -> Result<Swap, StoreError> {
+    ) -> Result<Swap> {
         let next = next.as_deref();
         let found = self.find(db, id)?;
         let present = found.as_ref().map(|found| found.record.stamp);
         if present != *expected {
             let record = found.map(|found| Box::new(found.record));
-            return Ok(Swap::Conflict(Snapshot { record, now: stamps.next(present) }));
+            return Ok(Swap::Conflict(Snapshot { record, now: high_water.next(present) }));
         }
         let may_be_refused = next.is_some_and(Record::may_be_refused);
         if found.is_none() && may_be_refused {
-            self.room(db, stamps, limits)?;
+            self.room(db, high_water, limits)?;
         }
-        let stamp = stamps.next(present);
+        let stamp = high_water.next(present);
         match (found, next) {
-            (Some(found), Some(next)) => self.update(db, (id, &found), (next, stamp), stamps),
-            (Some(found), None) => self.delete(db, found.seq, stamp, stamps),
-            (None, Some(next)) => self.insert(db, id, (next, stamp), stamps),
+            (Some(found), Some(next)) => self.update(db, (id, &found), (next, stamp), high_water),
+            (Some(found), None) => self.delete(db, found.seq, stamp, high_water),
+            (None, Some(next)) => self.insert(db, id, (next, stamp), high_water),
             (None, None) => Ok(()),
         }
-        .map_err(|trouble| trouble.into_error(may_be_refused))?;
+        .map_err(|error| error.for_call(may_be_refused))?;
         Ok(Swap::Done(stamp))
     }
 
@@ -200,9 +193,9 @@ impl Table {
         db: &Connection,
         id: &RecordId,
         (next, stamp): (&Record, Stamp),
-        stamps: &mut Stamps<'_>,
-    ) -> Result<(), Trouble> {
-        stamps.cover(db, self, stamp)?;
+        high_water: &mut HighWater<'_>,
+    ) -> Result<()> {
+        high_water.cover(db, self, stamp)?;
         let (due, bytes) = (column(stamp.after(next.keep()), next), next.encode(id, stamp));
         let id = id.as_bytes().as_slice();
         prepare(db, &self.insert)?.execute(params![id, signed(stamp)?, due, bytes])?;
@@ -214,9 +207,9 @@ impl Table {
         db: &Connection,
         (id, found): (&RecordId, &Found),
         (next, stamp): (&Record, Stamp),
-        stamps: &mut Stamps<'_>,
-    ) -> Result<(), Trouble> {
-        stamps.cover(db, self, stamp)?;
+        high_water: &mut HighWater<'_>,
+    ) -> Result<()> {
+        high_water.cover(db, self, stamp)?;
         let (number, bytes) = (signed(stamp)?, next.encode(id, stamp));
         let deadline = stamp.after(next.keep());
         if found.due.is_negative() == next.is_evidence()
@@ -230,26 +223,20 @@ impl Table {
         Ok(())
     }
 
-    fn delete(
-        &self,
-        db: &Connection,
-        seq: i64,
-        stamp: Stamp,
-        stamps: &mut Stamps<'_>,
-    ) -> Result<(), Trouble> {
-        stamps.raise(db, self, stamp)?;
+    fn delete(&self, db: &Connection, seq: i64, stamp: Stamp, high_water: &mut HighWater<'_>) -> Result<()> {
+        high_water.raise(db, self, stamp)?;
         prepare(db, &self.delete)?.execute([seq])?;
         Ok(())
     }
 
     /// Returns an error if the file is over its limit, after removing expired rows to make room.
-    fn room(&self, db: &Connection, stamps: &mut Stamps<'_>, limits: &Limits) -> Result<(), StoreError> {
+    fn room(&self, db: &Connection, high_water: &mut HighWater<'_>, limits: &Limits) -> Result<()> {
         let Some(most) = limits.bytes else { return Ok(()) };
         let log = limits.log.load(Ordering::Relaxed).saturating_sub(log::USUAL);
         if used_bytes(db)?.saturating_add(log) < most {
             return Ok(());
         }
-        let unsettled = self.purge(db, stamps, super::PURGE_STEP)?.unsettled;
+        let unsettled = self.purge(db, high_water, super::PURGE_STEP)?.unsettled;
         limits.unsettled.fetch_add(unsettled, Ordering::Relaxed);
         match used_bytes(db)? {
             used if used.saturating_add(log) < most => Ok(()),
@@ -263,14 +250,14 @@ impl Table {
                     0 => {}
                     unresolved => detail = format!("{detail}; {unresolved} of its records are unresolved"),
                 }
-                Err(StoreError::Full { backend: BACKEND, detail })
+                Err(StoreError::full(BACKEND, detail).into())
             }
         }
     }
 
     /// Returns the number of rows that are evidence of an effect and not yet settled, up to
     /// [`MOST_COUNTED`].
-    fn evidence(&self, db: &Connection) -> Result<i64, Trouble> {
+    fn evidence(&self, db: &Connection) -> Result<i64> {
         Ok(prepare(db, &self.count_evidence)?.query_row([], |row| row.get(0))?)
     }
 
@@ -281,16 +268,16 @@ impl Table {
     pub(super) fn purge(
         &self,
         db: &Connection,
-        stamps: &mut Stamps<'_>,
+        high_water: &mut HighWater<'_>,
         limit: usize,
-    ) -> Result<Looked, Trouble> {
-        let now = stamps.now();
+    ) -> Result<Purged> {
+        let now = high_water.now();
         let mut found = self.due_rows(db, &self.due, now, limit)?;
         let room = limit - found.len();
         if room > 0 {
             found.append(&mut self.due_rows(db, &self.due_evidence, now, room)?);
         }
-        let mut purged = Looked { looked: found.len(), ..Looked::default() };
+        let mut purged = Purged { examined: found.len(), ..Purged::default() };
         for (seq, record) in found {
             match record.as_ref().map(|record| (column(record.deadline(), record), record)) {
                 Some((due, _)) if due.saturating_abs() > over(now) => {
@@ -305,7 +292,7 @@ impl Table {
         }
         if purged.removed > 0 {
             // No deadline is before its row's stamp.
-            stamps.raise(db, self, now)?;
+            high_water.raise(db, self, now)?;
         }
         Ok(purged)
     }
@@ -318,7 +305,7 @@ impl Table {
         sql: &str,
         now: Stamp,
         limit: usize,
-    ) -> Result<Vec<(i64, Option<Record>)>, Trouble> {
+    ) -> Result<Vec<(i64, Option<Record>)>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let row = |row: &Row<'_>| -> rusqlite::Result<(i64, Option<Record>)> {
             let id = row.get_ref(1)?.as_blob().ok().and_then(|id| <[u8; 32]>::try_from(id).ok());
@@ -334,34 +321,34 @@ impl Table {
         &self,
         db: &Connection,
         id: &RecordId,
-        stamps: &mut Stamps<'_>,
-    ) -> Result<bool, StoreError> {
+        high_water: &mut HighWater<'_>,
+    ) -> Result<bool> {
         let mut statement = prepare(db, &self.find)?;
-        let mut rows = statement.query([id.as_bytes().as_slice()]).map_err(Trouble::from)?;
+        let mut rows = statement.query([id.as_bytes().as_slice()])?;
         let mut found = Vec::new();
-        while let Some(row) = rows.next().map_err(Trouble::from)? {
+        while let Some(row) = rows.next()? {
             let stamp = match shown(row, id) {
-                Ok(Some(record)) => stamps.next(Some(record.stamp)),
+                Ok(Some(record)) => high_water.next(Some(record.stamp)),
                 Ok(None) => continue,
-                Err(StoreError::Corrupt { .. }) => stamps.above_all(),
+                Err(Error::Store(StoreError::Corrupt { .. })) => high_water.above_all(),
                 Err(error) => return Err(error),
             };
-            found.push((row.get(3).map_err(Trouble::from)?, stamp));
+            found.push((row.get(3)?, stamp));
         }
         for (seq, stamp) in &found {
-            self.delete(db, *seq, *stamp, stamps)?;
+            self.delete(db, *seq, *stamp, high_water)?;
         }
         Ok(!found.is_empty())
     }
 }
 
-pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>, Trouble> {
+pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStatement<'a>> {
     Ok(db.prepare_cached(sql)?)
 }
 
 /// Returns the bytes of the database's pages in use, including its other tables.
-fn used_bytes(db: &Connection) -> Result<u64, Trouble> {
-    let number = |pragma: &str| -> Result<u64, Trouble> {
+fn used_bytes(db: &Connection) -> Result<u64> {
+    let number = |pragma: &str| -> Result<u64> {
         Ok(prepare(db, pragma)?.query_row([], |row| row.get::<_, i64>(0))?.unsigned_abs())
     };
     let pages = number("PRAGMA main.page_count")?.saturating_sub(number("PRAGMA main.freelist_count")?);
@@ -373,15 +360,15 @@ pub(super) fn signed(stamp: Stamp) -> rusqlite::Result<i64> {
     i64::try_from(stamp.0).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, StoreError> {
-    decode(id, stamp, bytes).map_err(|source| StoreError::Corrupt { backend: BACKEND, id: *id, source })
+fn sound(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record> {
+    decode(id, stamp, bytes).map_err(|source| Error::corrupt(id, source))
 }
 
 /// Returns the record of a row that the index found for `id`, or `None` if it belongs to another
 /// id.
-fn shown(row: &Row<'_>, id: &RecordId) -> Result<Option<Record>, StoreError> {
+fn shown(row: &Row<'_>, id: &RecordId) -> Result<Option<Record>> {
     let columns = || -> rusqlite::Result<_> { Ok((row.get_ref(0)?.as_blob()?, row.get(1)?, blob(row, 2)?)) };
-    let (own, stamp, bytes): (&[u8], i64, Bytes) = columns().map_err(Trouble::from)?;
+    let (own, stamp, bytes): (&[u8], i64, Bytes) = columns()?;
     if own == id.as_bytes() {
         return sound(id, stamp, &bytes).map(Some);
     }
@@ -389,7 +376,7 @@ fn shown(row: &Row<'_>, id: &RecordId) -> Result<Option<Record>, StoreError> {
         own[..PREFIX] == id.as_bytes()[..PREFIX] && decode(&RecordId::from_bytes(own), stamp, &bytes).is_ok()
     });
     let source = DecodeError::Damaged { what: "the row's id is not its own" };
-    if is_others { Ok(None) } else { Err(StoreError::Corrupt { backend: BACKEND, id: *id, source }) }
+    if is_others { Ok(None) } else { Err(Error::corrupt(id, source)) }
 }
 
 pub(super) fn decode(id: &RecordId, stamp: i64, bytes: &Bytes) -> Result<Record, DecodeError> {

@@ -2,10 +2,9 @@
 
 use rusqlite::{Connection, Row, params_from_iter};
 
+use super::error::{Error, Result};
 use super::rows::{Table, blob, decode, prepare};
-use super::trouble::{Trouble, unusable};
 use crate::clock::Timeline;
-use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::store::{Cursor, Page};
@@ -23,7 +22,7 @@ impl Table {
         timeline: &Timeline,
         after: Option<&Cursor>,
         limit: usize,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<Page> {
         let place = |row: &Row<'_>| Ok([row.get(0)?]);
         page(db, &self.list, place, timeline, after, limit)
     }
@@ -36,7 +35,7 @@ impl Table {
         timeline: &Timeline,
         after: Option<&Cursor>,
         limit: usize,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<Page> {
         let place = |row: &Row<'_>| Ok([row.get(4)?, row.get(0)?]);
         let mut page = page(db, &self.list_evidence, place, timeline, after, limit)?;
         // The column carries no checksum.
@@ -53,23 +52,22 @@ fn page<const NUMBERS: usize>(
     timeline: &Timeline,
     after: Option<&Cursor>,
     limit: usize,
-) -> Result<Page, StoreError> {
+) -> Result<Page> {
     let after = after.map_or(Ok([i64::MIN; NUMBERS]), numbers)?;
     // One more than asked for, to know whether there is a next page.
     let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
     let mut statement = prepare(db, statement)?;
-    let mut rows =
-        statement.query(params_from_iter(after.into_iter().chain([one_more]))).map_err(Trouble::from)?;
+    let mut rows = statement.query(params_from_iter(after.into_iter().chain([one_more])))?;
     let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
     let (mut last, mut seen, mut bytes) = ([i64::MIN; NUMBERS], 0, 0);
-    while let Some(row) = rows.next().map_err(Trouble::from)? {
+    while let Some(row) = rows.next()? {
         if seen == limit || bytes >= PAGE_BYTES {
             page.next = Some(Cursor(last.iter().flat_map(|number| number.to_be_bytes()).collect()));
             break;
         }
-        last = place(row).map_err(Trouble::from)?;
+        last = place(row)?;
         seen += 1;
-        bytes += add(&mut page, row, timeline).map_err(Trouble::from)?;
+        bytes += add(&mut page, row, timeline)?;
     }
     page.now = timeline.now();
     Ok(page)
@@ -92,9 +90,9 @@ fn add(page: &mut Page, row: &Row<'_>, timeline: &Timeline) -> rusqlite::Result<
 }
 
 /// Reads the numbers of a cursor.
-fn numbers<const NUMBERS: usize>(cursor: &Cursor) -> Result<[i64; NUMBERS], StoreError> {
+fn numbers<const NUMBERS: usize>(cursor: &Cursor) -> Result<[i64; NUMBERS]> {
     let (numbers, rest) = cursor.0.as_chunks::<8>();
     let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
-    let foreign = || unusable("the cursor is not one of its own");
+    let foreign = || Error::unusable("the cursor is not one of its own");
     if rest.is_empty() { numbers.try_into().map_err(|_| foreign()) } else { Err(foreign()) }
 }

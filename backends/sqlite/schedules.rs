@@ -1,5 +1,5 @@
 //! Callers, the writer thread and the watcher thread, explored under many schedules. The file is
-//! real, in memory if the machine has such a place.
+//! real, in memory if the machine has such a connector.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
@@ -33,8 +33,8 @@ impl File {
     fn new() -> Arc<File> {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("schedules.db");
-        let db = schema::Place::new(&path, Duration::ZERO)
-            .and_then(|place| place.open_writer("nevertwice", Synchronous::Normal))
+        let db = connection::Connector::new(&path, Duration::ZERO)
+            .and_then(|connector| connector.open_writer("nevertwice", Synchronous::Normal))
             .unwrap()
             .0;
         Arc::new(File { db: db.into(), path, clock: ManualClock::new(), _dir: dir })

@@ -7,15 +7,15 @@ use std::path::Path;
 use bytes::Bytes;
 use rusqlite::Transaction;
 
-use super::mark::Stamps;
+use super::error::{self, Result};
+use super::high_water::HighWater;
 use super::rows::prepare;
-use super::trouble::{Trouble, unusable};
 use super::{Inner, SqliteStore};
 use crate::begin::Begin;
 use crate::call::NOT_COMPLETED;
 use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Decision, Reply, decide};
-use crate::error::{Error, StoreError};
+use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
@@ -293,7 +293,7 @@ fn execute(
 ) -> Result<(Reply, Option<Box<Record>>), Error> {
     check(transaction, store)?;
     let Inner { table, timeline, limits, .. } = store.inner()?;
-    let mut stamps = Stamps::of(transaction, table, timeline).map_err(StoreError::from)?;
+    let mut high_water = HighWater::load(transaction, table, timeline)?;
     let snapshot = table.snapshot(transaction, id, timeline)?;
     let (next, reply) = match decide(snapshot.now, snapshot.record.as_deref(), command) {
         Decision::Reply(reply) => return Ok((reply, snapshot.record)),
@@ -302,7 +302,7 @@ fn execute(
     };
     let expected = snapshot.record.map(|record| record.stamp);
     let request = SwapRequest { id: *id, expected, next };
-    let swap = table.swap(transaction, &request, &mut stamps, limits)?;
+    let swap = table.swap(transaction, &request, &mut high_water, limits)?;
     // A connection opened before the file was replaced has the same name, but writes to another
     // file.
     if !store.0.readers.is_locked()? {
@@ -315,7 +315,7 @@ fn execute(
 }
 
 /// Checks that effect and record can share `transaction`.
-fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), StoreError> {
+fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<()> {
     store.0.file.check()?;
     if !is_on(transaction, store)? {
         return Err(unusable("the transaction is on another database than the store"));
@@ -327,17 +327,21 @@ fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<(), Store
 }
 
 /// Returns true if `transaction` is on the store's file. The file's name need not be UTF-8.
-fn is_on(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<bool, StoreError> {
+fn is_on(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<bool> {
     let mut names = prepare(transaction, "PRAGMA database_list")?;
-    let mut names = names.query([]).map_err(Trouble::from)?;
-    while let Some(row) = names.next().map_err(Trouble::from)? {
-        let column = |at| row.get_ref(at).map_err(Trouble::from);
+    let mut names = names.query([])?;
+    while let Some(row) = names.next()? {
+        let column = |at| row.get_ref(at);
         if column(1)?.as_bytes().is_ok_and(|name| name == b"main") {
             let file = column(2)?.as_bytes().unwrap_or_default();
             return Ok(!file.is_empty() && path_of(file).is_some_and(|path| store.0.file.is_at(path)));
         }
     }
     Ok(false)
+}
+
+fn unusable(detail: &str) -> error::Error {
+    error::Error::unusable(detail)
 }
 
 #[cfg(unix)]

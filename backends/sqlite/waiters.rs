@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::error::{Error, Result};
 use super::oneshot;
-use super::trouble::unavailable;
-use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-type Ending = Result<(), StoreError>;
+type Ending = Result<()>;
 
 /// The waiters of one store.
 #[derive(Debug, Default)]
@@ -154,7 +153,7 @@ impl Waiters {
     }
 
     /// Ends all waits with an error.
-    pub(super) fn fail(&self, error: &StoreError) {
+    pub(super) fn fail(&self, error: &Error) {
         let all = self.take_all(&mut self.lock());
         for waiter in all.0 {
             let _ = waiter.ended.send(Err(error.clone()));
@@ -235,7 +234,7 @@ impl Ticket {
         let end = Pin::new(&mut self.end);
         end.poll(context).map(|ended| match ended {
             Ok(ending) => ending,
-            Err(oneshot::Canceled) => Err(unavailable("nobody watches its file any more")),
+            Err(oneshot::Canceled) => Err(Error::unavailable("nobody watches its file any more")),
         })
     }
 }
@@ -264,6 +263,7 @@ impl Drop for LastWord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreError;
 
     const ID: RecordId = RecordId::from_bytes([7; 32]);
 
@@ -304,7 +304,7 @@ mod tests {
         assert!(watcher.is_some() && waiters.rouse().is_none());
         drop(watcher);
         let end = ticket.poll(&mut Context::from_waker(std::task::Waker::noop()));
-        assert!(matches!(end, Poll::Ready(Err(StoreError::Unavailable { .. }))));
+        assert!(matches!(end, Poll::Ready(Err(Error::Store(StoreError::Unavailable { .. })))));
         assert!(!waiters.any() && waiters.rouse().is_some());
     }
 }

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::connection::Connector;
+use super::error::{Error, Result};
 use super::file::OpenFile;
 use super::rows::Table;
-use super::schema::Place;
-use super::trouble::{Trouble, unavailable};
 use super::waiters::{LastWord, Waiters};
 use crate::clock::{Clock, SystemClock};
-use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::thread::{self, JoinHandle};
@@ -33,15 +32,20 @@ const PAUSE_PER_LOOK: Duration = Duration::from_micros(20);
 #[derive(Debug)]
 pub(super) struct Watch {
     waiters: Arc<Waiters>,
-    place: Place,
+    connector: Connector,
     file: Arc<OpenFile>,
     table: Arc<Table>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Watch {
-    pub(super) fn new(waiters: Arc<Waiters>, place: Place, file: Arc<OpenFile>, table: Arc<Table>) -> Watch {
-        Watch { waiters, place, file, table, thread: Mutex::new(None) }
+    pub(super) fn new(
+        waiters: Arc<Waiters>,
+        connector: Connector,
+        file: Arc<OpenFile>,
+        table: Arc<Table>,
+    ) -> Watch {
+        Watch { waiters, connector, file, table, thread: Mutex::new(None) }
     }
 
     /// Returns the number of waiters.
@@ -56,8 +60,8 @@ impl Watch {
         id: RecordId,
         stamp: Stamp,
         within: Duration,
-        look: impl FnOnce() -> Result<Option<Stamp>, StoreError>,
-    ) -> Result<(), StoreError> {
+        look: impl FnOnce() -> Result<Option<Stamp>>,
+    ) -> Result<()> {
         // Registered first, read second: a change is seen by one or the other.
         let mut ticket = self.waiters.register(id, stamp);
         if look()? != Some(stamp) {
@@ -74,18 +78,18 @@ impl Watch {
     }
 
     /// Makes sure that the thread watches, for a registered waiter.
-    fn rouse(&self) -> Result<(), StoreError> {
+    fn rouse(&self) -> Result<()> {
         let Some(last_word) = self.waiters.rouse() else { return Ok(()) };
         let watcher = Watcher {
             waiters: self.waiters.clone(),
-            place: self.place.clone(),
+            connector: self.connector.clone(),
             file: self.file.clone(),
             table: self.table.clone(),
         };
         let started = thread::Builder::new()
             .name("nevertwice-watch".to_owned())
             .spawn(move || watcher.work(last_word))
-            .map_err(|error| unavailable(format!("no thread to watch its file on: {error}")))?;
+            .map_err(|error| Error::unavailable(format!("no thread to watch its file on: {error}")))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
     }
@@ -104,7 +108,7 @@ impl Drop for Watch {
 
 struct Watcher {
     waiters: Arc<Waiters>,
-    place: Place,
+    connector: Connector,
     file: Arc<OpenFile>,
     table: Arc<Table>,
 }
@@ -131,12 +135,12 @@ impl Watcher {
 
     /// Wakes the waiters whose records have changed, if the file has. Returns the number of records
     /// read.
-    fn look(&self, sight: &mut Option<Sight>) -> Result<u32, StoreError> {
-        self.file.glance()?;
+    fn look(&self, sight: &mut Option<Sight>) -> Result<u32> {
+        self.file.check_recent()?;
         let sight = match sight {
             Some(sight) => sight,
             None => {
-                let db = self.file.opening(|| self.place.open_reader())?;
+                let db = self.file.opening(|| self.connector.open_reader())?;
                 sight.insert(Sight { db, version: None })
             }
         };
@@ -156,7 +160,7 @@ impl Watcher {
 }
 
 /// Returns a number that changes when another connection, of any process, commits.
-fn data_version(db: &Connection) -> Result<i64, Trouble> {
+fn data_version(db: &Connection) -> Result<i64> {
     Ok(db.prepare_cached("PRAGMA main.data_version")?.query_row([], |row| row.get(0))?)
 }
 
@@ -169,6 +173,7 @@ mod tests {
 
     use super::super::SqliteStore;
     use super::*;
+    use crate::error::StoreError;
     use crate::store::{Store, Swap, SwapRequest};
     use crate::{Begin, Engine, Request};
 

@@ -10,17 +10,16 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::error::{Error, Result};
 use super::file::{OpenFile, leave_log};
-use super::jobs::{Job, Pending, Work};
+use super::high_water::HighWater;
+use super::jobs::{Job, Reply};
 use super::log::Log;
-use super::mark::Stamps;
 use super::oneshot;
 use super::rows::Table;
-use super::trouble::{Trouble, unavailable, unusable};
 use super::waiters::{Waiters, Woken};
 use super::{Limits, PURGE_STEP};
 use crate::clock::Timeline;
-use crate::error::StoreError;
 use crate::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::sync::thread::{self, JoinHandle};
 use crate::wake::{contain, discard, guarded};
@@ -39,12 +38,12 @@ const PAGE_BYTES: usize = 4096;
 /// done.
 #[derive(Debug)]
 pub(super) struct Writer {
-    queue: Option<SyncSender<Box<dyn Job>>>,
+    queue: Option<SyncSender<Box<Job>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// The state of the writer thread.
-pub(super) struct Desk {
+pub(super) struct WriterThread {
     pub(super) db: Connection,
     pub(super) table: Arc<Table>,
     pub(super) timeline: Arc<Timeline>,
@@ -57,28 +56,30 @@ pub(super) struct Desk {
 }
 
 impl Writer {
-    pub(super) fn start(desk: Desk) -> Result<Writer, StoreError> {
+    pub(super) fn start(writer: WriterThread) -> Result<Writer> {
         let (queue, jobs) = sync_channel(QUEUE);
         let thread = thread::Builder::new()
             .name("nevertwice-sqlite".to_owned())
-            .spawn(move || desk.work(&jobs))
-            .map_err(|error| unusable(format!("no thread to write on: {error}")))?;
+            .spawn(move || writer.run(&jobs))
+            .map_err(|error| Error::unusable(format!("no thread to write on: {error}")))?;
         Ok(Writer { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Runs `work` on the writer thread, and waits until it is committed.
-    pub(super) async fn run<W: Work>(&self, work: W) -> Result<W::Output, StoreError> {
-        let (answer, answered) = oneshot::channel();
-        let job = Box::new(Pending::new(work, answer));
+    /// Hands a job to the writer thread, and waits until it is committed and answered.
+    pub(super) async fn run<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T> {
+        let (sender, answer) = oneshot::channel();
+        let job = Box::new(job(Reply::new(sender)));
         match self.queue.as_ref().map(|queue| queue.try_send(job)) {
             Some(Ok(())) => {}
             Some(Err(TrySendError::Full(_))) => {
-                return Err(unavailable(format!("{QUEUE} writes are waiting")));
+                return Err(Error::unavailable(format!("{QUEUE} writes are waiting")));
             }
-            Some(Err(TrySendError::Disconnected(_))) | None => return Err(unusable("its writer has ended")),
+            Some(Err(TrySendError::Disconnected(_))) | None => {
+                return Err(Error::unusable("its writer has ended"));
+            }
         }
         // The answer wakes the caller on the writer's thread.
-        guarded(answered).await.unwrap_or_else(|_| Err(unavailable("its writer ended before it answered")))
+        guarded(answer).await.map_err(|_| Error::unavailable("its writer ended before it answered"))
     }
 }
 
@@ -94,23 +95,23 @@ impl Drop for Writer {
     }
 }
 
-impl Desk {
-    fn work(self, jobs: &Receiver<Box<dyn Job>>) {
-        let (mut wrote, mut going_on) = (false, Vec::new());
-        while let Some(mut batch) = next(jobs, going_on) {
+impl WriterThread {
+    fn run(self, jobs: &Receiver<Box<Job>>) {
+        let (mut wrote, mut continuing) = (false, Vec::new());
+        while let Some(mut batch) = next(jobs, continuing) {
             // Skips jobs whose caller has gone: to it the outcome is unknown anyway.
             discard(batch.extract_if(.., |job| job.is_abandoned()));
-            going_on = Vec::new();
+            continuing = Vec::new();
             if batch.is_empty() {
                 continue;
             }
             let (rows, bytes) = size(&batch);
             self.rows.set(rows);
-            let purges = batch.iter().filter(|job| job.rows() == 0).count();
-            going_on = self.serve(batch);
+            let purges = batch.iter().filter(|job| matches!(***job, Job::Purge(..))).count();
+            continuing = self.process(batch);
             wrote = true;
             self.log.wrote(PAGES_PER_ROW * (rows + purges * self.purge_step()) + bytes / PAGE_BYTES);
-            self.log.tend(&self.db, &self.file);
+            self.log.maintain(&self.db, &self.file);
         }
         self.close(wrote);
     }
@@ -130,44 +131,45 @@ impl Desk {
             return;
         }
         if wrote {
-            let _ = self.leave_mark();
+            let _ = self.raise_high_water();
         }
         self.file.unlock();
         let _ = leave_log(&self.db, false);
     }
 
-    /// Sets the mark to the time reached. If another writer is active, the mark is close enough as
-    /// it is: this does not wait.
-    fn leave_mark(&self) -> Result<(), Trouble> {
+    /// Raises the high-water mark to the time reached. If another writer is active, the mark is
+    /// close enough as it is: this does not wait.
+    fn raise_high_water(&self) -> Result<()> {
         self.db.busy_timeout(Duration::ZERO)?;
         self.execute("BEGIN IMMEDIATE")?;
-        let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
-        stamps.raise(&self.db, &self.table, self.timeline.now())?;
+        let mut high_water = HighWater::load(&self.db, &self.table, &self.timeline)?;
+        high_water.raise(&self.db, &self.table, self.timeline.now())?;
         self.execute("COMMIT")
     }
 
     /// Runs `batch` and answers its callers. If the commit fails, every call gets the error: its
     /// writes may or may not be in effect. Returns the jobs that continue in the next batch.
-    fn serve(&self, mut batch: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+    fn process(&self, mut batch: Vec<Box<Job>>) -> Vec<Box<Job>> {
         // The application's clock or a value of its may panic here; that must not end the thread.
-        match contain(|| self.commit(&mut batch)).unwrap_or_else(|| Err(Trouble::panicked())) {
+        let committed = contain(|| self.commit(&mut batch));
+        match committed.unwrap_or_else(|| Err(Error::unavailable("a panic ended the transaction"))) {
             Ok(()) => {
                 let woken = self.woken(&batch);
-                let (going_on, done): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| job.goes_on());
-                for job in done {
+                let continuing = batch.extract_if(.., |job| job.continues()).collect();
+                for job in batch {
                     contain(|| job.answer());
                 }
                 woken.wake();
-                going_on
+                continuing
             }
-            Err(trouble) => {
+            Err(error) => {
                 if !self.db.is_autocommit() {
                     let _ = self.db.execute_batch("ROLLBACK");
                 }
                 // SQLite's error for a file that is gone says little.
-                let trouble = self.file.check().err().unwrap_or(trouble);
+                let error = self.file.check().err().unwrap_or(error);
                 for job in batch {
-                    contain(|| job.fail(trouble.clone()));
+                    contain(|| job.fail(error.clone()));
                 }
                 Vec::new()
             }
@@ -175,23 +177,23 @@ impl Desk {
     }
 
     /// Returns the waiters for records that the committed `batch` has changed.
-    fn woken(&self, batch: &[Box<dyn Job>]) -> Woken {
+    fn woken(&self, batch: &[Box<Job>]) -> Woken {
         if !self.waiters.any() {
             return Woken::default();
         }
         let mut written = Vec::new();
-        batch.iter().for_each(|job| job.written(&mut |id, stamp| written.push((id, stamp))));
+        batch.iter().for_each(|job| job.written(&mut written));
         self.waiters.take_written(&written)
     }
 
-    fn commit(&self, batch: &mut [Box<dyn Job>]) -> Result<(), Trouble> {
-        self.file.glance()?;
+    fn commit(&self, batch: &mut [Box<Job>]) -> Result<()> {
+        self.file.check_recent()?;
         self.execute("BEGIN IMMEDIATE")?;
-        let mut stamps = Stamps::of(&self.db, &self.table, &self.timeline)?;
+        let mut high_water = HighWater::load(&self.db, &self.table, &self.timeline)?;
         for job in batch {
-            job.run(self, &mut stamps);
+            job.run(self, &mut high_water);
             if self.db.is_autocommit() {
-                return Err(Trouble::rolled_back());
+                return Err(Error::rolled_back());
             }
         }
         // Nothing is written to a file that is no longer at its path, and nothing is acknowledged
@@ -201,7 +203,7 @@ impl Desk {
         self.file.check()
     }
 
-    fn execute(&self, sql: &str) -> Result<(), Trouble> {
+    fn execute(&self, sql: &str) -> Result<()> {
         self.db.prepare_cached(sql)?.execute([])?;
         Ok(())
     }
@@ -209,22 +211,23 @@ impl Desk {
 
 /// Collects the jobs of the next commit: those that continue from the last one, and those queued.
 /// Returns `None` when there will be no more.
-fn next(jobs: &Receiver<Box<dyn Job>>, going_on: Vec<Box<dyn Job>>) -> Option<Vec<Box<dyn Job>>> {
-    let mut batch = going_on;
+fn next(jobs: &Receiver<Box<Job>>, continuing: Vec<Box<Job>>) -> Option<Vec<Box<Job>>> {
+    let mut batch = continuing;
     if batch.is_empty() {
         batch.push(jobs.recv().ok()?);
     }
     let (mut rows, mut bytes) = size(&batch);
     while rows < BATCH && bytes < BATCH_BYTES {
         let Ok(job) = jobs.try_recv() else { break };
-        rows += job.rows();
-        bytes += job.weight();
+        let (job_rows, job_bytes) = job.size();
+        (rows, bytes) = (rows + job_rows, bytes + job_bytes);
         batch.push(job);
     }
     Some(batch)
 }
 
 /// Returns the approximate number of rows, and of record bytes, that the jobs write.
-fn size(batch: &[Box<dyn Job>]) -> (usize, usize) {
-    batch.iter().fold((0, 0), |(rows, bytes), job| (rows + job.rows(), bytes + job.weight()))
+fn size(batch: &[Box<Job>]) -> (usize, usize) {
+    let sizes = batch.iter().map(|job| job.size());
+    sizes.fold((0, 0), |(rows, bytes), (job_rows, job_bytes)| (rows + job_rows, bytes + job_bytes))
 }

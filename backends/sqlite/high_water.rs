@@ -24,8 +24,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::anchor::{Anchor, Times, taken_over};
+use super::error::Result;
 use super::rows::Table;
-use super::trouble::Trouble;
 use crate::clock::{Moment, Timeline};
 use crate::record::Stamp;
 
@@ -33,7 +33,7 @@ use crate::record::Stamp;
 pub(super) const LAG: Duration = Duration::from_millis(100);
 
 /// The source of stamps for one write transaction, which also maintains the mark.
-pub(super) struct Stamps<'a> {
+pub(super) struct HighWater<'a> {
     timeline: &'a Timeline,
     /// The mark in this transaction.
     mark: Stamp,
@@ -41,13 +41,13 @@ pub(super) struct Stamps<'a> {
     last: Stamp,
 }
 
-impl<'a> Stamps<'a> {
-    /// Creates the stamps for the transaction of `db`. It must have the write lock: rows that
+impl<'a> HighWater<'a> {
+    /// Loads the mark in the transaction of `db`. It must have the write lock: rows that
     /// another process removed are known only by the mark.
     ///
     /// # Errors
     /// Fails if the anchor is of another boot, whose processes use another clock.
-    pub(super) fn of(db: &Connection, table: &Table, timeline: &'a Timeline) -> Result<Stamps<'a>, Trouble> {
+    pub(super) fn load(db: &Connection, table: &Table, timeline: &'a Timeline) -> Result<HighWater<'a>> {
         let Times { mark, anchor } = table.times(db)?;
         let Moment { boot, elapsed } = timeline.moment();
         match anchor {
@@ -60,7 +60,7 @@ impl<'a> Stamps<'a> {
         if anchor.is_none_or(|anchor| anchor.is_behind(mark, elapsed)) {
             table.save_anchor(db, Anchor { boot, elapsed, time: timeline.time_at(elapsed) })?;
         }
-        Ok(Stamps { timeline, mark, last: mark })
+        Ok(HighWater { timeline, mark, last: mark })
     }
 
     /// Returns the stamp of a write that replaces a row with stamp `found`.
@@ -75,12 +75,12 @@ impl<'a> Stamps<'a> {
     }
 
     /// Ensures the second rule before a row is written with `stamp`.
-    pub(super) fn cover(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<(), Trouble> {
+    pub(super) fn cover(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<()> {
         if stamp > self.mark.after(LAG) { self.raise(db, table, stamp) } else { Ok(()) }
     }
 
     /// Ensures the first rule where a row is removed whose stamp is at most `stamp`.
-    pub(super) fn raise(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<(), Trouble> {
+    pub(super) fn raise(&mut self, db: &Connection, table: &Table, stamp: Stamp) -> Result<()> {
         if stamp > self.mark {
             table.save_high_water(db, stamp)?;
             self.mark = stamp;
