@@ -2,8 +2,9 @@
 
 mod builder;
 mod index;
-mod list;
+mod linked_list;
 mod packed;
+mod scan;
 #[cfg(all(test, nevertwice_shuttle))]
 mod schedules;
 mod segment;
@@ -14,7 +15,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use self::builder::Limits;
 pub use self::builder::MemoryStoreBuilder;
 use self::shard::{Removed, Shard, Size};
+use self::waiters::Ticket;
 use crate::clock::Timeline;
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -35,7 +36,7 @@ use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::unpoisoned::Mutex;
-use crate::wake::{ForeignWaker, wake_all};
+use crate::wake::wake_all;
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;
@@ -130,27 +131,6 @@ impl MemoryStore {
         &self.0.shards[shard_of(id)]
     }
 
-    /// Collects one page, calling `list` on each shard.
-    fn page(&self, after: Option<&Cursor>, limit: usize, list: Listing) -> Result<Page, StoreError> {
-        let after = after.map(Place::read).transpose()?;
-        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
-        for number in after.map_or(0, |place| place.shard)..SHARDS {
-            let passed = after.filter(|place| place.shard == number).map(|place| place.id);
-            let room = limit.max(1) - page.records.len();
-            // One more than fits, to detect the end of the shard.
-            let mut records = list(&self.0.shards[number].lock(), passed, room.saturating_add(1));
-            let more = records.len() > room;
-            records.truncate(room);
-            page.records.append(&mut records);
-            if more || page.records.len() >= limit.max(1) && number + 1 < SHARDS {
-                page.next = page.records.last().map(|(id, _)| Place { shard: number, id: *id }.write());
-                break;
-            }
-        }
-        page.now = self.0.timeline.now();
-        Ok(page)
-    }
-
     fn replace(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
         let next = next.as_deref();
         // Read before taking the lock, to keep the critical section short: a time that is slightly
@@ -160,30 +140,29 @@ impl MemoryStore {
         let mut shard = self.shard(id).lock();
         let found = shard.find(id);
         let is_expected = match (found, *expected) {
-            (Some(place), Some(expected)) => shard.stamp(place) == expected,
+            (Some(location), Some(expected)) => shard.stamp(location) == expected,
             (found, expected) => found.is_none() && expected.is_none(),
         };
         if !is_expected {
-            let record = found.map(|place| Box::new(shard.read(place)));
+            let record = found.map(|location| Box::new(shard.read(location)));
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
         if let Some(next) = next {
             if found.is_none() {
-                self.make_way(&mut shard, next, now, &mut expired)?;
+                self.make_room(&mut shard, next, now, &mut expired)?;
             }
-            if !shard.has_place() {
-                let detail = "a shard has no more places".to_owned();
-                return Err(StoreError::Full { backend: BACKEND, detail });
+            if !shard.has_room() {
+                return Err(StoreError::full(BACKEND, "a shard has no room for more records"));
             }
         }
         let stamp = self.stamp(&mut shard, now);
         let replaced = match next {
             Some(next) => shard.put(id, next, stamp, found),
-            None => found.map(|place| shard.remove(id, place)).unwrap_or_default(),
+            None => found.map(|location| shard.remove(id, location)).unwrap_or_default(),
         };
-        let waiters = shard.waiters.call(id);
-        self.tell(&mut shard, self.0.slack);
+        let waiters = shard.waiters.take(id, |_, _| true);
+        self.report(&mut shard, self.0.slack);
         self.count_scopes(next, &replaced);
         drop(shard); // a waker may run anything, and what was removed may take time to free
         wake_all(waiters);
@@ -201,7 +180,7 @@ impl MemoryStore {
 
     /// Removes some expired records to make room for `next`, and refuses `next` if there is still
     /// none.
-    fn make_way(
+    fn make_room(
         &self,
         shard: &mut Shard,
         next: &Record,
@@ -219,7 +198,7 @@ impl MemoryStore {
                 expired.absorb(self.expire(&mut other, now, FULL_STEP));
             }
             if let Some(detail) = self.full(&next.scope) {
-                return Err(StoreError::Full { backend: BACKEND, detail });
+                return Err(StoreError::full(BACKEND, detail));
             }
         }
         if shard.is_due(now) {
@@ -233,7 +212,7 @@ impl MemoryStore {
     /// Removes up to `limit` expired records of a shard.
     fn expire(&self, shard: &mut Shard, now: Stamp, limit: usize) -> Removed {
         let removed = shard.expire(now, limit);
-        self.tell(shard, Size::default());
+        self.report(shard, Size::default());
         self.count_expired(&removed);
         removed
     }
@@ -266,20 +245,20 @@ impl MemoryStore {
     }
 
     /// Adds a shard's change in size to the totals if it exceeds `slack`.
-    fn tell(&self, shard: &mut Shard, slack: Size) {
-        let (size, told) = (shard.size(), shard.told);
-        if size.records.abs_diff(told.records) > slack.records
-            || size.bytes.abs_diff(told.bytes) > slack.bytes
-            || size.evidence.abs_diff(told.evidence) > slack.evidence
+    fn report(&self, shard: &mut Shard, slack: Size) {
+        let (size, reported) = (shard.size(), shard.reported);
+        if size.records.abs_diff(reported.records) > slack.records
+            || size.bytes.abs_diff(reported.bytes) > slack.bytes
+            || size.evidence.abs_diff(reported.evidence) > slack.evidence
         {
             // The addition wraps, so a decrease works too.
             let Total { records, bytes, evidence, .. } = &self.0.total;
-            records.fetch_add(size.records.wrapping_sub(told.records), Ordering::Relaxed);
-            bytes.fetch_add(size.bytes.wrapping_sub(told.bytes), Ordering::Relaxed);
-            if size.evidence != told.evidence {
-                evidence.fetch_add(size.evidence.wrapping_sub(told.evidence), Ordering::Relaxed);
+            records.fetch_add(size.records.wrapping_sub(reported.records), Ordering::Relaxed);
+            bytes.fetch_add(size.bytes.wrapping_sub(reported.bytes), Ordering::Relaxed);
+            if size.evidence != reported.evidence {
+                evidence.fetch_add(size.evidence.wrapping_sub(reported.evidence), Ordering::Relaxed);
             }
-            shard.told = size;
+            shard.reported = size;
         }
     }
 
@@ -302,9 +281,6 @@ impl MemoryStore {
         }
     }
 }
-
-/// Lists up to the given number of a shard's records with their ids, in id order after an id.
-type Listing = fn(&Shard, Option<RecordId>, usize) -> Vec<(RecordId, Record)>;
 
 /// Returns the index of the shard that holds a record. The first shards get up to twice as many
 /// records as the last, so that their hash tables double one after another as the store grows and
@@ -338,7 +314,7 @@ const FULL_STEP: usize = 64;
 impl Store for MemoryStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|place| Box::new(shard.read(place)));
+        let record = shard.find(id).map(|location| Box::new(shard.read(location)));
         Ok(Snapshot { record, now: self.0.timeline.now() })
     }
 
@@ -355,21 +331,9 @@ impl Store for MemoryStore {
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, _within: Duration) -> Result<(), StoreError> {
-        let mut seat = Seat { store: self, id, number: None };
-        poll_fn(|context| {
-            let waker = ForeignWaker::of(context.waker());
-            let mut shard = self.shard(id).lock();
-            if shard.find(id).is_none_or(|place| shard.stamp(place) != stamp) {
-                drop(shard);
-                return Poll::Ready(Ok(()));
-            }
-            let (number, old) = shard.waiters.sit(id, seat.number, waker);
-            seat.number = Some(number);
-            drop(shard); // and only then the waker that was there
-            drop(old);
-            Poll::Pending
-        })
-        .await
+        let mut ticket = Ticket::new(self, id);
+        poll_fn(|context| ticket.poll(stamp, context)).await;
+        Ok(())
     }
 
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
@@ -402,9 +366,9 @@ impl Store for MemoryStore {
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         let mut shard = self.shard(id).lock();
-        let removed = shard.find(id).map(|place| shard.remove(id, place)).unwrap_or_default();
-        let waiters = shard.waiters.call(id);
-        self.tell(&mut shard, self.0.slack);
+        let removed = shard.find(id).map(|location| shard.remove(id, location)).unwrap_or_default();
+        let waiters = shard.waiters.take(id, |_, _| true);
+        self.report(&mut shard, self.0.slack);
         self.count_scopes(None, &removed);
         drop(shard);
         wake_all(waiters);
@@ -425,45 +389,5 @@ impl Store for MemoryStore {
 
     fn name(&self) -> &'static str {
         "memory"
-    }
-}
-
-/// A caller waiting for a record to change. Dropping it unregisters its waker.
-struct Seat<'a> {
-    store: &'a MemoryStore,
-    id: &'a RecordId,
-    number: Option<u64>,
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        let Some(number) = self.number else { return };
-        let waker = self.store.shard(self.id).lock().waiters.leave(self.id, number);
-        drop(waker); // without the lock
-    }
-}
-
-/// The position after which a listing resumes: the last listed record and its shard.
-#[derive(Clone, Copy)]
-struct Place {
-    shard: usize,
-    id: RecordId,
-}
-
-impl Place {
-    fn read(cursor: &Cursor) -> Result<Place, StoreError> {
-        let place = cursor.0.split_first().and_then(|(shard, id)| {
-            Some(Place { shard: usize::from(*shard), id: RecordId::from_bytes(id.try_into().ok()?) })
-        });
-        place.ok_or_else(|| StoreError::Unusable {
-            backend: BACKEND,
-            detail: "not one of its cursors".to_owned(),
-        })
-    }
-
-    fn write(self) -> Cursor {
-        let mut bytes = vec![self.shard as u8]; // less than SHARDS
-        bytes.extend_from_slice(self.id.as_bytes());
-        Cursor(bytes)
     }
 }

@@ -13,6 +13,8 @@
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "memory", feature = "sqlite"))]
+mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

@@ -64,7 +64,7 @@ use fork::ForkGuard;
 use jobs::{Job, Purge};
 use readers::Readers;
 use rows::Table;
-use watcher::Watch;
+use watcher::Watcher;
 use writer::Writer;
 
 pub use builder::{SqliteStoreBuilder, Synchronous};
@@ -175,7 +175,7 @@ pub struct SqliteStore(Arc<Inner>);
 /// Fields are dropped in this order. The writer's connection must be the last to close: it moves
 /// the log into the file.
 struct Inner {
-    watch: Watch,
+    watcher: Watcher,
     readers: Readers,
     writer: Writer,
     file: Arc<OpenFile>,
@@ -253,7 +253,7 @@ impl fmt::Debug for SqliteStore {
             .field("path", &self.0.path)
             .field("table", &self.0.table.name)
             .field("durability", &self.0.durability)
-            .field("waiters", &self.0.watch.waiters())
+            .field("waiters", &self.0.watcher.waiters())
             .finish_non_exhaustive()
     }
 }
@@ -273,8 +273,8 @@ impl Store for SqliteStore {
     }
 
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
-        let Inner { readers, watch, table, .. } = self.inner()?;
-        Ok(watch.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await?)
+        let Inner { readers, watcher, table, .. } = self.inner()?;
+        Ok(watcher.changed(*id, stamp, within, || readers.read(|db| table.stamp(db, id))).await?)
     }
 
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {

@@ -1,11 +1,11 @@
 //! Finished records of similar deadlines, packed one after the other: [`Segment`].
 
-use super::list::{Linked, Links};
+use super::linked_list::{Linked, Links};
 use super::packed::{Base, Log, View};
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 
-/// The bits of a place that hold a record's offset in its segment.
+/// The bits of a location that hold a record's offset in its segment.
 pub(super) const OFFSET_BITS: u32 = 15;
 pub(super) const CAPACITY: usize = 1 << OFFSET_BITS;
 /// The initial size of a segment, so that a few records with a deadline of their own take little

@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use super::index::{Index, hash_of};
-use super::list::{Linked, Links, List};
+use super::linked_list::{Linked, Links, List};
 use super::packed::{self, Base};
 use super::segment::{CAPACITY, OFFSET_BITS, Segment};
-use super::waiters::Waiters;
+use crate::backends::shared::Registry;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::record::{Record, Stamp};
-use crate::wake::discard;
+use crate::wake::{ForeignWaker, discard};
 
 /// A part of the store's records, under its own lock.
 ///
@@ -38,11 +38,11 @@ pub(super) struct Shard {
     due: Stamp,
     /// The greatest stamp given out here, including those of removed records.
     pub(super) last: Stamp,
-    pub(super) waiters: Waiters,
+    pub(super) waiters: Registry<ForeignWaker>,
     /// The approximate memory use of the records in bytes.
     bytes: usize,
     /// This shard's part of the store's totals.
-    pub(super) told: Size,
+    pub(super) reported: Size,
     /// True if removals must report the scopes of removed records.
     counts_scopes: bool,
 }
@@ -114,7 +114,7 @@ struct Class {
 /// The location of a record, packed into the 32 bits that the index stores: the number of a loose
 /// record, or a segment and the offset in it.
 #[derive(Clone, Copy)]
-enum Place {
+enum Location {
     Loose(usize),
     Packed(u32, usize),
 }
@@ -124,20 +124,20 @@ const LOOSE: u32 = 1 << 31;
 const MAX_SEGMENTS: usize = 1 << (31 - OFFSET_BITS);
 const MAX_LOOSE: usize = LOOSE as usize - 1;
 
-impl Place {
-    fn of(place: u32) -> Place {
-        if place & LOOSE != 0 {
-            return Place::Loose((place & !LOOSE) as usize);
+impl Location {
+    fn of(location: u32) -> Location {
+        if location & LOOSE != 0 {
+            return Location::Loose((location & !LOOSE) as usize);
         }
-        Place::Packed(place >> OFFSET_BITS, (place & ((1 << OFFSET_BITS) - 1)) as usize)
+        Location::Packed(location >> OFFSET_BITS, (location & ((1 << OFFSET_BITS) - 1)) as usize)
     }
 
-    /// Encodes the place. Neither part overflows its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and
+    /// Encodes the location. Neither part overflows its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and
     /// the capacity of a segment.
     fn bits(self) -> u32 {
         match self {
-            Place::Loose(at) => LOOSE | at as u32,
-            Place::Packed(segment, at) => segment << OFFSET_BITS | at as u32,
+            Location::Loose(at) => LOOSE | at as u32,
+            Location::Packed(segment, at) => segment << OFFSET_BITS | at as u32,
         }
     }
 }
@@ -154,9 +154,9 @@ impl Shard {
             evidence: BTreeSet::new(),
             due: Stamp(u64::MAX),
             last: Stamp::ZERO,
-            waiters: Waiters::default(),
+            waiters: Registry::default(),
             bytes: 0,
-            told: Size::default(),
+            reported: Size::default(),
             counts_scopes,
         }
     }
@@ -165,41 +165,41 @@ impl Shard {
         Size { records: self.index.len(), bytes: self.bytes, evidence: self.evidence.len() }
     }
 
-    /// Returns true if there is a free place for another record.
-    pub(super) fn has_place(&self) -> bool {
+    /// Returns true if another record has room.
+    pub(super) fn has_room(&self) -> bool {
         self.loose.len() < MAX_LOOSE
     }
 
-    /// Returns the place of a record, valid until the next call that changes the shard.
+    /// Returns the location of a record, valid until the next call that changes the shard.
     pub(super) fn find(&self, id: &RecordId) -> Option<u32> {
-        self.index.find(hash_of(id), |place| self.id_at(place) == id.as_bytes())
+        self.index.find(hash_of(id), |location| self.id_at(location) == id.as_bytes())
     }
 
-    fn id_at(&self, place: u32) -> &[u8] {
-        match Place::of(place) {
-            Place::Loose(at) => self.loose[at].id.as_bytes(),
-            Place::Packed(segment, at) => self.segments[segment as usize].id_at(at),
+    fn id_at(&self, location: u32) -> &[u8] {
+        match Location::of(location) {
+            Location::Loose(at) => self.loose[at].id.as_bytes(),
+            Location::Packed(segment, at) => self.segments[segment as usize].id_at(at),
         }
     }
 
-    fn id(&self, place: u32) -> RecordId {
-        match Place::of(place) {
-            Place::Loose(at) => self.loose[at].id,
-            Place::Packed(segment, at) => self.segments[segment as usize].view(at).id(),
+    fn id(&self, location: u32) -> RecordId {
+        match Location::of(location) {
+            Location::Loose(at) => self.loose[at].id,
+            Location::Packed(segment, at) => self.segments[segment as usize].view(at).id(),
         }
     }
 
-    pub(super) fn stamp(&self, place: u32) -> Stamp {
-        match Place::of(place) {
-            Place::Loose(at) => self.loose[at].record.stamp,
-            Place::Packed(segment, at) => self.segments[segment as usize].view(at).stamp,
+    pub(super) fn stamp(&self, location: u32) -> Stamp {
+        match Location::of(location) {
+            Location::Loose(at) => self.loose[at].record.stamp,
+            Location::Packed(segment, at) => self.segments[segment as usize].view(at).stamp,
         }
     }
 
-    pub(super) fn read(&self, place: u32) -> Record {
-        match Place::of(place) {
-            Place::Loose(at) => self.loose[at].record.clone(),
-            Place::Packed(segment, at) => self.segments[segment as usize].view(at).record(),
+    pub(super) fn read(&self, location: u32) -> Record {
+        match Location::of(location) {
+            Location::Loose(at) => self.loose[at].record.clone(),
+            Location::Packed(segment, at) => self.segments[segment as usize].view(at).record(),
         }
     }
 
@@ -208,16 +208,16 @@ impl Shard {
         let mut slots: Vec<(u32, u32)> = self.index.since(after.as_ref().map_or(0, hash_of)).collect();
         // Ids of one hash may lie on both sides of a boundary, so whole hashes are taken first,
         // including the hash of `after`.
-        let passed = |place: u32| after.is_some_and(|after| self.id(place) <= after);
-        slots.retain(|(hash, place)| Some(*hash) != after.as_ref().map(hash_of) || !passed(*place));
+        let passed = |location: u32| after.is_some_and(|after| self.id(location) <= after);
+        slots.retain(|(hash, location)| Some(*hash) != after.as_ref().map(hash_of) || !passed(*location));
         if slots.len() > limit {
             let (.., (end, _), _) = slots.select_nth_unstable(limit);
             let end = *end;
             slots.retain(|(hash, _)| *hash <= end);
         }
-        slots.sort_unstable_by_key(|(_, place)| self.id(*place));
-        let place = |(_, place): (u32, u32)| (self.id(place), self.read(place));
-        slots.into_iter().take(limit).map(place).collect()
+        slots.sort_unstable_by_key(|(_, location)| self.id(*location));
+        let location = |(_, location): (u32, u32)| (self.id(location), self.read(location));
+        slots.into_iter().take(limit).map(location).collect()
     }
 
     /// Like [`Shard::list`], but only the evidence of effects that may have happened.
@@ -231,14 +231,14 @@ impl Shard {
     pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
         let deadline = stamp.after(record.keep());
         let class = self.class(deadline, stamp);
-        let place =
+        let location =
             self.pack(class, id, record, stamp).unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
         let listed = &mut self.classes[class];
         listed.due = listed.due.min(deadline);
         self.due = self.due.min(deadline);
         match old {
-            None => self.index.insert(hash_of(id), place.bits()),
-            Some(old) => self.index.replace(hash_of(id), old, place.bits()),
+            None => self.index.insert(hash_of(id), location.bits()),
+            Some(old) => self.index.replace(hash_of(id), old, location.bits()),
         }
         let mut removed = Removed::default();
         if let Some(old) = old {
@@ -250,10 +250,10 @@ impl Shard {
         removed
     }
 
-    pub(super) fn remove(&mut self, id: &RecordId, place: u32) -> Removed {
+    pub(super) fn remove(&mut self, id: &RecordId, location: u32) -> Removed {
         let mut removed = Removed::default();
-        self.index.remove(hash_of(id), place);
-        self.vacate(place, &mut removed);
+        self.index.remove(hash_of(id), location);
+        self.vacate(location, &mut removed);
         removed
     }
 
@@ -282,12 +282,12 @@ impl Shard {
     /// Removes the first record of a class if it has expired. This may remove the class, and the
     /// next one then takes its index.
     fn expire_first(&mut self, class: usize, now: Stamp, removed: &mut Removed) -> bool {
-        let Some((place, deadline)) = self.first(class) else { return false };
+        let Some((location, deadline)) = self.first(class) else { return false };
         self.classes[class].due = deadline;
         let over = deadline <= now && deadline != Stamp(u64::MAX);
         if over {
-            self.index.remove(hash_of(&self.id(place)), place);
-            self.vacate(place, removed);
+            self.index.remove(hash_of(&self.id(location)), location);
+            self.vacate(location, removed);
         }
         over
     }
@@ -298,13 +298,13 @@ impl Shard {
         let loose = self
             .loose
             .get(loose.first as usize)
-            .map(|first| (Place::Loose(loose.first as usize), first.record.deadline()));
+            .map(|first| (Location::Loose(loose.first as usize), first.record.deadline()));
         let packed = self.segments.get_mut(segments.first as usize).and_then(|segment| {
             let (at, view) = segment.first()?;
-            Some((Place::Packed(segments.first, at), view.deadline()))
+            Some((Location::Packed(segments.first, at), view.deadline()))
         });
         let first = loose.into_iter().chain(packed).min_by_key(|(_, deadline)| *deadline);
-        first.map(|(place, deadline)| (place.bits(), deadline))
+        first.map(|(location, deadline)| (location.bits(), deadline))
     }
 
     /// Returns the index of the class for a record, which is created if necessary.
@@ -318,14 +318,14 @@ impl Shard {
     }
 
     /// Writes the record into the class's last segment, if it can be packed.
-    fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Place> {
+    fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Location> {
         let bytes = packed::fits(record)?;
         let Class { number, segments, .. } = self.classes[class];
         let last = self.segments.get(segments.last as usize).is_some_and(|segment| segment.has_room(bytes));
         let segment = if last { segments.last } else { self.open(class, number, Base::of(record, stamp))? };
         let at = self.segments[segment as usize].write(id, record, stamp, bytes);
         self.bytes += packed::weight_of(record);
-        Some(Place::Packed(segment, at))
+        Some(Location::Packed(segment, at))
     }
 
     /// Opens a new segment at the end of a class, unless there are too many.
@@ -352,7 +352,7 @@ impl Shard {
         Some(at)
     }
 
-    fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Place {
+    fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Location {
         let at = self.loose.len();
         let number = self.classes[class].number;
         self.loose.push(Loose { id: *id, record: record.clone(), class: number, links: Links::NONE });
@@ -361,15 +361,15 @@ impl Shard {
         record.detach();
         self.bytes += loose_weight(record);
         self.classes[class].loose.push(&mut self.loose, at as u32);
-        Place::Loose(at)
+        Location::Loose(at)
     }
 
     /// Frees the space of a record that the index no longer knows.
-    fn vacate(&mut self, place: u32, removed: &mut Removed) {
+    fn vacate(&mut self, location: u32, removed: &mut Removed) {
         removed.records += 1;
-        let class = match Place::of(place) {
-            Place::Loose(at) => self.take_loose(at, removed),
-            Place::Packed(segment, at) => self.take_packed(segment, at, removed),
+        let class = match Location::of(location) {
+            Location::Loose(at) => self.take_loose(at, removed),
+            Location::Packed(segment, at) => self.take_packed(segment, at, removed),
         };
         if self.classes[class].loose.is_empty() && self.classes[class].segments.is_empty() {
             self.classes.remove(class);
@@ -398,7 +398,7 @@ impl Shard {
         }
         if let Some(moved) = self.loose.get(at) {
             let (hash, class) = (hash_of(&moved.id), self.class_at(moved.class));
-            self.index.replace(hash, Place::Loose(last).bits(), Place::Loose(at).bits());
+            self.index.replace(hash, Location::Loose(last).bits(), Location::Loose(at).bits());
             self.classes[class].loose.moved(&mut self.loose, at as u32);
         }
         if last < self.loose.capacity() / 4 {
@@ -422,7 +422,7 @@ impl Shard {
         if segment.records > 0 && segment.is_wasteful() {
             let index = &mut self.index;
             let bytes = segment.rewrite(|id, from, to| {
-                let [from, to] = [from, to].map(|at| Place::Packed(number, at).bits());
+                let [from, to] = [from, to].map(|at| Location::Packed(number, at).bits());
                 index.replace(hash_of(id), from, to);
             });
             self.spare(bytes, removed);

@@ -1,56 +1,50 @@
-//! The callers waiting for a record of a shard to change: [`Waiters`].
+//! The callers waiting for a record to change: [`Ticket`].
 
-use std::collections::HashMap;
+use std::task::{Context, Poll};
 
+use super::MemoryStore;
 use crate::key::RecordId;
+use crate::record::Stamp;
 use crate::wake::ForeignWaker;
 
-/// Wakers by record and by registration number.
-#[derive(Default)]
-pub(super) struct Waiters {
-    seats: u64,
-    waiting: HashMap<RecordId, HashMap<u64, ForeignWaker>>,
+/// A caller waiting for a record to change. Dropping it unregisters its waker.
+pub(super) struct Ticket<'a> {
+    store: &'a MemoryStore,
+    id: &'a RecordId,
+    /// The number of its waker, once registered.
+    number: Option<u64>,
 }
 
-impl Waiters {
-    /// Registers `waker` to be woken when the record changes, replacing the one registered under
-    /// `number` if given. Returns the registration number and the replaced waker, which, like every
-    /// waker, must be dropped outside the lock.
-    pub(super) fn sit(
-        &mut self,
-        id: &RecordId,
-        number: Option<u64>,
-        waker: ForeignWaker,
-    ) -> (u64, Option<ForeignWaker>) {
-        let number = number.unwrap_or_else(|| {
-            self.seats += 1;
-            self.seats
-        });
-        (number, self.waiting.entry(*id).or_default().insert(number, waker))
+impl<'a> Ticket<'a> {
+    pub(super) fn new(store: &'a MemoryStore, id: &'a RecordId) -> Ticket<'a> {
+        Ticket { store, id, number: None }
     }
 
-    /// Unregisters a waiter. Returns its waker, to be dropped outside the lock.
-    pub(super) fn leave(&mut self, id: &RecordId, number: u64) -> Option<ForeignWaker> {
-        let waiters = self.waiting.get_mut(id)?;
-        let waker = waiters.remove(&number);
-        if waiters.is_empty() {
-            self.waiting.remove(id);
+    /// Returns ready once the record no longer has `stamp`.
+    pub(super) fn poll(&mut self, stamp: Stamp, context: &Context<'_>) -> Poll<()> {
+        let waker = ForeignWaker::of(context.waker());
+        let mut shard = self.store.shard(self.id).lock();
+        if shard.find(self.id).is_none_or(|location| shard.stamp(location) != stamp) {
+            drop(shard); // and only then the waker
+            return Poll::Ready(());
         }
-        waker
-    }
-
-    /// Removes and returns all waiters of a record that changed.
-    pub(super) fn call(&mut self, id: &RecordId) -> Vec<ForeignWaker> {
-        if self.waiting.is_empty() {
-            return Vec::new();
-        }
-        self.waiting.remove(id).map(|waiters| waiters.into_values().collect()).unwrap_or_default()
+        let replaced = match self.number {
+            Some(number) => shard.waiters.replace(self.id, number, waker),
+            None => {
+                self.number = Some(shard.waiters.register(self.id, waker));
+                None
+            }
+        };
+        drop(shard); // and only then the waker that was there
+        drop(replaced);
+        Poll::Pending
     }
 }
 
-#[cfg(all(test, nevertwice_shuttle))]
-impl Waiters {
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let waker = self.store.shard(self.id).lock().waiters.remove(self.id, number);
+        drop(waker); // without the lock
     }
 }

@@ -15,7 +15,7 @@ use super::log::Log;
 use super::readers::Readers;
 use super::rows::Table;
 use super::waiters::Waiters;
-use super::watcher::Watch;
+use super::watcher::Watcher;
 use super::writer::{Writer, WriterThread};
 use super::{BACKEND, Inner, SqliteStore};
 use crate::clock::{Clock, SystemClock};
@@ -184,10 +184,10 @@ impl SqliteStoreBuilder {
             Synchronous::Full => Durability::Power,
             Synchronous::Normal => Durability::Process,
         };
-        let watch = Watch::new(waiters, connector.clone(), file.clone(), table.clone());
+        let watcher = Watcher::new(waiters, connector.clone(), file.clone(), table.clone());
         let readers = Readers::new(connector, file.clone(), first);
         let store = SqliteStore(Arc::new(Inner {
-            watch,
+            watcher,
             readers,
             writer,
             file,

@@ -159,7 +159,7 @@ fn schedules_of_waits() {
         write(&store, id(1), Some(own)).unwrap();
         all(waiters);
         elsewhere.join().unwrap();
-        assert_eq!(store.0.watch.waiters(), 0);
+        assert_eq!(store.0.watcher.waiters(), 0);
         drop(store);
         file.clear();
     });
@@ -185,18 +185,18 @@ fn meet(by_writer: bool) {
         thread::spawn(move || {
             let mut ticket = waiters.register(id(1), Stamp(1));
             if !leaves && present.load(Ordering::SeqCst) == 1 {
-                assert!(waiters.rouse().is_none());
+                assert!(waiters.wake_watcher().is_none());
                 block_on(std::future::poll_fn(|context| ticket.poll(context))).unwrap();
             }
         })
     };
-    let last_word = waiters.rouse().unwrap();
+    let guard = waiters.wake_watcher().unwrap();
     let threads = [waiting(false), waiting(true), waiting(false)];
     let (room, stamp, file) = (waiters.clone(), present.clone(), version.clone());
     let watcher = thread::spawn(move || {
-        let _last_word = last_word;
+        let _guard = guard;
         let mut known = 1;
-        while room.rest() {
+        while room.wait_for_waiters() {
             // In the order of the real watcher: the version, the waiters, the records.
             let version = file.load(Ordering::SeqCst);
             if version != known {
@@ -205,7 +205,7 @@ fn meet(by_writer: bool) {
                 room.take_changed(&watched, &stamps).wake();
                 known = version;
             }
-            room.pause(HOUR);
+            room.sleep(HOUR);
         }
     });
     present.store(2, Ordering::SeqCst);

@@ -5,7 +5,6 @@
 //! and dropped outside the lock, because both may run application code that calls back into this
 //! module.
 
-use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +12,7 @@ use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::oneshot;
+use crate::backends::shared::Registry;
 use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -26,20 +26,18 @@ pub(super) struct Waiters {
     /// The number of waiters, readable without the lock.
     present: AtomicUsize,
     state: Mutex<State>,
-    /// Notified when the watcher has a reason to stop resting.
-    news: Condvar,
+    /// Notified when an idle watcher has something to do.
+    wake: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: HashMap<RecordId, BTreeMap<u64, Waiter>>,
-    /// The number of the next waiter.
-    next: u64,
+    waiting: Registry<Waiter>,
     /// True if there is a watcher.
-    watched: bool,
-    /// True if the watcher is idle until a waiter registers.
-    resting: bool,
-    closed: bool,
+    has_watcher: bool,
+    /// True if the watcher sleeps until a waiter registers.
+    is_idle: bool,
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +49,7 @@ struct Waiter {
 
 /// Waiters to be woken, already unregistered.
 #[derive(Debug, Default)]
-#[must_use = "whoever is not woken waits on"]
+#[must_use = "a waiter that is not woken waits on"]
 pub(super) struct Woken(Vec<Waiter>);
 
 /// The records to check: those with waiters, and the number of the first waiter registered too late
@@ -80,9 +78,7 @@ impl Waiters {
     pub(super) fn register(self: &Arc<Self>, id: RecordId, stamp: Stamp) -> Ticket {
         let (ended, end) = oneshot::channel();
         let mut state = self.lock();
-        let number = state.next;
-        state.next += 1;
-        state.waiting.entry(id).or_default().insert(number, Waiter { stamp, ended });
+        let number = state.waiting.register(&id, Waiter { stamp, ended });
         self.present.fetch_add(1, Ordering::SeqCst);
         drop(state);
         fence(Ordering::SeqCst);
@@ -91,117 +87,85 @@ impl Waiters {
 
     /// Takes out the waiters for the records in `written`, which now have these stamps.
     pub(super) fn take_written(&self, written: &[(RecordId, Stamp)]) -> Woken {
-        let mut woken = Woken::default();
-        let mut state = self.lock();
-        for (id, stamp) in written {
-            self.take(&mut state, id, |_, waiter| waiter.stamp != *stamp, &mut woken);
-        }
-        woken
+        self.take(|waiting| {
+            let due = |(id, stamp): &(_, _)| waiting.take(id, |_, waiter| waiter.stamp != *stamp);
+            written.iter().flat_map(due).collect()
+        })
     }
 
     /// Returns the records that have waiters at present.
     pub(super) fn watched(&self) -> Watched {
         let state = self.lock();
-        Watched { ids: state.waiting.keys().copied().collect(), before: state.next }
+        Watched { ids: state.waiting.ids(), before: state.waiting.next() }
     }
 
     /// Takes out the waiters for the records in `watched` that were later found with a stamp other
     /// than the one the waiter knows.
     pub(super) fn take_changed(&self, watched: &Watched, stamps: &[Option<Stamp>]) -> Woken {
-        let mut woken = Woken::default();
+        self.take(|waiting| {
+            let due = |(id, stamp): (_, &_)| {
+                waiting.take(id, |number, waiter| number < watched.before && Some(waiter.stamp) != *stamp)
+            };
+            watched.ids.iter().zip(stamps).flat_map(due).collect()
+        })
+    }
+
+    fn take(&self, take: impl FnOnce(&mut Registry<Waiter>) -> Vec<Waiter>) -> Woken {
         let mut state = self.lock();
-        for (id, stamp) in watched.ids.iter().zip(stamps) {
-            let changed =
-                |number: u64, waiter: &Waiter| number < watched.before && Some(waiter.stamp) != *stamp;
-            self.take(&mut state, id, changed, &mut woken);
-        }
-        woken
-    }
-
-    fn take(
-        &self,
-        state: &mut State,
-        id: &RecordId,
-        which: impl Fn(u64, &Waiter) -> bool,
-        woken: &mut Woken,
-    ) {
-        let Some(waiting) = state.waiting.get_mut(id) else { return };
-        let found = waiting.iter().filter(|(number, waiter)| which(**number, waiter));
-        let numbers: Vec<u64> = found.map(|(number, _)| *number).collect();
-        woken.0.extend(numbers.iter().filter_map(|number| waiting.remove(number)));
-        if waiting.is_empty() {
-            state.waiting.remove(id);
-        }
-        self.present.fetch_sub(numbers.len(), Ordering::SeqCst);
-    }
-
-    fn remove(&self, id: &RecordId, number: u64) -> Option<Waiter> {
-        let mut state = self.lock();
-        let waiting = state.waiting.get_mut(id)?;
-        let removed = waiting.remove(&number)?;
-        if waiting.is_empty() {
-            state.waiting.remove(id);
-        }
-        self.present.fetch_sub(1, Ordering::SeqCst);
-        Some(removed)
-    }
-
-    fn take_all(&self, state: &mut State) -> Woken {
-        let all = std::mem::take(&mut state.waiting);
-        self.present.store(0, Ordering::SeqCst);
-        Woken(all.into_values().flat_map(BTreeMap::into_values).collect())
+        let taken = take(&mut state.waiting);
+        self.present.fetch_sub(taken.len(), Ordering::SeqCst);
+        Woken(taken)
     }
 
     /// Ends all waits with an error.
-    pub(super) fn fail(&self, error: &Error) {
-        let all = self.take_all(&mut self.lock());
-        for waiter in all.0 {
+    pub(super) fn fail_all(&self, error: &Error) {
+        for waiter in self.take(Registry::take_all).0 {
             let _ = waiter.ended.send(Err(error.clone()));
         }
     }
 
     /// Blocks until there is a waiter. Returns false once the store is closed.
-    pub(super) fn rest(&self) -> bool {
+    pub(super) fn wait_for_waiters(&self) -> bool {
         let mut state = self.lock();
-        while state.waiting.is_empty() && !state.closed {
-            state.resting = true;
-            state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while state.waiting.is_empty() && !state.is_closed {
+            state.is_idle = true;
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.resting = false;
-        !state.closed
+        state.is_idle = false;
+        !state.is_closed
     }
 
     #[cfg(test)]
-    pub(super) fn rests(&self) -> bool {
-        self.lock().resting
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().is_idle
     }
 
     /// Sleeps for some time, less if the store is closed.
-    pub(super) fn pause(&self, time: Duration) {
+    pub(super) fn sleep(&self, time: Duration) {
         let state = self.lock();
-        if !state.closed {
-            drop(self.news.wait_timeout(state, time));
+        if !state.is_closed {
+            drop(self.wake.wait_timeout(state, time));
         }
     }
 
-    /// Wakes the watcher if it rests. If there is no watcher, returns the guard with which the
+    /// Wakes the watcher if it is idle. If there is no watcher, returns the guard with which the
     /// caller must become or start one.
-    pub(super) fn rouse(self: &Arc<Self>) -> Option<LastWord> {
+    pub(super) fn wake_watcher(self: &Arc<Self>) -> Option<WatcherGuard> {
         let mut state = self.lock();
-        if !state.watched {
-            state.watched = true;
-            return Some(LastWord(self.clone()));
+        if !state.has_watcher {
+            state.has_watcher = true;
+            return Some(WatcherGuard(self.clone()));
         }
-        if state.resting {
-            self.news.notify_all();
+        if state.is_idle {
+            self.wake.notify_all();
         }
         None
     }
 
     /// Closes the store's waiters: there will be no more.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.news.notify_all();
+        self.lock().is_closed = true;
+        self.wake.notify_all();
     }
 
     /// Takes the lock, ignoring poison: every change to the state is complete before anything can
@@ -234,27 +198,27 @@ impl Ticket {
         let end = Pin::new(&mut self.end);
         end.poll(context).map(|ended| match ended {
             Ok(ending) => ending,
-            Err(oneshot::Canceled) => Err(Error::unavailable("nobody watches its file any more")),
+            Err(oneshot::Canceled) => Err(Error::unavailable("its file is no longer watched")),
         })
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let removed = self.waiters.remove(&self.id, self.number);
-        drop(removed);
+        drop(self.waiters.take(|waiting| waiting.remove(&self.id, self.number).into_iter().collect()));
     }
 }
 
 /// A guard held by the watcher. However the watcher ends, dropping the guard ends all waits.
 #[derive(Debug)]
-pub(super) struct LastWord(Arc<Waiters>);
+pub(super) struct WatcherGuard(Arc<Waiters>);
 
-impl Drop for LastWord {
+impl Drop for WatcherGuard {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.watched = false;
-        let all = self.0.take_all(&mut state);
+        state.has_watcher = false;
+        let all = state.waiting.take_all();
+        self.0.present.fetch_sub(all.len(), Ordering::SeqCst);
         drop(state);
         drop(all);
     }
@@ -300,11 +264,11 @@ mod tests {
     fn whoever_waits_hears_of_a_watcher_that_is_gone() {
         let waiters = Arc::new(Waiters::default());
         let mut ticket = waiters.register(ID, Stamp(1));
-        let watcher = waiters.rouse();
-        assert!(watcher.is_some() && waiters.rouse().is_none());
+        let watcher = waiters.wake_watcher();
+        assert!(watcher.is_some() && waiters.wake_watcher().is_none());
         drop(watcher);
         let end = ticket.poll(&mut Context::from_waker(std::task::Waker::noop()));
         assert!(matches!(end, Poll::Ready(Err(Error::Store(StoreError::Unavailable { .. })))));
-        assert!(!waiters.any() && waiters.rouse().is_some());
+        assert!(!waiters.any() && waiters.wake_watcher().is_some());
     }
 }

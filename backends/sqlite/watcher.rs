@@ -13,7 +13,7 @@ use super::connection::Connector;
 use super::error::{Error, Result};
 use super::file::OpenFile;
 use super::rows::Table;
-use super::waiters::{LastWord, Waiters};
+use super::waiters::{Waiters, WatcherGuard};
 use crate::clock::{Clock, SystemClock};
 use crate::key::RecordId;
 use crate::record::Stamp;
@@ -25,12 +25,12 @@ use crate::wake::guarded;
 const PAUSE: Duration = Duration::from_millis(2);
 /// The additional pause for each record it had to read, so that it never uses more than part of a
 /// core.
-const PAUSE_PER_LOOK: Duration = Duration::from_micros(20);
+const PAUSE_PER_READ: Duration = Duration::from_micros(20);
 
 /// The waiters of a store and the thread that watches for them. The thread is started for the first
 /// waiter, and rests while there are none.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Watcher {
     waiters: Arc<Waiters>,
     connector: Connector,
     file: Arc<OpenFile>,
@@ -38,14 +38,14 @@ pub(super) struct Watch {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Watch {
+impl Watcher {
     pub(super) fn new(
         waiters: Arc<Waiters>,
         connector: Connector,
         file: Arc<OpenFile>,
         table: Arc<Table>,
-    ) -> Watch {
-        Watch { waiters, connector, file, table, thread: Mutex::new(None) }
+    ) -> Watcher {
+        Watcher { waiters, connector, file, table, thread: Mutex::new(None) }
     }
 
     /// Returns the number of waiters.
@@ -53,21 +53,21 @@ impl Watch {
         self.waiters.count()
     }
 
-    /// Waits until the record under `id` has another stamp, or until `within` has passed. `look`
+    /// Waits until the record under `id` has another stamp, or until `within` has passed. `read`
     /// returns the present stamp.
     pub(super) async fn changed(
         &self,
         id: RecordId,
         stamp: Stamp,
         within: Duration,
-        look: impl FnOnce() -> Result<Option<Stamp>>,
+        read: impl FnOnce() -> Result<Option<Stamp>>,
     ) -> Result<()> {
         // Registered first, read second: a change is seen by one or the other.
         let mut ticket = self.waiters.register(id, stamp);
-        if look()? != Some(stamp) {
+        if read()? != Some(stamp) {
             return Ok(());
         }
-        self.rouse()?;
+        self.ensure_watched()?;
         let mut time_out = SystemClock.sleep(within);
         // The task is woken on the thread of the writer or the watcher.
         guarded(poll_fn(|context| match ticket.poll(context) {
@@ -78,9 +78,9 @@ impl Watch {
     }
 
     /// Makes sure that the thread watches, for a registered waiter.
-    fn rouse(&self) -> Result<()> {
-        let Some(last_word) = self.waiters.rouse() else { return Ok(()) };
-        let watcher = Watcher {
+    fn ensure_watched(&self) -> Result<()> {
+        let Some(guard) = self.waiters.wake_watcher() else { return Ok(()) };
+        let watcher = WatcherThread {
             waiters: self.waiters.clone(),
             connector: self.connector.clone(),
             file: self.file.clone(),
@@ -88,14 +88,14 @@ impl Watch {
         };
         let started = thread::Builder::new()
             .name("nevertwice-watch".to_owned())
-            .spawn(move || watcher.work(last_word))
+            .spawn(move || watcher.run(guard))
             .map_err(|error| Error::unavailable(format!("no thread to watch its file on: {error}")))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watcher {
     fn drop(&mut self) {
         self.waiters.close();
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
@@ -106,7 +106,7 @@ impl Drop for Watch {
     }
 }
 
-struct Watcher {
+struct WatcherThread {
     waiters: Arc<Waiters>,
     connector: Connector,
     file: Arc<OpenFile>,
@@ -114,20 +114,20 @@ struct Watcher {
 }
 
 /// A connection, and the version of the data that it last read.
-struct Sight {
+struct VersionedConnection {
     db: Connection,
     version: Option<i64>,
 }
 
-impl Watcher {
-    fn work(self, _last_word: LastWord) {
-        let mut sight = None;
-        while self.waiters.rest() {
-            match self.look(&mut sight) {
-                Ok(looks) => self.waiters.pause(PAUSE + PAUSE_PER_LOOK * looks),
+impl WatcherThread {
+    fn run(self, _guard: WatcherGuard) {
+        let mut connection = None;
+        while self.waiters.wait_for_waiters() {
+            match self.check(&mut connection) {
+                Ok(reads) => self.waiters.sleep(PAUSE + PAUSE_PER_READ * reads),
                 Err(error) => {
-                    sight = None;
-                    self.waiters.fail(&error);
+                    connection = None;
+                    self.waiters.fail_all(&error);
                 }
             }
         }
@@ -135,26 +135,26 @@ impl Watcher {
 
     /// Wakes the waiters whose records have changed, if the file has. Returns the number of records
     /// read.
-    fn look(&self, sight: &mut Option<Sight>) -> Result<u32> {
+    fn check(&self, connection: &mut Option<VersionedConnection>) -> Result<u32> {
         self.file.check_recent()?;
-        let sight = match sight {
-            Some(sight) => sight,
+        let connection = match connection {
+            Some(connection) => connection,
             None => {
                 let db = self.file.opening(|| self.connector.open_reader())?;
-                sight.insert(Sight { db, version: None })
+                connection.insert(VersionedConnection { db, version: None })
             }
         };
         // The order is version, waiters, records: a change after any of these steps gives another
         // version.
-        let version = Some(data_version(&sight.db)?);
-        if sight.version == version {
+        let version = Some(data_version(&connection.db)?);
+        if connection.version == version {
             return Ok(0);
         }
         let watched = self.waiters.watched();
-        let stamp = |id| self.table.stamp(&sight.db, id);
+        let stamp = |id| self.table.stamp(&connection.db, id);
         let stamps = watched.ids.iter().map(stamp).collect::<Result<Vec<_>, _>>()?;
         self.waiters.take_changed(&watched, &stamps).wake();
-        sight.version = version;
+        connection.version = version;
         Ok(u32::try_from(stamps.len()).unwrap_or(u32::MAX))
     }
 }
@@ -188,19 +188,19 @@ mod tests {
     }
 
     /// Creates a store with one record and without a watcher: only its own writer reports changes.
-    fn unwatched() -> (SqliteStore, LastWord, RecordId, tempfile::TempDir) {
+    fn unwatched() -> (SqliteStore, WatcherGuard, RecordId, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(dir.path().join("x.db")).unwrap();
         let request = Request::new("tests", "k").unwrap();
         let engine = Engine::builder(store.clone()).build().unwrap();
         assert!(matches!(block_on(engine.begin(&request)).unwrap(), Begin::Acquired(_)));
-        let nobody = store.0.watch.waiters.rouse().unwrap();
-        (store, nobody, request.id(), dir)
+        let guard = store.0.watcher.waiters.wake_watcher().unwrap();
+        (store, guard, request.id(), dir)
     }
 
     #[test]
     fn a_change_right_after_the_look_is_not_missed() {
-        let (store, _nobody, id, _dir) = unwatched();
+        let (store, _guard, id, _dir) = unwatched();
         let record = block_on(store.load(&id)).unwrap().record.unwrap();
         let look = || {
             let swap = block_on(store.swap(&SwapRequest::new(&id, Some(record.stamp), Some(&record))));
@@ -209,13 +209,13 @@ mod tests {
             assert!(!block_on(store.discard(&RecordId::from_bytes([0; 32]))).unwrap());
             Ok(Some(record.stamp))
         };
-        let changed = std::pin::pin!(store.0.watch.changed(id, record.stamp, LONG, look));
+        let changed = std::pin::pin!(store.0.watcher.changed(id, record.stamp, LONG, look));
         assert!(changed.poll(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
     #[test]
     fn the_writer_wakes_by_itself_whoever_waits_for_what_it_wrote() {
-        let (store, _nobody, id, _dir) = unwatched();
+        let (store, _guard, id, _dir) = unwatched();
         for removes in [false, false, true] {
             let record = block_on(store.load(&id)).unwrap().record.unwrap();
             let mut changed = store.changed(&id, record.stamp, LONG);
@@ -227,19 +227,19 @@ mod tests {
             }
             assert!(ends(changed));
         }
-        assert_eq!(store.0.watch.waiters(), 0);
+        assert_eq!(store.0.watcher.waiters(), 0);
     }
 
     #[test]
-    fn the_watcher_rests_when_nobody_waits_and_ends_with_the_store() {
-        let (store, nobody, id, dir) = unwatched();
-        drop(nobody);
+    fn the_watcher_is_idle_without_waiters_and_ends_with_the_store() {
+        let (store, guard, id, dir) = unwatched();
+        drop(guard);
         let record = block_on(store.load(&id)).unwrap().record.unwrap();
         for _ in 0..3 {
             let mut changed = store.changed(&id, record.stamp, LONG);
             assert!(changed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             drop(changed);
-            while !store.0.watch.waiters.rests() {
+            while !store.0.watcher.waiters.is_idle() {
                 thread::yield_now();
             }
         }
@@ -248,7 +248,7 @@ mod tests {
         let other = SqliteStore::open(dir.path().join("x.db")).unwrap();
         let both = futures_util::future::join(changed, other.discard(&id));
         assert!(ends(async { both.await.0 }));
-        let waiters = store.0.watch.waiters.clone();
+        let waiters = store.0.watcher.waiters.clone();
         drop(store);
         assert_eq!(Arc::strong_count(&waiters), 1);
     }

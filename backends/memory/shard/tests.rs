@@ -139,7 +139,7 @@ impl Shard {
             for at in &listed {
                 let Loose { id, record, class: number, .. } = &self.loose[*at as usize];
                 assert_eq!(*number, class.number);
-                assert_eq!(self.find(id), Some(Place::Loose(*at as usize).bits()));
+                assert_eq!(self.find(id), Some(Location::Loose(*at as usize).bits()));
                 bytes += loose_weight(record);
                 evidence.extend(record.is_evidence().then_some(*id));
             }
@@ -149,7 +149,7 @@ impl Shard {
                 let live = segment.live();
                 for at in &live {
                     let view = segment.view(*at);
-                    assert_eq!(self.find(&view.id()), Some(Place::Packed(*number, *at).bits()));
+                    assert_eq!(self.find(&view.id()), Some(Location::Packed(*number, *at).bits()));
                     bytes += view.weight();
                     assert_eq!(view.is_evidence(), view.record().is_evidence());
                     evidence.extend(view.is_evidence().then(|| view.id()));
@@ -195,7 +195,7 @@ fn compare(ops: Vec<Op>) {
             Op::Remove(key) => {
                 let found = shard.find(&id(key));
                 assert_eq!(found.is_some(), model.contains_key(&id(key)));
-                let scopes = found.map(|place| shard.remove(&id(key), place).scopes.clone());
+                let scopes = found.map(|location| shard.remove(&id(key), location).scopes.clone());
                 let scope = model.remove(&id(key)).map(|record| vec![record.scope]);
                 assert_eq!(scopes, scope);
             }
@@ -230,8 +230,8 @@ fn compare(ops: Vec<Op>) {
         shard.check();
     }
     for (id, record) in &model {
-        let place = shard.find(id).expect("it was not removed");
-        assert_eq!((&shard.read(place), shard.stamp(place)), (record, record.stamp));
+        let location = shard.find(id).expect("it was not removed");
+        assert_eq!((&shard.read(location), shard.stamp(location)), (record, record.stamp));
     }
     assert_eq!(shard.size().records, model.len());
 }
@@ -267,15 +267,15 @@ fn l5_storage_is_proportional_to_what_is_live_whatever_dies() {
         assert_proportional(&shard);
         for (number, id) in ids.iter().enumerate() {
             if number % kept != 0 {
-                let place = shard.find(id).unwrap();
-                shard.remove(id, place);
+                let location = shard.find(id).unwrap();
+                shard.remove(id, location);
             }
         }
         shard.check();
         assert_proportional(&shard);
         for id in ids.iter().step_by(kept) {
-            let place = shard.find(id).unwrap();
-            shard.remove(id, place);
+            let location = shard.find(id).unwrap();
+            shard.remove(id, location);
         }
         assert!(
             shard.footprint() < 1000 && shard.classes.is_empty(),
@@ -335,21 +335,21 @@ fn a_shard_without_segments_to_spare_keeps_records_all_the_same() {
         .collect();
     assert_eq!(shard.loose.len(), 3);
     for (id, record) in records {
-        let place = shard.find(&id).unwrap();
-        assert_eq!(shard.read(place), record);
-        shard.remove(&id, place);
+        let location = shard.find(&id).unwrap();
+        assert_eq!(shard.read(location), record);
+        shard.remove(&id, location);
     }
 }
 
 #[test]
-fn places_are_told_apart() {
-    for place in [Place::Loose(0), Place::Loose(MAX_LOOSE - 1)] {
+fn locations_are_told_apart() {
+    for location in [Location::Loose(0), Location::Loose(MAX_LOOSE - 1)] {
         assert!(
-            matches!((place, Place::of(place.bits())), (Place::Loose(one), Place::Loose(other)) if one == other)
+            matches!((location, Location::of(location.bits())), (Location::Loose(one), Location::Loose(other)) if one == other)
         );
     }
     for (segment, at) in [(0, 0), (1, 0), (MAX_SEGMENTS as u32 - 1, (1 << OFFSET_BITS) - 1)] {
-        let place = Place::of(Place::Packed(segment, at).bits());
-        assert!(matches!(place, Place::Packed(number, offset) if (number, offset) == (segment, at)));
+        let location = Location::of(Location::Packed(segment, at).bits());
+        assert!(matches!(location, Location::Packed(number, offset) if (number, offset) == (segment, at)));
     }
 }
