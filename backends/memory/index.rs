@@ -4,8 +4,8 @@ use hashbrown::HashTable;
 
 use crate::key::RecordId;
 
-/// A map from ids to locations, eight bytes per record. It stores only 32 bits of an id; the caller,
-/// which has the records, compares the rest.
+/// A map from ids to locations, eight bytes per record. It stores only 32 bits of an id; the
+/// caller, which has the records, compares the rest.
 #[derive(Default)]
 pub(super) struct Index(HashTable<Slot>);
 

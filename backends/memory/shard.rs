@@ -132,8 +132,8 @@ impl Location {
         Location::Packed(location >> OFFSET_BITS, (location & ((1 << OFFSET_BITS) - 1)) as usize)
     }
 
-    /// Encodes the location. Neither part overflows its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`] and
-    /// the capacity of a segment.
+    /// Encodes the location. Neither part overflows its bits: see [`MAX_LOOSE`], [`MAX_SEGMENTS`]
+    /// and the capacity of a segment.
     fn bits(self) -> u32 {
         match self {
             Location::Loose(at) => LOOSE | at as u32,

@@ -25,8 +25,7 @@ impl<'a> Ticket<'a> {
         let waker = ForeignWaker::of(context.waker());
         let mut shard = self.store.shard(self.id).lock();
         if shard.find(self.id).is_none_or(|location| shard.stamp(location) != stamp) {
-            drop(shard); // and only then the waker
-            return Poll::Ready(());
+            return Poll::Ready(()); // drops the waker without the lock
         }
         let replaced = match self.number {
             Some(number) => shard.waiters.replace(self.id, number, waker),

@@ -74,13 +74,9 @@ impl Anchor {
 
     fn decode(bytes: &[u8]) -> Option<Anchor> {
         let bytes: [u8; Anchor::BYTES] = opened(bytes)?;
-        let number = |from: usize| {
-            let mut number = [0; 8];
-            number.copy_from_slice(&bytes[from..from + 8]);
-            u64::from_le_bytes(number)
-        };
-        let boot = u128::from(number(8)) << 64 | u128::from(number(0));
-        Some(Anchor { boot, elapsed: number(16), time: Stamp(number(24)) })
+        let &[low, high, elapsed, time] = bytes.as_chunks().0 else { return None };
+        let [low, high, elapsed, time] = [low, high, elapsed, time].map(u64::from_le_bytes);
+        Some(Anchor { boot: u128::from(high) << 64 | u128::from(low), elapsed, time: Stamp(time) })
     }
 }
 

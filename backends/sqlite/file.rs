@@ -7,7 +7,7 @@
 //!
 //! * by the writer after every commit, before it answers; before the commit, only the database's
 //!   name,
-//! * by readers and the watcher every [`EVERY`], and around every connection that is opened,
+//! * by readers and the watcher every [`CHECK_INTERVAL`], and around every connection that is opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
 //! The store's connections keep all three files open, so an inode number cannot be freed and reused
@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::observe;
 
 /// The maximum age of a check that a reader relies on.
-const EVERY: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The identity of a file among all that exist at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) struct OpenFile {
     unlocked: AtomicBool,
     clock: Arc<dyn Clock>,
     /// The time of the last check, in microseconds of the clock.
-    looked: AtomicU64,
+    checked_at: AtomicU64,
     log_bytes: Arc<AtomicU64>,
     /// The first mismatch found.
     lost: OnceLock<String>,
@@ -94,7 +94,7 @@ impl OpenFile {
             locked,
             unlocked: AtomicBool::new(false),
             clock,
-            looked: AtomicU64::new(0),
+            checked_at: AtomicU64::new(0),
             log_bytes: Arc::default(),
             lost: OnceLock::new(),
         };
@@ -120,25 +120,25 @@ impl OpenFile {
     /// Checks that the names still lead to the files that were opened. Takes three system calls.
     pub(super) fn check(&self) -> Result<()> {
         let now = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
-        self.judge(|| self.look())?;
-        self.looked.store(now, Ordering::Relaxed);
+        self.unless_lost(|| self.compare())?;
+        self.checked_at.store(now, Ordering::Relaxed);
         Ok(())
     }
 
     /// Checks the database's name only. Takes one system call.
     pub(super) fn check_name(&self) -> Result<()> {
-        self.judge(|| self.look_at_database())
+        self.unless_lost(|| self.compare_database())
     }
 
-    /// Returns the result of `look`, or the error of an earlier mismatch.
-    fn judge(&self, look: impl FnOnce() -> Result<(), Sign>) -> Result<()> {
+    /// Returns the result of `compare`, or the error of an earlier mismatch.
+    fn unless_lost(&self, compare: impl FnOnce() -> Result<(), Mismatch>) -> Result<()> {
         self.verdict()?;
-        match look() {
+        match compare() {
             Ok(()) => self.verdict(),
-            Err(Sign::Unknown(error)) => {
-                Err(Error::unavailable(format!("its files cannot be looked at: {error}")))
+            Err(Mismatch::Unknown(error)) => {
+                Err(Error::unavailable(format!("its files cannot be examined: {error}")))
             }
-            Err(Sign::Lost(what)) => {
+            Err(Mismatch::Found(what)) => {
                 let words = self.lost.get_or_init(|| {
                     format!(
                         "{what}. Nothing more is read or written, so that no two files are mistaken for one: \
@@ -154,8 +154,8 @@ impl OpenFile {
     /// Checks the files like [`OpenFile::check`], unless the last check is recent enough.
     pub(super) fn check_recent(&self) -> Result<()> {
         let now = self.clock.monotonic();
-        let looked = Duration::from_micros(self.looked.load(Ordering::Relaxed));
-        if now.saturating_sub(looked) < EVERY { self.verdict() } else { self.check() }
+        let checked_at = Duration::from_micros(self.checked_at.load(Ordering::Relaxed));
+        if now.saturating_sub(checked_at) < CHECK_INTERVAL { self.verdict() } else { self.check() }
     }
 
     /// Opens a connection, and makes sure that the names led to the right files before and after.
@@ -197,10 +197,10 @@ impl OpenFile {
         }
     }
 
-    fn look_at_database(&self) -> Result<(), Sign> {
+    fn compare_database(&self) -> Result<(), Mismatch> {
         let (_, names) = same(&self.path, self.database.id(), "the file")?;
         if names > 1 {
-            return Err(Sign::Lost(format!(
+            return Err(Mismatch::Found(format!(
                 "{} has {names} names (hard links), and SQLite keeps a log for each",
                 self.path.display()
             )));
@@ -208,8 +208,8 @@ impl OpenFile {
         Ok(())
     }
 
-    fn look(&self) -> Result<(), Sign> {
-        self.look_at_database()?;
+    fn compare(&self) -> Result<(), Mismatch> {
+        self.compare_database()?;
         let (bytes, _) = same(&self.log.0, self.log.1, "its log")?;
         same(&self.index.0, self.index.1.id(), "the index of its log")?;
         self.log_bytes.store(bytes, Ordering::Relaxed);
@@ -223,24 +223,27 @@ impl Drop for OpenFile {
     }
 }
 
-enum Sign {
+enum Mismatch {
     /// The file could not be examined.
     Unknown(io::Error),
-    Lost(String),
+    Found(String),
 }
 
 /// Returns the length of the file at `path` and its number of names, if its id is `id`.
-fn same(path: &Path, id: FileId, what: &str) -> Result<(u64, u64), Sign> {
+fn same(path: &Path, id: FileId, what: &str) -> Result<(u64, u64), Mismatch> {
     match fs::metadata(path) {
         Ok(file) if FileId::of(&file) == id => Ok((file.len(), names(&file))),
-        Ok(_) => Err(Sign::Lost(format!(
+        Ok(_) => Err(Mismatch::Found(format!(
             "{} is not {what} that the store opened: it was replaced, or the path leads elsewhere now",
             path.display()
         ))),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(
-            Sign::Lost(format!("{}, {what} that the store has open, was moved or removed", path.display())),
-        ),
-        Err(error) => Err(Sign::Unknown(error)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Mismatch::Found(format!(
+                "{}, {what} that the store has open, was moved or removed",
+                path.display()
+            )))
+        }
+        Err(error) => Err(Mismatch::Unknown(error)),
     }
 }
 

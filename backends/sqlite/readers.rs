@@ -29,7 +29,7 @@ const READERS: usize = 4;
 
 thread_local! {
     /// The slot this thread tries first: most likely its own connection, still in the CPU's cache.
-    static SEAT: usize = {
+    static OWN_SLOT: usize = {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed) % READERS
     };
@@ -78,13 +78,13 @@ impl Readers {
     /// Returns the thread's own slot, else a free one. If none is free, waits for its own: reads
     /// are short.
     fn slot(&self) -> MutexGuard<'_, Option<Connection>> {
-        let seat = SEAT.with(|seat| *seat);
-        let mut slots = (seat..READERS).chain(0..seat).map(|at| &self.slots[at].0);
+        let own = OWN_SLOT.with(|own| *own);
+        let mut slots = (own..READERS).chain(0..own).map(|at| &self.slots[at].0);
         let free = slots.find_map(|slot| match slot.try_lock() {
             Ok(free) => Some(free),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         });
-        free.unwrap_or_else(|| self.slots[seat].0.lock().unwrap_or_else(PoisonError::into_inner))
+        free.unwrap_or_else(|| self.slots[own].0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -14,7 +14,7 @@ const VERSION: i64 = 3;
 const FIRST_RELEASED: i64 = 3;
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// Returns true if there are tables of a version that this release uses. Looks at a consistent
+/// Returns true if there are tables of a version that this release uses. Reads a consistent
 /// snapshot: another process may be creating them.
 pub(super) fn is_there(db: &Connection, table: &str) -> Result<bool> {
     check(&Transaction::new_unchecked(db, TransactionBehavior::Deferred)?, table)

@@ -38,6 +38,7 @@ const PAGE_BYTES: usize = 4096;
 /// done.
 #[derive(Debug)]
 pub(super) struct Writer {
+    /// The jobs are boxed because the queue allocates room for all it may hold.
     queue: Option<SyncSender<Box<Job>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -107,7 +108,7 @@ impl WriterThread {
             }
             let (rows, bytes) = size(&batch);
             self.rows.set(rows);
-            let purges = batch.iter().filter(|job| matches!(***job, Job::Purge(..))).count();
+            let purges = batch.iter().filter(|job| matches!(job, Job::Purge(..))).count();
             continuing = self.process(batch);
             wrote = true;
             self.log.wrote(PAGES_PER_ROW * (rows + purges * self.purge_step()) + bytes / PAGE_BYTES);
@@ -149,13 +150,13 @@ impl WriterThread {
 
     /// Runs `batch` and answers its callers. If the commit fails, every call gets the error: its
     /// writes may or may not be in effect. Returns the jobs that continue in the next batch.
-    fn process(&self, mut batch: Vec<Box<Job>>) -> Vec<Box<Job>> {
+    fn process(&self, mut batch: Vec<Job>) -> Vec<Job> {
         // The application's clock or a value of its may panic here; that must not end the thread.
         let committed = contain(|| self.commit(&mut batch));
         match committed.unwrap_or_else(|| Err(Error::unavailable("a panic ended the transaction"))) {
             Ok(()) => {
                 let woken = self.woken(&batch);
-                let continuing = batch.extract_if(.., |job| job.continues()).collect();
+                let continuing = batch.extract_if(.., Job::continues).collect();
                 for job in batch {
                     contain(|| job.answer());
                 }
@@ -177,7 +178,7 @@ impl WriterThread {
     }
 
     /// Returns the waiters for records that the committed `batch` has changed.
-    fn woken(&self, batch: &[Box<Job>]) -> Woken {
+    fn woken(&self, batch: &[Job]) -> Woken {
         if !self.waiters.any() {
             return Woken::default();
         }
@@ -186,7 +187,7 @@ impl WriterThread {
         self.waiters.take_written(&written)
     }
 
-    fn commit(&self, batch: &mut [Box<Job>]) -> Result<()> {
+    fn commit(&self, batch: &mut [Job]) -> Result<()> {
         self.file.check_recent()?;
         self.execute("BEGIN IMMEDIATE")?;
         let mut high_water = HighWater::load(&self.db, &self.table, &self.timeline)?;
@@ -211,23 +212,23 @@ impl WriterThread {
 
 /// Collects the jobs of the next commit: those that continue from the last one, and those queued.
 /// Returns `None` when there will be no more.
-fn next(jobs: &Receiver<Box<Job>>, continuing: Vec<Box<Job>>) -> Option<Vec<Box<Job>>> {
+fn next(jobs: &Receiver<Box<Job>>, continuing: Vec<Job>) -> Option<Vec<Job>> {
     let mut batch = continuing;
     if batch.is_empty() {
-        batch.push(jobs.recv().ok()?);
+        batch.push(*jobs.recv().ok()?);
     }
     let (mut rows, mut bytes) = size(&batch);
     while rows < BATCH && bytes < BATCH_BYTES {
         let Ok(job) = jobs.try_recv() else { break };
         let (job_rows, job_bytes) = job.size();
         (rows, bytes) = (rows + job_rows, bytes + job_bytes);
-        batch.push(job);
+        batch.push(*job);
     }
     Some(batch)
 }
 
 /// Returns the approximate number of rows, and of record bytes, that the jobs write.
-fn size(batch: &[Box<Job>]) -> (usize, usize) {
-    let sizes = batch.iter().map(|job| job.size());
+fn size(batch: &[Job]) -> (usize, usize) {
+    let sizes = batch.iter().map(Job::size);
     sizes.fold((0, 0), |(rows, bytes), (job_rows, job_bytes)| (rows + job_rows, bytes + job_bytes))
 }
