@@ -7,7 +7,8 @@
 //!
 //! * by the writer after every commit, before it answers; before the commit, only the database's
 //!   name,
-//! * by readers and the watcher every [`CHECK_INTERVAL`], and around every connection that is opened,
+//! * by readers and the watcher every [`CHECK_INTERVAL`], and around every connection that is
+//!   opened,
 //! * by [`begin_in`](super::begin_in) and its companions in each call.
 //!
 //! The store's connections keep all three files open, so an inode number cannot be freed and reused

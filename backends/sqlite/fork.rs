@@ -26,8 +26,7 @@ impl ForkGuard {
     /// Checks that the file at `path` was not opened before a fork.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`](crate::StoreError::Unusable) if a process that this one was forked from had the file at `path`
-    /// open.
+    /// Fails if a process that this one was forked from had the file at `path` open.
     pub(super) fn check_path(path: &Path) -> Result<()> {
         let (process, file) = (Process::current(), id(path));
         if open().iter().any(|(owner, known)| Some(*known) == file && *owner != process) {
@@ -49,7 +48,7 @@ impl ForkGuard {
     /// Checks that this process opened the file.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`](crate::StoreError::Unusable) in a child that was forked since.
+    /// Fails in a child that was forked since.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_here() {
             return Ok(());

@@ -116,8 +116,8 @@ impl Job {
         }
     }
 
-    /// Returns the approximate number of rows, and of record bytes, that the job writes. A purge has
-    /// none: its share of a commit depends on the other jobs.
+    /// Returns the approximate number of rows, and of record bytes, that the job writes. A purge
+    /// has none: its share of a commit depends on the other jobs.
     pub(super) fn size(&self) -> (usize, usize) {
         let weight = |swap: &SwapRequest| swap.next.as_deref().map_or(0, Record::weight);
         match self {
