@@ -25,8 +25,8 @@ mod server;
 mod setup;
 #[path = "redis/stamps.rs"]
 mod stamps;
-#[path = "redis/trips.rs"]
-mod trips;
+#[path = "redis/pipelines.rs"]
+mod pipelines;
 #[path = "redis/waiting.rs"]
 mod waiting;
 
