@@ -8,7 +8,7 @@ use ::redis::aio::{ConnectionLike, MultiplexedConnection};
 use ::redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::time::timeout;
 
-use super::error::{diagnose, malformed, store_error, unavailable};
+use super::error::{diagnose, is_lost, malformed, store_error, unavailable};
 use super::grant_cache::GrantCache;
 use super::inspection::{self, ServerReport};
 use super::time::ServerTime;
@@ -148,30 +148,23 @@ impl Connections {
         self.send(&connection, commands, count).await
     }
 
-    /// Returns the reason to give this server no more grants, if there is one, based on an
-    /// inspection that is recent enough.
-    pub(super) async fn doubt(&self, connection: &Arc<Connection>) -> Option<StoreError> {
+    /// Fails if this server must be given no more grants, by an inspection that is recent enough.
+    pub(super) async fn check_grants(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
         if connection.lock().is_over(now, self.watch.every()) {
-            let replies = match self.send(connection, &inspection::commands(), inspection::COUNT).await {
-                Ok(replies) => replies,
-                Err(error) => return Some(error),
-            };
-            let inspection = match ServerReport::parse(replies) {
-                Ok(inspection) => inspection,
-                Err(error) => return Some(error),
-            };
-            if inspection.run_id != connection.run_id && inspection.run_id.is_some() {
+            let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
+            let report = ServerReport::parse(replies)?;
+            if report.run_id != connection.run_id && report.run_id.is_some() {
                 self.discard(connection);
-                return Some(unavailable("another server answers on the same connection"));
+                return Err(unavailable("another server answers on the same connection"));
             }
-            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&inspection) };
+            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&report) };
         }
-        let doubt = connection.lock().doubt.clone().or_else(|| self.watch.doubt())?;
+        let Some(doubt) = connection.doubt().or_else(|| self.watch.doubt()) else { return Ok(()) };
         if doubt == Doubt::Replica {
             self.discard(connection);
         }
-        Some(doubt.error())
+        Err(doubt.error())
     }
 
     /// Drops this connection as the current one, so that the next call opens another.
@@ -185,29 +178,26 @@ impl Connections {
     /// Opens a connection. One that is lost immediately does not fail the call yet: each attempt is
     /// made after the call started.
     async fn open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
-        let mut attempts = 0;
-        loop {
+        for _ in 1..OPEN_ATTEMPTS {
             let opened = self.try_open().await;
-            attempts += 1;
-            let is_lost =
-                |error: &RedisError| error.is_connection_dropped() && !error.is_connection_refusal();
-            if attempts == OPEN_ATTEMPTS || !opened.as_ref().is_err_and(is_lost) {
+            if !opened.as_ref().is_err_and(is_lost) {
                 return opened;
             }
         }
+        self.try_open().await
     }
 
     async fn try_open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
         let mut inner = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let at = SystemClock.monotonic();
         let replies = inner.req_packed_commands(&inspection::commands(), 0, inspection::COUNT).await?;
-        Ok(ServerReport::parse(replies).map(|inspection| Connection {
+        Ok(ServerReport::parse(replies).map(|report| Connection {
             inner,
             time: ServerTime::default(),
             grants: GrantCache::default(),
-            compares: AtomicBool::new(inspection.compares),
-            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&inspection) }),
-            run_id: inspection.run_id,
+            compares: AtomicBool::new(report.compares),
+            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&report) }),
+            run_id: report.run_id,
         }))
     }
 

@@ -77,8 +77,13 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) && error.detail().is_some_and(known)
 }
 
+/// True if the connection was lost after it was opened.
+pub(super) fn is_lost(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal()
+}
+
 /// True if the server accepts no more connections at present.
-pub(super) fn is_full_of_connections(error: &RedisError) -> bool {
+fn is_full_of_connections(error: &RedisError) -> bool {
     says(error, "max number of clients")
 }
 
@@ -167,15 +172,14 @@ pub(super) async fn diagnose(
     error: &RedisError,
 ) -> StoreError {
     let is_refused = error.kind() == ErrorKind::AuthenticationFailed;
-    let is_lost = error.is_connection_dropped() && !error.is_connection_refusal();
-    if !is_refused && !is_lost {
+    if !is_refused && !is_lost(error) {
         return store_error(error);
     }
     // The crate reports any unexpected answer to the login as a refused password, and drops an
     // error that comes before the login.
     match timeout(DIAGNOSIS_LIMIT, greet(client, config)).await {
         Ok(Err(found)) if tells_more(&found) => store_error(&found),
-        Ok(Err(found)) if is_lost && found.is_connection_dropped() => unavailable(
+        Ok(Err(found)) if is_lost(error) && found.is_connection_dropped() => unavailable(
             "it closed the connection without an answer: if its port is one for TLS, the URL has to start with rediss://",
         ),
         _ => store_error(error),

@@ -97,8 +97,8 @@ impl RedisListener {
             }
             for ids in ids.chunks(READ_AT_ONCE) {
                 let found = self.records.load_many(ids).await;
-                // A transient failure: the next round reads the records again.
-                if report(handle, ids, found, false)?.is_err() {
+                // Otherwise the next round reads the records again.
+                if !report(handle, ids, found, false)? {
                     break;
                 }
             }
@@ -158,29 +158,31 @@ impl RedisListener {
     ) -> Result<(), Stop> {
         for ids in ids.chunks(READ_AT_ONCE) {
             let found = connection.read(&self.records, ids).await;
-            report(handle, ids, found, true)?.map_err(|_| LOST)?;
+            if !report(handle, ids, found, true)? {
+                return Err(LOST);
+            }
         }
         Ok(())
     }
 }
 
-/// Wakes the waiters whose record no longer has the stamp they know. Returns transient errors.
-/// Other errors wake the waiters of the record, which then find them themselves.
+/// Wakes the waiters whose record no longer has the stamp they know. Returns false after a transient
+/// error. Other errors wake the waiters of the record, which then find them themselves.
 fn report(
     handle: &ListenerHandle,
     ids: &[RecordId],
     found: Result<Vec<Result<Snapshot, StoreError>>, StoreError>,
     is_live: bool,
-) -> Result<Result<(), StoreError>, Superseded> {
+) -> Result<bool, Superseded> {
     let found = found.unwrap_or_else(|error| ids.iter().map(|_| Err(error.clone())).collect());
     for (id, found) in ids.iter().zip(found) {
         match found {
             Ok(found) => handle.seen(id, found.record.map(|record| record.stamp), is_live)?,
-            Err(error) if error.is_transient() => return Ok(Err(error)),
+            Err(error) if error.is_transient() => return Ok(false),
             Err(_) => handle.seen(id, None, is_live)?,
         }
     }
-    Ok(Ok(()))
+    Ok(true)
 }
 
 enum Event {

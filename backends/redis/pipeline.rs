@@ -44,7 +44,7 @@ impl Inner {
         };
         let grants = items.iter().any(|item| item.refusable);
         // The reason to give this server no more grants.
-        let doubt = if grants { connections.doubt(&connection).await } else { None };
+        let doubt = if grants { connections.check_grants(&connection).await.err() } else { None };
         Delivery { store: self, connection, rows: Vec::new() }.deliver(items, doubt).await
     }
 }
