@@ -1,26 +1,22 @@
 //! The Redis store: [`RedisStore`].
 
 mod batch;
+mod batcher;
 mod builder;
 mod connection;
-mod courier;
-mod diagnosis;
-mod grants;
+mod error;
+mod grant_cache;
 mod inspection;
-#[cfg_attr(all(test, nevertwice_shuttle), allow(dead_code))] // what only the real listener asks for
-mod line;
-#[cfg(not(all(test, nevertwice_shuttle)))]
+mod item;
 mod listener;
-#[cfg(all(test, nevertwice_shuttle))]
-#[path = "redis/schedules.rs"]
-mod listener;
+mod pipeline;
 mod records;
-mod refusal;
+mod row;
 mod runtime;
 mod script;
 mod time;
-mod trip;
-#[cfg_attr(all(test, nevertwice_shuttle), allow(dead_code))] // what only the real listener asks for
+mod tracking;
+mod value;
 mod waiters;
 mod warning;
 mod watch;
@@ -33,11 +29,13 @@ use std::time::Duration;
 use ::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use async_trait::async_trait;
 
+use self::batcher::{Batcher, Transport};
 pub use self::builder::RedisStoreBuilder;
-use self::courier::{Carrier, Courier};
+use self::error::{BACKEND, malformed, unusable};
+use self::item::{Expected, Item, ItemReply};
+use self::listener::RedisListener;
 use self::records::Records;
-use self::refusal::{BACKEND, nonsense, unusable};
-use self::script::{Answer, Expected, Item, Scripts};
+use self::script::Scripts;
 use self::waiters::Waiters;
 pub use self::warning::Warning;
 use crate::durability::Durability;
@@ -154,13 +152,13 @@ pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
     records: Arc<Records>,
-    waiters: Waiters,
+    waiters: Waiters<RedisListener>,
     identity: StoreId,
     clock_slack: Duration,
     scripts: Scripts,
-    courier: Courier<Inner>,
+    batcher: Batcher<Inner>,
     /// Upper bound on the time that one delivery takes.
-    patience: Duration,
+    delivery_limit: Duration,
     /// Warnings that later inspections do not change.
     warnings: Vec<Warning>,
     process: Process,
@@ -247,11 +245,11 @@ impl Store for RedisStore {
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         self.usable()?;
-        let answer = Courier::send(&self.0, self.0.item(swap)).await;
-        if let Ok(Answer::Done { stamp, .. }) = answer {
+        let reply = Batcher::send(&self.0, self.0.item(swap)).await;
+        if let Ok(ItemReply::Done { stamp, .. }) = reply {
             return Ok(Swap::Done(stamp));
         }
-        self.0.settle(std::slice::from_ref(swap), vec![answer]).await.pop().unwrap_or_else(|| Err(nonsense()))
+        self.0.settle(std::slice::from_ref(swap), vec![reply]).await.pop().unwrap_or_else(|| Err(malformed()))
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
@@ -281,9 +279,9 @@ impl Store for RedisStore {
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         self.usable()?;
         let item = Item { expected: Expected::Anything, ..self.0.item(&SwapRequest::new(id, None, None)) };
-        match Courier::send(&self.0, item).await? {
-            Answer::Done { existed, .. } => Ok(existed),
-            Answer::Conflict { .. } | Answer::Seen { .. } | Answer::Refused(_) => Err(nonsense()),
+        match Batcher::send(&self.0, item).await? {
+            ItemReply::Done { existed, .. } => Ok(existed),
+            ItemReply::Conflict { .. } | ItemReply::Seen { .. } | ItemReply::Refused(_) => Err(malformed()),
         }
     }
 
@@ -318,16 +316,16 @@ impl Inner {
     }
 }
 
-impl Carrier for Inner {
-    fn courier(&self) -> &Courier<Inner> {
-        &self.courier
+impl Transport for Inner {
+    fn batcher(&self) -> &Batcher<Inner> {
+        &self.batcher
     }
 
-    fn patience(&self) -> Duration {
-        self.patience
+    fn delivery_limit(&self) -> Duration {
+        self.delivery_limit
     }
 
-    async fn deliver(&self, items: &mut [Item]) -> Vec<Result<Answer, StoreError>> {
+    async fn deliver(&self, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
         Inner::deliver(self, items).await
     }
 }

@@ -16,6 +16,8 @@ mod keeping;
 mod listing;
 #[path = "redis/outages.rs"]
 mod outages;
+#[path = "redis/pipelines.rs"]
+mod pipelines;
 #[path = "redis/races.rs"]
 mod races;
 #[path = "support/redis.rs"]
@@ -25,8 +27,6 @@ mod server;
 mod setup;
 #[path = "redis/stamps.rs"]
 mod stamps;
-#[path = "redis/trips.rs"]
-mod trips;
 #[path = "redis/waiting.rs"]
 mod waiting;
 

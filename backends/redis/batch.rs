@@ -3,102 +3,93 @@
 use std::collections::HashSet;
 
 use super::Inner;
-use super::refusal::nonsense;
-use super::script::{Answer, snapshot};
+use super::error::malformed;
+use super::item::ItemReply;
+use super::value::snapshot;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
 use crate::store::{Swap, SwapRequest};
 
 /// Limits of one pipeline. It blocks the server for some 3 to 7 µs per swap.
-const TRIP_ITEMS: usize = 256;
-const TRIP_BYTES: usize = 1 << 20;
+const MAX_ITEMS: usize = 256;
+const MAX_BYTES: usize = 1 << 20;
 
 impl Inner {
     /// Applies the swaps in their order. A batch without repeated ids takes one round trip per few
     /// hundred swaps.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        let mut answers = Vec::with_capacity(swaps.len());
-        let (mut trip, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
+        let mut replies = Vec::with_capacity(swaps.len());
+        let (mut items, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
         for swap in swaps {
             let item = self.item(swap);
             let is_full =
-                trip.len() == TRIP_ITEMS || bytes.saturating_add(item.bytes.len()) > TRIP_BYTES && bytes > 0;
+                items.len() == MAX_ITEMS || bytes.saturating_add(item.bytes.len()) > MAX_BYTES && bytes > 0;
             // A swap must see the effect of an earlier one with the same id.
             if is_full || ids.contains(&swap.id) {
-                answers.append(&mut self.deliver(&mut trip).await);
-                (bytes, trip, ids) = (0, Vec::new(), HashSet::new());
+                replies.append(&mut self.deliver(items).await);
+                (bytes, items, ids) = (0, Vec::new(), HashSet::new());
             }
             bytes = bytes.saturating_add(item.bytes.len());
             ids.insert(swap.id);
-            trip.push(item);
+            items.push(item);
         }
-        if !trip.is_empty() {
-            answers.append(&mut self.deliver(&mut trip).await);
+        if !items.is_empty() {
+            replies.append(&mut self.deliver(items).await);
         }
-        self.settle(swaps, answers).await
+        self.settle(swaps, replies).await
     }
 
-    /// Translates answers into results. Swaps whose answer does not suffice have their records
+    /// Translates replies into results. Swaps whose reply does not suffice have their records
     /// loaded, all together.
     pub(super) async fn settle(
         &self,
         swaps: &[SwapRequest],
-        answers: Vec<Result<Answer, StoreError>>,
+        replies: Vec<Result<ItemReply, StoreError>>,
     ) -> Vec<Result<Swap, StoreError>> {
-        let mut settled: Vec<Settled> =
-            swaps.iter().zip(answers).map(|(swap, answer)| settle_alone(&swap.id, answer)).collect();
-        let look: Vec<usize> = (0..settled.len())
-            .filter(|&place| settled.get(place).is_some_and(|settled| !matches!(settled, Settled::Is(_))))
-            .collect();
-        let ids: Vec<_> = look.iter().filter_map(|&place| Some(swaps.get(place)?.id)).collect();
+        let settled: Vec<(&SwapRequest, Settled)> =
+            swaps.iter().zip(replies).map(|(swap, reply)| (swap, settle_alone(&swap.id, reply))).collect();
+        let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
+        let open = settled.iter().filter(|(_, settled)| is_open(settled));
+        let ids: Vec<_> = open.map(|(swap, _)| swap.id).collect();
         let mut found = self.records.load_many(&ids).await.map(Vec::into_iter);
-        for place in look {
-            let found = match &mut found {
-                Ok(found) => found.next().unwrap_or_else(|| Err(nonsense())),
-                Err(error) => Err(error.clone()),
-            };
-            let (Some(answer), Some(SwapRequest { expected, .. })) =
-                (settled.get_mut(place), swaps.get(place))
-            else {
-                continue;
-            };
-            *answer = Settled::Is(found.and_then(|found| match answer {
+        let mut load = || match &mut found {
+            Ok(found) => found.next().unwrap_or_else(|| Err(malformed())),
+            Err(error) => Err(error.clone()),
+        };
+        let settle = |(swap, settled): (&SwapRequest, Settled)| match settled {
+            Settled::Done(result) => result,
+            Settled::Open(refused) => match (load()?, refused) {
                 // A duplicate is answered from the record even while begins are refused.
-                Settled::Refused(why) if found.record.as_ref().map(|record| record.stamp) == *expected => {
-                    Err(why.clone())
+                (found, Some(why)) if found.record.as_ref().map(|record| record.stamp) == swap.expected => {
+                    Err(why)
                 }
-                Settled::Refused(_) | Settled::Unclear | Settled::Is(_) => Ok(Swap::Conflict(found)),
-            }));
-        }
-        let settled = settled.into_iter();
-        settled
-            .map(|answer| if let Settled::Is(answer) = answer { answer } else { Err(nonsense()) })
-            .collect()
+                (found, _) => Ok(Swap::Conflict(found)),
+            },
+        };
+        settled.into_iter().map(settle).collect()
     }
 }
 
-/// The result of a swap as far as its answer alone decides it, without reading the record and the
-/// server's clock again.
+/// The result of a swap as far as its reply alone decides it.
 enum Settled {
-    Is(Result<Swap, StoreError>),
-    Unclear,
-    /// It was not done, for this reason.
-    Refused(StoreError),
+    Done(Result<Swap, StoreError>),
+    /// The record and the server's clock have to be read again. Holds the reason if the swap was
+    /// refused.
+    Open(Option<StoreError>),
 }
 
-fn settle_alone(id: &RecordId, answer: Result<Answer, StoreError>) -> Settled {
-    Settled::Is(match answer {
-        Ok(Answer::Done { stamp, .. }) => Ok(Swap::Done(stamp)),
-        Ok(Answer::Conflict { now, value }) => snapshot(id, now, value).map(Swap::Conflict),
-        Ok(Answer::Seen { by, value }) => match snapshot(id, by, Some(value)) {
-            Ok(found) if found.record.as_ref().is_some_and(|record| is_unchanged(record, found.now)) => {
-                Ok(Swap::Conflict(found))
+fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled {
+    Settled::Done(match reply {
+        Ok(ItemReply::Done { stamp, .. }) => Ok(Swap::Done(stamp)),
+        Ok(ItemReply::Conflict { now, value }) => snapshot(id, now, value).map(Swap::Conflict),
+        Ok(ItemReply::Seen { by, value }) => match snapshot(id, by, Some(value)) {
+            Ok(found) if !found.record.as_ref().is_some_and(|record| is_unchanged(record, found.now)) => {
+                return Settled::Open(None);
             }
-            Ok(_) => return Settled::Unclear,
-            Err(error) => Err(error),
+            found => found.map(Swap::Conflict),
         },
-        Ok(Answer::Refused(why)) => return Settled::Refused(why),
+        Ok(ItemReply::Refused(why)) => return Settled::Open(Some(why)),
         Err(error) => Err(error),
     })
 }

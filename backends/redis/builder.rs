@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use ::redis::Client;
 
+use super::batcher::Batcher;
 use super::connection::Connections;
-use super::courier::Courier;
-use super::line::Line;
+use super::error::{is_forbidden, unusable};
+use super::listener::RedisListener;
 use super::records::Records;
-use super::refusal::{is_forbidden, unusable};
 use super::script::Scripts;
+use super::tracking::TrackingConnection;
 use super::waiters::Waiters;
-use super::watch::Watch;
+use super::watch::ServerWatch;
 use super::{Inner, RedisStore, Warning, in_tokio, is_exposed, store_id};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -94,7 +95,7 @@ impl RedisStoreBuilder {
         let client = self.client?;
         let limits = [self.connection_timeout, self.response_timeout];
         let connections =
-            Connections::new(client.clone(), limits, Watch::new(self.assumed, self.recheck_every));
+            Connections::new(client.clone(), limits, ServerWatch::new(self.assumed, self.recheck_every));
         if let Some(doubt) = connections.get().await?.doubt() {
             return Err(unusable(doubt.detail()));
         }
@@ -107,19 +108,19 @@ impl RedisStoreBuilder {
             warnings.push(Warning::PlainTcp);
         }
         // Other failures of this extra connection do not prevent using the store.
-        if Line::open(&client, limits).await.is_err_and(|error| is_forbidden(&error)) {
+        if TrackingConnection::open(&client, limits).await.is_err_and(|error| is_forbidden(&error)) {
             warnings.push(Warning::ChangesUnannounced);
         }
         let records = Arc::new(Records { connections, prefix: self.prefix.into_bytes() });
         Ok(RedisStore(Arc::new(Inner {
-            waiters: Waiters::new(Arc::clone(&records), client, limits),
+            waiters: Waiters::new(Arc::new(RedisListener { records: Arc::clone(&records), client, limits })),
             records,
             identity,
             clock_slack: self.clock_slack,
             scripts,
-            courier: Courier::default(),
+            batcher: Batcher::default(),
             // Opening a connection, an inspection, and up to three rounds of a pipeline.
-            patience: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
+            delivery_limit: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
             warnings,
             process: Process::current(),
         })))

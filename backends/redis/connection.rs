@@ -8,18 +8,17 @@ use ::redis::aio::{ConnectionLike, MultiplexedConnection};
 use ::redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::time::timeout;
 
-use super::diagnosis;
-use super::grants::Grants;
-use super::inspection::{self, Inspection};
-use super::refusal::{meaning, nonsense, unavailable};
+use super::error::{diagnose, is_lost, malformed, store_error, unavailable};
+use super::grant_cache::GrantCache;
+use super::inspection::{self, ServerReport};
 use super::time::ServerTime;
-use super::watch::{Doubt, Watch};
+use super::watch::{Doubt, ServerWatch};
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::wake::guarded;
 
 /// Number of new connections, each lost immediately, after which the call fails.
-const DEAD_ENDS: u32 = 3;
+const OPEN_ATTEMPTS: u32 = 3;
 /// Longest interval between inspections while grants are refused.
 const DOUBT: Duration = Duration::from_secs(1);
 
@@ -33,15 +32,15 @@ pub(super) struct Connections {
     config: AsyncConnectionConfig,
     /// Time-outs for connecting and for an answer.
     limits: [Duration; 2],
-    pub(super) watch: Watch,
-    state: Mutex<State>,
+    pub(super) watch: ServerWatch,
+    current: Mutex<Current>,
     /// Held by the caller that opens a connection for all callers.
     opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct State {
-    current: Option<Arc<Connection>>,
+struct Current {
+    connection: Option<Arc<Connection>>,
     /// The number of attempts to open one so far, and the error of the last one.
     attempts: u64,
     failure: Option<StoreError>,
@@ -52,15 +51,15 @@ struct State {
 pub(super) struct Connection {
     inner: MultiplexedConnection,
     pub(super) time: ServerTime,
-    pub(super) grants: Grants,
+    pub(super) grants: GrantCache,
     /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
-    looked: Mutex<Looked>,
+    last_inspection: Mutex<LastInspection>,
 }
 
 /// The result of the last inspection.
-struct Looked {
+struct LastInspection {
     /// The time at which it was sent, on the monotonic clock.
     at: Duration,
     doubt: Option<Doubt>,
@@ -68,24 +67,24 @@ struct Looked {
 
 impl Connections {
     /// Creates them unconnected; the first call connects.
-    pub(super) fn new(client: Client, limits: [Duration; 2], watch: Watch) -> Connections {
+    pub(super) fn new(client: Client, limits: [Duration; 2], watch: ServerWatch) -> Connections {
         let [connect, answer] = limits;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(connect))
             .set_response_timeout(Some(answer));
-        let (state, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Connections { client, config, limits, watch, state, opening }
+        let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
+        Connections { client, config, limits, watch, current, opening }
     }
 
     /// Returns the current connection. If there is none, the first caller opens one and the others
     /// wait for it.
     pub(super) async fn get(&self) -> Result<Arc<Connection>, StoreError> {
         let attempts = {
-            let state = self.lock();
-            if let Some(connection) = &state.current {
+            let current = self.lock();
+            if let Some(connection) = &current.connection {
                 return Ok(Arc::clone(connection));
             }
-            state.attempts
+            current.attempts
         };
         // The caller that opens one wakes the next.
         guarded(self.get_anew(attempts)).await
@@ -95,23 +94,23 @@ impl Connections {
         // Times out if the opening caller is no longer polled; this one then opens another.
         let _opening = timeout(self.limit(), self.opening.lock()).await;
         {
-            let state = self.lock();
-            if let Some(connection) = &state.current {
+            let current = self.lock();
+            if let Some(connection) = &current.connection {
                 return Ok(Arc::clone(connection));
             }
-            if let Some(failure) = state.failure.as_ref().filter(|_| state.attempts != attempts) {
+            if let Some(failure) = current.failure.as_ref().filter(|_| current.attempts != attempts) {
                 return Err(failure.clone());
             }
         }
         let opened = match timeout(self.limit(), self.open()).await {
             Ok(Ok(opened)) => opened.map(Arc::new),
-            Ok(Err(error)) => Err(diagnosis::of(&self.client, &self.config, &error).await),
+            Ok(Err(error)) => Err(diagnose(&self.client, &self.config, &error).await),
             Err(_) => Err(unavailable("no answer in time")),
         };
-        let mut state = self.lock();
-        state.attempts += 1;
-        state.failure = opened.as_ref().err().cloned();
-        state.current = opened.as_ref().ok().cloned();
+        let mut current = self.lock();
+        current.attempts += 1;
+        current.failure = opened.as_ref().err().cloned();
+        current.connection = opened.as_ref().ok().cloned();
         opened
     }
 
@@ -133,12 +132,12 @@ impl Connections {
                 if replies.iter().any(is_no_primary) {
                     self.discard(connection);
                 }
-                if replies.len() == count { Ok(replies) } else { Err(nonsense()) }
+                if replies.len() == count { Ok(replies) } else { Err(malformed()) }
             }
             // No answer, or an unreadable one. Later answers on this connection are ignored.
             Err(error) => {
                 self.discard(connection);
-                Err(meaning(&error))
+                Err(store_error(&error))
             }
         }
     }
@@ -149,66 +148,56 @@ impl Connections {
         self.send(&connection, commands, count).await
     }
 
-    /// Returns the reason to give this server no more grants, if there is one, based on an
-    /// inspection that is recent enough.
-    pub(super) async fn doubt(&self, connection: &Arc<Connection>) -> Option<StoreError> {
+    /// Fails if this server must be given no more grants, by an inspection that is recent enough.
+    pub(super) async fn check_grants(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
         if connection.lock().is_over(now, self.watch.every()) {
-            let replies = match self.send(connection, &inspection::commands(), inspection::COUNT).await {
-                Ok(replies) => replies,
-                Err(error) => return Some(error),
-            };
-            let inspection = match Inspection::parse(replies) {
-                Ok(inspection) => inspection,
-                Err(error) => return Some(error),
-            };
-            if inspection.run_id != connection.run_id && inspection.run_id.is_some() {
+            let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
+            let report = ServerReport::parse(replies)?;
+            if report.run_id != connection.run_id && report.run_id.is_some() {
                 self.discard(connection);
-                return Some(unavailable("another server answers on the same connection"));
+                return Err(unavailable("another server answers on the same connection"));
             }
-            *connection.lock() = Looked { at: now, doubt: self.watch.judge(&inspection) };
+            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&report) };
         }
-        let doubt = connection.lock().doubt.clone().or_else(|| self.watch.doubt())?;
+        let Some(doubt) = connection.doubt().or_else(|| self.watch.doubt()) else { return Ok(()) };
         if doubt == Doubt::Replica {
             self.discard(connection);
         }
-        Some(doubt.error())
+        Err(doubt.error())
     }
 
     /// Drops this connection as the current one, so that the next call opens another.
     fn discard(&self, connection: &Arc<Connection>) {
-        let mut state = self.lock();
-        if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
-            state.current = None;
+        let mut current = self.lock();
+        if current.connection.as_ref().is_some_and(|held| Arc::ptr_eq(held, connection)) {
+            current.connection = None;
         }
     }
 
     /// Opens a connection. One that is lost immediately does not fail the call yet: each attempt is
     /// made after the call started.
     async fn open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
-        let mut dead_ends = 0;
-        loop {
+        for _ in 1..OPEN_ATTEMPTS {
             let opened = self.try_open().await;
-            dead_ends += 1;
-            let is_lost =
-                |error: &RedisError| error.is_connection_dropped() && !error.is_connection_refusal();
-            if dead_ends == DEAD_ENDS || !opened.as_ref().is_err_and(is_lost) {
+            if !opened.as_ref().is_err_and(is_lost) {
                 return opened;
             }
         }
+        self.try_open().await
     }
 
     async fn try_open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
         let mut inner = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let at = SystemClock.monotonic();
         let replies = inner.req_packed_commands(&inspection::commands(), 0, inspection::COUNT).await?;
-        Ok(Inspection::parse(replies).map(|inspection| Connection {
+        Ok(ServerReport::parse(replies).map(|report| Connection {
             inner,
             time: ServerTime::default(),
-            grants: Grants::default(),
-            compares: AtomicBool::new(inspection.compares),
-            looked: Mutex::new(Looked { at, doubt: self.watch.judge(&inspection) }),
-            run_id: inspection.run_id,
+            grants: GrantCache::default(),
+            compares: AtomicBool::new(report.compares),
+            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&report) }),
+            run_id: report.run_id,
         }))
     }
 
@@ -218,8 +207,8 @@ impl Connections {
         connect.saturating_add(answer)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -229,12 +218,12 @@ impl Connection {
         self.lock().doubt.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Looked> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, LastInspection> {
+        self.last_inspection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Looked {
+impl LastInspection {
     /// True if another inspection is due. A refusal is rechecked sooner, so that a repair is
     /// noticed.
     fn is_over(&self, now: Duration, every: Duration) -> bool {

@@ -1,13 +1,13 @@
-//! The role and settings that a server reports: [`Inspection`].
+//! The role and settings that a server reports: [`ServerReport`].
 
 use std::collections::HashMap;
 
 use ::redis::{FromRedisValue, Pipeline, Value, from_redis_value, pipe};
 
-use super::refusal::{is_forbidden, meaning, nonsense};
+use super::error::{is_forbidden, malformed, store_error};
 use crate::error::StoreError;
 
-/// Number of commands of an inspection.
+/// Number of commands of an report.
 pub(super) const COUNT: usize = 3;
 
 /// Builds the commands of an inspection, for one round trip. Commands forbidden to this user are
@@ -25,7 +25,7 @@ pub(super) fn commands() -> Pipeline {
 
 /// The answers of a server; `None` where this user may not ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Inspection {
+pub(super) struct ServerReport {
     pub(super) role: Option<Role>,
     /// True if the server supports compare-and-set natively: `SET .. IFEQ`.
     pub(super) compares: bool,
@@ -48,28 +48,28 @@ pub(super) enum Role {
     Sentinel,
 }
 
-impl Inspection {
-    pub(super) fn parse(replies: Vec<Value>) -> Result<Inspection, StoreError> {
-        let [hello, config, info] = <[Value; COUNT]>::try_from(replies).map_err(|_| nonsense())?;
-        let mut inspection = Inspection::default();
+impl ServerReport {
+    pub(super) fn parse(replies: Vec<Value>) -> Result<ServerReport, StoreError> {
+        let [hello, config, info] = <[Value; COUNT]>::try_from(replies).map_err(|_| malformed())?;
+        let mut report = ServerReport::default();
         if let Some(hello) = told::<HashMap<String, Value>>(hello)? {
-            inspection.role = Some(role(&hello));
-            inspection.compares = compares(text(&hello, "server"), text(&hello, "version"));
+            report.role = Some(role(&hello));
+            report.compares = compares(text(&hello, "server"), text(&hello, "version"));
         }
         let info = told::<String>(info)?.unwrap_or_default();
         let lines = info.lines().filter_map(|line| line.split_once(':'));
         let info: HashMap<_, _> =
             lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
-        inspection.run_id = info.get("run_id").cloned();
-        inspection.evicted = number(&info, "evicted_keys");
+        report.run_id = info.get("run_id").cloned();
+        report.evicted = number(&info, "evicted_keys");
         match told::<HashMap<String, String>>(config)? {
             Some(config) => {
-                inspection.settings(&config, ["maxmemory-policy", "appendonly"], "yes");
-                inspection.sync = config.get("appendfsync").cloned();
+                report.settings(&config, ["maxmemory-policy", "appendonly"], "yes");
+                report.sync = config.get("appendfsync").cloned();
             }
-            None => inspection.settings(&info, ["maxmemory_policy", "aof_enabled"], "1"),
+            None => report.settings(&info, ["maxmemory_policy", "aof_enabled"], "1"),
         }
-        Ok(inspection)
+        Ok(report)
     }
 
     fn settings(&mut self, found: &HashMap<String, String>, [policy, append_only]: [&str; 2], yes: &str) {
@@ -81,9 +81,9 @@ impl Inspection {
 /// Returns the server's answer, or `None` if this user may not ask.
 fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
     match reply.extract_error() {
-        Ok(reply) => from_redis_value(reply).map(Some).map_err(|_| nonsense()),
+        Ok(reply) => from_redis_value(reply).map(Some).map_err(|_| malformed()),
         Err(error) if is_forbidden(&error) => Ok(None),
-        Err(error) => Err(meaning(&error)),
+        Err(error) => Err(store_error(&error)),
     }
 }
 

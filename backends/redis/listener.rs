@@ -1,181 +1,198 @@
-//! The task that serves the [waiters](super::waiters): it keeps one connection that receives
-//! changes, and polls while there is none.
+//! The task that learns of changes from a server: [`RedisListener`].
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use ::redis::Client;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use super::line::{Line, Message, Messages};
-use super::records::READ_AT_ONCE;
-use super::refusal::is_forbidden;
-use super::waiters::{Post, Relieved};
+use super::error::is_forbidden;
+use super::records::{READ_AT_ONCE, Records};
+use super::tracking::{Message, Messages, TrackingConnection};
+use super::waiters::{Listener, ListenerHandle, Superseded};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::store::Snapshot;
 
 /// Interval at which every awaited record is read although no message came: only a reply proves
 /// that the connection still works.
-pub(super) const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(1);
 /// Number of ticks without a waiter after which the connection is closed.
 const IDLE_TICKS: u32 = 10;
 /// Polling interval without a connection that receives changes: first and longest.
-const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
+const POLLS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
 /// Delay before another attempt to connect: first and longest.
 const RETRIES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// The same if the user lacks the permission.
 const RETRY_FORBIDDEN: Duration = Duration::from_secs(60);
 
+/// Keeps one connection that receives changes, and polls while there is none.
+pub(super) struct RedisListener {
+    pub(super) records: Arc<Records>,
+    pub(super) client: Client,
+    /// Time-outs for connecting and for an answer.
+    pub(super) limits: [Duration; 2],
+}
+
 /// The reason why listening ended.
-enum End {
-    /// The task must stop.
-    Relieved,
+enum Stop {
+    /// The task must end.
+    Superseded,
     /// There is no connection that receives changes.
     Lost { is_forbidden: bool },
 }
 
-impl From<Relieved> for End {
-    fn from(_: Relieved) -> End {
-        End::Relieved
+impl From<Superseded> for Stop {
+    fn from(_: Superseded) -> Stop {
+        Stop::Superseded
     }
 }
 
-const LOST: End = End::Lost { is_forbidden: false };
+const LOST: Stop = Stop::Lost { is_forbidden: false };
 
-pub(super) async fn run(post: Post) {
-    let mut retry = RETRIES[0];
-    loop {
-        let mut was_live = false;
-        let Err(end) = live(&post, &mut was_live).await;
-        let pause = match end {
-            End::Relieved => return,
-            End::Lost { is_forbidden: true } => RETRY_FORBIDDEN,
-            End::Lost { is_forbidden: false } if was_live => RETRIES[0],
-            End::Lost { is_forbidden: false } => (retry * 2).min(RETRIES[1]),
-        };
-        retry = pause.min(RETRIES[1]);
-        if poll(&post, pause).await.is_err() {
-            return;
+impl Listener for RedisListener {
+    /// No step takes longer than to connect, get an answer, and wait for the next tick.
+    fn heartbeat_limit(&self) -> Duration {
+        let [connect, answer] = self.limits;
+        connect.saturating_add(answer).saturating_add(TICK * 2)
+    }
+
+    async fn run(self: Arc<Self>, handle: ListenerHandle) {
+        let mut retry = RETRIES[0];
+        loop {
+            let mut was_live = false;
+            let Err(stop) = self.listen(&handle, &mut was_live).await;
+            let pause = match stop {
+                Stop::Superseded => return,
+                Stop::Lost { is_forbidden: true } => RETRY_FORBIDDEN,
+                Stop::Lost { is_forbidden: false } if was_live => RETRIES[0],
+                Stop::Lost { is_forbidden: false } => (retry * 2).min(RETRIES[1]),
+            };
+            retry = pause.min(RETRIES[1]);
+            if self.poll(&handle, pause).await.is_err() {
+                return;
+            }
         }
     }
 }
 
-/// Polls the awaited records for a while, at growing intervals.
-async fn poll(post: &Post, during: Duration) -> Result<(), Relieved> {
-    let (mut waited, mut idle) = (Duration::ZERO, Duration::ZERO);
-    let mut pause = LOOKS[0];
-    post.ask_for_all()?;
-    while waited < during {
-        let asked = post.take_asked()?;
-        if !asked.is_empty() {
-            pause = LOOKS[0];
+impl RedisListener {
+    /// Polls the awaited records for a while, at growing intervals.
+    async fn poll(&self, handle: &ListenerHandle, during: Duration) -> Result<(), Superseded> {
+        let (mut waited, mut idle) = (Duration::ZERO, Duration::ZERO);
+        let mut pause = POLLS[0];
+        handle.request_all()?;
+        while waited < during {
+            if !handle.take_requested()?.is_empty() {
+                pause = POLLS[0];
+            }
+            let ids = handle.ids()?;
+            idle = if ids.is_empty() { idle + pause } else { Duration::ZERO };
+            if idle >= TICK * IDLE_TICKS {
+                handle.leave()?;
+            }
+            for ids in ids.chunks(READ_AT_ONCE) {
+                let found = self.records.load_many(ids).await;
+                // Otherwise the next round reads the records again.
+                if !report(handle, ids, found, false)? {
+                    break;
+                }
+            }
+            sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(POLLS[1]);
         }
-        let ids = post.all()?;
-        idle = if ids.is_empty() { idle + pause } else { Duration::ZERO };
-        if idle >= TICK * IDLE_TICKS {
-            post.leave()?;
+        Ok(())
+    }
+
+    /// Listens until the connection is lost. Reading a record makes the server announce its next
+    /// change.
+    async fn listen(&self, handle: &ListenerHandle, was_live: &mut bool) -> Result<Infallible, Stop> {
+        let opened = TrackingConnection::open(&self.client, self.limits).await;
+        let (mut connection, mut messages) =
+            opened.map_err(|error| Stop::Lost { is_forbidden: is_forbidden(&error) })?;
+        handle.request_all()?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut idle = 0_u32;
+        loop {
+            let requested = handle.take_requested()?;
+            self.read(handle, &mut connection, &requested).await?;
+            *was_live |= !requested.is_empty();
+            // Messages are taken only after the read. One that was sent before the read causes a
+            // spurious wake-up at most.
+            match next(handle, &mut messages, &mut ticks).await {
+                Event::Message(Message::Lost) => return Err(LOST),
+                Event::Message(Message::Changed(names)) => {
+                    for id in names.iter().filter_map(|name| self.records.id(name)) {
+                        handle.changed(&id)?;
+                    }
+                }
+                Event::Message(Message::AllChanged) => {
+                    for id in handle.ids()? {
+                        handle.changed(&id)?;
+                    }
+                }
+                Event::Wake => {}
+                Event::Tick => {
+                    let ids = handle.ids()?;
+                    self.read(handle, &mut connection, &ids).await?;
+                    idle = if ids.is_empty() { idle + 1 } else { 0 };
+                    if idle > IDLE_TICKS {
+                        handle.leave()?;
+                    }
+                }
+            }
         }
+    }
+
+    async fn read(
+        &self,
+        handle: &ListenerHandle,
+        connection: &mut TrackingConnection,
+        ids: &[RecordId],
+    ) -> Result<(), Stop> {
         for ids in ids.chunks(READ_AT_ONCE) {
-            let found = post.hall.records.load_many(ids).await;
-            // A transient failure: the next round reads the records again.
-            if show(post, ids, found, false)?.is_err() {
-                break;
+            let found = connection.read(&self.records, ids).await;
+            if !report(handle, ids, found, true)? {
+                return Err(LOST);
             }
         }
-        sleep(pause).await;
-        waited += pause;
-        pause = (pause * 2).min(LOOKS[1]);
-    }
-    Ok(())
-}
-
-/// Listens until the connection is lost. Reading a record makes the server announce its next
-/// change.
-async fn live(post: &Post, was_live: &mut bool) -> Result<std::convert::Infallible, End> {
-    let opened = Line::open(&post.hall.client, post.hall.limits).await;
-    let (mut line, mut messages) =
-        opened.map_err(|error| End::Lost { is_forbidden: is_forbidden(&error) })?;
-    post.ask_for_all()?;
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut idle = 0_u32;
-    loop {
-        let asked = post.take_asked()?;
-        look(post, &mut line, &asked).await?;
-        *was_live |= !asked.is_empty();
-        // Messages are taken only after the read. One that was sent before the read causes a
-        // spurious wake-up at most.
-        match next(post, &mut messages, &mut ticks).await {
-            Event::Message(Message::Lost) => return Err(LOST),
-            Event::Message(Message::Changed(names)) => {
-                for id in names.iter().filter_map(|name| post.hall.records.id(name)) {
-                    post.changed(&id)?;
-                }
-            }
-            Event::Message(Message::AllChanged) => {
-                for id in post.all()? {
-                    post.changed(&id)?;
-                }
-            }
-            Event::Nudge => {}
-            Event::Tick => {
-                let ids = post.all()?;
-                look(post, &mut line, &ids).await?;
-                idle = if ids.is_empty() { idle + 1 } else { 0 };
-                if idle > IDLE_TICKS {
-                    post.leave()?;
-                }
-            }
-        }
+        Ok(())
     }
 }
 
-async fn look(post: &Post, line: &mut Line, ids: &[RecordId]) -> Result<(), End> {
-    for ids in ids.chunks(READ_AT_ONCE) {
-        let found = line.read(&post.hall.records, ids).await;
-        show(post, ids, found, true)?.map_err(|_| LOST)?;
-    }
-    Ok(())
-}
-
-/// Wakes the waiters whose record no longer has the stamp they know. Returns transient errors.
-/// Other errors wake the waiters of the record, which then find them themselves.
-fn show(
-    post: &Post,
+/// Wakes the waiters whose record no longer has the stamp they know. Returns false after a transient
+/// error. Other errors wake the waiters of the record, which then find them themselves.
+fn report(
+    handle: &ListenerHandle,
     ids: &[RecordId],
     found: Result<Vec<Result<Snapshot, StoreError>>, StoreError>,
     is_live: bool,
-) -> Result<Result<(), StoreError>, Relieved> {
-    let found = match found {
-        Ok(found) => found,
-        Err(error) if error.is_transient() => return Ok(Err(error)),
-        Err(_) => {
-            for id in ids {
-                post.seen(id, None, is_live)?;
-            }
-            return Ok(Ok(()));
-        }
-    };
+) -> Result<bool, Superseded> {
+    let found = found.unwrap_or_else(|error| ids.iter().map(|_| Err(error.clone())).collect());
     for (id, found) in ids.iter().zip(found) {
         match found {
-            Ok(found) => post.seen(id, found.record.map(|record| record.stamp), is_live)?,
-            Err(error) if error.is_transient() => return Ok(Err(error)),
-            Err(_) => post.seen(id, None, is_live)?,
+            Ok(found) => handle.seen(id, found.record.map(|record| record.stamp), is_live)?,
+            Err(error) if error.is_transient() => return Ok(false),
+            Err(_) => handle.seen(id, None, is_live)?,
         }
     }
-    Ok(Ok(()))
+    Ok(true)
 }
 
 enum Event {
     Message(Message),
-    Nudge,
+    Wake,
     Tick,
 }
 
-async fn next(post: &Post, messages: &mut Messages, ticks: &mut Interval) -> Event {
-    let mut nudge = pin!(post.nudge.notified());
+async fn next(handle: &ListenerHandle, messages: &mut Messages, ticks: &mut Interval) -> Event {
+    let mut wake = pin!(handle.woken());
     let mut message = pin!(messages.next());
     poll_fn(|cx| {
         // Ticks first: messages may come without end.
@@ -185,7 +202,7 @@ async fn next(post: &Post, messages: &mut Messages, ticks: &mut Interval) -> Eve
         if let Poll::Ready(message) = message.as_mut().poll(cx) {
             return Poll::Ready(Event::Message(message));
         }
-        nudge.as_mut().poll(cx).map(|()| Event::Nudge)
+        wake.as_mut().poll(cx).map(|()| Event::Wake)
     })
     .await
 }

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use ::redis::{Value, cmd, from_redis_value, pipe};
 
 use super::connection::Connections;
-use super::refusal::{corrupt, is_forbidden, is_wrong_type, meaning, nonsense, unusable};
-use super::script::{bytes, snapshot};
+use super::error::{is_forbidden, malformed, store_error, unusable};
+use super::value::{found, time};
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::record::{DecodeError, Stamp};
+use crate::record::Stamp;
 use crate::store::{Cursor, Page, Snapshot};
 
 /// Records read in one round trip. They can be long.
@@ -38,7 +38,7 @@ impl Records {
     }
 
     pub(super) async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        self.load_some(&[*id]).await?.pop().ok_or_else(nonsense)?
+        self.load_some(&[*id]).await?.pop().ok_or_else(malformed)?
     }
 
     /// Loads the record under each of the ids.
@@ -105,35 +105,17 @@ impl Records {
         let mut commands = pipe();
         commands.cmd("TIME").add_command(scan);
         let replies = self.connections.call(&commands, 2).await?;
-        let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| nonsense())?;
+        let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| malformed())?;
         let names = names.extract_error().map_err(|error| {
             if is_forbidden(&error) {
                 return unusable("listing the records takes +scan, which the user lacks");
             }
-            meaning(&error)
+            store_error(&error)
         })?;
-        let (next, names): (u64, Vec<Vec<u8>>) = from_redis_value(names).map_err(|_| nonsense())?;
+        let (next, names): (u64, Vec<Vec<u8>>) = from_redis_value(names).map_err(|_| malformed())?;
         let mut seen = HashSet::new();
         let ids = names.iter().filter_map(|name| self.id(name)).filter(|id| seen.insert(*id)).collect();
         Ok((time(Some(now))?, next, ids))
-    }
-}
-
-/// Parses the reply to `TIME`.
-pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
-    let reply = reply.ok_or_else(nonsense)?.extract_error().map_err(|error| meaning(&error))?;
-    let (seconds, micros): (u64, u64) = from_redis_value(reply).map_err(|_| nonsense())?;
-    Ok(Stamp(seconds.saturating_mul(1_000_000).saturating_add(micros)))
-}
-
-/// Parses the reply to `GET`.
-pub(super) fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
-    match reply.extract_error() {
-        Ok(value) => snapshot(id, now, bytes(value)?),
-        Err(error) if is_wrong_type(&error) => {
-            Err(corrupt(id, DecodeError::Damaged { what: "not a string" }))
-        }
-        Err(error) => Err(meaning(&error)),
     }
 }
 

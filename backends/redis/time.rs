@@ -35,35 +35,35 @@ pub(super) struct Bounds {
     pub(super) upper: Stamp,
 }
 
-/// The departure of a pipeline that may return with a reading.
+/// The round_trip of a pipeline that may return with a reading.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Departure {
+pub(super) struct RoundTrip {
     sent: Duration,
-    /// The bounds of the server's time before the pipeline is sent.
+    /// The bounds of the server's time at the start.
     pub(super) bounds: Option<Bounds>,
-    /// True if the pipeline should ask the server for its time.
+    /// True if the server should be asked for its time.
     pub(super) wants_time: bool,
 }
 
 impl ServerTime {
-    /// Starts a pipeline at `sent` on the monotonic clock.
-    pub(super) fn depart(&self, sent: Duration) -> Departure {
+    /// Starts a round trip at `sent` on the monotonic clock.
+    pub(super) fn begin(&self, sent: Duration) -> RoundTrip {
         let reading = self.lock().filter(|reading| reading.age(sent) <= FRESH);
         let wants_time = reading.is_none_or(|reading| reading.age(sent) > RENEW);
-        Departure { sent, bounds: reading.map(|r| r.at(sent)), wants_time }
+        RoundTrip { sent, bounds: reading.map(|r| r.at(sent)), wants_time }
     }
 
-    /// Ends the pipeline; `server` is the server's time if it was asked for. Returns the bounds of
+    /// Ends a round trip; `server` is the server's time if it was asked for. Returns the bounds of
     /// its present time.
-    pub(super) fn arrive(
+    pub(super) fn end(
         &self,
-        departure: &Departure,
+        round_trip: &RoundTrip,
         server: Option<Stamp>,
         received: Duration,
     ) -> Option<Bounds> {
         let mut last = self.lock();
         if let Some(server) = server {
-            let reading = Reading { server, sent: departure.sent, received };
+            let reading = Reading { server, sent: round_trip.sent, received };
             if reading.is_precise() {
                 *last = Some(reading);
             }
@@ -130,13 +130,13 @@ mod tests {
 
     /// Takes a reading by a pipeline from `sent` to `received`, in milliseconds.
     fn read(time: &ServerTime, sent: u64, received: u64) -> Option<Bounds> {
-        let departure = time.depart(Duration::from_millis(sent));
-        time.arrive(&departure, Some(Stamp(5_000_000)), Duration::from_millis(received))
+        let round_trip = time.begin(Duration::from_millis(sent));
+        time.end(&round_trip, Some(Stamp(5_000_000)), Duration::from_millis(received))
     }
 
     fn known(time: &ServerTime, at: u64) -> (bool, bool) {
-        let departure = time.depart(Duration::from_millis(at));
-        (departure.bounds.is_some(), departure.wants_time)
+        let round_trip = time.begin(Duration::from_millis(at));
+        (round_trip.bounds.is_some(), round_trip.wants_time)
     }
 
     #[test]
@@ -149,8 +149,8 @@ mod tests {
         assert_eq!(known(&time, 511), (true, true));
         assert_eq!(known(&time, 1010), (true, true));
         assert_eq!(known(&time, 1011), (false, true));
-        let departure = time.depart(Duration::from_millis(900));
-        assert_eq!(time.arrive(&departure, None, Duration::from_millis(1011)), None);
+        let round_trip = time.begin(Duration::from_millis(900));
+        assert_eq!(time.end(&round_trip, None, Duration::from_millis(1011)), None);
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The waiters for changes of records: [`Waiters`].
 
+#[cfg(all(test, nevertwice_shuttle))]
+mod schedules;
+
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::Client;
 use tokio::sync::Notify;
 
-use super::listener;
-use super::records::Records;
 use super::runtime::{AbortHandle, oneshot, spawn, timeout};
 use crate::key::RecordId;
 use crate::record::Stamp;
@@ -18,57 +19,61 @@ use crate::wake::guarded;
 /// The waiters of one store. A task of the first waiter's runtime listens for all of them. When
 /// that runtime is gone, or no longer runs its tasks, all waiters end early and the next one starts
 /// another task.
-pub(super) struct Waiters(Arc<Hall>);
-
-/// State shared by the waiters and their task.
-pub(super) struct Hall {
-    pub(super) records: Arc<Records>,
-    pub(super) client: Client,
-    /// Time-outs for connecting and for an answer.
-    pub(super) limits: [Duration; 2],
-    state: Mutex<State>,
+pub(super) struct Waiters<L> {
+    listener: Arc<L>,
+    shared: Arc<Shared>,
 }
 
+/// The work of the task that learns of changes.
+pub(super) trait Listener: Send + Sync + 'static {
+    /// Upper bound on the time between two heartbeats of a task that is run at all.
+    fn heartbeat_limit(&self) -> Duration;
+
+    /// Serves the waiters until the handle is superseded.
+    fn run(self: Arc<Self>, handle: ListenerHandle) -> impl Future<Output = ()> + Send;
+}
+
+/// State shared by the waiters and their task.
 #[derive(Default)]
-struct State {
-    places: HashMap<RecordId, Place>,
+struct Shared(Mutex<Registry>);
+
+#[derive(Default)]
+struct Registry {
+    records: HashMap<RecordId, RecordWaiters>,
     /// Ids of records to read.
-    asked: Vec<RecordId>,
+    requested: Vec<RecordId>,
     next_number: u64,
     generation: u64,
     /// The task of this generation, unless it ended.
-    task: Option<Task>,
+    task: Option<ListenerTask>,
 }
 
-struct Task {
-    nudge: Arc<Notify>,
-    /// A heartbeat: grows as long as the task runs.
-    beats: u64,
+struct ListenerTask {
+    wake: Arc<Notify>,
+    /// Grows as long as the task runs.
+    heartbeats: u64,
     abort: Option<AbortHandle>,
 }
 
 /// The waiters for the same record.
 #[derive(Default)]
-struct Place {
+struct RecordWaiters {
     waiting: HashMap<u64, (Stamp, oneshot::Sender<()>)>,
     /// The present stamp, if a message would announce its change.
     known: Option<Stamp>,
-    /// True if the id is in `asked`.
-    is_asked: bool,
+    /// True if the id is in `requested`.
+    is_requested: bool,
 }
 
-impl Waiters {
-    pub(super) fn new(records: Arc<Records>, client: Client, limits: [Duration; 2]) -> Waiters {
-        Waiters(Arc::new(Hall { records, client, limits, state: Mutex::default() }))
+impl<L: Listener> Waiters<L> {
+    pub(super) fn new(listener: Arc<L>) -> Waiters<L> {
+        Waiters { listener, shared: Arc::default() }
     }
 
     /// Returns when the record no longer has the stamp, or possibly no longer has it.
     pub(super) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
-        let hall = &self.0;
-        let (mut ticket, mut woken) = Hall::enter(hall, id, stamp);
-        // No step of the task takes longer, unless the task is not run at all.
-        let [connect, answer] = hall.limits;
-        let stall = connect.saturating_add(answer).saturating_add(listener::TICK * 2);
+        let (mut ticket, mut woken) = self.register(id, stamp);
+        let stall = self.listener.heartbeat_limit();
         let mut left = within;
         while !left.is_zero() {
             let step = left.min(stall);
@@ -77,18 +82,53 @@ impl Waiters {
                 return;
             }
             left = left.saturating_sub(step);
-            let beats = hall.beats(ticket.generation);
-            if step == stall && beats == ticket.beats {
-                return hall.retire(ticket.generation);
+            let heartbeats = self.shared.heartbeats(ticket.generation);
+            if step == stall && heartbeats == ticket.heartbeats {
+                return self.shared.retire(ticket.generation);
             }
-            ticket.beats = beats;
+            ticket.heartbeats = heartbeats;
         }
+    }
+
+    fn register(&self, id: &RecordId, stamp: Stamp) -> (Ticket, oneshot::Receiver<()>) {
+        let (sender, woken) = oneshot::channel();
+        let mut registry = self.shared.lock();
+        let number = registry.next_number;
+        registry.next_number += 1;
+        let record = registry.records.entry(*id).or_default();
+        record.waiting.insert(number, (stamp, sender));
+        // If the stamp is known to be current and the server announces its change, there is nothing
+        // to read.
+        if record.known != Some(stamp) && !record.is_requested {
+            record.is_requested = true;
+            registry.requested.push(*id);
+        }
+        let (shared, id) = (Arc::clone(&self.shared), *id);
+        if let Some(task) = &registry.task {
+            task.wake.notify_one();
+            let (generation, heartbeats) = (registry.generation, Some(task.heartbeats));
+            drop(registry);
+            return (Ticket { shared, id, number, generation, heartbeats }, woken);
+        }
+        let wake = Arc::new(Notify::new());
+        registry.generation += 1;
+        registry.task = Some(ListenerTask { wake: Arc::clone(&wake), heartbeats: 0, abort: None });
+        let generation = registry.generation;
+        // A runtime that shuts down drops the task at once, which takes the lock.
+        drop(registry);
+        let ticket = Ticket { shared, id, number, generation, heartbeats: Some(0) };
+        let handle = ListenerHandle { shared: Arc::clone(&self.shared), generation, wake };
+        let abort = spawn(Arc::clone(&self.listener).run(handle));
+        if let Some(task) = self.shared.lock().current(generation) {
+            task.abort = Some(abort);
+        }
+        (ticket, woken)
     }
 }
 
-impl Drop for Waiters {
+impl<L> Drop for Waiters<L> {
     fn drop(&mut self) {
-        let task = self.0.lock().task.take();
+        let task = self.shared.lock().task.take();
         if let Some(abort) = task.and_then(|task| task.abort) {
             abort.abort();
         }
@@ -97,168 +137,143 @@ impl Drop for Waiters {
 
 /// The registration of a waiter. Dropping it removes the waiter.
 struct Ticket {
-    hall: Arc<Hall>,
+    shared: Arc<Shared>,
     id: RecordId,
     number: u64,
     generation: u64,
-    beats: Option<u64>,
+    heartbeats: Option<u64>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.hall.lock();
-        let Some(place) = state.places.get_mut(&self.id) else { return };
-        let own = place.waiting.remove(&self.number);
-        if place.waiting.is_empty() {
-            state.places.remove(&self.id);
+        let mut registry = self.shared.lock();
+        let Some(record) = registry.records.get_mut(&self.id) else { return };
+        let own = record.waiting.remove(&self.number);
+        if record.waiting.is_empty() {
+            registry.records.remove(&self.id);
         }
-        drop(state);
-        drop(own); // it may wake somebody, as below
+        drop(registry);
+        drop(own); // it may wake a task, as below
     }
 }
 
-impl Hall {
-    fn enter(hall: &Arc<Hall>, id: &RecordId, stamp: Stamp) -> (Ticket, oneshot::Receiver<()>) {
-        let (sender, woken) = oneshot::channel();
-        let mut state = hall.lock();
-        let number = state.next_number;
-        state.next_number += 1;
-        let place = state.places.entry(*id).or_default();
-        place.waiting.insert(number, (stamp, sender));
-        // If the stamp is known to be current and the server announces its change, there is nothing
-        // to read.
-        if place.known != Some(stamp) && !place.is_asked {
-            place.is_asked = true;
-            state.asked.push(*id);
-        }
-        if let Some(task) = &state.task {
-            task.nudge.notify_one();
-            let (generation, beats) = (state.generation, Some(task.beats));
-            return (Ticket { hall: Arc::clone(hall), id: *id, number, generation, beats }, woken);
-        }
-        let nudge = Arc::new(Notify::new());
-        state.generation += 1;
-        state.task = Some(Task { nudge: Arc::clone(&nudge), beats: 0, abort: None });
-        let generation = state.generation;
-        // A runtime that shuts down drops the task at once, which takes the lock.
-        drop(state);
-        let ticket = Ticket { hall: Arc::clone(hall), id: *id, number, generation, beats: Some(0) };
-        let post = Post { hall: Arc::clone(hall), generation, nudge };
-        let abort = spawn(listener::run(post));
-        if let Some(task) = hall.lock().current(generation) {
-            task.abort = Some(abort);
-        }
-        (ticket, woken)
-    }
-
-    fn beats(&self, generation: u64) -> Option<u64> {
-        self.lock().current(generation).map(|task| task.beats)
+impl Shared {
+    fn heartbeats(&self, generation: u64) -> Option<u64> {
+        self.lock().current(generation).map(|task| task.heartbeats)
     }
 
     /// Retires the task of this generation: all waiters end, and the next one starts another task.
     fn retire(&self, generation: u64) {
-        let mut state = self.lock();
-        if state.current(generation).is_some() {
-            state.task = None;
-            state.asked.clear();
-            let ended = std::mem::take(&mut state.places);
-            // A woken waiter may call back into this state, so the lock is released first.
-            drop(state);
+        let mut registry = self.lock();
+        if registry.current(generation).is_some() {
+            registry.task = None;
+            registry.requested.clear();
+            let ended = std::mem::take(&mut registry.records);
+            // A woken waiter may call back into this registry, so the lock is released first.
+            drop(registry);
             drop(ended);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn current(&mut self, generation: u64) -> Option<&mut Task> {
+impl Registry {
+    fn current(&mut self, generation: u64) -> Option<&mut ListenerTask> {
         let is_current = self.generation == generation;
         self.task.as_mut().filter(|_| is_current)
     }
 }
 
-/// The handle of a task of one generation on the shared state. It is dropped with the task, however
-/// that ends.
-pub(super) struct Post {
-    pub(super) hall: Arc<Hall>,
-    pub(super) nudge: Arc<Notify>,
+/// The access of a task of one generation to the waiters. It is dropped with the task, however that
+/// ends.
+pub(super) struct ListenerHandle {
+    shared: Arc<Shared>,
+    wake: Arc<Notify>,
     generation: u64,
 }
 
-/// Another task has taken over, or the store is gone.
-pub(super) struct Relieved;
+/// The task has to end: another one has taken over, or the store is gone.
+pub(super) struct Superseded;
 
-impl Post {
-    /// Locks the state if this task still serves it.
-    fn state(&self) -> Result<MutexGuard<'_, State>, Relieved> {
-        let mut state = self.hall.lock();
-        let task = state.current(self.generation).ok_or(Relieved)?;
-        task.beats += 1;
-        Ok(state)
+impl ListenerHandle {
+    /// Locks the registry if this task still serves it.
+    fn lock(&self) -> Result<MutexGuard<'_, Registry>, Superseded> {
+        let mut registry = self.shared.lock();
+        let task = registry.current(self.generation).ok_or(Superseded)?;
+        task.heartbeats += 1;
+        Ok(registry)
     }
 
-    /// Marks all records as to be read: there is a new connection, or none.
-    pub(super) fn ask_for_all(&self) -> Result<(), Relieved> {
-        let mut state = self.state()?;
-        state.asked = state.places.keys().copied().collect();
-        for place in state.places.values_mut() {
-            (place.known, place.is_asked) = (None, true);
+    /// Returns once a waiter has registered.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Requests all records: there is a new connection, or none.
+    pub(super) fn request_all(&self) -> Result<(), Superseded> {
+        let mut registry = self.lock()?;
+        registry.requested = registry.records.keys().copied().collect();
+        for record in registry.records.values_mut() {
+            (record.known, record.is_requested) = (None, true);
         }
         Ok(())
     }
 
-    /// Takes the ids of the records to read that still have waiters. A later waiter marks its
+    /// Takes the ids of the records to read that still have waiters. A later waiter requests its
     /// record again.
-    pub(super) fn take_asked(&self) -> Result<Vec<RecordId>, Relieved> {
-        let mut state = self.state()?;
-        let mut asked = std::mem::take(&mut state.asked);
-        asked.retain(|id| state.places.get_mut(id).is_some_and(|place| std::mem::take(&mut place.is_asked)));
-        Ok(asked)
+    pub(super) fn take_requested(&self) -> Result<Vec<RecordId>, Superseded> {
+        let mut registry = self.lock()?;
+        let mut ids = std::mem::take(&mut registry.requested);
+        ids.retain(|id| {
+            let record = registry.records.get_mut(id);
+            record.is_some_and(|record| std::mem::take(&mut record.is_requested))
+        });
+        Ok(ids)
     }
 
     /// Returns the ids of all records that have waiters.
-    pub(super) fn all(&self) -> Result<Vec<RecordId>, Relieved> {
-        Ok(self.state()?.places.keys().copied().collect())
+    pub(super) fn ids(&self) -> Result<Vec<RecordId>, Superseded> {
+        Ok(self.lock()?.records.keys().copied().collect())
     }
 
     /// Reports that the record was seen with this stamp (`None`: it may be anything); `is_live` if
     /// a message would announce its change. A waiter that registered after that read, with a later
     /// stamp, ends early.
-    pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Relieved> {
-        let mut state = self.state()?;
-        if let Some(place) = state.places.get_mut(id) {
-            place.known = stamp.filter(|_| is_live);
-            let ended = place.waiting.extract_if(|_, (expected, _)| Some(*expected) != stamp);
+    pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Superseded> {
+        let mut registry = self.lock()?;
+        if let Some(record) = registry.records.get_mut(id) {
+            record.known = stamp.filter(|_| is_live);
+            let ended = record.waiting.extract_if(|_, (expected, _)| Some(*expected) != stamp);
             let ended: Vec<_> = ended.collect();
-            drop(state);
+            drop(registry);
             drop(ended);
         }
         Ok(())
     }
 
     /// Reports that a message announced a change of the record.
-    pub(super) fn changed(&self, id: &RecordId) -> Result<(), Relieved> {
-        let ended = self.state()?.places.remove(id);
+    pub(super) fn changed(&self, id: &RecordId) -> Result<(), Superseded> {
+        let ended = self.lock()?.records.remove(id);
         drop(ended);
         Ok(())
     }
 
     /// Ends the task if there are no waiters.
-    pub(super) fn leave(&self) -> Result<(), Relieved> {
-        let mut state = self.state()?;
-        if state.places.is_empty() {
-            state.task = None;
-            return Err(Relieved);
+    pub(super) fn leave(&self) -> Result<(), Superseded> {
+        let mut registry = self.lock()?;
+        if registry.records.is_empty() {
+            registry.task = None;
+            return Err(Superseded);
         }
         Ok(())
     }
 }
 
-impl Drop for Post {
+impl Drop for ListenerHandle {
     fn drop(&mut self) {
-        self.hall.retire(self.generation);
+        self.shared.retire(self.generation);
     }
 }

@@ -1,25 +1,25 @@
-//! The fitness of a server for grants: [`Watch`].
+//! The fitness of a server for grants: [`ServerWatch`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Warning;
-use super::inspection::{Inspection, Role};
-use super::refusal::{unavailable, unusable};
+use super::error::{unavailable, unusable};
+use super::inspection::{Role, ServerReport};
 use crate::durability::Durability;
 use crate::error::StoreError;
 
 /// Judges each inspection of a server by the level of the first one.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct ServerWatch {
     assumed: Option<Durability>,
     every: Duration,
-    state: Mutex<State>,
+    findings: Mutex<Findings>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Findings {
     /// The level of the first inspection. On a weaker one no grants are given.
     promised: Option<Durability>,
     durability: Durability,
@@ -41,17 +41,17 @@ pub(super) enum Doubt {
     LessDurable { promised: Durability, durability: Durability, is_verified: bool },
 }
 
-impl Watch {
+impl ServerWatch {
     /// Creates a watch under which grants rely on inspections no older than `every`.
-    pub(super) fn new(assumed: Option<Durability>, every: Duration) -> Watch {
-        let state = State {
+    pub(super) fn new(assumed: Option<Durability>, every: Duration) -> ServerWatch {
+        let findings = Findings {
             promised: None,
             durability: assumed.unwrap_or(Durability::Memory),
             warnings: Vec::new(),
             evicted: HashMap::new(),
             has_evicted: false,
         };
-        Watch { assumed, every, state: Mutex::new(state) }
+        ServerWatch { assumed, every, findings: Mutex::new(findings) }
     }
 
     pub(super) fn every(&self) -> Duration {
@@ -59,20 +59,20 @@ impl Watch {
     }
 
     /// Records an inspection. Returns the fault that it shows, except for evictions, which
-    /// [`doubt`](Watch::doubt) reports.
-    pub(super) fn judge(&self, inspection: &Inspection) -> Option<Doubt> {
+    /// [`doubt`](ServerWatch::doubt) reports.
+    pub(super) fn judge(&self, inspection: &ServerReport) -> Option<Doubt> {
         let mut warnings = Vec::new();
         let role = role(inspection, &mut warnings);
         let eviction = eviction(inspection, &mut warnings);
         let durability = durability(inspection, self.assumed, &mut warnings);
-        let mut state = self.lock();
+        let mut findings = self.lock();
         // A replica's evictions count when it is promoted: only then are those records lost.
         if role.is_none() {
-            state.count_evicted(inspection, &mut warnings);
+            findings.count_evicted(inspection, &mut warnings);
         }
-        let promised = *state.promised.get_or_insert(durability);
-        (state.durability, state.warnings) = (durability, warnings);
-        let is_verified = !state.warnings.contains(&Warning::DurabilityUnverified);
+        let promised = *findings.promised.get_or_insert(durability);
+        (findings.durability, findings.warnings) = (durability, warnings);
+        let is_verified = !findings.warnings.contains(&Warning::DurabilityUnverified);
         let less = || Doubt::LessDurable { promised, durability, is_verified };
         role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less))
     }
@@ -96,15 +96,15 @@ impl Watch {
         self.lock().warnings.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Findings {
     /// Counts evicted keys. Evictions before the first inspection only cause a warning: it is
     /// unknown when they happened, and to which keys.
-    fn count_evicted(&mut self, inspection: &Inspection, warnings: &mut Vec<Warning>) {
+    fn count_evicted(&mut self, inspection: &ServerReport, warnings: &mut Vec<Warning>) {
         let (Some(run_id), Some(count)) = (&inspection.run_id, inspection.evicted) else {
             // Without `INFO` alone, the policy is still known from `CONFIG`. Without both, the
             // missing policy has its own warning.
@@ -167,7 +167,7 @@ impl Doubt {
     }
 }
 
-fn role(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+fn role(inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
     match inspection.role {
         Some(Role::Primary) => None,
         Some(Role::Replica) => Some(Doubt::Replica),
@@ -180,7 +180,7 @@ fn role(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doubt> {
     }
 }
 
-fn eviction(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+fn eviction(inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
     match &inspection.memory {
         None => warnings.push(Warning::EvictionUnverified),
         Some((_, policy)) if policy == "noeviction" => {}
@@ -191,7 +191,7 @@ fn eviction(inspection: &Inspection, warnings: &mut Vec<Warning>) -> Option<Doub
 }
 
 fn durability(
-    inspection: &Inspection,
+    inspection: &ServerReport,
     assumed: Option<Durability>,
     warnings: &mut Vec<Warning>,
 ) -> Durability {
@@ -219,20 +219,20 @@ fn durability(
 mod tests {
     use super::*;
 
-    fn inspection(run_id: &str, evicted: u64) -> Inspection {
-        Inspection {
+    fn inspection(run_id: &str, evicted: u64) -> ServerReport {
+        ServerReport {
             role: Some(Role::Primary),
             memory: Some((0, "noeviction".to_owned())),
             append_only: Some(true),
             sync: Some("always".to_owned()),
             run_id: Some(run_id.to_owned()),
             evicted: Some(evicted),
-            ..Inspection::default()
+            ..ServerReport::default()
         }
     }
 
-    fn watch(first: &Inspection) -> Watch {
-        let watch = Watch::new(None, Duration::ZERO);
+    fn watch(first: &ServerReport) -> ServerWatch {
+        let watch = ServerWatch::new(None, Duration::ZERO);
         assert_eq!((watch.judge(first), watch.doubt()), (None, None));
         watch
     }
@@ -263,14 +263,14 @@ mod tests {
     #[test]
     fn s2_what_a_replica_evicts_is_noticed_when_it_is_promoted() {
         let watch = watch(&inspection("a", 0));
-        let replica = Inspection { role: Some(Role::Replica), ..inspection("b", 2) };
+        let replica = ServerReport { role: Some(Role::Replica), ..inspection("b", 2) };
         assert_eq!((watch.judge(&replica), watch.doubt()), (Some(Doubt::Replica), None));
         assert_eq!((watch.judge(&inspection("b", 2)), watch.doubt()), (None, Some(Doubt::HasEvicted)));
     }
 
     #[test]
     fn s9_the_promise_is_that_of_the_first_inspection() {
-        let weak = |sync: &str| Inspection { sync: Some(sync.to_owned()), ..inspection("a", 0) };
+        let weak = |sync: &str| ServerReport { sync: Some(sync.to_owned()), ..inspection("a", 0) };
         let strict = watch(&inspection("a", 0));
         assert!(matches!(strict.judge(&weak("everysec")), Some(Doubt::LessDurable { .. })));
         assert_eq!(strict.durability(), Durability::Process);

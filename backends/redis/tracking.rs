@@ -1,4 +1,4 @@
-//! The connection over which the server announces changes of records: [`Line`].
+//! The connection over which the server announces changes of records: [`TrackingConnection`].
 
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use ::redis::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
-use super::records::{Records, found};
-use super::refusal::{meaning, nonsense};
+use super::error::{malformed, store_error};
+use super::records::Records;
+use super::value::found;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
@@ -18,7 +19,7 @@ use crate::store::Snapshot;
 
 /// A connection with `CLIENT TRACKING`: once a record was read over it, the server announces the
 /// next change of that record, by any client and any command.
-pub(super) struct Line(MultiplexedConnection);
+pub(super) struct TrackingConnection(MultiplexedConnection);
 
 /// The messages of the server, in order with its replies. Each record read yields at most one.
 pub(super) struct Messages(UnboundedReceiver<PushInfo>);
@@ -32,11 +33,11 @@ pub(super) enum Message {
     Lost,
 }
 
-impl Line {
+impl TrackingConnection {
     pub(super) async fn open(
         client: &Client,
         [connect, answer]: [Duration; 2],
-    ) -> Result<(Line, Messages), RedisError> {
+    ) -> Result<(TrackingConnection, Messages), RedisError> {
         let (sender, messages) = unbounded_channel();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(connect))
@@ -48,7 +49,7 @@ impl Line {
         let open = async {
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await?;
-            Ok((Line(connection), Messages(messages)))
+            Ok((TrackingConnection(connection), Messages(messages)))
         };
         let late = || RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
         timeout(connect.saturating_add(answer), open).await.unwrap_or_else(|_| Err(late()))
@@ -66,9 +67,9 @@ impl Line {
             commands.cmd("GET").arg(records.key(id));
         }
         let replies = self.0.req_packed_commands(&commands, 0, ids.len()).await;
-        let replies = replies.map_err(|error| meaning(&error))?;
+        let replies = replies.map_err(|error| store_error(&error))?;
         if replies.len() != ids.len() {
-            return Err(nonsense());
+            return Err(malformed());
         }
         Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, Stamp::ZERO, reply)).collect())
     }

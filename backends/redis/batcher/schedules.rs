@@ -13,51 +13,51 @@ use crate::key::RecordId;
 use crate::record::Stamp;
 use crate::sync::schedules::explore;
 
-use super::super::script::Expected;
+use super::super::item::Expected;
 
 /// A server that records what is sent and answers each swap with a stamp of its own.
-struct Server {
-    courier: Courier<Server>,
-    patience: Duration,
+struct ListServer {
+    batcher: Batcher<ListServer>,
+    delivery_limit: Duration,
     seen: Plain<Vec<u64>>,
-    trips: AtomicUsize,
-    most_trips: AtomicUsize,
+    pipelines: AtomicUsize,
+    most_pipelines: AtomicUsize,
 }
 
-impl Server {
-    fn new(patience: Duration) -> Arc<Server> {
-        let (seen, trips, most_trips) = (Plain::default(), AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Server { courier: Courier::default(), patience, seen, trips, most_trips })
+impl ListServer {
+    fn new(delivery_limit: Duration) -> Arc<ListServer> {
+        let (seen, pipelines, most_pipelines) = (Plain::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(ListServer { batcher: Batcher::default(), delivery_limit, seen, pipelines, most_pipelines })
     }
 
     /// Asserts that no pipeline is in flight and no caller queued, so that the next caller need not
     /// wait.
     fn is_at_rest(&self) {
-        let state = self.courier.lock();
-        assert_eq!((state.under_way, state.waiting.len()), (0, 0), "a turn was lost");
+        let queue = self.batcher.lock();
+        assert_eq!((queue.in_flight, queue.pending.len()), (0, 0), "a leader was lost");
     }
 }
 
-impl Carrier for Server {
-    fn courier(&self) -> &Courier<Server> {
-        &self.courier
+impl Transport for ListServer {
+    fn batcher(&self) -> &Batcher<ListServer> {
+        &self.batcher
     }
 
-    fn patience(&self) -> Duration {
-        self.patience
+    fn delivery_limit(&self) -> Duration {
+        self.delivery_limit
     }
 
-    async fn deliver(&self, items: &mut [Item]) -> Vec<Result<Answer, StoreError>> {
-        let trips = self.trips.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most_trips.fetch_max(trips, Ordering::SeqCst);
-        for item in &*items {
+    async fn deliver(&self, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
+        let pipelines = self.pipelines.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_pipelines.fetch_max(pipelines, Ordering::SeqCst);
+        for item in &items {
             let mut seen = self.seen.lock().unwrap();
             assert!(!seen.contains(&number(item)), "a swap was sent twice");
             seen.push(number(item));
         }
         yield_now().await;
-        self.trips.fetch_sub(1, Ordering::SeqCst);
-        items.iter().map(|item| Ok(Answer::Done { stamp: Stamp(number(item)), existed: false })).collect()
+        self.pipelines.fetch_sub(1, Ordering::SeqCst);
+        items.iter().map(|item| Ok(ItemReply::Done { stamp: Stamp(number(item)), existed: false })).collect()
     }
 }
 
@@ -77,9 +77,9 @@ fn number(item: &Item) -> u64 {
 }
 
 /// Sends a swap and checks that the answer is its own.
-async fn send(server: Arc<Server>, number: u64) -> bool {
-    match Courier::send(&server, item(number)).await {
-        Ok(Answer::Done { stamp, .. }) => {
+async fn send(server: Arc<ListServer>, number: u64) -> bool {
+    match Batcher::send(&server, item(number)).await {
+        Ok(ItemReply::Done { stamp, .. }) => {
             assert_eq!(stamp, Stamp(number), "the answer to another's swap");
             assert!(server.seen.lock().unwrap().contains(&number), "an answer to what was not sent");
             true
@@ -91,7 +91,7 @@ async fn send(server: Arc<Server>, number: u64) -> bool {
 }
 
 /// Sends a swap and leaves after some steps.
-async fn send_and_leave(server: Arc<Server>, number: u64) {
+async fn send_and_leave(server: Arc<ListServer>, number: u64) {
     let steps = shuttle::rand::thread_rng().gen_range(0..6);
     let leaves = async {
         for _ in 0..steps {
@@ -105,15 +105,15 @@ async fn send_and_leave(server: Arc<Server>, number: u64) {
 }
 
 #[test]
-fn schedules_of_shared_trips() {
-    explore("redis: callers share trips", 10_000, || {
-        let server = Server::new(Duration::MAX);
+fn schedules_of_shared_pipelines() {
+    explore("redis: callers share pipelines", 10_000, || {
+        let server = ListServer::new(Duration::MAX);
         let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
         for caller in callers {
             assert!(block_on(caller).unwrap(), "nobody answered");
         }
         assert_eq!(server.seen.lock().unwrap().len(), 5);
-        assert!(server.most_trips.load(Ordering::SeqCst) <= TRIPS);
+        assert!(server.most_pipelines.load(Ordering::SeqCst) <= PIPELINES);
         server.is_at_rest();
     });
 }
@@ -121,7 +121,7 @@ fn schedules_of_shared_trips() {
 #[test]
 fn schedules_of_callers_that_leave() {
     explore("redis: callers leave, leaders too", 20_000, || {
-        let server = Server::new(Duration::MAX);
+        let server = ListServer::new(Duration::MAX);
         let leavers: Vec<_> = (0..4).map(|number| spawn(send_and_leave(server.clone(), number))).collect();
         let stayers: Vec<_> = (4..6).map(|number| spawn(send(server.clone(), number))).collect();
         for stayer in stayers {
@@ -137,9 +137,9 @@ fn schedules_of_callers_that_leave() {
 /// L1, S6: A caller whose wait may time out at any moment takes over from blocked leaders. Nothing
 /// is sent twice, and no caller gets another's answer; a missing answer is an error.
 #[test]
-fn schedules_of_lost_patience() {
+fn schedules_of_leaders_that_stall() {
     explore("redis: turns taken over", 10_000, || {
-        let server = Server::new(Duration::ZERO);
+        let server = ListServer::new(Duration::ZERO);
         let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
         for caller in callers {
             block_on(caller).unwrap();

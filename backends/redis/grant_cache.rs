@@ -1,4 +1,4 @@
-//! A cache of the grants that this store wrote: [`Grants`].
+//! A cache of the grants that this store wrote: [`GrantCache`].
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,17 +15,17 @@ const LONGEST: usize = 1024;
 /// A bounded cache of grants that this store wrote, so that finishing one needs no script. A miss
 /// (a grant written elsewhere or long ago) is only slower.
 #[derive(Debug, Default)]
-pub(super) struct Grants(Mutex<Generations>);
+pub(super) struct GrantCache(Mutex<Generations>);
 
 /// Two generations of entries. When the younger is full, the elder is dropped.
 #[derive(Debug, Default)]
 struct Generations {
-    younger: HashMap<RecordId, Grant>,
-    elder: HashMap<RecordId, Grant>,
+    younger: HashMap<RecordId, CachedGrant>,
+    elder: HashMap<RecordId, CachedGrant>,
 }
 
 #[derive(Debug)]
-pub(super) struct Grant {
+pub(super) struct CachedGrant {
     pub(super) stamp: Stamp,
     /// The server keeps the record for at least this long, counted from its stamp.
     pub(super) keep: Duration,
@@ -33,7 +33,7 @@ pub(super) struct Grant {
     pub(super) bytes: Vec<u8>,
 }
 
-impl Grant {
+impl CachedGrant {
     /// True if the replacement with this stamp may expire together with the grant: late enough, and
     /// not much too late.
     pub(super) fn lasts(&self, stamp: Stamp, keep: Duration) -> bool {
@@ -42,8 +42,8 @@ impl Grant {
     }
 }
 
-impl Grants {
-    pub(super) fn remember(&self, id: RecordId, grant: Grant) {
+impl GrantCache {
+    pub(super) fn remember(&self, id: RecordId, grant: CachedGrant) {
         if grant.bytes.len() > LONGEST {
             return;
         }
@@ -55,7 +55,7 @@ impl Grants {
     }
 
     /// Removes and returns the grant if it has this stamp.
-    pub(super) fn take(&self, id: &RecordId, stamp: Stamp) -> Option<Grant> {
+    pub(super) fn take(&self, id: &RecordId, stamp: Stamp) -> Option<CachedGrant> {
         let mut both = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = both.younger.remove(id).or_else(|| both.elder.remove(id));
         found.filter(|grant| grant.stamp == stamp)
@@ -69,11 +69,11 @@ mod tests {
     #[test]
     fn s13_what_replaces_a_grant_ends_with_it_only_if_that_is_not_too_early() {
         let second = Duration::from_secs(1);
-        let grant = Grant { stamp: Stamp(5_000_000), keep: second * 1000, bytes: Vec::new() };
+        let grant = CachedGrant { stamp: Stamp(5_000_000), keep: second * 1000, bytes: Vec::new() };
         let lasts = |later, keep| grant.lasts(grant.stamp.after(second * later), second * keep);
         assert!(lasts(0, 1000) && lasts(30, 970) && !lasts(30, 971));
         assert!(lasts(100, 800) && !lasts(99, 800), "not much too late");
-        let for_ever = Grant { keep: Duration::MAX, ..grant };
+        let for_ever = CachedGrant { keep: Duration::MAX, ..grant };
         assert!(for_ever.lasts(Stamp(9_000_000), Duration::MAX) && !for_ever.lasts(Stamp(9_000_000), second));
     }
 }

@@ -1,7 +1,14 @@
 //! Errors of Redis and its client, translated to [`StoreError`]. Texts of the server are not passed
 //! on, because they can quote what was sent.
 
-use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+use std::time::Duration;
+
+use ::redis::aio::ConnectionLike;
+use ::redis::{
+    AsyncConnectionConfig, Client, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError,
+    ServerErrorKind, cmd,
+};
+use tokio::time::timeout;
 
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -9,25 +16,27 @@ use crate::record::DecodeError;
 
 /// The kind of store, in errors and elsewhere.
 pub(super) const BACKEND: &str = "redis";
+/// Time limit of the second attempt, independent of the store's time-outs.
+const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
-    StoreError::Unavailable { backend: BACKEND, detail: detail.into() }
+    StoreError::unavailable(BACKEND, detail)
 }
 
 pub(super) fn unusable(detail: impl Into<String>) -> StoreError {
-    StoreError::Unusable { backend: BACKEND, detail: detail.into() }
+    StoreError::unusable(BACKEND, detail)
 }
 
 pub(super) fn full() -> StoreError {
-    StoreError::Full { backend: BACKEND, detail: "used memory is over maxmemory (OOM)".to_owned() }
+    StoreError::full(BACKEND, "used memory is over maxmemory (OOM)")
 }
 
 pub(super) fn corrupt(id: &RecordId, source: DecodeError) -> StoreError {
-    StoreError::Corrupt { backend: BACKEND, id: *id, source }
+    StoreError::corrupt(BACKEND, id, source)
 }
 
 /// The error for an answer that Redis never gives.
-pub(super) fn nonsense() -> StoreError {
+pub(super) fn malformed() -> StoreError {
     unavailable("it gave an answer of another form than Redis does")
 }
 
@@ -68,8 +77,13 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) && error.detail().is_some_and(known)
 }
 
+/// True if the connection was lost after it was opened.
+pub(super) fn is_lost(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal()
+}
+
 /// True if the server accepts no more connections at present.
-pub(super) fn is_full_of_connections(error: &RedisError) -> bool {
+fn is_full_of_connections(error: &RedisError) -> bool {
     says(error, "max number of clients")
 }
 
@@ -80,7 +94,7 @@ fn says(error: &RedisError, words: &str) -> bool {
 }
 
 /// Translates an error for a caller.
-pub(super) fn meaning(error: &RedisError) -> StoreError {
+pub(super) fn store_error(error: &RedisError) -> StoreError {
     if error.kind() == ErrorKind::AuthenticationFailed {
         return unusable("it refused the user name or the password of the URL");
     }
@@ -148,4 +162,38 @@ fn connection(error: &RedisError) -> &str {
     } else {
         error.category()
     }
+}
+
+/// Translates an error of opening a connection. A second connection finds out what the `redis`
+/// crate hides.
+pub(super) async fn diagnose(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+    error: &RedisError,
+) -> StoreError {
+    let is_refused = error.kind() == ErrorKind::AuthenticationFailed;
+    if !is_refused && !is_lost(error) {
+        return store_error(error);
+    }
+    // The crate reports any unexpected answer to the login as a refused password, and drops an
+    // error that comes before the login.
+    match timeout(DIAGNOSIS_LIMIT, greet(client, config)).await {
+        Ok(Err(found)) if tells_more(&found) => store_error(&found),
+        Ok(Err(found)) if is_lost(error) && found.is_connection_dropped() => unavailable(
+            "it closed the connection without an answer: if its port is one for TLS, the URL has to start with rediss://",
+        ),
+        _ => store_error(error),
+    }
+}
+
+fn tells_more(found: &RedisError) -> bool {
+    found.code() == Some("DENIED") || is_full_of_connections(found) || found.kind() == ErrorKind::Parse
+}
+
+/// Asks for the server's first answer, before any login.
+async fn greet(client: &Client, config: &AsyncConnectionConfig) -> Result<(), RedisError> {
+    let plain = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+    let client = Client::open(client.get_connection_info().clone().set_redis_settings(plain))?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(config).await?;
+    connection.req_packed_command(&cmd("PING")).await?.extract_error().map(drop)
 }

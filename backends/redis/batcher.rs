@@ -1,0 +1,232 @@
+//! Batching of concurrent swaps: [`Batcher`].
+
+#[cfg(all(test, nevertwice_shuttle))]
+mod schedules;
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{malformed, unavailable};
+use super::item::{Item, ItemReply};
+use super::runtime::{leave, oneshot, timeout, yield_now};
+use crate::error::StoreError;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
+use crate::wake::guarded;
+
+/// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
+const PIPELINES: usize = 2;
+/// Limits of one pipeline. It blocks the server for some 3 µs per swap.
+const MAX_ITEMS: usize = 128;
+const MAX_BYTES: usize = 256 << 10;
+
+/// Sends a swap at once while fewer than [`PIPELINES`] pipelines are in flight. Later swaps queue,
+/// only until one of these ends, and are then sent together.
+///
+/// There is no task. When a pipeline ends, the caller that has waited longest becomes leader and
+/// sends the queue, its own swap included. A leader dropped in mid-flight leaves its pipeline to
+/// the runtime and hands over the lead. A leader that is neither dropped nor polled, because its
+/// runtime is blocked, loses the lead to the first caller whose wait times out.
+pub(super) struct Batcher<T: Transport>(Mutex<Queue<T>>);
+
+/// The transport of swaps to the server.
+pub(super) trait Transport: Send + Sync + Sized + 'static {
+    fn batcher(&self) -> &Batcher<Self>;
+
+    /// Upper bound on the time that one delivery takes.
+    fn delivery_limit(&self) -> Duration;
+
+    /// Sends the items at once and returns the reply to each.
+    fn deliver(&self, items: Vec<Item>) -> impl Future<Output = Vec<Result<ItemReply, StoreError>>> + Send;
+}
+
+struct Queue<T: Transport> {
+    pending: VecDeque<Pending<T>>,
+    in_flight: usize,
+    /// The current generation. Leaders of an earlier one no longer count.
+    generation: u64,
+    next_number: u64,
+}
+
+/// A queued item.
+struct Pending<T: Transport> {
+    number: u64,
+    item: Item,
+    sender: oneshot::Sender<Reply<T>>,
+}
+
+/// A message to a queued caller.
+enum Reply<T: Transport> {
+    Item(Result<ItemReply, StoreError>),
+    /// The caller's swap is not sent yet: it becomes leader and sends it along with the others.
+    Lead(Leader<T>, Item),
+}
+
+/// The number of a queued item, and the receiver of its caller.
+type Ticket<T> = (u64, oneshot::Receiver<Reply<T>>);
+
+/// The lead: the right to send a pipeline. It is never lost: dropping it passes it on.
+struct Leader<T: Transport> {
+    transport: Arc<T>,
+    generation: u64,
+    /// A shared pipeline that is still in flight.
+    delivery: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<T: Transport> Default for Batcher<T> {
+    fn default() -> Batcher<T> {
+        let queue = Queue { pending: VecDeque::new(), in_flight: 0, generation: 0, next_number: 0 };
+        Batcher(Mutex::new(queue))
+    }
+}
+
+impl<T: Transport> Batcher<T> {
+    pub(super) async fn send(transport: &Arc<T>, item: Item) -> Result<ItemReply, StoreError> {
+        let batcher = transport.batcher();
+        let (leader, item) = match batcher.enter(transport, item) {
+            Ok(lead) => lead,
+            // Another caller's task wakes this one.
+            Err(ticket) => match guarded(batcher.wait(transport, ticket)).await? {
+                Reply::Item(reply) => return reply,
+                Reply::Lead(leader, item) => (leader, item),
+            },
+        };
+        let others = batcher.take_queued(&item);
+        if others.is_empty() {
+            return transport.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(malformed()));
+        }
+        leader.lead(item, others).await
+    }
+
+    /// Makes the caller leader, or queues the item.
+    fn enter(&self, transport: &Arc<T>, item: Item) -> Result<(Leader<T>, Item), Ticket<T>> {
+        let mut queue = self.lock();
+        if queue.in_flight < PIPELINES {
+            queue.in_flight += 1;
+            return Ok((Leader::new(transport, queue.generation), item));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let number = queue.next_number;
+        queue.next_number += 1;
+        queue.pending.push_back(Pending { number, item, sender });
+        Err((number, receiver))
+    }
+
+    /// Waits for a reply, and takes over the lead if none comes in time.
+    async fn wait(&self, transport: &Arc<T>, ticket: Ticket<T>) -> Result<Reply<T>, StoreError> {
+        let (limit, (number, mut receiver)) = (transport.delivery_limit(), ticket);
+        let received = match timeout(limit, &mut receiver).await {
+            Ok(received) => Ok(received),
+            Err(_) => match self.take_over(transport, number) {
+                Some((leader, item)) => return Ok(Reply::Lead(leader, item)),
+                None => timeout(limit, receiver).await,
+            },
+        };
+        match received {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(unavailable("the call that it was sent with was dropped")),
+            Err(_) => Err(unavailable("no answer in time")),
+        }
+    }
+
+    /// Takes the queued items that are sent along with this one.
+    fn take_queued(&self, item: &Item) -> Vec<Pending<T>> {
+        let mut taken = Vec::new();
+        let mut bytes = item.bytes.len();
+        let mut queue = self.lock();
+        while taken.len() + 1 < MAX_ITEMS
+            && let Some(next) = queue.pending.front()
+            && bytes.saturating_add(next.item.bytes.len()) <= MAX_BYTES
+            && let Some(next) = queue.pending.pop_front()
+        {
+            // The swap of a caller that is gone is not sent.
+            if !next.sender.is_closed() {
+                bytes = bytes.saturating_add(next.item.bytes.len());
+                taken.push(next);
+            }
+        }
+        taken
+    }
+
+    /// Passes the lead on to the caller that has waited longest.
+    fn pass_on(&self, transport: &Arc<T>, generation: u64) {
+        loop {
+            let mut queue = self.lock();
+            if queue.generation != generation {
+                return;
+            }
+            let Some(Pending { item, sender, .. }) = queue.pending.pop_front() else {
+                queue.in_flight -= 1;
+                return;
+            };
+            drop(queue);
+            // The swap of a caller that is gone is dropped with it.
+            if !sender.is_closed() {
+                // If the caller leaves just now, the lead is dropped and passed on again.
+                let _ = sender.send(Reply::Lead(Leader::new(transport, generation), item));
+                return;
+            }
+        }
+    }
+
+    /// Revokes all leads, which have been held for too long, and makes the caller of the item with
+    /// this number leader. Does nothing if that item is already in flight.
+    fn take_over(&self, transport: &Arc<T>, number: u64) -> Option<(Leader<T>, Item)> {
+        let mut queue = self.lock();
+        let own = queue.pending.iter().position(|pending| pending.number == number)?;
+        let own = queue.pending.remove(own)?;
+        queue.generation += 1;
+        queue.in_flight = 1;
+        Some((Leader::new(transport, queue.generation), own.item))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Transport> Leader<T> {
+    fn new(transport: &Arc<T>, generation: u64) -> Leader<T> {
+        Leader { transport: Arc::clone(transport), generation, delivery: None }
+    }
+
+    /// Sends the item with the others and hands each caller its own reply.
+    async fn lead(mut self, item: Item, others: Vec<Pending<T>>) -> Result<ItemReply, StoreError> {
+        let (sender, mut own) = oneshot::channel();
+        let (mut items, mut senders) = (vec![item], vec![sender]);
+        for Pending { item, sender, .. } in others {
+            items.push(item);
+            senders.push(sender);
+        }
+        let transport = Arc::clone(&self.transport);
+        let delivery = self.delivery.insert(Box::pin(async move {
+            let replies = transport.deliver(items).await;
+            for (sender, reply) in senders.into_iter().zip(replies) {
+                // The caller may be gone.
+                let _ = sender.send(Reply::Item(reply));
+            }
+        }));
+        poll_fn(|context| delivery.as_mut().poll(context)).await;
+        self.delivery = None;
+        let reply = own.try_recv();
+        // Callers that just got their reply may have more to send, which then joins the next
+        // pipeline.
+        yield_now().await;
+        drop(self);
+        match reply {
+            Ok(Reply::Item(reply)) => reply,
+            Ok(Reply::Lead(..)) | Err(_) => Err(malformed()),
+        }
+    }
+}
+
+impl<T: Transport> Drop for Leader<T> {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.delivery.take() {
+            leave(delivery);
+        }
+        self.transport.batcher().pass_on(&self.transport, self.generation);
+    }
+}
