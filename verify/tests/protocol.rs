@@ -2,7 +2,8 @@
 //! limits: the real [`decide`](nevertwice::decide) between clients that crash, a network that
 //! loses, repeats and reorders messages, and a store whose clock steps. Prints a summary with
 //! `--nocapture`. `NEVERTWICE_LONG=1` raises the limits. A build without optimisation is too slow
-//! for all states and checks only the first ones: run `cargo test --release --test protocol`.
+//! for all states and checks only the first ones: run
+//! `cargo test --release -p nevertwice-verify --test protocol`.
 
 #![allow(clippy::print_stdout)] // what a run did is its result
 
