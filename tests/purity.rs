@@ -49,6 +49,14 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
     assert!(core.len() <= 40, "the core pulls in {} crates: {core:?}", core.len());
 }
 
+/// The README's first command compiles the dependencies of all examples and tests of this package.
+#[test]
+fn trying_the_crate_compiles_little() {
+    let tree = cargo(&["tree", "--features", "sqlite", "-e", "normal,build,dev", "--prefix", "none"]);
+    let crates: BTreeSet<_> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
+    assert!(crates.len() <= 95, "{} crates, of which verify/ may need some: {crates:#?}", crates.len());
+}
+
 #[test]
 fn the_engine_names_no_driver() {
     fn visit(folder: &Path) {

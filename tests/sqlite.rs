@@ -47,6 +47,9 @@ mod time;
 mod transaction;
 #[path = "sqlite/waiting.rs"]
 mod waiting;
+#[cfg(feature = "tracing")]
+#[path = "sqlite/warned.rs"]
+mod warned;
 
 nevertwice::conformance!(sqlite, async {
     let dir = tempfile::tempdir().unwrap();

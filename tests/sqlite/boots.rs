@@ -509,35 +509,21 @@ fn the_lock_may_be_opened_by_whoever_may_open_the_database_by_whichever_name() {
 #[cfg(feature = "tracing")]
 #[test]
 fn a_clock_that_is_not_believed_and_one_without_a_boot_are_warned_of() {
-    use tracing::{Event, Level, Subscriber};
-    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-
-    #[derive(Clone, Default)]
-    struct Warned(Arc<Mutex<Vec<&'static str>>>);
-
-    impl<S: Subscriber> Layer<S> for Warned {
-        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let metadata = event.metadata();
-            assert_eq!((*metadata.level(), metadata.target()), (Level::WARN, "nevertwice"));
-            self.0.lock().unwrap().push(metadata.name());
-        }
-    }
-
+    use super::warned::Warned;
     let file = File::new();
     let clock = ManualClock::new();
     let _ = acquire(&engine(file.at(&clock).open().unwrap()), "k");
     let warned = Warned::default();
-    let told = || std::mem::take(&mut *warned.0.lock().unwrap());
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(warned.clone()), || {
+    tracing::subscriber::with_default(warned.clone(), || {
         for (days, names) in [(29, &[][..]), (70, &["nevertwice.clock_step"])] {
             clock.reboot();
             clock.set_wall(clock.wall() + days * DAY);
             drop((file.at(&clock).open().unwrap(), file.at(&clock).open().unwrap()));
-            assert_eq!(told(), names, "once a boot, after {days} days");
+            assert_eq!(warned.take(), names, "once a boot, after {days} days");
         }
         drop(file.at(&clock).accept_clock().open().unwrap());
-        assert!(told().is_empty());
+        assert!(warned.take().is_empty());
         drop(file.at(&Bootless(clock.clone())).open().unwrap());
-        assert!(told().contains(&"nevertwice.clock_without_boot"));
+        assert!(warned.take().contains(&"nevertwice.clock_without_boot"));
     });
 }

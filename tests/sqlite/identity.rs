@@ -354,28 +354,14 @@ fn a_transaction_on_a_file_that_was_replaced_is_refused_from_both_sides() {
 #[cfg(feature = "tracing")]
 #[test]
 fn a_lost_file_is_warned_of_once() {
-    use std::sync::{Arc, Mutex};
-
-    use tracing::{Event, Level, Subscriber};
-    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-
-    #[derive(Clone, Default)]
-    struct Warned(Arc<Mutex<Vec<&'static str>>>);
-
-    impl<S: Subscriber> Layer<S> for Warned {
-        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            assert_eq!(*event.metadata().level(), Level::WARN);
-            self.0.lock().unwrap().push(event.metadata().name());
-        }
-    }
-
+    use super::warned::Warned;
     let (scene, warned) = (Scene::new(), Warned::default());
     fs::remove_file(scene.at("r1/keys.db-wal")).unwrap();
     scene.clock.advance(Duration::from_millis(50));
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(warned.clone()), || {
+    tracing::subscriber::with_default(warned.clone(), || {
         for _ in 0..3 {
             assert!(block_on(scene.store.load(&id("done"))).is_err());
         }
     });
-    assert_eq!(*warned.0.lock().unwrap(), ["nevertwice.store_warning"]);
+    assert_eq!(warned.take(), ["nevertwice.store_warning"]);
 }

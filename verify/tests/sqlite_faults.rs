@@ -1,6 +1,5 @@
 //! Faults of the disk and the file of a SQLite store: failing system calls, a full disk, damaged
 //! bytes, tables of another release. Each check prints what it did.
-#![cfg(all(feature = "sqlite", unix))]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
 use std::path::Path;

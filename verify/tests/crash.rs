@@ -1,10 +1,9 @@
 //! Crashes of a process and of a machine: acknowledged writes survive, and no effect happens twice.
-#![cfg(all(feature = "sqlite", unix))]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the test fails
 
 #[path = "crash/acknowledged.rs"]
 mod acknowledged;
-#[path = "support/children.rs"]
+#[path = "../../tests/support/children.rs"]
 mod children;
 #[path = "support/disks.rs"]
 mod disks;

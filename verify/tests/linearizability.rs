@@ -2,7 +2,6 @@
 //! it concurrently, must be explained by some order of the calls. The outcome of a call that was
 //! dropped or whose answer was lost is unknown. Prints a summary with `--nocapture`.
 //! `NEVERTWICE_LONG=1` runs ten times as many histories.
-#![cfg(all(feature = "memory", feature = "sqlite", feature = "redis"))]
 #![allow(clippy::print_stdout)] // what a run did is its result
 
 #[path = "linearizability/keys.rs"]
@@ -11,7 +10,7 @@ mod keys;
 mod recorder;
 #[path = "linearizability/register.rs"]
 mod register;
-#[path = "support/redis.rs"]
+#[path = "../../tests/support/redis.rs"]
 #[allow(dead_code)] // the proxy is for others
 mod server;
 #[path = "linearizability/spec.rs"]

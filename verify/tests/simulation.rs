@@ -2,7 +2,6 @@
 //! a seed. Messages are lost, delayed and duplicated, callers crash at any await, processes pause,
 //! and their clocks show anything. A ledger checks every write and every answer. A failing seed
 //! prints the command that replays it.
-#![cfg(feature = "memory")]
 #![allow(clippy::wildcard_enum_match_arm)] // whatever else it is, the check fails
 #![allow(clippy::print_stdout)] // what a run did is part of its result
 
@@ -53,7 +52,7 @@ fn explore(test: &str, heals: bool) {
                         Ok(report) => sum.add(&report.counts),
                         Err(_) => {
                             failed.store(true, Ordering::Relaxed);
-                            println!("replay: NEVERTWICE_SEED={seed} cargo test --test simulation {test}");
+                            println!("replay: NEVERTWICE_SEED={seed} cargo test -p nevertwice-verify --test simulation {test}");
                         }
                     }
                 }

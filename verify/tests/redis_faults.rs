@@ -2,11 +2,10 @@
 //! records what was done: each key has one effect, and no answer that an application received is
 //! ever contradicted. Every check prints what it did. Without `redis-server` they fail.
 //! `NEVERTWICE_LONG=1` makes them ten times as long.
-#![cfg(all(feature = "redis", unix))]
 
 #[path = "redis_faults/bench.rs"]
 mod bench;
-#[path = "support/children.rs"]
+#[path = "../../tests/support/children.rs"]
 mod children;
 #[path = "redis_faults/clocks.rs"]
 mod clocks;
@@ -18,7 +17,7 @@ mod ledger;
 mod losses;
 #[path = "redis_faults/operations.rs"]
 mod operations;
-#[path = "support/redis.rs"]
+#[path = "../../tests/support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod server;
 #[path = "redis_faults/states.rs"]

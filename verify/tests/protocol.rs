@@ -2,7 +2,8 @@
 //! limits: the real [`decide`](nevertwice::decide) between clients that crash, a network that
 //! loses, repeats and reorders messages, and a store whose clock steps. Prints a summary with
 //! `--nocapture`. `NEVERTWICE_LONG=1` raises the limits. A build without optimisation is too slow
-//! for all states and checks only the first ones: run `cargo test --release --test protocol`.
+//! for all states and checks only the first ones: run
+//! `cargo test --release -p nevertwice-verify --test protocol`.
 
 #![allow(clippy::print_stdout)] // what a run did is its result
 
@@ -24,7 +25,7 @@ use nevertwice::{Clock, SystemClock};
 use stateright::{Checker, HasDiscoveries, Model, UniformChooser};
 
 use ghost::{Count, Event};
-use row::{Rerun, Role};
+use row::{Rerun, Role, Time};
 use world::{Limits, Menu, Protocol, Setup};
 
 /// The cores of a CI runner.
@@ -188,22 +189,27 @@ fn two_clients_are_granted_late() {
     check(setup("late", &[(late, menu); 2], A_LOSS), &reached);
 }
 
-/// Evidence outlasts its retention and the store's purge.
+/// Evidence outlasts its retention and the store's purge. The store's time is long enough for a
+/// crash or a report, a takeover, the end of the retention and a purge in one path. The longer run
+/// adds a tick, which makes four times as many states.
 #[test]
 fn two_clients_leave_evidence() {
+    let more = Time::from(is_long());
     let menu = Menu::MARK.and(Menu::FAIL_UNRESOLVED);
     let reached = [Event::OverButEvidence, Event::Purged, Event::UnresolvedReport];
     for recovery in [Rerun::UnlessEffect, Rerun::Never] {
         let short = Role { lease: 1, retention: 1, ..role(recovery) };
         let limits = Limits { purges: 1, ..A_CRASH };
-        let setup =
-            Setup { horizon: 5, ..setup(&format!("evidence, {recovery:?}"), &[(short, menu); 2], limits) };
+        let setup = Setup {
+            horizon: 4 + more,
+            ..setup(&format!("evidence, {recovery:?}"), &[(short, menu); 2], limits)
+        };
         check(setup, &reached);
     }
     // But not for ever: its own retention ends too.
     let brief = Role { lease: 1, retention: 1, unresolved: 2, ..role(Rerun::UnlessEffect) };
     let limits = Limits { purges: 1, ..A_CRASH };
-    let setup = Setup { horizon: 6, ..setup("brief evidence", &[(brief, menu); 2], limits) };
+    let setup = Setup { horizon: 5 + more, ..setup("brief evidence", &[(brief, menu); 2], limits) };
     check(setup, &[Event::OverButEvidence, Event::Purged, Event::UnresolvedMark]);
 }
 

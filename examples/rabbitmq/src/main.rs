@@ -5,8 +5,8 @@
 //! sudo apt-get install rabbitmq-server     # Debian; its package starts the broker on port 5672
 //! sudo systemctl start rabbitmq-server     # without systemd: sudo rabbitmq-server -detached
 //!
-//! cargo build --features sqlite --example rabbitmq_consumer
-//! cd target/debug/examples
+//! cargo build -p rabbitmq_consumer
+//! cd target/debug
 //! ./rabbitmq_consumer --publish 1000       # some of them twice, some of them poison
 //! ./rabbitmq_consumer & ./rabbitmq_consumer --until-idle &
 //! kill -9 %1                               # in the middle of it

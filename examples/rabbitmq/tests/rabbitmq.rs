@@ -1,10 +1,9 @@
 //! The example `rabbitmq_consumer`, run as a user runs it: on a real broker, and killed while it
 //! works.
-#![cfg(all(feature = "memory", feature = "sqlite"))]
 
-#[path = "support/rabbitmq.rs"]
+#[path = "rabbitmq/broker.rs"]
 mod broker;
-#[path = "support/children.rs"]
+#[path = "../../../tests/support/children.rs"]
 mod children;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,6 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use broker::Broker;
 
+/// The program under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_rabbitmq_consumer");
 /// Time limit of anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -31,36 +32,15 @@ const ATTEMPTS: u32 = 3;
 const ROUND: u64 = 75;
 const KILLS: u64 = 4;
 
-/// Builds the example with the features of this test, so that nothing is compiled twice.
-fn build() -> PathBuf {
-    let features = [("redis", cfg!(feature = "redis")), ("testing", cfg!(feature = "testing"))];
-    let features = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name);
-    let features: Vec<&str> = ["memory", "sqlite"].into_iter().chain(features).collect();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "--quiet", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
-        .args(["--no-default-features", "--features", &features.join(",")])
-        .args(["--example", "rabbitmq_consumer", "--message-format", "json"]);
-    let output = children::output(&mut cargo);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8(output.stdout).unwrap();
-    let messages = messages.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let example = |message: &serde_json::Value| message["target"]["name"] == "rabbitmq_consumer";
-    let built =
-        messages.filter(example).find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    built.expect("cargo says what it has built")
-}
-
-/// The setup of the example: its binary, its broker, and a folder with the store and the ledger.
+/// The setup of the example: its broker, and a folder with the store and the ledger.
 struct Site {
-    binary: PathBuf,
     url: String,
     dir: TempDir,
 }
 
 impl Site {
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(BINARY);
         command.current_dir(self.dir.path()).args(["--url", &self.url]).args(args).stdin(Stdio::null());
         command
     }
@@ -187,9 +167,8 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told() {
-    let binary = build();
     let broker = Broker::start().await;
-    let site = Site { binary, url: broker.url().to_owned(), dir: tempfile::tempdir().unwrap() };
+    let site = Site { url: broker.url().to_owned(), dir: tempfile::tempdir().unwrap() };
     site.publish(1, 0); // Declares the queues.
     let watch = Watch::open(broker.url()).await;
 
@@ -264,7 +243,6 @@ async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told(
 
 #[test]
 fn what_cannot_work_is_an_error_that_says_so() {
-    let binary = build();
     let dir = tempfile::tempdir().unwrap();
     for (args, says) in [
         // No process listens on port 1.
@@ -273,13 +251,13 @@ fn what_cannot_work_is_an_error_that_says_so() {
         (["--store", "papyrus"], "a store is memory or sqlite:PATH"),
         (["--prefetch", "0"], "not in 1.."),
     ] {
-        let output = refused(&binary, dir.path(), &args);
+        let output = refused(dir.path(), &args);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && stderr.contains(says), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked") && !stderr.contains("secret"), "{args:?}: {stderr}");
     }
 }
 
-fn refused(binary: &Path, dir: &Path, args: &[&str]) -> Output {
-    children::output(Command::new(binary).current_dir(dir).args(args))
+fn refused(dir: &Path, args: &[&str]) -> Output {
+    children::output(Command::new(BINARY).current_dir(dir).args(args))
 }
