@@ -2,8 +2,8 @@
 //! whatever is retried, delivered twice, raced or interrupted.
 //!
 //! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
-//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [`Record`] for each key
-//! in a [`Store`], which can be memory, a SQLite file, a Redis server, or any place where a value
+//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [record](store::Record) for each key
+//! in a [store](store::Store), which can be memory, a SQLite file, a Redis server, or any place where a value
 //! can be replaced only if it has not changed.
 //!
 //! * [An example](#an-example)
@@ -102,7 +102,7 @@
 //! | remove expired records | [`Engine::purge_regularly`] |
 //! | watch it run | [`observe`] |
 //! | test an application | [`ManualClock`], `testing::FaultyStore` |
-//! | choose a store, or write one | [`backends`], [`guide::write_a_store`], [`Store`] |
+//! | choose a store, or write one | [`backends`], [`guide::write_a_store`], [`store`] |
 //!
 //! # Features
 //!
@@ -145,7 +145,7 @@ mod process;
 mod record;
 mod request;
 mod run;
-mod store;
+pub mod store;
 mod store_id;
 mod sync;
 #[cfg(feature = "testing")]
@@ -158,8 +158,6 @@ mod wake;
 #[path = "../backends/mod.rs"]
 pub mod backends;
 
-pub use async_trait::async_trait;
-
 #[cfg(feature = "memory")]
 pub use backends::MemoryStore;
 #[cfg(feature = "redis")]
@@ -168,7 +166,7 @@ pub use backends::RedisStore;
 pub use backends::{SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
 pub use builder::EngineBuilder;
-pub use clock::{Boot, Clock, ManualClock, SystemClock, Timeline};
+pub use clock::{Clock, ManualClock, SystemClock};
 pub use decide::{Current, Reason, Resolution, StateKind};
 pub use durability::Durability;
 pub use engine::Engine;
@@ -176,17 +174,16 @@ pub use error::{Error, StoreError};
 pub use fingerprint::{Fingerprint, FingerprintBuilder, FingerprintError};
 pub use inspect::{Content, Inspection};
 pub use key::{Key, KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, RecordId, Scope};
-pub use label::Label;
 pub use lease::Lease;
 pub use operate::{
     Amendment, Bulk, BulkPage, Filter, Need, PurgePlan, Purged, Refused, Unfinished, UnfinishedPage,
 };
 pub use owner::{Owner, OwnerError};
 pub use policy::{Oversized, Policy, PolicyError};
-pub use record::{Body, DecodeError, Record, Recovery, Retry, Stamp, State};
+pub use record::{Body, Recovery, Retry, Stamp};
 pub use request::Request;
 pub use run::{Classified, Failure, Outcome, Reported, RunError};
-pub use store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
+pub use store::Cursor;
 pub use store_id::{StoreId, StoreIdError};
 pub use token::LeaseToken;
 

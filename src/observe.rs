@@ -4,7 +4,7 @@
 //! Without the features none of it is compiled, and no clock is read for it. No key, record id,
 //! owner, fingerprint, payload, response, error or checkpoint appears in any of it. Spans show the
 //! scope, at most 48 bytes of it; metrics do not, so that the number of their series is bounded.
-//! `store` is the store's [`name`](crate::Store::name).
+//! `store` is the store's [`name`](crate::store::Store::name).
 //!
 //! # Metrics
 //!

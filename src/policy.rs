@@ -46,9 +46,9 @@ pub struct Policy {
     pub oversized: Oversized,
     /// The time that evidence of an effect that may have happened is kept while no operator settles
     /// it: a record whose effect was marked and whose lease has expired, or that failed with
-    /// [`Unresolved`](crate::Retry::Unresolved). **Default 90 days.** At least the retention; [`Duration::MAX`] keeps
-    /// it forever. *Too short*: the key becomes new although the effect may have happened. *Long*:
-    /// callers that can provoke such failures fill the store; watch
+    /// [`Unresolved`](crate::Retry::Unresolved). **Default 90 days.** At least the retention;
+    /// [`Duration::MAX`] keeps it forever. *Too short*: the key becomes new although the effect may
+    /// have happened. *Long*: callers that can provoke such failures fill the store; watch
     /// [`unfinished`](crate::Engine::unfinished).
     pub unresolved_retention: Duration,
     /// The time that a response or error is replayed, if that is shorter than the record is kept.

@@ -1,16 +1,22 @@
-//! The contract of a backend: [`Store`].
+//! The contract of a backend: [`Store`], and the types that only backends use.
+//!
+//! [`guide::write_a_store`](crate::guide::write_a_store) shows how to implement one.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
+pub use async_trait::async_trait;
+
+pub use crate::clock::Timeline;
+pub use crate::label::Label;
+pub use crate::record::{DecodeError, Record, State};
 
 use crate::clock::{Clock, SystemClock};
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
-use crate::record::{Record, Stamp};
+use crate::record::Stamp;
 use crate::store_id::StoreId;
 
 /// The record that a store holds under an id, and the store's present time.
@@ -90,7 +96,7 @@ pub struct Purge {
 ///   process.
 /// * **Stamps.** The store's clock stamps every write, in microseconds. A stamp is forced strictly
 ///   greater than the stamp that it replaces and than that of any record removed under the same id
-///   before. Callers' clocks decide nothing. [`Timeline`](crate::Timeline) does this for stores
+///   before. Callers' clocks decide nothing. [`Timeline`](crate::store::Timeline) does this for stores
 ///   that keep their own time.
 /// * **Time.** A snapshot's `now` is not before the stamp of its record and does not go back. A
 ///   store that estimates its clock may run ahead of it by milliseconds, and fall back, as long as

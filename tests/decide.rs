@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nevertwice::decide::{BeginParams, Command, Decision, Reply, decide, is_unfinished, unresolved_reason};
+use nevertwice::store::{Record, State};
 use nevertwice::{
-    Body, Current, Fingerprint, LeaseToken, Owner, Reason, Record, Recovery, Resolution, Retry, Stamp, State,
-    StateKind,
+    Body, Current, Fingerprint, LeaseToken, Owner, Reason, Recovery, Resolution, Retry, Stamp, StateKind,
 };
 
 const MICRO: Duration = Duration::from_micros(1);

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nevertwice::store::{DecodeError, Label, Snapshot, Store, Swap, SwapRequest};
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Begin, Clock, DecodeError, Durability, Engine, Error, Fingerprint, Key, Label, Lease, LeaseToken,
-    ManualClock, MemoryStore, Owner, PolicyError, RecordId, Request, Retry, Scope, Snapshot, Stamp,
-    StateKind, Store, StoreError, Swap, SwapRequest,
+    Begin, Clock, Durability, Engine, Error, Fingerprint, Key, Lease, LeaseToken, ManualClock, MemoryStore,
+    Owner, PolicyError, RecordId, Request, Retry, Scope, Stamp, StateKind, StoreError,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
+use nevertwice::store::Store;
 use nevertwice::testing::history::{self, Op, Pace};
 use nevertwice::testing::{Fault, FaultyStore, block_on};
-use nevertwice::{ManualClock, MemoryStore, Store};
+use nevertwice::{ManualClock, MemoryStore};
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use nevertwice::store::Store;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
     Amendment, Begin, Body, Bulk, Engine, Error, Failure, Filter, Key, KeyError, Lease, ManualClock,
     MemoryStore, Need, Reason, RecordId, Recovery, Request, Resolution, Retry, RunError, Scope, StateKind,
-    Store, StoreError, Unfinished, Verdict,
+    StoreError, Unfinished, Verdict,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -332,20 +333,27 @@ fn many_are_resolved_as_a_dry_run_foretold() {
 #[derive(Debug)]
 struct Stale {
     inner: MemoryStore,
-    page: nevertwice::Page,
+    page: nevertwice::store::Page,
 }
 
-#[nevertwice::async_trait]
+#[nevertwice::store::async_trait]
 impl Store for Stale {
-    async fn load(&self, id: &RecordId) -> Result<nevertwice::Snapshot, StoreError> {
+    async fn load(&self, id: &RecordId) -> Result<nevertwice::store::Snapshot, StoreError> {
         self.inner.load(id).await
     }
 
-    async fn swap(&self, swap: &nevertwice::SwapRequest) -> Result<nevertwice::Swap, StoreError> {
+    async fn swap(
+        &self,
+        swap: &nevertwice::store::SwapRequest,
+    ) -> Result<nevertwice::store::Swap, StoreError> {
         self.inner.swap(swap).await
     }
 
-    async fn scan(&self, _: Option<&nevertwice::Cursor>, _: usize) -> Result<nevertwice::Page, StoreError> {
+    async fn scan(
+        &self,
+        _: Option<&nevertwice::Cursor>,
+        _: usize,
+    ) -> Result<nevertwice::store::Page, StoreError> {
         Ok(self.page.clone())
     }
 }
@@ -564,13 +572,16 @@ fn batches_renew_mark_and_fail_each_for_itself() {
 #[derive(Debug)]
 struct Named(MemoryStore);
 
-#[nevertwice::async_trait]
+#[nevertwice::store::async_trait]
 impl Store for Named {
-    async fn load(&self, id: &RecordId) -> Result<nevertwice::Snapshot, StoreError> {
+    async fn load(&self, id: &RecordId) -> Result<nevertwice::store::Snapshot, StoreError> {
         panic!("nothing is looked up under {id}")
     }
 
-    async fn swap(&self, swap: &nevertwice::SwapRequest) -> Result<nevertwice::Swap, StoreError> {
+    async fn swap(
+        &self,
+        swap: &nevertwice::store::SwapRequest,
+    ) -> Result<nevertwice::store::Swap, StoreError> {
         panic!("nothing of {:?} is written under {}", self.0, swap.id)
     }
 

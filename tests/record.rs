@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nevertwice::decide::{BeginParams, Command, Decision, decide};
-use nevertwice::{
-    Body, DecodeError, Fingerprint, Key, Label, Owner, Record, RecordId, Recovery, Retry, Scope, Stamp, State,
-};
+use nevertwice::store::{DecodeError, Label, Record, State};
+use nevertwice::{Body, Fingerprint, Key, Owner, RecordId, Recovery, Retry, Scope, Stamp};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_executor::block_on;
+use nevertwice::clock::Boot;
 use nevertwice::clock::Sleep;
 use nevertwice::sqlite::{SqliteStore, SqliteStoreBuilder, Synchronous};
+use nevertwice::store::{Record, Store};
 use nevertwice::{
-    Begin, Boot, Clock, Durability, Engine, Error, Fingerprint, Lease, LeaseToken, ManualClock, Record,
-    RecordId, Recovery, Request, Stamp, Store, StoreError,
+    Begin, Clock, Durability, Engine, Error, Fingerprint, Lease, LeaseToken, ManualClock, RecordId, Recovery,
+    Request, Stamp, StoreError,
 };
 use rusqlite::Connection;
 use tempfile::TempDir;

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use nevertwice::store::Store;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
-use nevertwice::{Begin, Engine, Error, MemoryStore, PolicyError, PurgePlan, Purged, Request, Retry, Store};
+use nevertwice::{Begin, Engine, Error, MemoryStore, PolicyError, PurgePlan, Purged, Request, Retry};
 
 fn request(key: &str) -> Request {
     Request::new("tests", key).unwrap()

@@ -16,9 +16,10 @@ use bytes::Bytes;
 use futures_executor::block_on;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use nevertwice::store::{Snapshot, Store, Swap, SwapRequest};
 use nevertwice::{
-    Begin, Clock, Durability, Engine, ManualClock, MemoryStore, PurgePlan, RecordId, Request, Retry,
-    Snapshot, Stamp, Store, StoreError, Swap, SwapRequest,
+    Begin, Clock, Durability, Engine, ManualClock, MemoryStore, PurgePlan, RecordId, Request, Retry, Stamp,
+    StoreError,
 };
 
 /// The time limit for anything that must happen.
@@ -232,7 +233,7 @@ fn a_report_that_panics_does_not_end_the_purger() {
 #[derive(Debug)]
 struct Panicking(MemoryStore);
 
-#[nevertwice::async_trait]
+#[nevertwice::store::async_trait]
 impl Store for Panicking {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         self.0.load(id).await

@@ -9,7 +9,7 @@ use crate::error::StoreError;
 use crate::store::{Swap, SwapRequest};
 
 impl SqliteStore {
-    /// Implements [`Store::swap_many`](crate::Store::swap_many): replays are answered by a reader,
+    /// Implements [`Store::swap_many`](crate::store::Store::swap_many): replays are answered by a reader,
     /// the rest by the writer.
     pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         if let Err(error) = self.inner() {
@@ -31,7 +31,7 @@ impl SqliteStore {
         replays.into_iter().map(answer).collect()
     }
 
-    /// Implements [`Store::swap`](crate::Store::swap).
+    /// Implements [`Store::swap`](crate::store::Store::swap).
     pub(super) async fn swap_one(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         if swap.expected.is_none() {
             // A duplicate is answered without the write lock. The writer compares again.

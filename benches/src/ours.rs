@@ -1,7 +1,8 @@
 //! This crate, through its public API.
 
 use nevertwice::backends::memory::MemoryStoreBuilder;
-use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope, Store};
+use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope};
+use nevertwice::store::Store;
 
 use crate::side::{SCOPE, Side, key, response};
 

@@ -2,7 +2,8 @@
 //! survives encoding unchanged, and decodes only under its own id and the stamp it was sealed with.
 
 use bytes::Bytes;
-use nevertwice::{Record, RecordId, Stamp};
+use nevertwice::store::Record;
+use nevertwice::{RecordId, Stamp};
 
 pub(crate) fn run(input: &[u8]) {
     let id = RecordId::from_bytes([7; 32]);

@@ -9,11 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nevertwice::store::{Record, State, Store, Swap, SwapRequest};
 use nevertwice::testing::block_on;
-use nevertwice::{
-    Begin, Body, Engine, MemoryStore, Record, RecordId, RedisStore, Request, Stamp, State, Store, Swap,
-    SwapRequest,
-};
+use nevertwice::{Begin, Body, Engine, MemoryStore, RecordId, RedisStore, Request, Stamp};
 use tokio::runtime::{Builder, Runtime};
 
 const STAMP: u64 = 1_767_225_600_000_000;

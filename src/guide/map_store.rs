@@ -1,8 +1,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use nevertwice::{Record, RecordId, Snapshot, Stamp, Store, StoreError, Swap, SwapRequest};
-use nevertwice::{SystemClock, Timeline, async_trait};
+use nevertwice::{RecordId, Stamp, StoreError};
+use nevertwice::store::{Record, Snapshot, Store, Swap, SwapRequest};
+use nevertwice::SystemClock;
+use nevertwice::store::{Timeline, async_trait};
 
 /// Records in a map, and the greatest stamp given so far, under one lock.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Write a store: what it must do, an example of about 35 lines, and the suite that checks it.
 //!
-//! A [`Store`](crate::Store) knows no rules. It holds one [`Record`](crate::Record) under each
-//! [`RecordId`](crate::RecordId) and has two methods of its own: [`load`](crate::Store::load)
-//! returns the record and the store's time, and [`swap`](crate::Store::swap) replaces the record if
+//! A [`Store`](crate::store::Store) knows no rules. It holds one [`Record`](crate::store::Record) under each
+//! [`RecordId`](crate::RecordId) and has two methods of its own: [`load`](crate::store::Store::load)
+//! returns the record and the store's time, and [`swap`](crate::store::Store::swap) replaces the record if
 //! its stamp is still the expected one. Anything that can compare and write in one atomic step can
 //! be a store: a map, a row, a key of a server, an object with `If-Match`. The documentation of the
 //! trait is the whole contract; this chapter shows how to meet it.
@@ -25,7 +25,7 @@
 #![doc = "```"]
 //!
 //!
-//! It is complete and passes the conformance suite. [`Timeline`](crate::Timeline) is the clock of a
+//! It is complete and passes the conformance suite. [`Timeline`](crate::store::Timeline) is the clock of a
 //! store that keeps its own time; a store whose server has a clock stamps with that one instead, in
 //! the step that compares and writes. Clocks of callers must not enter: two hosts a minute apart
 //! would take each other's leases.
@@ -45,7 +45,7 @@
 //! | a tombstone for each removed key | Redis | a removal leaves the bare stamp behind; the next write of this key takes a greater one | space for removed keys, until the clock is certainly past the stamp. Redis keeps a tombstone for its `clock_slack` (10 minutes) |
 //! | the store's own clock | Redis, after an expiry and once the tombstone has gone | a record expires after its deadline by the clock that stamped it, so that clock is past the stamp already | holds only while the clock is not set back further than the store allows for, and not for removals before the deadline. A revision counter that a server never reuses has no such limit, but cannot serve as time |
 //!
-//! A stamp is both a version and a time: [`load`](crate::Store::load) returns the present time,
+//! A stamp is both a version and a time: [`load`](crate::store::Store::load) returns the present time,
 //! which is never before the record's stamp and does not go back. A store whose clock may lag
 //! behind its stamps returns the greater of the two.
 //!
@@ -82,13 +82,13 @@
 //!
 //! The suite cannot test what only the store's author can break: what survives `kill -9`, a power
 //! cut or a failover, a clock that is set, a full disk, a network that cuts answers. Test these
-//! against the real thing, and claim a [`durability`](crate::Store::durability) only as far as it
+//! against the real thing, and claim a [`durability`](crate::store::Store::durability) only as far as it
 //! was tested.
 //!
 //! # Records as bytes
 //!
-//! [`Record::encode`](crate::Record::encode) gives the stored form and
-//! [`Record::decode`](crate::Record::decode) reads it; both take the record's id, which the
+//! [`Record::encode`](crate::store::Record::encode) gives the stored form and
+//! [`Record::decode`](crate::store::Record::decode) reads it; both take the record's id, which the
 //! checksum covers, so that a record filed under another id is refused. Store the stamp beside the
 //! bytes. Where the store knows the stamp before it writes, pass it to `encode` and later as
 //! `sealed` to `decode`, so that the checksum covers it too; where the server draws the stamp in
@@ -96,9 +96,9 @@
 //! it is: `decode` refuses it, and the store returns
 //! [`StoreError::Corrupt`](crate::StoreError::Corrupt).
 //!
-//! Remove nothing before its [`deadline`](crate::Record::deadline). A record past its deadline may
+//! Remove nothing before its [`deadline`](crate::store::Record::deadline). A record past its deadline may
 //! stay; the rules treat it as absent. A store that holds records in memory calls
-//! [`Record::detach`](crate::Record::detach), so that a small response does not keep the large
+//! [`Record::detach`](crate::store::Record::detach), so that a small response does not keep the large
 //! buffer alive that it was cut from.
 //!
 //! # Errors
@@ -106,7 +106,7 @@
 //! | error | meaning | the engine |
 //! |---|---|---|
 //! | [`Unavailable`](crate::StoreError::Unavailable) | not reachable, or the answer was lost: the write may have happened | repeats the call and recognises its own write |
-//! | [`Full`](crate::StoreError::Full) | no room for a new grant: nothing was written. Only for records that [`may_be_refused`](crate::Record::may_be_refused); a finish must always find room | refuses the begin |
+//! | [`Full`](crate::StoreError::Full) | no room for a new grant: nothing was written. Only for records that [`may_be_refused`](crate::store::Record::may_be_refused); a finish must always find room | refuses the begin |
 //! | [`Corrupt`](crate::StoreError::Corrupt) | the stored bytes are not a record | grants nothing until an operator removes it |
 //! | [`Unusable`](crate::StoreError::Unusable) | the store as a whole is damaged, of a newer release, or set up so that it loses records | passes the error on |
 //!
@@ -119,17 +119,17 @@
 //!
 //! | method | provided form | override it if |
 //! |---|---|---|
-//! | [`swap_now`](crate::Store::swap_now) | `None` | it can answer at once, without waiting: it saves the boxed future |
-//! | [`swap_many`](crate::Store::swap_many) | one swap after the other | many writes can share a commit or a round trip |
-//! | [`changed`](crate::Store::changed) | loads the record again and again, at growing intervals up to 100 ms | the store can push, or wakes waiters in its own process |
-//! | [`scan`](crate::Store::scan) | refuses | it can list records: operators' lists, bulk calls and counts need it |
-//! | [`unsettled`](crate::Store::unsettled), [`finds_unsettled`](crate::Store::finds_unsettled) | a filtered scan; `false` | it has an index of what is unresolved |
-//! | [`purge`](crate::Store::purge) | removes nothing | its server does not remove expired records by itself |
-//! | [`discard`](crate::Store::discard) | refuses | it can hold damaged records that an operator has to remove |
-//! | [`durability`](crate::Store::durability) | [`Memory`](crate::Durability::Memory) | acknowledged writes survive more than that |
-//! | [`is_shared`](crate::Store::is_shared) | `true` | no other process can ever see its records |
-//! | [`identity`](crate::Store::identity) | one for all stores of this name | more than one such store exists: a lease token must not be accepted by another |
-//! | [`name`](crate::Store::name) | `store` | logs and metrics should tell it apart |
+//! | [`swap_now`](crate::store::Store::swap_now) | `None` | it can answer at once, without waiting: it saves the boxed future |
+//! | [`swap_many`](crate::store::Store::swap_many) | one swap after the other | many writes can share a commit or a round trip |
+//! | [`changed`](crate::store::Store::changed) | loads the record again and again, at growing intervals up to 100 ms | the store can push, or wakes waiters in its own process |
+//! | [`scan`](crate::store::Store::scan) | refuses | it can list records: operators' lists, bulk calls and counts need it |
+//! | [`unsettled`](crate::store::Store::unsettled), [`finds_unsettled`](crate::store::Store::finds_unsettled) | a filtered scan; `false` | it has an index of what is unresolved |
+//! | [`purge`](crate::store::Store::purge) | removes nothing | its server does not remove expired records by itself |
+//! | [`discard`](crate::store::Store::discard) | refuses | it can hold damaged records that an operator has to remove |
+//! | [`durability`](crate::store::Store::durability) | [`Memory`](crate::Durability::Memory) | acknowledged writes survive more than that |
+//! | [`is_shared`](crate::store::Store::is_shared) | `true` | no other process can ever see its records |
+//! | [`identity`](crate::store::Store::identity) | one for all stores of this name | more than one such store exists: a lease token must not be accepted by another |
+//! | [`name`](crate::store::Store::name) | `store` | logs and metrics should tell it apart |
 //!
 //! A wrapper around another store must forward all of them:
 //! `#[deny(clippy::missing_trait_methods)]` on the `impl` finds the one that was forgotten.

@@ -12,7 +12,7 @@ use crate::label::Label;
 pub enum Need {
     /// A resolution by an operator, since the effect may have happened
     /// ([`Inspection::unresolved`]). Such records are kept until they are settled. A store that
-    /// [indexes](crate::Store::finds_unsettled) them lists them without reading the others.
+    /// [indexes](crate::store::Store::finds_unsettled) them lists them without reading the others.
     Settling,
     /// A resolution by an operator, for any [`Reason`]: the operations of `Settling`, crashed
     /// attempts that may not be rerun, and operations whose attempts are used up.
@@ -110,7 +110,7 @@ impl Filter {
             && self.scope.is_none_or(|scope| is_within(&seen.scope, &scope))
     }
 
-    /// Returns true if every match is [evidence](crate::Record::is_evidence).
+    /// Returns true if every match is [evidence](crate::store::Record::is_evidence).
     pub(super) fn is_evidence_only(&self) -> bool {
         self.need == Some(Need::Settling)
             || matches!(self.reason, Some(Reason::Reported | Reason::EffectMarked))

@@ -35,7 +35,7 @@ pub struct PurgePlan {
     pub limit: u64,
     /// True if each purge also counts unresolved operations, for the gauge `nevertwice_unresolved`,
     /// on a store that has to be read completely for it (Redis). **Default: false**: they are
-    /// counted only if the store [indexes](crate::Store::finds_unsettled) them.
+    /// counted only if the store [indexes](crate::store::Store::finds_unsettled) them.
     pub count_unresolved: bool,
 }
 

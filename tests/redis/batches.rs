@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::{Body, Record, RecordId, RedisStore, Stamp, State, Store, StoreError, Swap, SwapRequest};
+use nevertwice::store::{Record, State, Store, Swap, SwapRequest};
+use nevertwice::{Body, RecordId, RedisStore, Stamp, StoreError};
 
 use crate::server::{Proxy, Server};
 use crate::{acquire, block_on_tokio, calls, connect, engine, get, name, name_of, request, set};

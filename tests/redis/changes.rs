@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use nevertwice::backends::redis::Warning;
-use nevertwice::{
-    Begin, Durability, Engine, Error, Lease, RedisStore, Request, Retry, Snapshot, Store, StoreError,
-};
+use nevertwice::store::{Snapshot, Store};
+use nevertwice::{Begin, Durability, Engine, Error, Lease, RedisStore, Request, Retry, StoreError};
 
 use crate::server::{Proxy, Server};
 use crate::{acquire, block_on_tokio, calls, get, name, request, response};

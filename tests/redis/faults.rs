@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use nevertwice::{Begin, Durability, Engine, Error, RedisStore, Store};
+use nevertwice::store::Store;
+use nevertwice::{Begin, Durability, Engine, Error, RedisStore};
 
 use crate::{Proxy, Server, acquire, block_on_tokio, connect, engine, get, name, request, response};
 

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nevertwice::{
-    Begin, Body, DecodeError, Durability, Engine, Error, Record, RedisStore, Retry, Stamp, State, Store,
-    StoreError, Swap, SwapRequest,
-};
+use nevertwice::store::{DecodeError, Record, State, Store, Swap, SwapRequest};
+use nevertwice::{Begin, Body, Durability, Engine, Error, RedisStore, Retry, Stamp, StoreError};
 
 use redis::Value;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nevertwice::{Cursor, Engine, RecordId, RedisStore, Store, StoreError};
+use nevertwice::store::Store;
+use nevertwice::{Cursor, Engine, RecordId, RedisStore, StoreError};
 
 use crate::server::Server;
 use crate::{acquire, block_on_tokio, connect, name, request, set};

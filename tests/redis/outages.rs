@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use nevertwice::backends::redis::Warning;
-use nevertwice::{Engine, RedisStore, Store};
+use nevertwice::store::Store;
+use nevertwice::{Engine, RedisStore};
 
 use crate::server::{Proxy, Server};
 use crate::waiting::{LONG, TOLD, listeners, stamp, tracked, until, waiter, waiting, within};

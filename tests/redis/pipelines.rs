@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use nevertwice::{Fingerprint, Record, RecordId, RedisStore, Stamp, Store, StoreError, Swap, SwapRequest};
+use nevertwice::store::{Record, Store, Swap, SwapRequest};
+use nevertwice::{Fingerprint, RecordId, RedisStore, Stamp, StoreError};
 
 use crate::server::{Proxy, Server};
 use crate::waiting::within;

@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use nevertwice::backends::redis::{Warning, store_id};
-use nevertwice::{Clock, Durability, Engine, PolicyError, RedisStore, Store, StoreError, SystemClock};
+use nevertwice::store::Store;
+use nevertwice::{Clock, Durability, Engine, PolicyError, RedisStore, StoreError, SystemClock};
 
 use crate::server::{Server, impostor};
 use crate::{acquire, block_on_tokio, request, response};

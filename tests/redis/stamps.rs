@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use nevertwice::{Begin, Engine, Error, RedisStore, Stamp, Store};
+use nevertwice::store::Store;
+use nevertwice::{Begin, Engine, Error, RedisStore, Stamp};
 
 use crate::server::{Proxy, Server};
 use crate::{acquire, block_on_tokio, calls, connect, engine, get, name, request, response, ttl};

@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use nevertwice::{Lease, RecordId, RedisStore, Stamp, Store};
+use nevertwice::store::Store;
+use nevertwice::{Lease, RecordId, RedisStore, Stamp};
 use tokio::task::JoinHandle;
 
 use crate::server::Server;

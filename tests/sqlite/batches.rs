@@ -1,6 +1,6 @@
 //! Many swaps in one call.
 
-use nevertwice::{Swap, SwapRequest};
+use nevertwice::store::{Swap, SwapRequest};
 
 use super::*;
 

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
+use nevertwice::store::Store;
 use nevertwice::testing::block_on;
-use nevertwice::{
-    Begin, Durability, Engine, Error, ManualClock, Request, Retry, SqliteStore, Store, StoreError,
-};
+use nevertwice::{Begin, Durability, Engine, Error, ManualClock, Request, Retry, SqliteStore, StoreError};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);

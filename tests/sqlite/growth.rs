@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nevertwice::sqlite::Warning;
-use nevertwice::{Swap, SwapRequest};
+use nevertwice::store::{Swap, SwapRequest};
 
 use super::*;
 

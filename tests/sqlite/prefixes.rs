@@ -1,6 +1,6 @@
 //! Ids with a common prefix: the index contains only the start of an id.
 
-use nevertwice::{Swap, SwapRequest};
+use nevertwice::store::{Swap, SwapRequest};
 use rusqlite::TransactionBehavior;
 
 use super::*;

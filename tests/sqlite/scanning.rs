@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nevertwice::{Cursor, Page, SwapRequest};
+use nevertwice::Cursor;
+use nevertwice::store::{Page, SwapRequest};
 
 use super::*;
 

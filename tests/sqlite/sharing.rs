@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::task::{Context, Waker};
 
 use futures_util::future::join_all;
-use nevertwice::{Snapshot, Swap, SwapRequest};
+use nevertwice::store::{Snapshot, Swap, SwapRequest};
 
 use super::children::Deadline;
 use super::*;

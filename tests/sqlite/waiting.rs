@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 
 use futures_util::future::{Either, join_all, select};
-use nevertwice::{Clock, SwapRequest, SystemClock, sqlite};
+use nevertwice::store::SwapRequest;
+use nevertwice::{Clock, SystemClock, sqlite};
 use rusqlite::TransactionBehavior;
 
 use super::*;

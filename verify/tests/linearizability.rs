@@ -23,7 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use futures_util::stream::{self, StreamExt};
-use nevertwice::{Clock, MemoryStore, RedisStore, SqliteStore, Store, SystemClock};
+use nevertwice::store::Store;
+use nevertwice::{Clock, MemoryStore, RedisStore, SqliteStore, SystemClock};
 
 use recorder::Troubled;
 use server::Server;

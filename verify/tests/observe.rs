@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use nevertwice::store::Store;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
     Begin, Body, Bulk, Engine, Error, Failure, Filter, Fingerprint, Lease, LeaseToken, ManualClock,
-    MemoryStore, Need, Request, Resolution, Retry, RunError, Store,
+    MemoryStore, Need, Request, Resolution, Retry, RunError,
 };
 use serde::{Deserialize, Serialize};
 

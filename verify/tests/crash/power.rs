@@ -7,7 +7,8 @@
 use std::path::Path;
 
 use nevertwice::sqlite::Synchronous;
-use nevertwice::{Durability, SqliteStore, Store};
+use nevertwice::store::Store;
+use nevertwice::{Durability, SqliteStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 

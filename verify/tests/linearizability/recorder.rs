@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-use nevertwice::{RecordId, Snapshot, Store, StoreError, Swap, SwapRequest, async_trait};
+use nevertwice::store::{Snapshot, Store, Swap, SwapRequest, async_trait};
+use nevertwice::{RecordId, StoreError};
 
 use crate::spec::Event;
 

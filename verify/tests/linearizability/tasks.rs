@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nevertwice::store::{Record, Store, Swap, SwapRequest};
 use nevertwice::{
-    Begin, Engine, Error, Fingerprint, Lease, MemoryStore, Owner, Record, RecordId, Recovery, Request, Retry,
-    Stamp, Store, Swap, SwapRequest,
+    Begin, Engine, Error, Fingerprint, Lease, MemoryStore, Owner, RecordId, Recovery, Request, Retry, Stamp,
 };
 
 use crate::keys::{self, Kind, Token};

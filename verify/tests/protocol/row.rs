@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nevertwice::decide::{self, BeginParams, Command, Decision};
+use nevertwice::store::{Label, Record, State};
 use nevertwice::{
-    Body, Fingerprint, Label, LeaseToken, Owner, Reason, Record, RecordId, Recovery, Request, Resolution,
-    Retry, Stamp, State,
+    Body, Fingerprint, LeaseToken, Owner, Reason, RecordId, Recovery, Request, Resolution, Retry, Stamp,
 };
 
 /// A time or duration of the store, in microseconds.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nevertwice::{Begin, Engine, Lease, RedisStore, Request, Stamp, Store};
+use nevertwice::store::Store;
+use nevertwice::{Begin, Engine, Lease, RedisStore, Request, Stamp};
 
 use crate::ledger::{Ledger, replayed, request};
 use crate::server::{Proxy, Server};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use nevertwice::{Durability, RedisStore, Store, StoreError};
+use nevertwice::store::Store;
+use nevertwice::{Durability, RedisStore, StoreError};
 
 use crate::bench::{Bench, Limits, SLACKS};
 use crate::block_on_tokio;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nevertwice::{Durability, Engine, RedisStore, Store};
+use nevertwice::store::Store;
+use nevertwice::{Durability, Engine, RedisStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use futures_util::future::select;
 use futures_util::join;
 use nevertwice::decide::{Command, Decision, decide};
+use nevertwice::store::{Store, SwapRequest};
 use nevertwice::{
     Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Request, Resolution, Retry, RunError,
-    Stamp, StateKind, Store, SwapRequest,
+    Stamp, StateKind,
 };
 use serde::{Deserialize, Serialize};
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nevertwice::store::{Record, State};
 use nevertwice::{
-    Begin, Body, Error, Fingerprint, Lease, Owner, Reason, Record, Resolution, Retry, Stamp, State,
-    StateKind, StoreError,
+    Begin, Body, Error, Fingerprint, Lease, Owner, Reason, Resolution, Retry, Stamp, StateKind, StoreError,
 };
 
 use super::ledger::{CallId, Kind, Ledger, Page, Version};

@@ -5,9 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nevertwice::{
-    Lease, Owner, Record, RecordId, Recovery, Retry, Snapshot, Stamp, State, StoreError, Swap, SwapRequest,
-};
+use nevertwice::store::{Record, Snapshot, State, Swap, SwapRequest};
+use nevertwice::{Lease, Owner, RecordId, Recovery, Retry, Stamp, StoreError};
 
 /// The number of a call.
 pub(crate) type CallId = usize;

@@ -10,10 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use nevertwice::{
-    Cursor, DecodeError, Durability, MemoryStore, Page, Purge, RecordId, Snapshot, Stamp, Store, StoreError,
-    Swap, SwapRequest,
-};
+use nevertwice::store::{DecodeError, Page, Purge, Snapshot, Store, Swap, SwapRequest};
+use nevertwice::{Cursor, Durability, MemoryStore, RecordId, Stamp, StoreError};
 
 use super::executor::lock;
 use super::ledger::CallId;

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use nevertwice::{Engine, EngineBuilder, MemoryStore, Oversized, Owner, Recovery, Request, Stamp, Store};
+use nevertwice::store::Store;
+use nevertwice::{Engine, EngineBuilder, MemoryStore, Oversized, Owner, Recovery, Request, Stamp};
 
 use super::actors;
 use super::executor::{Dice, Executor, MachineClock, Time, Timer, lock};
