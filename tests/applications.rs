@@ -454,10 +454,16 @@ fn what_is_recorded_as_another_type_is_an_error_that_names_it_and_shows_nothing(
     let (_, _, engine) = setup();
     block_on(acquire(&engine, "k").complete("{\"secret\": 1}")).unwrap();
     let error = run(&engine, "k", Ok("x")).unwrap_err().to_string();
-    assert_eq!(error, "the recorded response does not read as alloc::string::String: another type at line 1 column 0");
+    assert_eq!(
+        error,
+        "the recorded response does not read as alloc::string::String: another type at line 1 column 0"
+    );
     block_on(acquire(&engine, "e").fail("not json", Retry::Never)).unwrap();
     let error = run(&engine, "e", Ok("x")).unwrap_err().to_string();
-    assert!(error.starts_with("the recorded error does not read as applications::Trouble: not JSON"), "{error}");
+    assert!(
+        error.starts_with("the recorded error does not read as applications::Trouble: not JSON"),
+        "{error}"
+    );
     let small = Engine::builder(MemoryStore::new()).max_response(4).build().unwrap();
     run(&small, "k", Ok("too long")).unwrap();
     assert!(matches!(run(&small, "k", Ok("x")), Err(RunError::Unreadable { what: "response", .. })));
