@@ -166,8 +166,8 @@ impl RedisListener {
     }
 }
 
-/// Wakes the waiters whose record no longer has the stamp they know. Returns false after a transient
-/// error. Other errors wake the waiters of the record, which then find them themselves.
+/// Wakes the waiters whose record no longer has the stamp they know. Returns false after a
+/// transient error. Other errors wake the waiters of the record, which then find them themselves.
 fn report(
     handle: &ListenerHandle,
     ids: &[RecordId],

@@ -39,8 +39,8 @@ struct OneScript {
 impl ScriptName {
     pub(super) const ALL: [ScriptName; 3] = [ScriptName::Replace, ScriptName::Refusable, ScriptName::Always];
 
-    /// Splits the script's reply to `count` items into values: for each a mark (as a number), or the
-    /// three of a swap. Returns none if the reply is not of that form.
+    /// Splits the script's reply to `count` items into values: for each a mark (as a number), or
+    /// the three of a swap. Returns none if the reply is not of that form.
     pub(super) fn split(self, reply: Value, count: usize) -> std::vec::IntoIter<Value> {
         let parts = match (self, reply) {
             (ScriptName::Replace, Value::BulkString(marks)) if marks.len() == count => {
