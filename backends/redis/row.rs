@@ -170,8 +170,8 @@ impl Row {
                 (next()? == Value::Okay).then_some(ItemReply::Done { stamp, existed: true })
             }
             Write::Replace { stamp, .. } => match next()? {
-                Value::Int(mark) if mark == i64::from(b'1') => Some(ItemReply::Done { stamp, existed: true }),
-                Value::Int(mark) if mark == i64::from(b'0') => None,
+                mark if mark == Value::Int(b'1'.into()) => Some(ItemReply::Done { stamp, existed: true }),
+                mark if mark == Value::Int(b'0'.into()) => None,
                 _ => return Err(malformed()),
             },
             Write::Swap => Some(ItemReply::parse(parts)?),
@@ -193,7 +193,9 @@ impl Row {
                 None
             }
             Write::Replace { .. } | Write::Swap if is_no_script(error) => None,
-            _ => Some(Err(store_error(error))),
+            Write::Set { .. } | Write::Compare { .. } | Write::Replace { .. } | Write::Swap => {
+                Some(Err(store_error(error)))
+            }
         }
     }
 }
