@@ -53,6 +53,7 @@ impl<W> Registry<W> {
         taken
     }
 
+    #[cfg(any(feature = "sqlite", all(test, nevertwice_shuttle)))]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
