@@ -50,6 +50,15 @@ fn record(scope: &str, in_progress: bool) -> Record {
     }
 }
 
+fn swap(
+    store: &MemoryStore,
+    id: RecordId,
+    expected: Option<Stamp>,
+    next: Option<&Record>,
+) -> Result<Swap, StoreError> {
+    store.replace(&SwapRequest::new(&id, expected, next))
+}
+
 fn all(threads: Vec<JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
@@ -71,7 +80,7 @@ fn schedules_of_swaps() {
                 for round in 0..3 {
                     let next = (number + round) % 3;
                     let next = (next > 0).then(|| record("schedules", next == 1));
-                    match store.swap_now(&id(1), known, next.as_ref()).unwrap() {
+                    match swap(&store, id(1), known, next.as_ref()).unwrap() {
                         Swap::Done(stamp) => {
                             let left = next.is_some().then_some(stamp);
                             writes.lock().unwrap().push((known, stamp, left));
@@ -106,7 +115,7 @@ fn schedules_of_changes() {
     explore("memory: waits for a change", 30_000, || {
         let store = MemoryStore::builder().clock(ManualClock::new()).build();
         let in_progress = record("schedules", true);
-        let Swap::Done(stamp) = store.swap_now(&id(1), None, Some(&in_progress)).unwrap() else { panic!() };
+        let Swap::Done(stamp) = swap(&store, id(1), None, Some(&in_progress)).unwrap() else { panic!() };
         let waiter = |leaves: bool| {
             let store = store.clone();
             thread::spawn(move || {
@@ -125,7 +134,7 @@ fn schedules_of_changes() {
         let discards = thread::spawn(move || {
             block_on(other.discard(&id(1))).unwrap();
         });
-        let _ = store.swap_now(&id(1), Some(stamp), Some(&record("schedules", false))).unwrap();
+        let _ = swap(&store, id(1), Some(stamp), Some(&record("schedules", false))).unwrap();
         all(waiters);
         discards.join().unwrap();
         let shard = store.shard(&id(1)).lock();
@@ -143,17 +152,17 @@ fn schedules_of_a_full_store() {
         let store =
             MemoryStore::builder().clock(clock.clone()).max_records(3).max_records_per_scope(2).build();
         for number in [10, 90] {
-            store.swap_now(&id(number), None, Some(&record("old", true))).unwrap();
+            swap(&store, id(number), None, Some(&record("old", true))).unwrap();
         }
         clock.advance(HOUR);
         let threads = [40_u8, 120, 200].map(|number| {
             let store = store.clone();
             thread::spawn(move || {
                 let id = id(number);
-                match store.swap_now(&id, None, Some(&record("new", true))) {
+                match swap(&store, id, None, Some(&record("new", true))) {
                     Ok(Swap::Done(stamp)) => {
                         let next = record("new", false);
-                        let done = store.swap_now(&id, Some(stamp), Some(&next)).unwrap();
+                        let done = swap(&store, id, Some(stamp), Some(&next)).unwrap();
                         assert!(matches!(done, Swap::Done(_)));
                     }
                     Ok(Swap::Conflict(_)) => panic!("there was nothing"),
