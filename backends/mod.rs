@@ -6,8 +6,8 @@
 //! | `sqlite` | `sqlite::SqliteStore` | power cuts ([`Durability::Power`](crate::Durability::Power)); with `synchronous=NORMAL` only `kill -9` | any executor |
 //! | `redis` | `redis::RedisStore` | depends on the server's AOF: `always` survives power cuts, `everysec` `kill -9`, off nothing | tokio |
 //!
-//! A backend implements [`Store`](crate::store::Store), contains no rules, and passes `conformance!`
-//! (feature `testing`).
+//! A backend implements [`Store`](crate::store::Store), contains no rules, and passes
+//! `conformance!` (feature `testing`).
 
 #[cfg(feature = "memory")]
 pub mod memory;

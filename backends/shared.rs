@@ -1,6 +1,6 @@
 //! The parts that several backends share: [`Registry`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::key::RecordId;
 
@@ -10,7 +10,7 @@ use crate::key::RecordId;
 /// wakes or drops them outside it, because either may run the application's code.
 #[derive(Debug)]
 pub(crate) struct Registry<W> {
-    waiting: HashMap<RecordId, HashMap<u64, W>>,
+    waiting: HashMap<RecordId, BTreeMap<u64, W>>,
     next: u64,
 }
 
@@ -39,20 +39,22 @@ impl<W> Registry<W> {
         removed
     }
 
-    /// Takes the waiters of a record for which `is_due` returns true.
+    /// Takes the waiters of a record for which `is_due` returns true, in the order they came.
     pub(crate) fn take(&mut self, id: &RecordId, is_due: impl Fn(u64, &W) -> bool) -> Vec<W> {
         if self.waiting.is_empty() {
             return Vec::new();
         }
         let Some(waiters) = self.waiting.get_mut(id) else { return Vec::new() };
-        let taken = waiters.extract_if(|number, waiter| is_due(*number, waiter));
-        let taken = taken.map(|(_, waiter)| waiter).collect();
+        let due = waiters.iter().filter(|(number, waiter)| is_due(**number, waiter));
+        let due: Vec<u64> = due.map(|(number, _)| *number).collect();
+        let taken = due.iter().filter_map(|number| waiters.remove(number)).collect();
         if waiters.is_empty() {
             self.waiting.remove(id);
         }
         taken
     }
 
+    #[cfg(any(feature = "sqlite", all(test, nevertwice_shuttle)))]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -80,6 +82,6 @@ impl<W> Registry<W> {
 
     /// Takes all waiters.
     pub(crate) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiting).into_values().flat_map(HashMap::into_values).collect()
+        std::mem::take(&mut self.waiting).into_values().flat_map(BTreeMap::into_values).collect()
     }
 }

@@ -189,16 +189,16 @@ impl Core {
         let mut swaps = swaps.into_iter();
         let (mut answers, mut rest) = (Vec::with_capacity(first.len()), Vec::new());
         for (task, tried) in first {
-            let settled = match tried {
-                Err(view) => Err(view),
+            let tried = match tried {
+                Err(view) => Tried::Open(view),
                 Ok(reply) => match swaps.next() {
                     Some(swap) => self.settle(&task, Step { swap, reply }, answered.next(), sent),
-                    None => Ok(unanswered()),
+                    None => Tried::Settled(unanswered()),
                 },
             };
-            answers.push(match settled {
-                Ok(answer) => Some(answer),
-                Err(view) => {
+            answers.push(match tried {
+                Tried::Settled(answer) => Some(answer),
+                Tried::Open(view) => {
                     rest.push(self.finish_alone(task, view, sent));
                     None
                 }
@@ -209,29 +209,29 @@ impl Core {
         answers.map(|answer| answer.unwrap_or_else(unanswered)).collect()
     }
 
-    /// The result of a command after its first try, or the view to continue with.
+    /// Interprets the store's answer to the first try of a command.
     fn settle(
         &self,
         task: &Task<'_>,
         step: Step,
         answer: Option<Result<Swap, StoreError>>,
         sent: Duration,
-    ) -> Result<Result<Answer, Error>, View> {
+    ) -> Tried {
         match answer {
-            Some(Ok(Swap::Done(stamp))) => Ok(Ok(Answer::written(sent, step, stamp))),
+            Some(Ok(Swap::Done(stamp))) => Tried::Settled(Ok(Answer::written(sent, step, stamp))),
             Some(Ok(Swap::Conflict(mut found))) => match task.answer(&mut found) {
-                Ok(Some(reply)) => Ok(Ok(Answer::found(sent, reply, found))),
-                Ok(None) => Err(View::Found(Box::new((found, sent)))),
-                Err(error) => Ok(Err(error)),
+                Ok(Some(reply)) => Tried::Settled(Ok(Answer::found(sent, reply, found))),
+                Ok(None) => Tried::Open(View::Found(Box::new((found, sent)))),
+                Err(error) => Tried::Settled(Err(error)),
             },
-            Some(Err(error)) if !error.is_transient() => Ok(Err(error.into())),
+            Some(Err(error)) if !error.is_transient() => Tried::Settled(Err(error.into())),
             Some(Err(_)) => {
                 observe::repeated(self, Trouble::Unavailable, 1);
-                Err(View::Expected(step))
+                Tried::Open(View::Expected(step))
             }
             None => {
                 observe::repeated(self, Trouble::NoAnswer, 1);
-                Err(View::Expected(step))
+                Tried::Open(View::Expected(step))
             }
         }
     }
@@ -244,6 +244,13 @@ impl Core {
         let limit = task.limit.saturating_sub(passed).max(self.policy.call_timeout / 8);
         self.execute(&Task { limit, ..task }, view).await
     }
+}
+
+/// The state of a command after its first try.
+enum Tried {
+    Settled(Result<Answer, Error>),
+    /// To be continued from this view.
+    Open(View),
 }
 
 /// One begin of a batch.

@@ -13,9 +13,9 @@
 //!                           └────────┘ begin, if its `Retry` says so: in progress again
 //! ```
 //!
-//! It does no I/O, reads no clock and draws no random number: [`Store`](crate::store::Store)s only swap
-//! records by version. It can therefore be fuzzed and checked in isolation, and a backend cannot
-//! get a rule wrong. Applications use [`Engine`](crate::Engine).
+//! It does no I/O, reads no clock and draws no random number: [`Store`](crate::store::Store)s only
+//! swap records by version. It can therefore be fuzzed and checked in isolation, and a backend
+//! cannot get a rule wrong. Applications use [`Engine`](crate::Engine).
 
 mod command;
 

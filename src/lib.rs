@@ -2,9 +2,9 @@
 //! whatever is retried, delivered twice, raced or interrupted.
 //!
 //! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
-//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [record](store::Record) for each key
-//! in a [store](store::Store), which can be memory, a SQLite file, a Redis server, or any place where a value
-//! can be replaced only if it has not changed.
+//! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [record](store::Record)
+//! for each key in a [store](store::Store), which can be memory, a SQLite file, a Redis server, or
+//! any place where a value can be replaced only if it has not changed.
 //!
 //! * [An example](#an-example)
 //! * [The states of a key](#the-states-of-a-key)

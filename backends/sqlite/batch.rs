@@ -9,8 +9,8 @@ use crate::error::StoreError;
 use crate::store::{Swap, SwapRequest};
 
 impl SqliteStore {
-    /// Implements [`Store::swap_many`](crate::store::Store::swap_many): replays are answered by a reader,
-    /// the rest by the writer.
+    /// Implements [`Store::swap_many`](crate::store::Store::swap_many): replays are answered by a
+    /// reader, the rest by the writer.
     pub(super) async fn swap_all(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         if let Err(error) = self.inner() {
             return swaps.iter().map(|_| Err(error.clone().into())).collect();

@@ -14,7 +14,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::fingerprint::Fingerprint;
 use crate::label::Label;
-use crate::record::{Body, State};
+use crate::record::{Body, Record, State};
 use crate::sync::atomic::AtomicU64;
 use crate::sync::schedules::explore;
 
@@ -119,8 +119,8 @@ fn schedules_of_writers() {
         let writers: Vec<_> = writers.collect();
         let leaving = store.clone();
         let leaver = thread::spawn(move || {
-            let (id, record) = (id(5), record());
-            let mut swap = leaving.swap(&SwapRequest::new(&id, None, Some(&record)));
+            let swap = SwapRequest::new(&id(5), None, Some(&record()));
+            let mut swap = leaving.swap(&swap);
             let _ = swap.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         });
         drop(store);

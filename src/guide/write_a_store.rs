@@ -1,11 +1,12 @@
 //! Write a store: what it must do, an example of about 35 lines, and the suite that checks it.
 //!
-//! A [`Store`](crate::store::Store) knows no rules. It holds one [`Record`](crate::store::Record) under each
-//! [`RecordId`](crate::RecordId) and has two methods of its own: [`load`](crate::store::Store::load)
-//! returns the record and the store's time, and [`swap`](crate::store::Store::swap) replaces the record if
-//! its stamp is still the expected one. Anything that can compare and write in one atomic step can
-//! be a store: a map, a row, a key of a server, an object with `If-Match`. The documentation of the
-//! trait is the whole contract; this chapter shows how to meet it.
+//! A [`Store`](crate::store::Store) knows no rules. It holds one [`Record`](crate::store::Record)
+//! under each [`RecordId`](crate::RecordId) and has two methods of its own:
+//! [`load`](crate::store::Store::load) returns the record and the store's time, and
+//! [`swap`](crate::store::Store::swap) replaces the record if its stamp is still the expected one.
+//! Anything that can compare and write in one atomic step can be a store: a map, a row, a key of a
+//! server, an object with `If-Match`. The documentation of the trait is the whole contract; this
+//! chapter shows how to meet it.
 //!
 //! * [An example](#an-example)
 //! * [Stamps that rise over removals](#stamps-that-rise-over-removals)
@@ -25,10 +26,10 @@
 #![doc = "```"]
 //!
 //!
-//! It is complete and passes the conformance suite. [`Timeline`](crate::store::Timeline) is the clock of a
-//! store that keeps its own time; a store whose server has a clock stamps with that one instead, in
-//! the step that compares and writes. Clocks of callers must not enter: two hosts a minute apart
-//! would take each other's leases.
+//! It is complete and passes the conformance suite. [`Timeline`](crate::store::Timeline) is the
+//! clock of a store that keeps its own time; a store whose server has a clock stamps with that one
+//! instead, in the step that compares and writes. Clocks of callers must not enter: two hosts a
+//! minute apart would take each other's leases.
 //!
 //! # Stamps that rise over removals
 //!
@@ -45,8 +46,8 @@
 //! | a tombstone for each removed key | Redis | a removal leaves the bare stamp behind; the next write of this key takes a greater one | space for removed keys, until the clock is certainly past the stamp. Redis keeps a tombstone for its `clock_slack` (10 minutes) |
 //! | the store's own clock | Redis, after an expiry and once the tombstone has gone | a record expires after its deadline by the clock that stamped it, so that clock is past the stamp already | holds only while the clock is not set back further than the store allows for, and not for removals before the deadline. A revision counter that a server never reuses has no such limit, but cannot serve as time |
 //!
-//! A stamp is both a version and a time: [`load`](crate::store::Store::load) returns the present time,
-//! which is never before the record's stamp and does not go back. A store whose clock may lag
+//! A stamp is both a version and a time: [`load`](crate::store::Store::load) returns the present
+//! time, which is never before the record's stamp and does not go back. A store whose clock may lag
 //! behind its stamps returns the greater of the two.
 //!
 //! # The conformance suite
@@ -82,8 +83,8 @@
 //!
 //! The suite cannot test what only the store's author can break: what survives `kill -9`, a power
 //! cut or a failover, a clock that is set, a full disk, a network that cuts answers. Test these
-//! against the real thing, and claim a [`durability`](crate::store::Store::durability) only as far as it
-//! was tested.
+//! against the real thing, and claim a [`durability`](crate::store::Store::durability) only as far
+//! as it was tested.
 //!
 //! # Records as bytes
 //!
@@ -96,10 +97,10 @@
 //! it is: `decode` refuses it, and the store returns
 //! [`StoreError::Corrupt`](crate::StoreError::Corrupt).
 //!
-//! Remove nothing before its [`deadline`](crate::store::Record::deadline). A record past its deadline may
-//! stay; the rules treat it as absent. A store that holds records in memory calls
-//! [`Record::detach`](crate::store::Record::detach), so that a small response does not keep the large
-//! buffer alive that it was cut from.
+//! Remove nothing before its [`deadline`](crate::store::Record::deadline). A record past its
+//! deadline may stay; the rules treat it as absent. A store that holds records in memory calls
+//! [`Record::detach`](crate::store::Record::detach), so that a small response does not keep the
+//! large buffer alive that it was cut from.
 //!
 //! # Errors
 //!
