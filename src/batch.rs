@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::lease::Lease;
-use crate::observe::{self, Op, Trouble};
+use crate::observe::{self, Op, RetryCause};
 use crate::owner::Owner;
 use crate::record::Retry;
 use crate::request::Request;
@@ -226,11 +226,11 @@ impl Core {
             },
             Some(Err(error)) if !error.is_transient() => Tried::Settled(Err(error.into())),
             Some(Err(_)) => {
-                observe::repeated(self, Trouble::Unavailable, 1);
+                observe::repeated(self, RetryCause::Unavailable, 1);
                 Tried::Open(View::Expected(step))
             }
             None => {
-                observe::repeated(self, Trouble::NoAnswer, 1);
+                observe::repeated(self, RetryCause::NoAnswer, 1);
                 Tried::Open(View::Expected(step))
             }
         }

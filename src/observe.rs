@@ -176,16 +176,16 @@ pub(crate) fn store_warning(store: &'static str, warning: &dyn std::fmt::Display
 
 /// The reason for repeating a store call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Trouble {
+pub(crate) enum RetryCause {
     Unavailable,
     NoAnswer,
 }
 
 /// Reports that a store call is repeated, after `tries` tries of its command.
-pub(crate) fn repeated(source: &dyn Source, trouble: Trouble, tries: u32) {
-    let reason = match trouble {
-        Trouble::Unavailable => "unavailable",
-        Trouble::NoAnswer => "no_answer",
+pub(crate) fn repeated(source: &dyn Source, cause: RetryCause, tries: u32) {
+    let reason = match cause {
+        RetryCause::Unavailable => "unavailable",
+        RetryCause::NoAnswer => "no_answer",
     };
     count!("nevertwice_store_retries_total", source.name(), 1, "reason" => reason);
     event!(WARN, "nevertwice.store_retry", source.name(), { reason, tries }, "store call repeated");

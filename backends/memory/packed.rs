@@ -17,6 +17,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::record::{Body, Record, Retry, Stamp, State};
+use crate::varint;
 
 /// Bits of the first byte: the state in the low three, then flags.
 mod bits {
@@ -141,23 +142,23 @@ impl Log {
             fingerprint => self.bytes.extend_from_slice(fingerprint.as_bytes()),
         }
         let fence = if record.fence == Stamp::ZERO { stamp } else { record.fence };
-        put_varint(&mut self.bytes, stamp.0 - base.stamp.0);
-        put_varint(&mut self.bytes, stamp.0.wrapping_sub(fence.0));
+        varint::put(&mut self.bytes, stamp.0 - base.stamp.0);
+        varint::put(&mut self.bytes, stamp.0.wrapping_sub(fence.0));
         if flags & bits::STATE == bits::EXTENDED {
             self.bytes.push(more);
         }
         if own != base {
-            put_varint(&mut self.bytes, own.retention);
-            put_varint(&mut self.bytes, own.response_retention);
+            varint::put(&mut self.bytes, own.retention);
+            varint::put(&mut self.bytes, own.response_retention);
         }
         if let Some(kept) = record.unresolved_retention {
-            put_varint(&mut self.bytes, whole_micros(kept));
+            varint::put(&mut self.bytes, whole_micros(kept));
         }
         if flags & bits::ATTEMPT != 0 {
-            put_varint(&mut self.bytes, u64::from(record.attempt));
+            varint::put(&mut self.bytes, u64::from(record.attempt));
         }
         if let Some(wait) = wait {
-            put_varint(&mut self.bytes, whole_micros(wait));
+            varint::put(&mut self.bytes, whole_micros(wait));
         }
         if let Some(key) = &record.key {
             put_bytes(&mut self.bytes, key.as_bytes());
@@ -191,7 +192,7 @@ impl Log {
             usize::from(length[0]) == scope.len() && length[1..].starts_with(scope)
         };
         match self.recent[..self.written.min(RECENT)].iter().find(is_same) {
-            Some(at) => put_varint(&mut self.bytes, (here - usize::from(*at)) as u64),
+            Some(at) => varint::put(&mut self.bytes, (here - usize::from(*at)) as u64),
             None => {
                 self.recent[self.written % RECENT] = (here + 1) as u16; // within a segment
                 self.written += 1;
@@ -211,16 +212,8 @@ impl Log {
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
+    varint::put(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
@@ -415,17 +408,10 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     fn varint(&mut self) -> u64 {
-        let mut number = 0;
-        let mut shift = 0;
-        loop {
-            let byte = self.bytes[self.at];
-            self.at += 1;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return number;
-            }
-            shift += 7;
-        }
+        let mut rest = &self.bytes[self.at..];
+        let number = varint::get(&mut rest).unwrap_or_default(); // as the writer put it
+        self.at = self.bytes.len() - rest.len();
+        number
     }
 
     fn take(&mut self, length: usize) -> &'a [u8] {

@@ -12,7 +12,7 @@ use super::Core;
 use crate::clock::{Clock, Sleep};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
-use crate::observe::{self, Trouble};
+use crate::observe::{self, RetryCause};
 use crate::store::{Snapshot, Swap, SwapRequest};
 
 /// The store calls of one command, repeated after transient failures until its time limit.
@@ -66,7 +66,7 @@ impl<'a> Call<'a> {
         // The longest wait for one answer does not grow with the limit of the whole call.
         let usual = limit.min(self.core.policy.call_timeout);
         let mut pause = Pause::after(2);
-        let mut trouble = None;
+        let mut cause = None;
         loop {
             // The first store call is sent right after `Call` is created, so that time is reused.
             self.sent = if self.tries == 0 { self.started } else { self.core.clock.monotonic() };
@@ -75,22 +75,22 @@ impl<'a> Call<'a> {
                 observe::timed_out(self.core, self.tries);
                 return Err(Error::TimedOut { limit, tries: self.tries, last: self.last.take() });
             }
-            if let Some(trouble) = trouble {
-                observe::repeated(self.core, trouble, self.tries);
+            if let Some(cause) = cause {
+                observe::repeated(self.core, cause, self.tries);
             }
             self.tries += 1;
             let clock = &*self.core.clock;
             // A store that does not answer gets half of the remaining time, then the call is
             // repeated.
             let patience = (left / 2).min(usual / 2).max(usual / 8).min(left);
-            trouble = match within(clock, patience, send()).await {
+            cause = match within(clock, patience, send()).await {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(error)) if error.is_transient() => {
                     self.last = Some(error);
-                    Some(Trouble::Unavailable)
+                    Some(RetryCause::Unavailable)
                 }
                 Some(Err(error)) => return Err(error.into()),
-                None => Some(Trouble::NoAnswer),
+                None => Some(RetryCause::NoAnswer),
             };
             self.rest(&mut pause).await;
         }
