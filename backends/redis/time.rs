@@ -35,7 +35,7 @@ pub(super) struct Bounds {
     pub(super) upper: Stamp,
 }
 
-/// The round_trip of a pipeline that may return with a reading.
+/// The round trip of a pipeline that may return with a reading.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RoundTrip {
     sent: Duration,

@@ -344,6 +344,8 @@ pub async fn s8_a_grant_is_given_anew_only_within_its_call(store: Shared) {
     {
         let faulty = FaultyStore::new(store.clone());
         faulty.on_call(1, Fault::FailAfter);
+        // The pauses between these exceed the milliseconds by which a store may estimate its time.
+        (2..=9).for_each(|call| faulty.on_call(call, Fault::FailBefore));
         let engine = Engine::builder(faulty).build().unwrap();
         let request = owner.into_iter().fold(request(key).lease(SHORT), Request::owner);
         let lease = acquire(&engine, &request).await;
