@@ -64,6 +64,6 @@ impl Ledger {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.lock().expect("nobody panics while writing the books")
+        self.0.lock().expect("no worker panics while it writes")
     }
 }

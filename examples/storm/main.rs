@@ -90,10 +90,10 @@ The last line is for machines:
   effects         effects executed: rows in the ledger
   double_effects  keys whose effect ran twice (a dropped worker is no excuse: it had marked its effect)
   replays         deliveries answered with the recorded response
-  in_progress     answers 'somebody else is at it'; such a delivery comes again
+  in_progress     answers 'another worker holds the key'; such a delivery comes again
   mismatches      deliveries refused because their key belongs to another payload
   takeovers       executions that took over from a dropped worker
-  unresolved      deliveries answered 'the effect may have happened, somebody has to look'
+  unresolved      deliveries answered 'the effect may have happened, left to an operator'
   lost            keys that were delivered and have neither an outcome nor an open state in the store
 
 The exit code is 1 if an effect was doubled, a key lost, or a replay not the recorded response, and if the

@@ -141,7 +141,7 @@ impl Storm {
         let mut tally = self.tally();
         tally.store_errors += 1;
         if tally.store_errors == 1 {
-            self.bar.suspend(|| eprintln!("storm: the store has trouble, going on: {}", with_cause(error)));
+            self.bar.suspend(|| eprintln!("storm: the store fails, trying again: {}", with_cause(error)));
         }
         let idle = tally.last_settled.unwrap_or(self.began).elapsed();
         if idle < self.patience {
@@ -151,7 +151,7 @@ impl Storm {
     }
 
     pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().expect("nobody panics while counting")
+        self.tally.lock().expect("no worker panics while it counts")
     }
 }
 

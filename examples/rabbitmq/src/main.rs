@@ -13,7 +13,7 @@
 //! wait %2
 //! cut -f 1 ledger.tsv | sort | uniq -d     # prints nothing: no effect happened twice
 //! cut -f 1 ledger.tsv | wc -l              # 960 good messages, less what the killed consumer left unclear
-//! sudo rabbitmqctl list_queues             # orders.dead: what somebody has to look at, each with its reason above
+//! sudo rabbitmqctl list_queues             # orders.dead: left to an operator, each with its reason above
 //! ```
 //!
 //! There are three queues: `orders`; `orders.retry`, where a message waits until its delay has

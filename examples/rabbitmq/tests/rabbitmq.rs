@@ -237,8 +237,8 @@ async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told(
             unclear += 1;
         }
     }
-    assert!(effects.is_empty() && dead.is_empty(), "nobody sent {effects:?} or {dead:?}");
-    assert!(done > unclear, "{done} orders done, {unclear} left to somebody who looks");
+    assert!(effects.is_empty() && dead.is_empty(), "never sent: {effects:?}, {dead:?}");
+    assert!(done > unclear, "{done} orders done, {unclear} left to an operator");
 }
 
 #[test]
