@@ -117,7 +117,7 @@ fn waiters_of_one_key_or_one_scope_leave_places_to_others() {
     waits.push(wait(other).unwrap());
     assert!(wait(other).is_none(), "six in all already");
     drop(waits.remove(0));
-    assert!(wait(hostile_b).is_some(), "whoever leaves makes room");
+    assert!(wait(hostile_b).is_some(), "a waiter that leaves makes room");
     waits.clear();
     assert!([hostile_a, hostile_a, hostile_b].map(wait).iter().all(Option::is_some));
 }

@@ -494,7 +494,7 @@ fn s11_a_dropped_blocking_run_is_a_crash() {
     drop(run);
     clock.advance(30 * SECOND);
     done.send(()).unwrap();
-    assert!(tells.recv_timeout(Duration::from_secs(60)).unwrap(), "nobody renewed it");
+    assert!(tells.recv_timeout(Duration::from_secs(60)).unwrap(), "it was not renewed");
     let lease = acquire(&engine, "k");
     assert!(lease.takeover());
 }
@@ -572,7 +572,7 @@ fn l3_leases_are_renewed_at_a_third_and_together() {
     block_on(leases[0].renew()).unwrap();
     drop(alive);
     clock.advance(31 * SECOND);
-    assert!(leases.iter().all(|lease| lease.is_lost()), "nobody renews what is dropped");
+    assert!(leases.iter().all(|lease| lease.is_lost()), "a dropped lease is not renewed");
 }
 
 /// A lease that is lost or released, with any result, is dropped from renewal and delays no other.

@@ -173,7 +173,7 @@ fn schedules_of_a_full_store() {
         });
         block_on(store.purge(10)).unwrap();
         all(threads.into());
-        assert_eq!(block_on(store.purge(10)).unwrap().removed, 0, "nothing else is over its time");
+        assert_eq!(block_on(store.purge(10)).unwrap().removed, 0, "no other record has expired");
         let records = store.len();
         assert_eq!(store.0.total.records.load(Ordering::SeqCst), records);
         let counted: usize = store.0.scopes.lock().values().sum();

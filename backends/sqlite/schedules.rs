@@ -1,5 +1,5 @@
 //! Callers, the writer thread and the watcher thread, explored under many schedules. The file is
-//! real, in memory if the machine has such a connector.
+//! real, on a file system in memory if the machine has one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
@@ -109,7 +109,7 @@ fn schedules_of_writers() {
                 let record = record();
                 let swap =
                     |id: RecordId| block_on(store.swap(&SwapRequest::new(&id, None, Some(&record)))).unwrap();
-                let Swap::Done(stamp) = swap(id(number)) else { panic!("nobody else writes it") };
+                let Swap::Done(stamp) = swap(id(number)) else { panic!("no other caller writes it") };
                 assert_eq!(file.stamp(id(number)), Some(stamp), "answered before it was committed");
                 if let Swap::Done(_) = swap(id(9)) {
                     winners.fetch_add(1, Ordering::SeqCst);

@@ -47,7 +47,7 @@ fn believed(shown: Option<&Record>, stored: &Record) {
     if let Some(shown) = shown {
         let mut stored = stored.clone();
         stored.stamp = shown.stamp; // the server's word, in front of the record
-        assert_eq!(*shown, stored, "S10: a record that nobody stored");
+        assert_eq!(*shown, stored, "S10: a record that was never stored");
     }
 }
 

@@ -151,7 +151,7 @@ fn template() -> &'static Template {
         let db = Connection::open(&file).expect("the store's file");
         db.busy_timeout(Duration::from_secs(5)).expect("a number");
         db.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()))
-            .expect("nobody else has it open");
+            .expect("no other store has it open");
         let sql = "SELECT high_water FROM nevertwice_meta WHERE one = 1";
         let time = db.query_row(sql, [], |row| row.get(0)).expect("a store's table");
         db.close().expect("nothing is open");

@@ -28,8 +28,8 @@ fn what_looks_like_a_url_or_leads_to_no_file_is_refused_and_nothing_is_made() {
     {
         let pipe = file.0.path().join("pipe");
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        assert_unusable(&pipe, "no regular file");
-        assert_unusable(Path::new("/dev/null"), "no regular file");
+        assert_unusable(&pipe, "not a regular file");
+        assert_unusable(Path::new("/dev/null"), "not a regular file");
     }
     // In a folder it is a plain name.
     drop(SqliteStore::open(file.0.path().join("file:keys.db")).unwrap());

@@ -19,7 +19,7 @@ fn soon<T>(future: impl Future<Output = T>) -> T {
     let patience = SystemClock.sleep(Duration::from_secs(20));
     match block_on(select(std::pin::pin!(future), patience)) {
         Either::Left((given, _)) => given,
-        Either::Right(_) => panic!("nobody was woken"),
+        Either::Right(_) => panic!("no waiter was woken"),
     }
 }
 

@@ -110,7 +110,7 @@ fn schedules_of_shared_pipelines() {
         let server = ListServer::new(Duration::MAX);
         let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
         for caller in callers {
-            assert!(block_on(caller).unwrap(), "nobody answered");
+            assert!(block_on(caller).unwrap(), "the caller got no answer");
         }
         assert_eq!(server.seen.lock().unwrap().len(), 5);
         assert!(server.most_pipelines.load(Ordering::SeqCst) <= PIPELINES);
@@ -125,7 +125,7 @@ fn schedules_of_callers_that_leave() {
         let leavers: Vec<_> = (0..4).map(|number| spawn(send_and_leave(server.clone(), number))).collect();
         let stayers: Vec<_> = (4..6).map(|number| spawn(send(server.clone(), number))).collect();
         for stayer in stayers {
-            assert!(block_on(stayer).unwrap(), "nobody answered");
+            assert!(block_on(stayer).unwrap(), "the caller got no answer");
         }
         for leaver in leavers {
             block_on(leaver).unwrap();

@@ -26,7 +26,7 @@ impl HandMemory {
     /// Begins an operation. Returns `None` if the caller is to execute it.
     fn begin(&self, key: &str) -> Option<State> {
         let now = Instant::now();
-        let mut map = self.0.lock().expect("nobody panics");
+        let mut map = self.0.lock().expect("no caller panics");
         if let Some(entry) = map.get(key).filter(|entry| entry.expires > now) {
             return Some(entry.state.clone());
         }
@@ -37,7 +37,7 @@ impl HandMemory {
 
     fn complete(&self, key: &str, response: Bytes) {
         let expires = Instant::now() + Duration::from_millis(RETENTION_MS);
-        if let Some(entry) = self.0.lock().expect("nobody panics").get_mut(key) {
+        if let Some(entry) = self.0.lock().expect("no caller panics").get_mut(key) {
             *entry = Entry { state: State::Completed(response), expires };
         }
     }
@@ -47,7 +47,7 @@ impl HandMemory {
     /// Removes entries that expire within `later`, in one scan, as a map allows.
     pub(crate) fn purge(&self, later: Duration) {
         let now = Instant::now() + later;
-        self.0.lock().expect("nobody panics").retain(|_, entry| entry.expires > now);
+        self.0.lock().expect("no caller panics").retain(|_, entry| entry.expires > now);
     }
 }
 

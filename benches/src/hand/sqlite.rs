@@ -58,10 +58,10 @@ impl HandSqlite {
 
     async fn write(&self, work: impl FnOnce(&mut Connection) + Send + 'static) {
         let writer = self.writer.clone();
-        let work = move || work(&mut writer.lock().expect("nobody panics"));
+        let work = move || work(&mut writer.lock().expect("no caller panics"));
         match self.calls {
             Calls::Direct => work(),
-            Calls::Spawned => tokio::task::spawn_blocking(work).await.expect("nobody panics"),
+            Calls::Spawned => tokio::task::spawn_blocking(work).await.expect("no caller panics"),
         }
     }
 
@@ -126,7 +126,7 @@ impl Side for HandSqlite {
     }
 
     async fn fill(&self, numbers: std::ops::Range<u64>) {
-        let mut db = self.writer.lock().expect("nobody panics");
+        let mut db = self.writer.lock().expect("no caller panics");
         let (mut rest, expires) = (numbers, now_ms() + RETENTION_MS as i64);
         while !rest.is_empty() {
             let fill = db.transaction_with_behavior(TransactionBehavior::Immediate).expect("it begins");

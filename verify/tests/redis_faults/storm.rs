@@ -130,7 +130,7 @@ impl Storm {
                 Err(error) => self.refuse(key, &error),
             }
         }
-        assert!(self.may_lose, "{key}: still in progress, and nobody is at it");
+        assert!(self.may_lose, "{key}: still in progress, and no worker holds it");
     }
 
     async fn execute(&self, key: &str, lease: &Lease) {

@@ -468,7 +468,7 @@ impl Ledger {
             Error::Store(StoreError::Unavailable { .. }) => {
                 assert!(!calm, "L1: an error where nothing fails: {error}");
             }
-            other => panic!("S10: an error that nobody drew: {other}"),
+            other => panic!("S10: an error that no drawn fault explains: {other}"),
         }
     }
 }

@@ -213,7 +213,7 @@ impl Ledger {
     }
 
     /// Adds an event to the trace, which must be the same in every run of a seed.
-    #[allow(clippy::print_stdout)] // whoever replays a seed wants to read it
+    #[allow(clippy::print_stdout)] // for the reader of a replay
     pub(crate) fn note(&mut self, at: u64, what: &str, numbers: [u64; 3]) {
         (at, what, numbers).hash(&mut self.trace);
         if self.aloud {
@@ -234,7 +234,9 @@ impl Ledger {
         let Some(page) = self.number_of(id).map(|key| &self.pages[key]) else { return };
         let last = page.last();
         match (&shown.record, &last.record) {
-            (Some(shown), Some(record)) => assert_eq!(**shown, *record, "the store shows what nobody wrote"),
+            (Some(shown), Some(record)) => {
+                assert_eq!(**shown, *record, "the store shows what was never written")
+            }
             (None, None) => {}
             (None, Some(record)) => assert!(
                 !record.is_kept(shown.now),
@@ -515,7 +517,7 @@ impl Counts {
         format!(
             "{} seeds, {} calls, {} messages, {} faults, {} crashes, {} pauses, {} partitions, {} clock jumps, {} grants, \
              {} takeovers and reruns, {} outcomes, {} replays, {} unresolved, {} mismatches, {} leases lost, {} effects, \
-             {} waits, {} granted anew, {} kept owners answered as anybody, {} calls after a release, {} amended, {} answers by \
+             {} waits, {} granted anew, {} kept owners answered as any other, {} calls after a release, {} amended, {} answers by \
              evidence past its retention, {} virtual hours",
             self.seeds,
             self.calls,

@@ -206,7 +206,7 @@ pub(crate) fn live(seed: u64, heals: bool, aloud: bool) -> Report {
         let next = world.next_event();
         if ready.is_empty() || world.dice.percent(10) && next.is_some_and(|at| at < world.time.now() + MILLI)
         {
-            world.time.pass_until(next.expect("L1, L4: somebody waits, and nothing will ever wake them"));
+            world.time.pass_until(next.expect("L1, L4: a caller waits, and nothing will ever wake it"));
             continue;
         }
         let task = ready[world.dice.below(ready.len())];

@@ -81,7 +81,7 @@ fn what_has_a_stores_names_and_is_none_is_refused_with_not_a_byte_of_it_changed(
         assert_eq!(contents(&dir), before, "{sql}");
     }
     say(&format!(
-        "fault: backend=sqlite fault=\"tables of somebody else\" refused={} changed=0",
+        "fault: backend=sqlite fault=\"tables of another program\" refused={} changed=0",
         others.len()
     ));
 }

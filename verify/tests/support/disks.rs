@@ -88,7 +88,7 @@ impl Disk {
     /// Cuts the power: data that has not reached the disk by now never does.
     pub(crate) fn cut(&self) {
         let device = |path: &Path| fs::metadata(path).unwrap().dev();
-        assert_ne!(device(&self.path()), device(self.home.path()), "this is somebody else's disk");
+        assert_ne!(device(&self.path()), device(self.home.path()), "the folder is not a disk of its own");
         run("xfs_io", &["-x".as_ref(), "-c".as_ref(), "shutdown".as_ref(), &self.path()]).unwrap();
     }
 
