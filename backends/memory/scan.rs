@@ -51,7 +51,7 @@ impl ScanPosition {
         let position = cursor.0.split_first().and_then(|(shard, id)| {
             Some(ScanPosition { shard: usize::from(*shard), id: RecordId::from_bytes(id.try_into().ok()?) })
         });
-        position.ok_or_else(|| StoreError::unusable(BACKEND, "the cursor is not one of its own"))
+        position.ok_or_else(|| StoreError::unusable(BACKEND, "the cursor is not one of this store's"))
     }
 
     fn encode(self) -> Cursor {

@@ -84,7 +84,7 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Connects and inspects the server within the time-outs.
+    /// Connects and inspects the server within the timeouts.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the server does not answer, or cannot serve at present.

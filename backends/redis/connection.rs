@@ -22,7 +22,7 @@ const OPEN_ATTEMPTS: u32 = 3;
 /// Longest interval between inspections while grants are refused.
 const DOUBT: Duration = Duration::from_secs(1);
 
-/// One multiplexed connection at a time. A call is sent at most once and ends within the time-outs.
+/// One multiplexed connection at a time. A call is sent at most once and ends within the timeouts.
 /// After a call that lost the connection, the next one opens another.
 ///
 /// Each new connection inspects its server before anything else is sent. The `ConnectionManager` of
@@ -30,7 +30,7 @@ const DOUBT: Duration = Duration::from_secs(1);
 pub(super) struct Connections {
     client: Client,
     config: AsyncConnectionConfig,
-    /// Time-outs for connecting and for an answer.
+    /// Timeouts for connecting and for an answer.
     limits: [Duration; 2],
     pub(super) watch: ServerWatch,
     current: Mutex<Current>,

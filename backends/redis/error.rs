@@ -16,7 +16,7 @@ use crate::record::DecodeError;
 
 /// The kind of store, in errors and elsewhere.
 pub(super) const BACKEND: &str = "redis";
-/// Time limit of the second attempt, independent of the store's time-outs.
+/// Time limit of the second attempt, independent of the store's timeouts.
 const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(1);
 
 pub(super) fn unavailable(detail: impl Into<String>) -> StoreError {
@@ -37,7 +37,7 @@ pub(super) fn corrupt(id: &RecordId, source: DecodeError) -> StoreError {
 
 /// The error for an answer that Redis never gives.
 pub(super) fn malformed() -> StoreError {
-    unavailable("it gave an answer of another form than Redis does")
+    unavailable("it gave an answer that Redis never gives")
 }
 
 /// True if the server refused to run the command because it has no memory left.
@@ -114,7 +114,7 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
     }
     // The `redis` crate passes on the server's reply to SELECT without its code.
     match error.code().map(|code| if code == "ERR" { code_of_select(error) } else { code }) {
-        Some("NOAUTH") => unusable("it wants a password, and the URL has none (NOAUTH)"),
+        Some("NOAUTH") => unusable("it requires a password, and the URL has none (NOAUTH)"),
         Some("WRONGPASS") => unusable("it refused the user name or the password of the URL (WRONGPASS)"),
         Some("NOPERM") => unusable(
             "the user lacks a permission (NOPERM): it needs +evalsha +script|load +get +set +time, and the keys under \
@@ -156,7 +156,7 @@ fn connection(error: &RedisError) -> &str {
     } else if error.is_connection_dropped() {
         "the connection was dropped"
     } else if error.kind() == ErrorKind::Parse {
-        "what answers does not speak Redis's protocol: look at the port, and for one for TLS write rediss://"
+        "the server does not speak Redis's protocol: check the port, and use rediss:// if it expects TLS"
     } else if error.is_io_error() && error.to_string().contains("failed to lookup address") {
         "the name of the host in the URL cannot be resolved"
     } else {
@@ -180,7 +180,7 @@ pub(super) async fn diagnose(
     match timeout(DIAGNOSIS_LIMIT, greet(client, config)).await {
         Ok(Err(found)) if tells_more(&found) => store_error(&found),
         Ok(Err(found)) if is_lost(error) && found.is_connection_dropped() => unavailable(
-            "it closed the connection without an answer: if its port is one for TLS, the URL has to start with rediss://",
+            "it closed the connection without an answer: if its port expects TLS, the URL must start with rediss://",
         ),
         _ => store_error(error),
     }

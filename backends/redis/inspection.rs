@@ -7,7 +7,7 @@ use ::redis::{FromRedisValue, Pipeline, Value, from_redis_value, pipe};
 use super::error::{is_forbidden, malformed, store_error};
 use crate::error::StoreError;
 
-/// Number of commands of an report.
+/// Number of commands of an inspection.
 pub(super) const COUNT: usize = 3;
 
 /// Builds the commands of an inspection, for one round trip. Commands forbidden to this user are

@@ -34,7 +34,7 @@ const RETRY_FORBIDDEN: Duration = Duration::from_secs(60);
 pub(super) struct RedisListener {
     pub(super) records: Arc<Records>,
     pub(super) client: Client,
-    /// Time-outs for connecting and for an answer.
+    /// Timeouts for connecting and for an answer.
     pub(super) limits: [Duration; 2],
 }
 

@@ -108,7 +108,7 @@ impl Records {
         let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| malformed())?;
         let names = names.extract_error().map_err(|error| {
             if is_forbidden(&error) {
-                return unusable("listing the records takes +scan, which the user lacks");
+                return unusable("listing the records requires +scan, which the user lacks");
             }
             store_error(&error)
         })?;
@@ -121,7 +121,7 @@ impl Records {
 
 fn position(cursor: &Cursor) -> Result<u64, StoreError> {
     let text = std::str::from_utf8(&cursor.0).ok();
-    text.and_then(|text| text.parse().ok()).ok_or_else(|| unusable("the cursor is not one of its own"))
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| unusable("the cursor is not one of this store's"))
 }
 
 /// Returns the pattern that matches all names with this prefix.

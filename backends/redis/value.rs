@@ -44,7 +44,7 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
     let damaged = |what| Err(corrupt(id, DecodeError::Damaged { what }));
     let Some(value) = value.map(Bytes::from) else { return Ok(Snapshot { record: None, now }) };
     let Some(stamp) = value.first_chunk::<STAMP_BYTES>() else {
-        return damaged("shorter than a stamp, or no string");
+        return damaged("shorter than a stamp, or not a string");
     };
     let stamp = Stamp(u64::from_be_bytes(*stamp));
     if stamp.0 >= STAMP_LIMIT {

@@ -53,9 +53,7 @@ impl fmt::Display for Warning {
             Warning::KeysEvicted => "keys were evicted since the server started: records may be among them",
             Warning::DurabilityUnverified => "CONFIG is forbidden: what a restart loses is not known",
             Warning::RoleUnverified => "HELLO is forbidden: whether this is a primary is not known",
-            Warning::ChangesUnannounced => {
-                "CLIENT TRACKING is forbidden: whoever waits has to look again and again"
-            }
+            Warning::ChangesUnannounced => "CLIENT TRACKING is forbidden: waiters poll their records",
             Warning::PlainTcp => {
                 "plain TCP to another machine: passwords and responses can be read on the way"
             }

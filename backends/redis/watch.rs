@@ -142,7 +142,7 @@ impl Doubt {
 
     /// Describes the fault and its remedy.
     pub(super) fn detail(&self) -> String {
-        let records = "it would drop records and let what they recorded be done again";
+        let records = "it would drop records, and their operations would be executed again";
         match self {
             Doubt::Replica => "it is a replica: connect to the primary".to_owned(),
             Doubt::Cluster => "it is a node of a cluster, which this release does not support".to_owned(),

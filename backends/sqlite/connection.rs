@@ -56,7 +56,7 @@ impl Connector {
         }
         let mode = self.use_wal(&db).map_err(|error| self.refused(error))?;
         if mode != "wal" {
-            let detail = format!("the file does not take WAL, its journal mode is `{mode}`");
+            let detail = format!("the file cannot be switched to WAL, its journal mode is `{mode}`");
             return Err(Error::unusable(detail));
         }
         set_up_writer(&db, synchronous).map_err(|error| self.refused(error))?;

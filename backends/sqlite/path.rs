@@ -18,7 +18,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
     let text = path.to_string_lossy();
     if text.starts_with(":memory:") || text.contains("file::memory:") {
         return Err(Error::unusable(
-            "it shares a file among connections, and `:memory:` is none; use `MemoryStore`",
+            "its connections share a file, and `:memory:` is not one; use `MemoryStore`",
         ));
     }
     if is_url(&text) {
@@ -30,7 +30,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(found) if found.is_file() => Ok(()),
         Ok(found) => {
-            let what = if found.is_dir() { "a folder" } else { "no regular file" };
+            let what = if found.is_dir() { "a folder" } else { "not a regular file" };
             Err(Error::unusable(format!("{} is {what}; pass the path of a file", path.display())))
         }
         Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => {

@@ -243,8 +243,7 @@ impl Table {
             used => {
                 let mut detail = format!("{used} bytes in use of {most}");
                 if log > 0 {
-                    detail =
-                        format!("{detail}, and {log} more in its log, which a reader keeps from being cut");
+                    detail = format!("{detail}, and {log} more in its log, which a reader holds open");
                 }
                 match self.evidence(db)? {
                     0 => {}

@@ -93,6 +93,6 @@ fn add(page: &mut Page, row: &Row<'_>, timeline: &Timeline) -> rusqlite::Result<
 fn numbers<const NUMBERS: usize>(cursor: &Cursor) -> Result<[i64; NUMBERS]> {
     let (numbers, rest) = cursor.0.as_chunks::<8>();
     let numbers: Vec<i64> = numbers.iter().map(|bytes| i64::from_be_bytes(*bytes)).collect();
-    let foreign = || Error::unusable("the cursor is not one of its own");
+    let foreign = || Error::unusable("the cursor is not one of this store's");
     if rest.is_empty() { numbers.try_into().map_err(|_| foreign()) } else { Err(foreign()) }
 }

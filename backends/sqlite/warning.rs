@@ -48,10 +48,10 @@ impl fmt::Display for Warning {
                 )
             }
             Warning::LongLog { bytes } => {
-                write!(f, "the write-ahead log has {bytes} bytes: a transaction reads for a long time")
+                write!(f, "the write-ahead log has {bytes} bytes: a transaction has read for a long time")
             }
             Warning::LocksCanBeLost => {
-                f.write_str("opening and closing the file in this process, but by SQLite, drops its locks")
+                f.write_str("opening and closing the file in this process outside SQLite drops its locks")
             }
         }
     }
