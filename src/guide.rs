@@ -7,7 +7,7 @@
 //! caller's: the `Idempotency-Key` header, an event id, a message id. The **fingerprint**
 //! identifies the content of the request: [`Fingerprint::of`](crate::Fingerprint::of) the body,
 //! [`of_json`](crate::Fingerprint::of_json) its JSON text if a retry may serialise it differently,
-//! or chosen [fields](crate::Fingerprint::builder) if a retry carries a new time stamp. A key that
+//! or chosen [fields](crate::Fingerprint::builder) if a retry carries a new timestamp. A key that
 //! is reused with another fingerprint is refused in every state (the [IETF draft][draft] answers
 //! 422, Stripe 400).
 //!
@@ -20,7 +20,7 @@
 //! # Choosing the lease
 //!
 //! The lease is how long a crash blocks its key, and how long a slow worker is safe from a
-//! takeover. Make it longer than the slowest call that you wait for under it, time-outs included,
+//! takeover. Make it longer than the slowest call that you wait for under it, timeouts included,
 //! and renew it during longer work. State your limit with
 //! [`handler_timeout`](crate::EngineBuilder::handler_timeout), and the builder refuses a shorter
 //! lease.
@@ -65,7 +65,7 @@
 //!
 //! A process that keeps its [`owner`](crate::Request::owner) across a restart finds its grant again
 //! only while the lease runs and nothing was written under it. Once that grant was renewed, marked
-//! or check-pointed, the process may already have acted before the restart, so its begin is
+//! or checkpointed, the process may already have acted before the restart, so its begin is
 //! answered like any other caller's.
 //!
 //! So the order is: begin, prepare, `mark_effect`, act, `complete`. If the effect and the record
@@ -120,11 +120,11 @@
 //! Call [`fail`](crate::Lease::fail) with what is known: [`Retry::Now`](crate::Retry::Now) or
 //! [`After`](crate::Retry::After) only if there certainly was no effect,
 //! [`Never`](crate::Retry::Never) for a definite answer (a declined card),
-//! [`Unresolved`](crate::Retry::Unresolved) if you cannot tell (a time-out while calling the
+//! [`Unresolved`](crate::Retry::Unresolved) if you cannot tell (a timeout while calling the
 //! provider). Call [`release`](crate::Lease::release) if the request should not have been begun at
 //! all.
 //!
-//! # Errors and time-outs
+//! # Errors and timeouts
 //!
 //! An `Err` is never a grant. After [`Error::TimedOut`](crate::Error::TimedOut) the call may or may
 //! not have taken effect, and repeating it is safe: a finish gives the same answer, and a begin

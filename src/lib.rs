@@ -89,7 +89,7 @@
 //! |---|---|
 //! | choose a lease and a retention, and learn what a crash leaves | [`guide`] |
 //! | name an operation | [`Request`], [`Scope`], [`Key`], [`Fingerprint`] |
-//! | begin, renew, check-point and finish | [`Engine::begin`], [`Begin`], [`Lease`] |
+//! | begin, renew, checkpoint and finish | [`Engine::begin`], [`Begin`], [`Lease`] |
 //! | run a handler | [`Engine::run`], [`run_blocking`](Engine::run_blocking), [`run_classified`](Engine::run_classified), [`Failure`] |
 //! | wait for a duplicate in flight | [`Engine::begin_or_wait`] |
 //! | consume messages in batches | [`Engine::begin_many`], [`complete_many`](Engine::complete_many), [`Begin::verdict`] |

@@ -60,7 +60,7 @@ pub struct Policy {
     /// The longest checkpoint, in bytes. **Default 64 KiB.** A longer one is refused.
     pub max_checkpoint: usize,
     /// The time limit of a call, including its retries and a store that does not answer. **Default
-    /// 5 s.** After a time-out, the write may or may not have been made.
+    /// 5 s.** After a timeout, the write may or may not have been made.
     pub call_timeout: Duration,
     /// The time limit of a finish ([`complete`](crate::Lease::complete),
     /// [`fail`](crate::Lease::fail), and the outcome that [`run`](crate::Engine::run) records). It

@@ -104,7 +104,7 @@ impl Request {
     /// Begins as this owner instead of a new one, to recover a grant whose begin timed out or was
     /// cancelled: keep an [`Owner::random`], begin with it, and begin with it again. The grant is
     /// found while its lease runs and nothing was written under it. Once it was renewed, marked or
-    /// check-pointed, its holder may be acting on it, and the begin is answered like any other
+    /// checkpointed, its holder may be acting on it, and the begin is answered like any other
     /// caller's.
     ///
     /// **Never share one owner between two workers**: both would be granted the same lease.
