@@ -270,5 +270,5 @@ impl Wanted {
 /// The answer for a swap to which the store gave none. A store must answer every swap; if it does
 /// not, the outcome of the others is unknown.
 fn unanswered<T>() -> Result<T, Error> {
-    Err(Error::Internal { detail: "the store gave fewer answers than it was asked for" })
+    Err(Error::Internal { detail: "the store returned fewer answers than there were swaps" })
 }

@@ -1,4 +1,4 @@
-//! [`Engine`]: the front of the crate.
+//! [`Engine`]: the entry point of the crate.
 
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Policy`] if the request's windows cannot be safe; [`Error::Store`] and
     /// [`Error::TimedOut`] if the store failed or did not answer. An error is never a grant: do not
-    /// act. After a time-out the store may still hold a grant; its lease expires, or
+    /// act. After a timeout the store may still hold a grant; its lease expires, or
     /// [`Request::owner`] finds it again.
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
         let seen = observe::call(self, Op::Begin, &|| Some(request.label()));

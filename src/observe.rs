@@ -11,11 +11,11 @@
 #![doc = include_str!("observe/metrics.md")]
 //!
 //! Times are measured with the engine's [`Clock`], in a transaction of the application's with the
-//! operating system's. [`Engine::purge_regularly`](crate::Engine::purge_regularly) takes turns by
-//! an operation of its own, whose begins, commands and leases are not counted. Calls in a
-//! transaction (`sqlite::begin_in` and its companions) are counted when they are answered, whether
-//! the transaction commits or not. A lease of a transaction never counts as abandoned, since its
-//! commit cannot be seen.
+//! operating system's. The purgers of [`Engine::purge_regularly`](crate::Engine::purge_regularly)
+//! coordinate through an operation of their own, whose begins, commands and leases are not counted.
+//! Calls in a transaction (`sqlite::begin_in` and its companions) are counted when they are
+//! answered, whether the transaction commits or not. A lease of a transaction never counts as
+//! abandoned, since its commit cannot be seen.
 //!
 //! Alert on any `nevertwice_restored_total`; on begins answered `unresolved`; on lost leases and
 //! overdue renewals (the lease is shorter than the work, or the work blocks its executor:
@@ -209,7 +209,7 @@ pub(crate) fn purged(source: &dyn Source, records: usize) {
 pub(crate) fn responses_dropped(source: &dyn Source, responses: u64) {
     count!("nevertwice_responses_dropped_total", source.name(), responses);
     if responses > 0 {
-        event!(INFO, "nevertwice.responses_dropped", source.name(), { responses }, "room freed");
+        event!(INFO, "nevertwice.responses_dropped", source.name(), { responses }, "space freed");
     }
 }
 
@@ -240,7 +240,7 @@ pub(crate) fn clock_without_boot(store: &'static str) {
         "nevertwice.clock_without_boot",
         store,
         {},
-        "no boot id: each process that opens the file goes by its own wall clock"
+        "no boot id: each process that opens the file uses its own wall clock"
     );
 }
 

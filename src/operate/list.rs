@@ -120,7 +120,8 @@ impl Engine {
             if filter.is_evidence_only() { store.unsettled(after, limit) } else { store.scan(after, limit) };
         let page = self.bounded(call).await?;
         let now = page.now;
-        let turn = purge_turn()?.id(); // between two turns nobody is at work on it, and nobody need be
+        // The purgers' own operation waits for its next turn and needs no operator.
+        let turn = purge_turn()?.id();
         let chosen = |(id, record)| {
             let snapshot = Snapshot { record: Some(Box::new(record)), now };
             let inspection = Inspection::of(&snapshot, self.policy())?;

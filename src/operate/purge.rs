@@ -77,7 +77,7 @@ impl Engine {
     /// # futures_executor::block_on(async {
     /// # let engine = Engine::builder(MemoryStore::new()).build()?;
     /// let removed = engine.purge(10_000).await?;
-    /// println!("{removed} records were over their time");
+    /// println!("{removed} expired records removed");
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
