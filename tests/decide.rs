@@ -173,7 +173,7 @@ fn s8_a_mark_stays_over_a_takeover_and_decides_what_may_rerun() {
 /// A begin whose answer was lost is recognised by its owner, as long as nothing was written since
 /// the grant.
 #[test]
-fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
+fn s8_an_owner_is_granted_again_only_what_was_not_acted_on() {
     let mine = params();
     let record = granted(&mine);
     let token = token_of(&mine, &record);
@@ -219,7 +219,7 @@ fn s8_an_owner_is_granted_again_only_what_nobody_acted_on() {
 }
 
 #[test]
-fn s13_what_nobody_knows_is_kept_longer_than_what_is_known() {
+fn s13_unknown_outcomes_are_kept_longer_than_known_ones() {
     let mine = params();
     let record = granted(&mine);
     let marked = |recovery| {
@@ -436,7 +436,7 @@ fn a_failure_is_due_at_the_microsecond_it_said() {
 
 /// The operations that operators look for: no holder is working on them, and they are not settled.
 #[test]
-fn l6_unfinished_is_what_somebody_has_to_look_at() {
+fn l6_unfinished_lists_what_needs_an_operator() {
     let record = granted(&params());
     let failed = |retry| with(&record, State::Failed(body("no"), retry));
     let wait = RETENTION * 2;

@@ -194,7 +194,7 @@ fn a_record_id_reads_back_from_what_is_shown() {
 }
 
 #[test]
-fn an_inspection_says_why_nobody_may_execute_and_until_when_it_is_kept() {
+fn an_inspection_says_why_no_caller_may_execute_and_until_when_it_is_kept() {
     let (clock, store, engine) = setup();
     let two = Engine::builder(store).clock(clock.clone()).max_attempts(2).build().unwrap();
     let seen = |engine: &Engine, key: &str| block_on(engine.inspect("s", key)).unwrap().unwrap();

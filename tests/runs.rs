@@ -80,7 +80,7 @@ enum Either {
 struct Pair(u8, u8);
 
 #[test]
-fn s2_everybody_gets_one_and_the_same_value() {
+fn s2_all_callers_get_one_and_the_same_value() {
     for value in
         [1.577_777_777_777_000_1_f64, 117.633_311_394_000_17, 0.921_568_632_125_854_5, -0.0, 5e-324, f64::MAX]
     {
@@ -119,7 +119,7 @@ fn s2_no_price_comes_back_as_another() {
 
 /// Errors are values too.
 #[test]
-fn s2_everybody_gets_one_and_the_same_error() {
+fn s2_all_callers_get_one_and_the_same_error() {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Rejected {
         limit: f64,
@@ -293,7 +293,7 @@ fn l1_an_outcome_that_cannot_be_recorded_is_not_lost_to_its_caller() {
 /// The store accepts a finish past the lease as long as no other caller took the key. Otherwise the
 /// value comes with the error.
 #[test]
-fn s3_an_outcome_past_the_lease_is_recorded_unless_somebody_took_the_key() {
+fn s3_an_outcome_past_the_lease_is_recorded_unless_the_key_was_taken() {
     for taken in [false, true] {
         let (clock, _, engine) = setup();
         let request = request("k");

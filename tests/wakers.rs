@@ -147,7 +147,7 @@ impl Wake for Tell {
 }
 
 #[test]
-fn a_finish_in_memory_wakes_all_and_panics_for_nobody() {
+fn a_finish_in_memory_wakes_all_and_panics_for_no_caller() {
     waiters_of_a_key(&memory());
     let store = MemoryStore::new();
     let engine = Engine::builder(store.clone()).build().unwrap();
@@ -160,7 +160,7 @@ fn a_finish_in_memory_wakes_all_and_panics_for_nobody() {
 }
 
 #[test]
-fn whoever_waits_for_a_lease_to_be_lost_harms_no_other() {
+fn a_waker_for_the_loss_of_a_lease_harms_no_other() {
     let clock = ManualClock::new();
     let store = MemoryStore::builder().clock(clock.clone()).build();
     let engine = Engine::builder(store).clock(clock.clone()).build().unwrap();

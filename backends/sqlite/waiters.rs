@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whoever_knows_another_stamp_and_came_before_the_look_is_woken() {
+    fn only_waiters_with_another_stamp_from_before_the_check_are_woken() {
         let waiters = Arc::new(Waiters::default());
         let (mut old, mut new) = (waiters.register(ID, Stamp(1)), waiters.register(ID, Stamp(2)));
         let watched = waiters.watched();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_hears_of_a_watcher_that_is_gone() {
+    fn waiters_learn_that_the_watcher_is_gone() {
         let waiters = Arc::new(Waiters::default());
         let mut ticket = waiters.register(ID, Stamp(1));
         let watcher = waiters.wake_watcher();

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_writer_wakes_by_itself_whoever_waits_for_what_it_wrote() {
+    fn the_writer_itself_wakes_the_waiters_of_its_writes() {
         let (store, _guard, id, _dir) = unwatched();
         for removes in [false, false, true] {
             let record = block_on(store.load(&id)).unwrap().record.unwrap();

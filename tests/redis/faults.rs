@@ -190,7 +190,7 @@ fn after_a_failover_the_name_is_followed_to_the_new_primary() {
 }
 
 #[test]
-fn a_server_busy_with_somebody_elses_script_is_waited_for() {
+fn a_server_busy_with_another_clients_script_is_waited_for() {
     let server = Server::start(&["--busy-reply-threshold", "1"]);
     block_on_tokio(async {
         let store = connect(&server).await;

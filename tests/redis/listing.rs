@@ -105,7 +105,7 @@ fn a_prefix_of_glob_characters_is_taken_literally() {
 }
 
 #[test]
-fn a_cursor_of_somebody_else_is_refused() {
+fn a_cursor_of_another_store_is_refused() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let store = connect(&server).await;

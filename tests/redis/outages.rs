@@ -19,7 +19,7 @@ fn cut(server: &Server) -> String {
 }
 
 #[test]
-fn a_killed_line_is_made_again() {
+fn a_killed_connection_is_made_again() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (_store, waiter, lease) = waiting(&server).await;

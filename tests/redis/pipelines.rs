@@ -55,7 +55,7 @@ async fn assert_done(server: &Server, number: usize, answer: Result<Swap, StoreE
 }
 
 #[test]
-fn s1_everybody_gets_the_answer_to_the_own_swap() {
+fn s1_each_caller_gets_the_answer_to_its_own_swap() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
@@ -119,7 +119,7 @@ fn s11_a_swap_that_is_dropped_while_it_waits_is_not_sent() {
 }
 
 #[test]
-fn s11_who_is_dropped_while_it_sends_for_others_harms_nobody() {
+fn s11_a_leader_that_is_dropped_harms_no_other_call() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
@@ -144,7 +144,7 @@ fn s11_who_is_dropped_while_it_sends_for_others_harms_nobody() {
 }
 
 #[test]
-fn s11_whoever_is_dropped_whenever_the_others_are_answered() {
+fn s11_whichever_call_is_dropped_at_any_time_the_others_are_answered() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
@@ -184,7 +184,7 @@ fn s11_whoever_is_dropped_whenever_the_others_are_answered() {
 }
 
 #[test]
-fn l1_who_is_neither_polled_nor_dropped_keeps_nobody_for_long() {
+fn l1_a_call_neither_polled_nor_dropped_does_not_block_others_for_long() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let grant = grant(&server).await;
@@ -207,7 +207,7 @@ fn l1_who_is_neither_polled_nor_dropped_keeps_nobody_for_long() {
 }
 
 #[test]
-fn s6_an_answer_cut_in_the_middle_is_told_to_everybody_and_done_once() {
+fn s6_an_answer_cut_in_the_middle_reaches_all_callers_and_is_done_once() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let grant = grant(&server).await;

@@ -203,7 +203,7 @@ fn l1_a_server_that_does_not_answer_is_given_up() {
 }
 
 #[test]
-fn l1_nobody_there_is_said_at_once() {
+fn l1_a_missing_server_is_reported_at_once() {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let error = try_connect(&format!("redis://{free}")).unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
@@ -285,7 +285,7 @@ fn what_is_no_redis_is_said() {
 }
 
 #[test]
-fn a_host_that_nobody_knows_is_said() {
+fn an_unknown_host_is_reported() {
     let error = try_connect("redis://:s3cret@no-such-host.invalid:6379").unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("cannot be resolved"), "{error}");
     assert!(!error.to_string().contains("s3cret"), "{error}");

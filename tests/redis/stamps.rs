@@ -155,7 +155,7 @@ fn a_begin_and_a_replay_need_no_script_and_a_finish_needs_one_at_most() {
 }
 
 #[test]
-fn a_lease_that_somebody_else_wrote_is_finished_by_the_script() {
+fn a_lease_that_another_process_wrote_is_finished_by_the_script() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (one, other) = (engine(&server).await, engine(&server).await);

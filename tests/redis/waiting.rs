@@ -155,7 +155,7 @@ fn l2_changes_at_any_moment_of_a_wait_are_not_missed() {
 }
 
 #[test]
-fn l2_whoever_changes_a_record_and_however_wakes() {
+fn l2_every_change_of_a_record_wakes() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, other) = (connect(&server).await, engine(&server).await);
@@ -181,7 +181,7 @@ fn l2_whoever_changes_a_record_and_however_wakes() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_not_tracked() {
+fn a_key_without_waiters_is_not_tracked() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, engine) = (connect(&server).await, engine(&server).await);

@@ -92,7 +92,7 @@ fn swaps_of_one_id_in_one_batch_see_each_other() {
 }
 
 #[test]
-fn a_batch_is_one_commit_and_its_failure_is_everybodys() {
+fn a_batch_is_one_commit_and_its_failure_is_every_callers() {
     let file = File::new();
     let store = file.store();
     // Only the last one's write fails, and only at the commit.

@@ -491,7 +491,7 @@ fn the_identity_of_a_store_is_its_files_and_its_tables() {
 
 #[cfg(unix)]
 #[test]
-fn the_lock_may_be_opened_by_whoever_may_open_the_database_by_whichever_name() {
+fn the_lock_has_the_permissions_of_the_database_under_every_name() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let file = File::new();
     let db = file.raw();

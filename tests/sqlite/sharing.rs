@@ -130,7 +130,7 @@ fn sabotage(file: &File, sql: &str) {
 }
 
 #[test]
-fn s10_a_commit_that_fails_is_nobodys_grant() {
+fn s10_a_commit_that_fails_is_no_grant() {
     let file = File::new();
     let engine = file.engine();
     sabotage(
@@ -193,7 +193,7 @@ fn a_write_that_rolls_back_its_commit_is_told_to_all_in_it() {
 }
 
 #[test]
-fn a_long_read_elsewhere_holds_up_nobody() {
+fn a_long_read_elsewhere_blocks_no_caller() {
     let file = File::new();
     let engine = file.engine();
     let reader = file.raw();

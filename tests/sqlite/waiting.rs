@@ -237,7 +237,7 @@ fn the_last_handle_may_go_on_the_watching_thread_itself() {
 }
 
 #[test]
-fn the_watcher_comes_back_for_whoever_waits_later() {
+fn the_watcher_is_restarted_for_later_waiters() {
     let (file, store, lease, _) = waited();
     let other = file.store();
     let id = id("k");

@@ -166,7 +166,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_are_killed_and_every_effect_happens_once_or_somebody_is_told() {
+async fn consumers_are_killed_and_every_effect_happens_once_or_is_reported() {
     let broker = Broker::start().await;
     let site = Site { url: broker.url().to_owned(), dir: tempfile::tempdir().unwrap() };
     site.publish(1, 0); // Declares the queues.

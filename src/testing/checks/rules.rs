@@ -304,7 +304,7 @@ pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
 
 /// S8: an owner kept over a restart is granted again only what it has not acted on. After any
 /// write, within the lease or later, it is answered as any other owner.
-pub async fn s8_an_owner_that_wrote_is_answered_as_anybody(store: Shared) {
+pub async fn s8_an_owner_that_wrote_is_answered_as_any_caller(store: Shared) {
     let engine = engine(&store);
     let write = async |lease: &Lease, what: usize| match what {
         0 => lease.renew().await.unwrap(),

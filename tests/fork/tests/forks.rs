@@ -56,7 +56,7 @@ impl Wake for Never {
 }
 
 #[test]
-fn a_sleep_goes_over_to_the_child_that_polls_it_and_nobody_elses_does() {
+fn only_a_sleep_that_the_child_polls_moves_to_the_child() {
     let never = Waker::from(Arc::new(Never));
     let (mut carried, mut left) = (SystemClock.sleep(SHORT), SystemClock.sleep(SHORT * 40));
     assert!(carried.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());

@@ -47,7 +47,7 @@ pub(crate) fn all() -> Vec<Property<Protocol>> {
             !world.broken.has(Rule::L2)
         }),
         Property::always("l6_every_state_has_an_exit", l6),
-        Property::always("l6_nobody_is_stuck", stuck),
+        Property::always("l6_no_client_is_stuck", stuck),
     ]
 }
 

@@ -268,7 +268,7 @@ fn l1_a_network_that_stays_silent_is_an_error_in_time() {
 }
 
 #[test]
-fn s6_answers_that_come_too_late_are_for_nobody() {
+fn s6_answers_that_come_too_late_are_discarded() {
     let late = Limits::ALERT.response * 2;
     let begin =
         async |_: &mut Server, benches: &[Bench]| benches.iter().for_each(|bench| bench.proxy.delay(late));
