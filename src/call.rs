@@ -95,6 +95,8 @@ impl Core {
                         Some(snapshot) => snapshot,
                         None => call.load().await?,
                     };
+                    // A release may have removed the record meanwhile: then it is not lost.
+                    task.check_released()?;
                     lapsed = task.replaces_evidence(&snapshot);
                     match task.decide(&mut snapshot, removes)? {
                         Next::Write(step) => step,
@@ -102,7 +104,6 @@ impl Core {
                     }
                 }
             };
-            task.check_released()?;
             match call.swap(&step.swap).await? {
                 Swap::Done(stamp) => {
                     observe::expired_unsettled(self, u64::from(lapsed));
@@ -149,6 +150,7 @@ impl Task<'_> {
 
     /// The reply to the command, if it needs no write on this snapshot.
     pub(crate) fn answer(&self, found: &mut Snapshot) -> Result<Option<Reply>, Error> {
+        self.check_released()?;
         Ok(match self.decide(found, false)? {
             Next::Answer(reply) => Some(reply),
             Next::Write(_) => None,
@@ -161,8 +163,8 @@ impl Task<'_> {
         matches!(self.command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
     }
 
-    /// Refuses to write for a lease that sent a release, which may have removed the record: a
-    /// finish would take that for a record that the store lost.
+    /// Refuses to decide for a lease that sent a release, which may have removed the record: a
+    /// finish would take that for a record that the store lost, and a renewal for a lost lease.
     fn check_released(&self) -> Result<(), Error> {
         let released = self.released.is_some_and(|released| released.load(Ordering::SeqCst));
         if released && !matches!(self.command, Command::Release(_)) {

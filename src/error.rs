@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// There is no operator's resolution to amend under this stamp: no operator settled the key, or
     /// it has changed since.
-    #[error("nothing to amend under this stamp: the key is {:?}, attempt {}", current.state, current.attempt)]
+    #[error("nothing to amend under this stamp: the key is {:?}, fence {}", current.state, current.fence.0)]
     NotAmendable {
         /// The present state of the key.
         current: Current,

@@ -203,6 +203,25 @@ fn s3_a_completion_that_a_release_overtakes_records_nothing() {
     assert_eq!(acquire(&engine, "k").attempt(), 1);
 }
 
+/// A renewal that is in flight when its lease is released does not report the lease as lost.
+#[test]
+fn a_renewal_that_a_release_overtakes_reports_no_loss() {
+    let (clock, store, engine) = setup();
+    let lease = acquire(&engine, "k");
+    let mut context = Context::from_waker(Waker::noop());
+    store.from_call(1, Fault::FailBefore);
+    let mut renewal = Box::pin(lease.renew());
+    assert!(renewal.as_mut().poll(&mut context).is_pending(), "it is about to be repeated");
+    store.heal();
+    store.on_call(store.calls() + 1, Fault::AnswerLost);
+    let mut release = Box::pin(lease.release());
+    assert!(release.as_mut().poll(&mut context).is_pending(), "it is done, but not answered");
+    let result = driven(&clock, Duration::from_millis(1), renewal);
+    assert!(matches!(result, Err(Error::LeaseLost { .. })), "{result:?}");
+    assert!(!lease.is_lost());
+    assert!(Box::pin(lease.lost()).as_mut().poll(&mut context).is_pending());
+}
+
 /// A finish ends with the lease, or by the policy's `finish_timeout`. Once the lease has expired,
 /// or is about to, it ends by the `call_timeout` like any call.
 #[test]

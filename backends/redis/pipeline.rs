@@ -1,6 +1,5 @@
 //! One pipeline to the server: many swaps in one round trip, or a few.
 
-use std::iter::once;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,7 +132,7 @@ impl Delivery<'_> {
     fn decode(&mut self, replies: Vec<Value>, by: Option<Stamp>) {
         let mut replies = replies.into_iter().map(Value::extract_error);
         for row in self.rows.iter_mut().filter(|row| row.is_single()) {
-            let mut reply = replies.next().unwrap_or(Ok(Value::Nil)).map(once);
+            let mut reply = replies.next().transpose().map(Option::into_iter);
             row.decode(&mut reply, by, &self.connection);
         }
         for name in ScriptName::ALL {
