@@ -96,7 +96,7 @@ pub struct Purge {
 ///   process.
 /// * **Stamps.** The store's clock stamps every write, in microseconds. A stamp is forced strictly
 ///   greater than the stamp that it replaces and than that of any record removed under the same id
-///   before. Callers' clocks decide nothing. [`Timeline`](crate::store::Timeline) does this for
+///   before. Callers' clocks decide nothing. [`Timeline`] does this for
 ///   stores that keep their own time.
 /// * **Time.** A snapshot's `now` is not before the stamp of its record and does not go back. A
 ///   store that estimates its clock may run ahead of it by milliseconds, and fall back, as long as

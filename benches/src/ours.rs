@@ -1,8 +1,8 @@
 //! This crate, through its public API.
 
 use nevertwice::backends::memory::MemoryStoreBuilder;
-use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope};
 use nevertwice::store::Store;
+use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Scope};
 
 use crate::side::{SCOPE, Side, key, response};
 
