@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::engine::Engine;
-use crate::error::Error;
 use crate::lease::Lease;
 use crate::run::{Step, retry_pause};
 
@@ -66,17 +65,16 @@ struct Kept<'a> {
     lease: &'a Lease,
     /// The time at which a failed renewal is tried again.
     again: Duration,
-    /// True if it was lost, or released by its holder.
-    over: bool,
 }
 
 impl<'a> Kept<'a> {
     fn new(lease: &'a Lease) -> Kept<'a> {
-        Kept { lease, again: Duration::ZERO, over: false }
+        Kept { lease, again: Duration::ZERO }
     }
 
+    /// Returns false once the lease is finished, released or known to be lost.
     fn is_open(&self) -> bool {
-        !self.over && self.lease.is_working()
+        self.lease.is_working()
     }
 
     fn due(&self) -> Duration {
@@ -91,7 +89,6 @@ impl<'a> Kept<'a> {
         step.end();
         match renewed {
             Ok(()) => self.again = Duration::ZERO, // it is due by the new lease
-            Err(Error::LeaseLost { .. }) => self.over = true,
             Err(_) => {
                 self.again = self.lease.engine().clock().monotonic().saturating_add(retry_pause(length))
             }
