@@ -68,9 +68,9 @@ impl Engine {
         let wanted = requests.into_iter().map(|request| Wanted::of(request.map_err(E::into)?.borrow(), self));
         let wanted: Vec<Result<Wanted, Error>> = wanted.collect();
         async move {
-            let limit = self.policy().call_timeout;
+            let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
             let tasks = wanted.iter().flatten().map(|Wanted { id, command, .. }| {
-                let task = Task { id: *id, command, limit, released: None };
+                let task = Task { id: *id, command, started, limit, released: None };
                 (task, View::absent(id, command))
             });
             let answers = self.core().execute_many(tasks.collect());
@@ -143,14 +143,15 @@ impl Engine {
             (lease, command.and_then(|command| core.check_origin(&command).map(|()| command)))
         };
         let commands: Vec<(&Lease, Result<Command, Error>)> = commands.into_iter().map(here).collect();
+        let now = self.clock().monotonic();
         let tasks = commands.iter().filter_map(|(lease, command)| {
             let command = command.as_ref().ok()?;
             let finishes = matches!(command, Command::Complete(..) | Command::Fail(..));
             let limit = match finishes {
-                true => lease.finish_limit(Duration::ZERO),
+                true => lease.finish_limit(),
                 false => self.policy().call_timeout,
             };
-            Some(lease.task(command, limit))
+            Some(lease.task(command, limit, now))
         });
         let answers = core.execute_many(tasks.collect());
         let mut answers = observe::in_span(&seen, answers).await.into_iter();
@@ -240,9 +241,10 @@ impl Core {
     /// same, the rules recognise it.
     async fn finish_alone(&self, task: Task<'_>, view: View, sent: Duration) -> Result<Answer, Error> {
         // The rest of the time for the whole batch, but enough for one try.
-        let passed = self.clock.monotonic().saturating_sub(sent);
-        let limit = task.limit.saturating_sub(passed).max(self.policy.call_timeout / 8);
-        self.execute(&Task { limit, ..task }, view).await
+        let started = self.clock.monotonic();
+        let left = task.limit.saturating_sub(started.saturating_sub(sent));
+        let limit = left.max(self.policy.call_timeout / 8);
+        self.execute(&Task { started, limit, ..task }, view).await
     }
 }
 

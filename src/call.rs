@@ -33,7 +33,9 @@ pub(crate) struct Core {
 pub(crate) struct Task<'a> {
     pub(crate) id: RecordId,
     pub(crate) command: &'a Command,
-    /// The time after which it is given up.
+    /// The time, on the engine's monotonic clock, at which its execution started.
+    pub(crate) started: Duration,
+    /// The time from then on after which it is given up.
     pub(crate) limit: Duration,
     /// The flag of the lease that the command belongs to: set once the lease sent a release.
     pub(crate) released: Option<&'a AtomicBool>,
@@ -74,9 +76,9 @@ pub(crate) struct Answer {
 impl Core {
     /// Executes a command, starting from `view`.
     pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
-        let Task { id, command, limit, .. } = task;
+        let Task { id, command, started, limit, .. } = task;
         self.check_origin(command)?;
-        let mut call = Call::within(self, id, *limit);
+        let mut call = Call::since(*started, self, id, *limit);
         let mut pause = Pause::after(8);
         let (mut expected, mut found) = match view {
             View::Unknown => (None, None),

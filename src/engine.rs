@@ -190,7 +190,8 @@ impl Engine {
         command: &Command,
         view: View,
     ) -> Result<Answer, Error> {
-        let task = Task { id: *id, command, limit: self.policy().call_timeout, released: None };
+        let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
+        let task = Task { id: *id, command, started, limit, released: None };
         self.core().execute(&task, view).await
     }
 

@@ -30,7 +30,11 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn within(core: &'a Core, id: &'a RecordId, limit: Duration) -> Call<'a> {
-        let started = core.clock.monotonic();
+        Call::since(core.clock.monotonic(), core, id, limit)
+    }
+
+    /// Starts at `started`, a time that was just read from the engine's monotonic clock.
+    pub(super) fn since(started: Duration, core: &'a Core, id: &'a RecordId, limit: Duration) -> Call<'a> {
         let deadline = started.saturating_add(limit);
         Call { core, id, limit, started, deadline, sent: started, tries: 0, last: None }
     }

@@ -63,7 +63,7 @@ impl Lease {
     /// Records an outcome: a response, or an error and its [`Retry`]. It is retried for as long as
     /// [`finish_limit`](Lease::finish_limit) allows.
     pub(crate) async fn finish(&self, body: Body, failed: Option<Retry>) -> Result<(), Error> {
-        let limit = self.finish_limit(Duration::ZERO);
+        let limit = self.finish_limit();
         match failed {
             None => self.command_within(limit, Op::Complete, |token| Command::Complete(token, body)).await,
             Some(retry) => {
@@ -72,14 +72,14 @@ impl Lease {
         }
     }
 
-    /// The time left to retry a finish that began `ago`. A lease whose store is unavailable cannot
+    /// The time for which a finish is retried. A lease whose store is unavailable cannot
     /// be renewed, so by default retries end with the lease, although the store still accepts the
     /// finish afterwards, as long as no other caller took the key.
-    pub(crate) fn finish_limit(&self, ago: Duration) -> Duration {
+    pub(crate) fn finish_limit(&self) -> Duration {
         let policy = self.0.engine.policy();
         match policy.finish_timeout {
-            Some(limit) => limit.saturating_sub(ago),
-            None => self.remaining().max(policy.call_timeout.saturating_sub(ago)),
+            Some(limit) => limit,
+            None => self.remaining().max(policy.call_timeout),
         }
     }
 
@@ -98,7 +98,7 @@ impl Lease {
         let result = observe::in_span(&seen, async {
             let command = command(token.clone());
             self.open_for(&command)?;
-            let (task, view) = self.task(&command, limit);
+            let (task, view) = self.task(&command, limit, engine.clock().monotonic());
             self.learn(engine.core().execute(&task, view).await?)
         });
         let result = result.await;
@@ -160,16 +160,21 @@ impl Lease {
         reply.into_done()
     }
 
-    /// Returns `command` with its limits, and the record that the store most likely holds. Once the
-    /// lease may have expired, the record is loaded first.
-    pub(crate) fn task<'a>(&'a self, command: &'a Command, limit: Duration) -> (Task<'a>, View) {
-        let Inner { engine, token, released, .. } = &*self.0;
-        let (now, held) = (engine.clock().monotonic(), self.held());
+    /// Returns `command`, started at `now`, with its limits, and the record that the store most
+    /// likely holds. Once the lease may have expired, the record is loaded first.
+    pub(crate) fn task<'a>(
+        &'a self,
+        command: &'a Command,
+        limit: Duration,
+        now: Duration,
+    ) -> (Task<'a>, View) {
+        let Inner { token, released, .. } = &*self.0;
+        let held = self.held();
         let view = match held.record.as_deref().filter(|_| held.until > now) {
             Some(record) => View::expecting(&token.id, record.stamp, Some(record), command),
             None => View::Unknown,
         };
-        (Task { id: token.id, command, limit, released: Some(released) }, view)
+        (Task { id: token.id, command, started: now, limit, released: Some(released) }, view)
     }
 
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {

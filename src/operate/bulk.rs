@@ -106,8 +106,9 @@ impl Engine {
             .iter()
             .map(|(found, _)| Command::Resolve(found.inspection.fence, resolution.clone()))
             .collect();
+        let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| {
-            let task = Task { id: found.id, command, limit: self.policy().call_timeout, released: None };
+            let task = Task { id: found.id, command, started, limit, released: None };
             (task, View::expecting(&found.id, snapshot.now, snapshot.record.as_deref(), command))
         });
         let seen = observe::call(self, Op::ResolveMany, &|| None);
