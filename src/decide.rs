@@ -90,10 +90,12 @@ fn begin(now: Stamp, record: Option<&Record>, params: &BeginParams) -> Decision 
         return Decision::Reply(Reply::Mismatch);
     }
     match &record.state {
-        State::InProgress { owner, effect, takeover, .. } => {
+        State::InProgress { owner, effect, takeover, recovery, .. } => {
             let lease_remaining = record.blocked_for(now);
-            // The owner's own grant, with nothing written since: its answer may have been lost.
-            let is_own = *owner == params.owner && record.stamp == record.fence;
+            // The owner's own grant, with nothing written since: its answer may have been lost. An
+            // owner kept over a restart may have acted on a grant that marks the effect.
+            let unacted = params.owner_is_new || !*effect || *recovery == Recovery::Rerun;
+            let is_own = *owner == params.owner && record.stamp == record.fence && unacted;
             if !lease_remaining.is_zero() {
                 let (retry_after, attempt) = (retry_hint(lease_remaining), record.attempt);
                 let busy = Reply::InProgress { retry_after, lease_remaining, attempt };
@@ -199,6 +201,7 @@ fn rerun(now: Stamp, record: &Record, params: &BeginParams, traces: Traces) -> D
 }
 
 fn grant(params: &BeginParams, attempt: u32, checkpoint: Option<Bytes>, traces: Traces) -> Decision {
+    let effect = traces.effect || params.assume_effect;
     let next = Box::new(Record {
         stamp: Stamp::ZERO,
         fence: Stamp::ZERO,
@@ -206,7 +209,7 @@ fn grant(params: &BeginParams, attempt: u32, checkpoint: Option<Bytes>, traces: 
         attempt,
         retention: whole_micros(params.retention),
         response_retention: params.response_retention.map(whole_micros),
-        unresolved_retention: traces.effect.then(|| whole_micros(params.unresolved_retention)),
+        unresolved_retention: effect.then(|| whole_micros(params.unresolved_retention)),
         scope: params.scope,
         key: params.key.clone(),
         checkpoint,
@@ -215,7 +218,7 @@ fn grant(params: &BeginParams, attempt: u32, checkpoint: Option<Bytes>, traces: 
         state: State::InProgress {
             owner: params.owner,
             lease: whole_micros(params.lease),
-            effect: traces.effect,
+            effect,
             takeover: traces.takeover,
             recovery: params.recovery,
             holder: params.holder,

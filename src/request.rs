@@ -31,6 +31,7 @@ pub struct Request {
     lease: Option<Duration>,
     retention: Option<Duration>,
     recovery: Option<Recovery>,
+    assume_effect: bool,
     max_attempts: Option<u32>,
     owner: Option<Owner>,
     internal: bool,
@@ -56,6 +57,7 @@ impl Request {
             lease: None,
             retention: None,
             recovery: None,
+            assume_effect: false,
             max_attempts: None,
             owner: None,
             internal: false,
@@ -92,6 +94,16 @@ impl Request {
     /// Overrides [`Policy::recovery`].
     pub fn recovery(mut self, recovery: Recovery) -> Request {
         self.recovery = Some(recovery);
+        self
+    }
+
+    /// Marks the effect in the grant itself, as if the holder called
+    /// [`mark_effect`](crate::Lease::mark_effect) at once, but without a second store call. For
+    /// handlers that do not mark it themselves: unless they record an outcome, the operation is
+    /// unresolved (except under [`Recovery::Rerun`]). An [`owner`](Request::owner) that was kept
+    /// does not find such a grant again, since it may have acted on it.
+    pub fn assume_effect(mut self) -> Request {
+        self.assume_effect = true;
         self
     }
 
@@ -148,6 +160,7 @@ impl Request {
             response_retention: policy.response_retention,
             unresolved_retention: policy.unresolved_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
+            assume_effect: self.assume_effect,
             max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),

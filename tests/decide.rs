@@ -31,6 +31,7 @@ fn params() -> BeginParams {
         response_retention: Some(RETENTION / 2),
         unresolved_retention: UNRESOLVED,
         recovery: Recovery::RerunUnlessEffect,
+        assume_effect: false,
         max_attempts: 3,
         holder: "host".into(),
         scope: "scope".into(),
@@ -122,6 +123,30 @@ fn a_grant_says_all_that_was_asked_and_is_a_first_attempt() {
         holder: params.holder,
     };
     assert_eq!(next.state, granted);
+}
+
+#[test]
+fn s8_an_assumed_effect_is_marked_by_the_grant_and_found_again_only_within_its_call() {
+    let assumed = BeginParams { assume_effect: true, ..params() };
+    let (next, _) = write(decide(GRANTED, None, &Command::Begin(assumed.clone())));
+    assert!(matches!(next.state, State::InProgress { effect: true, takeover: false, .. }));
+    assert_eq!(next.unresolved_retention, Some(UNRESOLVED));
+    let record = next.stamped(GRANTED);
+    let again = |owner_is_new, recovery, record: &Record| {
+        let begin = BeginParams { owner_is_new, recovery, ..assumed.clone() };
+        decide(GRANTED.next(), Some(record), &Command::Begin(begin))
+    };
+    let default = Recovery::RerunUnlessEffect;
+    // A repetition within the call that was granted; a process that restarted may have acted.
+    assert_eq!(again(true, default, &record), Decision::Reply(Reply::Acquired));
+    assert!(matches!(again(false, default, &record), Decision::Reply(Reply::InProgress { .. })));
+    let mut rerun = record.clone();
+    let State::InProgress { recovery, .. } = &mut rerun.state else { panic!() };
+    *recovery = Recovery::Rerun;
+    assert_eq!(again(false, default, &rerun), Decision::Reply(Reply::Acquired));
+    let later = decide(GRANTED.after(LEASE), Some(&record), &Command::Begin(params()));
+    let Decision::Reply(Reply::Unresolved { reason, .. }) = later else { panic!("{later:?}") };
+    assert_eq!(reason, Reason::EffectMarked);
 }
 
 #[test]

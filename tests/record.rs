@@ -26,6 +26,7 @@ fn record(state: State) -> Record {
         unresolved_retention: Duration::from_secs(90 * 86_400),
         holder: "host".into(),
         recovery: Recovery::default(),
+        assume_effect: false,
         max_attempts: 3,
         scope: "a scope as long as operators get to see of it.48".into(),
         key: None,

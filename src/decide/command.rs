@@ -74,6 +74,8 @@ pub struct BeginParams {
     pub unresolved_retention: Duration,
     /// The treatment of a crashed attempt.
     pub recovery: Recovery,
+    /// True if the grant is to mark the effect, as if the holder had done so at once.
+    pub assume_effect: bool,
     /// The number of attempts allowed.
     pub max_attempts: u32,
     /// The caller's name for itself, for operators.
@@ -299,6 +301,7 @@ impl fmt::Debug for BeginParams {
             .field("lease", &self.lease)
             .field("retention", &self.retention)
             .field("recovery", &self.recovery)
+            .field("assume_effect", &self.assume_effect)
             .field("max_attempts", &self.max_attempts)
             .field("scope", &self.scope)
             .finish_non_exhaustive()

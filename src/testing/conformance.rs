@@ -60,6 +60,7 @@ macro_rules! conformance {
             s6_a_repeated_finish_is_ok_and_changes_nothing
             s7_nothing_is_readable_under_another_scope
             s8_a_marked_effect_is_not_rerun
+            s8_an_assumed_effect_is_marked_with_its_grant
             s8_an_owner_that_wrote_is_answered_as_any_caller
             s8_a_grant_is_given_anew_only_within_its_call
             s10_errors_are_never_grants

@@ -88,6 +88,7 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
                 retention: time(c).max(lease),
                 unresolved_retention: UNRESOLVED,
                 recovery,
+                assumes: (c >> 4) % 4 == 3,
                 max_attempts: if a > 200 { 2 } else { u32::MAX },
             })
         }
@@ -287,6 +288,7 @@ impl Run<'_> {
             .retention(ask.retention)
             .recovery(ask.recovery)
             .max_attempts(ask.max_attempts);
+        let request = if ask.assumes { request.assume_effect() } else { request };
         let kept = self.owners.get(usize::try_from(ask.owner).unwrap_or(usize::MAX));
         let request = kept.into_iter().fold(request, |request, owner| request.owner(*owner));
         let body = |bytes: Option<&Bytes>| bytes.map(|bytes| bytes.to_vec()).unwrap_or_default();

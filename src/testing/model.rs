@@ -27,6 +27,8 @@ pub struct ModelBegin {
     pub unresolved_retention: Duration,
     /// The treatment of a crash.
     pub recovery: Recovery,
+    /// True if the grant itself marks the effect.
+    pub assumes: bool,
     /// The number of executions allowed.
     pub max_attempts: u32,
 }
@@ -154,10 +156,11 @@ impl Model {
         let left = ask.max_attempts > entry.attempt;
         match entry.phase.clone() {
             // The answer of that owner's begin was lost: it has done nothing with the grant.
-            Phase::Working { owner, takeover, lease, .. }
+            Phase::Working { owner, takeover, lease, marked, blind }
                 if owner == ask.owner
                     && owner < ModelBegin::KEPT_OWNERS
                     && !entry.touched
+                    && (!marked || blind)
                     && since < lease =>
             {
                 Answer::Acquired {
@@ -379,7 +382,7 @@ impl Model {
             phase: Phase::Working {
                 owner: ask.owner,
                 lease: ask.lease,
-                marked,
+                marked: marked || ask.assumes,
                 blind: ask.recovery == Recovery::Rerun,
                 takeover,
             },

@@ -59,7 +59,16 @@ impl Started {
 const LONG: u8 = 120;
 
 fn role(recovery: Rerun) -> Role {
-    Role { place: 0, payload: 0, lease: 2, retention: LONG, unresolved: LONG, recovery, max_attempts: 3 }
+    Role {
+        place: 0,
+        payload: 0,
+        lease: 2,
+        retention: LONG,
+        unresolved: LONG,
+        recovery,
+        assumes: false,
+        max_attempts: 3,
+    }
 }
 
 /// The number of states that each check visits without optimisation. Only `--release` visits all.
@@ -167,6 +176,27 @@ fn two_clients_mark_their_effect() {
     pair("mark", Rerun::Always, menu, A_CRASH, &[Event::Effect, Event::Takeover]);
     pair("mark", Rerun::UnlessEffect, menu, BOTH, &[Event::Effect, Event::UnresolvedMark, Event::Replayed]);
     pair("mark", Rerun::Never, menu, A_CRASH, &[Event::Effect, Event::UnresolvedCrash]);
+}
+
+/// Grants mark the effect, so that a client may act as soon as it has one.
+#[test]
+fn two_clients_assume_their_effect() {
+    let reached = [Event::Effect, Event::UnresolvedMark, Event::Replayed, Event::LostGrantRecognised];
+    for recovery in [Rerun::Always, Rerun::UnlessEffect, Rerun::Never] {
+        let assumes = Role { assumes: true, ..role(recovery) };
+        let reached = match recovery {
+            Rerun::Always => &[Event::Effect, Event::Takeover, Event::Replayed],
+            Rerun::UnlessEffect => &reached[..],
+            Rerun::Never => &[Event::Effect, Event::UnresolvedCrash, Event::Replayed],
+        };
+        let menu = Menu::COMPLETE.and(Menu::FAIL_NOW);
+        let limits = if recovery == Rerun::UnlessEffect { BOTH } else { A_CRASH };
+        check(setup(&format!("assume, {recovery:?}"), &[(assumes, menu); 2], limits), reached);
+    }
+    let assumes = Role { assumes: true, ..role(Rerun::UnlessEffect) };
+    let menu = Menu::COMPLETE.and(Menu::KEEP_OWNER);
+    let reached = [Event::OwnerKept, Event::Effect, Event::UnresolvedMark];
+    check(setup("assume, owners kept", &[(assumes, menu); 2], BOTH), &reached);
 }
 
 /// Each client begins again as the same owner, whatever it did before it crashed.

@@ -107,7 +107,8 @@ pub async fn s6_faults_change_no_answer(store: Shared) {
                 ask.retention = LONG;
                 // So would a lease that does, except for an owner drawn for the call, which is
                 // known not to have acted.
-                if ask.lease < LONG {
+                // And so would an effect that is assumed: a kept owner does not find that grant.
+                if ask.lease < LONG || ask.assumes {
                     ask.owner = ModelBegin::KEPT_OWNERS;
                 }
             }

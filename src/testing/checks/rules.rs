@@ -302,6 +302,26 @@ pub async fn s8_a_marked_effect_is_not_rerun(store: Shared) {
     assert_eq!(reason(&engine, &cautious).await.0, Reason::CrashedAttempt);
 }
 
+/// S8: a grant may mark the effect itself. An owner kept over a restart does not get it again.
+pub async fn s8_an_assumed_effect_is_marked_with_its_grant(store: Shared) {
+    let engine = engine(&store);
+    let request = request("assumed").assume_effect();
+    let owned = request.clone().owner(Owner::random().unwrap()).lease(SHORT);
+    let first = acquire(&engine, &owned).await;
+    assert!(first.effect_marked() && !first.takeover());
+    until_over(&store, &request.id(), SHORT).await;
+    for begin in [&request, &owned] {
+        assert_eq!(reason(&engine, begin).await, (Reason::EffectMarked, first.fence()));
+    }
+    first.complete("late").await.unwrap();
+    assert_eq!(response(&engine, &request).await, "late");
+    let running = self::request("assumed, running").assume_effect().owner(Owner::random().unwrap());
+    let lease = acquire(&engine, &running).await;
+    assert!(matches!(engine.begin(&running).await.unwrap(), Begin::InProgress(_)));
+    lease.fail("nothing happened", Retry::Now).await.unwrap();
+    assert!(acquire(&engine, &running).await.effect_marked());
+}
+
 /// S8: an owner kept over a restart is granted again only what it has not acted on. After any
 /// write, within the lease or later, it is answered as any other owner.
 pub async fn s8_an_owner_that_wrote_is_answered_as_any_caller(store: Shared) {

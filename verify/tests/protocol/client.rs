@@ -232,11 +232,11 @@ impl Client {
             if menu.has(Menu::RELEASE) {
                 call(Cmd::Release(token));
             }
-            if relies && self.did.has(Menu::MARK) && self.seen.is_some_and(|row| row.is_marked()) {
+            let marked = role.assumes || self.did.has(Menu::MARK);
+            if relies && marked && self.seen.is_some_and(|row| row.is_marked()) {
                 push(Deed::Effect);
             }
         }
-        let _ = role;
     }
 }
 

@@ -306,9 +306,12 @@ impl Ghost {
         // A row that was kept when the grant was decided but has expired when it is written may
         // count as present or absent.
         let lease = role.lease;
-        let first = Phase::Working { owner, lease, effect: false, takeover: false, recovery };
+        let first = Phase::Working { owner, lease, effect: role.assumes, takeover: false, recovery };
         let fresh = next.attempt == 1 && next.checkpoint.is_none() && next.phase == first;
-        broken.unless(!(fresh && kept.is_some_and(|row| row.is_evidence())), Rule::S13);
+        // The grant of this very call, which has not been reported to any caller.
+        let is_anew = |row: Row| is_new && row.is_untouched() && row.is_granted_to(owner);
+        let evidence = kept.is_some_and(|row| row.is_evidence() && !is_anew(row));
+        broken.unless(!(fresh && evidence), Rule::S13);
         let kept = if fresh { kept } else { write.before };
         broken.unless(write.asked.is_some_and(|asked| asked.fence == 0), Rule::S5);
         broken.unless(write.stamp > self.last_fence(), Rule::S5);
@@ -317,8 +320,7 @@ impl Ghost {
             None => (1, None, false, false),
             Some(row) => {
                 broken.unless(row.payload == role.payload, Rule::S4);
-                // The grant of this very call, which has not been reported to any caller.
-                let anew = is_new && row.is_untouched() && row.is_granted_to(owner);
+                let anew = is_anew(row);
                 broken.unless(anew || row.attempt < role.max_attempts, Rule::S8);
                 let (marked, takeover) = match row.phase {
                     Phase::Working { effect, takeover, .. } if anew => {
@@ -349,6 +351,7 @@ impl Ghost {
                 (row.attempt + u8::from(!anew), row.checkpoint, marked, takeover)
             }
         };
+        let marked = marked || role.assumes;
         let phase = Phase::Working { owner, lease, effect: marked, takeover, recovery };
         broken.unless(next.unresolved == marked.then_some(role.unresolved), Rule::S13);
         let whole =
@@ -362,7 +365,7 @@ impl Ghost {
     pub(crate) fn answered(&mut self, answer: &Answered<'_>, broken: &mut Rules, count: &Count) {
         let kept = answer.row.filter(|row| row.is_kept(answer.now));
         match answer.cmd {
-            Cmd::Begin { owner, .. } => self.begun(answer, kept, owner, broken, count),
+            Cmd::Begin { owner, is_new } => self.begun(answer, kept, (owner, is_new), broken, count),
             Cmd::Resume(token) => {
                 let own = |row: Row| row.fence == token.fence && row.attempt > 0;
                 let own = kept.map_or(!token.in_transaction, own);
@@ -404,7 +407,14 @@ impl Ghost {
         }
     }
 
-    fn begun(&self, answer: &Answered<'_>, kept: Option<Row>, owner: u8, broken: &mut Rules, count: &Count) {
+    fn begun(
+        &self,
+        answer: &Answered<'_>,
+        kept: Option<Row>,
+        (owner, is_new): (u8, bool),
+        broken: &mut Rules,
+        count: &Count,
+    ) {
         let (now, reply) = (answer.now, answer.reply);
         let foreign = kept.is_some_and(|row| row.payload != answer.role.payload);
         broken.unless(foreign == (reply == Reply::Mismatch), Rule::S4);
@@ -424,9 +434,11 @@ impl Ghost {
             Phase::Did(_) | Phase::Broke(..) => None,
         });
         // A begin whose answer was lost: nothing was written since its grant, and the lease is
-        // running.
+        // running. A kept owner may have acted on a grant that marks the effect, so it gets that
+        // grant only from the begin that writes it.
         let own =
             working.filter(|(row, until)| row.is_granted_to(owner) && row.is_untouched() && now < *until);
+        let own = own.filter(|(row, _)| answer.wrote || is_new || !row.is_evidence());
         broken.unless(own.is_none() || reply == Reply::Acquired, Rule::S6);
         let shown = kept.map(|row| row.phase);
         match reply {

@@ -58,6 +58,8 @@ pub(crate) struct Role {
     /// The retention of evidence.
     pub(crate) unresolved: Time,
     pub(crate) recovery: Rerun,
+    /// True if its grants mark the effect.
+    pub(crate) assumes: bool,
     pub(crate) max_attempts: u8,
 }
 
@@ -237,6 +239,7 @@ static REAL: LazyLock<Real> = LazyLock::new(|| {
         response_retention: None,
         unresolved_retention: Duration::ZERO,
         recovery: Recovery::Rerun,
+        assume_effect: false,
         max_attempts: 1,
         holder: "".into(),
         scope: "".into(),
@@ -442,6 +445,7 @@ fn command(role: &Role, cmd: &Cmd) -> Command {
             response_retention: None,
             unresolved_retention: time(role.unresolved),
             recovery: real(role.recovery),
+            assume_effect: role.assumes,
             max_attempts: role.max_attempts.into(),
             holder: "".into(),
             scope: REAL.scopes[usize::from(role.place)],

@@ -306,7 +306,9 @@ impl Actor {
         }
         let acts = dice.percent(75);
         if acts {
-            if !self.insist(key, lease, &Told::Mark).await {
+            // A grant that marks the effect needs no mark of the holder.
+            let marked = self.world.setup.keys[key].assumes && dice.percent(80);
+            if !marked && !self.insist(key, lease, &Told::Mark).await {
                 return;
             }
             self.think(if dice.percent(10) { 3 } else { 1 }).await;

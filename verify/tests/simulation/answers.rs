@@ -125,12 +125,12 @@ impl Ledger {
     fn explained(&self, asked: &Asked, now: Stamp, what: &str, holds: impl Fn(&Found<'_>) -> bool) {
         let single = self.calls[asked.call].kind != Kind::BeginMany;
         // A call recognises a grant that it wrote itself, so that record explains no other answer.
-        // Two exceptions: an operator settled it meanwhile; or its lease is over and the owner was
-        // kept from call to call, so that an earlier life may have been granted it. The latter
-        // cannot be told apart and is handled as a crash.
+        // Two exceptions: an operator settled it meanwhile; or its lease is over, or it marks the
+        // effect, and the owner was kept from call to call, so that an earlier life may have been
+        // granted it and have acted. The latter cannot be told apart and is handled as a crash.
         let wrote = |record: &Record| {
             let over = record.lease_end().is_none_or(|end| end <= now);
-            let lost = over && asked.owner.is_some();
+            let lost = (over || record.is_evidence()) && asked.owner.is_some();
             single
                 && record.lease_end().is_some()
                 && !lost
@@ -174,7 +174,8 @@ impl Ledger {
                 self.explained(asked, now, "in progress", |found| {
                     let State::InProgress { lease, .. } = &found.record.state else { return false };
                     let left = found.record.stamp.after(*lease).since(found.from);
-                    let own = owned(found.record) && found.is_untouched() && single;
+                    let unacted = found.is_untouched() && !found.record.is_evidence();
+                    let own = owned(found.record) && unacted && single;
                     !own && !left.is_zero()
                         && busy.lease_remaining() <= left
                         && found.record.attempt == busy.attempt()

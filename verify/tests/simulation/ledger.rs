@@ -33,6 +33,8 @@ pub(crate) struct KeySetup {
     pub(crate) scope: &'static str,
     pub(crate) key: &'static str,
     pub(crate) recovery: Recovery,
+    /// True if every grant marks the effect.
+    pub(crate) assumes: bool,
     pub(crate) max_attempts: u32,
     pub(crate) retention: Duration,
     /// The retention of evidence of an effect.
@@ -420,7 +422,8 @@ impl Page {
             panic!("S8: a grant that is an outcome")
         };
         let new = (next.attempt, next.checkpoint.clone(), effect, takeover);
-        if kept.is_none() && new == (1, None, false, false) {
+        let assumes = self.setup.assumes;
+        if kept.is_none() && new == (1, None, assumes, false) {
             return false;
         }
         // It may have been decided just before the record expired.
@@ -430,7 +433,7 @@ impl Page {
         let anew = is_own && record.stamp == record.fence && !kept_owners.contains(&by);
         assert!(anew || record.attempt < self.setup.max_attempts, "S8: more attempts than allowed");
         let again = record.attempt.saturating_add(1);
-        let expected = match &record.state {
+        let (attempt, checkpoint, marked, takeover) = match &record.state {
             State::InProgress { lease, effect, takeover, .. } if anew => {
                 let left = record.stamp.after(*lease).since(next.stamp);
                 assert!(left.is_zero(), "S1: granted anew while it runs for {left:?}");
@@ -457,6 +460,7 @@ impl Page {
                 (again, record.checkpoint.clone(), false, false)
             }
         };
+        let expected = (attempt, checkpoint, marked || assumes, takeover);
         assert_eq!(new, expected, "S15: what a grant takes over");
         anew
     }

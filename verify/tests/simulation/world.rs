@@ -67,6 +67,7 @@ impl Setup {
             scope,
             key,
             recovery: recoveries[[0, 0, 1, 2][dice.below(4)]],
+            assumes: dice.percent(20),
             max_attempts: dice.one_of(&[u32::MAX, u32::MAX, 1, 3]),
             retention: Duration::from_micros(retention),
             unresolved: Duration::from_micros(unresolved),
@@ -455,9 +456,10 @@ impl World {
 
 /// The request for a key, as far as its callers agree.
 pub(crate) fn request(setup: &KeySetup) -> Request {
-    Request::new(setup.scope, setup.key)
+    let request = Request::new(setup.scope, setup.key)
         .expect("a scope and a key")
         .recovery(setup.recovery)
         .max_attempts(setup.max_attempts)
-        .retention(setup.retention)
+        .retention(setup.retention);
+    if setup.assumes { request.assume_effect() } else { request }
 }
