@@ -10,8 +10,8 @@ use futures_util::join;
 use nevertwice::decide::{Command, Decision, decide};
 use nevertwice::store::{Store, SwapRequest};
 use nevertwice::{
-    Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Request, Resolution, Retry, RunError,
-    Stamp, StateKind,
+    Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Recovery, Request, Resolution, Retry,
+    RunError, Stamp, StateKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -306,8 +306,10 @@ impl Actor {
         }
         let acts = dice.percent(75);
         if acts {
-            // A grant that marks the effect needs no mark of the holder.
-            let marked = self.world.setup.keys[key].assumes && dice.percent(80);
+            // A grant that marks the effect needs no mark of the holder. Under `Rerun` the mark
+            // keeps a restarted owner from finding the grant again.
+            let setup = &self.world.setup.keys[key];
+            let marked = setup.assumes && setup.recovery != Recovery::Rerun && dice.percent(80);
             if !marked && !self.insist(key, lease, &Told::Mark).await {
                 return;
             }
