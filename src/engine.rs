@@ -129,6 +129,22 @@ impl Engine {
         begin
     }
 
+    /// Returns the answer that a begin for `request` would get now, without beginning; `None` if it
+    /// would be a grant.
+    #[cfg(feature = "http")]
+    pub(crate) async fn peek(&self, request: &Request) -> Result<Option<Begin>, Error> {
+        use crate::decide::{Decision, Reply, decide};
+        let command = Command::Begin(self.params(request)?);
+        let Snapshot { record, now } = self.load(&request.id()).await?;
+        let reply = match decide(now, record.as_deref(), &command) {
+            Decision::Reply(Reply::Acquired) | Decision::Write { .. } => return Ok(None),
+            Decision::Reply(reply) => Some(reply),
+            Decision::Replay => Reply::replay(record),
+        };
+        let granted = || Err(Error::Internal { detail: "a grant without a write" });
+        reply.map(|reply| Begin::of(reply, granted)).transpose()
+    }
+
     /// The result that the caller of a begin gets.
     pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);

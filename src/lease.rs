@@ -104,6 +104,8 @@ impl Lease {
                 until,
                 lost: false,
                 closed: false,
+                #[cfg(feature = "http")]
+                marked: false,
                 handed_over: false,
                 watchers: Vec::new(),
             }),
@@ -307,6 +309,10 @@ impl Lease {
     /// [`Error::LeaseLost`] as for [`renew`](Lease::renew). Do not cause the effect after any
     /// error.
     pub async fn mark_effect(&self) -> Result<(), Error> {
+        #[cfg(feature = "http")]
+        {
+            self.held().marked = true;
+        }
         self.command(Op::MarkEffect, Command::MarkEffect).await
     }
 

@@ -112,6 +112,8 @@
 //! | `sqlite` | `SqliteStore`, and transactions of the application's own |
 //! | `bundled` (default) | compiles SQLite in, where `sqlite` is on; otherwise the system's is linked |
 //! | `redis` | `RedisStore`, the only part that needs tokio |
+//! | `http` | [`http`](mod@http): a tower layer for the `Idempotency-Key` header, on tokio |
+//! | `axum` | `http`, and its lease as an extractor of axum |
 //! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |
 //! | `tracing` | spans and events |
 //! | `metrics` | counters, histograms and gauges |
@@ -131,6 +133,8 @@ mod engine;
 mod error;
 mod fingerprint;
 pub mod guide;
+#[cfg(feature = "http")]
+pub mod http;
 mod inspect;
 mod keep_alive;
 mod key;

@@ -126,9 +126,15 @@ macro_rules! latency {
 }
 
 mod describe;
+#[cfg(feature = "http")]
+mod http;
 mod seen;
 
 pub(crate) use self::describe::describe;
+#[cfg(feature = "http")]
+pub(crate) use self::http::{
+    HttpOutcome, http_answered, http_failed_open, http_no_caller, http_unrecorded, in_current_span,
+};
 pub(crate) use self::seen::{Granted, Moment, Op, Seen, call, in_span, quiet_call};
 
 /// Reports that the holder of a lease learned, for the first time, that it lost the key.

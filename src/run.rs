@@ -174,7 +174,7 @@ impl Engine {
 /// Runs `work` and renews the lease meanwhile. A renewal is due at a third of the lease and may
 /// take a sixth of it. After a failed renewal the next follows at a twelfth: two in a row may fail,
 /// and there is still time for a third.
-async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
+pub(crate) async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let length = lease.length();
     let mut pause = length / 3;

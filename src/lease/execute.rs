@@ -25,6 +25,13 @@ impl Lease {
         held.is_working() && !self.is_released()
     }
 
+    /// Returns true if this holder asked to mark the effect itself. An effect that the grant
+    /// assumes does not count.
+    #[cfg(feature = "http")]
+    pub(crate) fn has_marked(&self) -> bool {
+        self.held().marked
+    }
+
     /// The time, on the engine's monotonic clock, at which the lease is due for renewal: a third of
     /// its length after the last one.
     pub(crate) fn due(&self) -> Duration {

@@ -18,6 +18,9 @@ pub(super) struct Held {
     pub(super) closed: bool,
     /// True if the token was taken, so that another holder may continue.
     pub(super) handed_over: bool,
+    /// True if this holder asked to mark the effect, whatever the answer.
+    #[cfg(feature = "http")]
+    pub(super) marked: bool,
     /// True if the effect was marked, as far as this holder knows.
     pub(super) effect: bool,
     /// Wakers of the futures that wait for the loss of the lease.

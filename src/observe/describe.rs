@@ -46,6 +46,11 @@ pub(crate) fn describe() {
         );
         describe_gauge!("nevertwice_unresolved", Unit::Count, "Operations whose effect may have happened");
         describe_counter!(
+            "nevertwice_http_requests_total",
+            Unit::Count,
+            "Requests to the HTTP layer by their answer"
+        );
+        describe_counter!(
             "nevertwice_operator_actions_total",
             Unit::Count,
             "Resolutions and removals by operators"

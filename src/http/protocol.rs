@@ -1,0 +1,31 @@
+//! The rules of HTTP idempotency, without I/O and without an HTTP library: keys, problems, the
+//! classification of responses, and the stored form of a response.
+//!
+//! [`IdempotencyLayer`](crate::http::IdempotencyLayer) applies them to tower services. An adapter
+//! for anything else (`examples/actix`) takes these steps around its handler:
+//!
+//! 1. [`parse_key`] on the values of the header; a fault is [`Problem::MalformedKey`].
+//! 2. [`Fingerprinted`] of method, path, query, media type and body.
+//! 3. [`Engine::begin_or_wait`](crate::Engine::begin_or_wait) with [`Effects::request`].
+//! 4. [`Reply::of`] for every answer but a grant: a stored response, or a problem.
+//! 5. The handler, under the lease; then [`Recording::of`] its response, and
+//!    [`Recording::store`].
+
+mod classify;
+mod envelope;
+mod fingerprint;
+pub(super) mod grpc;
+mod key;
+mod problem;
+mod recording;
+mod reply;
+
+pub use self::classify::{Effects, Keep};
+pub use self::envelope::{Envelope, EnvelopeError, Header};
+pub use self::fingerprint::Fingerprinted;
+pub(crate) use self::fingerprint::essence;
+pub(crate) use self::key::check as check_key;
+pub use self::key::{KeyFault, MAX_KEY_BYTES, parse_key};
+pub use self::problem::Problem;
+pub use self::recording::{Recorded, Recording};
+pub use self::reply::Reply;

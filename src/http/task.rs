@@ -1,0 +1,234 @@
+//! The task of a request: begin, handler and recording, apart from the client's connection.
+
+use std::marker::PhantomData;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, response};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use super::body::LayerBody;
+use super::collect::{self, Collected};
+use super::held::HeldLease;
+use super::in_flight::Entered;
+use super::prepare::Ready;
+use super::protocol::{Envelope, Keep, Problem, Recorded, Recording, Reply, essence};
+use super::response::{Format, envelope, problem, reply, status};
+use super::settings::Settings;
+use crate::begin::Begin;
+use crate::lease::Lease;
+use crate::observe::{self, HttpOutcome};
+use crate::run::alive;
+
+/// Runs the request in a task, and returns the response as soon as it may go out.
+pub(super) async fn run<S, A, B>(
+    settings: Arc<Settings>,
+    format: Format,
+    ready: Ready,
+    inner: S,
+    entered: Entered,
+) -> Result<Response<LayerBody<B>>, S::Error>
+where
+    S: Service<Request<LayerBody<A>>, Response = Response<B>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    A: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    let (answer, answered) = oneshot::channel();
+    let task = Task {
+        settings: settings.clone(),
+        format: format.clone(),
+        inner,
+        answer,
+        entered,
+        request: PhantomData,
+    };
+    let task = tokio::spawn(observe::in_current_span(task.run(ready)));
+    match answered.await {
+        Ok(response) => response,
+        // The task ended without an answer: the handler panicked, or the runtime is shutting down.
+        Err(_) => match task.await {
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Ok(()) | Err(_) => Ok(problem(&settings, &format, &Problem::Unavailable)),
+        },
+    }
+}
+
+type Answer<B, E> = Result<Response<LayerBody<B>>, E>;
+
+struct Task<S, A, B, E> {
+    settings: Arc<Settings>,
+    format: Format,
+    inner: S,
+    /// Takes the response. The client may have hung up, which changes nothing.
+    answer: oneshot::Sender<Answer<B, E>>,
+    entered: Entered,
+    request: PhantomData<fn(A)>,
+}
+
+impl<S, A, B> Task<S, A, B, S::Error>
+where
+    S: Service<Request<LayerBody<A>>, Response = Response<B>>,
+    B: Body<Data = Bytes>,
+{
+    async fn run(mut self, ready: Ready) {
+        let settings = self.settings.clone();
+        let begin = settings.engine.begin_or_wait(&ready.operation, settings.wait).await;
+        let (outcome, response) = match begin {
+            Ok(Begin::Acquired(lease)) => return self.execute(Arc::new(lease), ready).await,
+            Ok(begin) => self.duplicate(&begin),
+            Err(_) if settings.fail_open => {
+                observe::http_failed_open(&settings.engine);
+                let response = self.inner.call(ready.into_request(None)).await;
+                (HttpOutcome::FailedOpen, response.map(|response| response.map(LayerBody::original)))
+            }
+            Err(error) => {
+                let found = Problem::of(&error);
+                (HttpOutcome::of(&found), Ok(problem(&settings, &self.format, &found)))
+            }
+        };
+        self.finish(outcome, response);
+    }
+
+    fn duplicate(&self, begin: &Begin) -> (HttpOutcome, Answer<B, S::Error>) {
+        // Only a grant has no reply, and the caller has executed it.
+        let answer = Reply::of(begin).unwrap_or(Reply::Problem(Problem::InProgress));
+        (HttpOutcome::of_reply(&answer), Ok(reply(&self.settings, &self.format, answer)))
+    }
+
+    fn finish(self, outcome: HttpOutcome, response: Answer<B, S::Error>) {
+        observe::http_answered(&self.settings.engine, outcome);
+        let _ = self.answer.send(response);
+        drop(self.entered);
+    }
+
+    /// Runs the handler under the lease, and records its response.
+    async fn execute(mut self, lease: Arc<Lease>, ready: Ready) {
+        let settings = self.settings.clone();
+        let operation = ready.operation.clone();
+        let held = HeldLease(lease.clone());
+        let (limit, grpc) = (settings.engine.policy().max_response, self.format.is_grpc());
+        let inner = &mut self.inner;
+        let work = async {
+            let (parts, body) = inner.call(ready.into_request(Some(held))).await?.into_parts();
+            let collected = match is_stream(&parts.headers) {
+                true => Ok(collect::stream(body)),
+                false => collect::response(body, limit, grpc).await.map_err(drop),
+            };
+            Ok((parts, collected))
+        };
+        let (parts, collected) = match alive(&lease, work).await {
+            Ok(handled) => handled,
+            // An error of the service is a crash: nothing is recorded.
+            Err(error) => return self.finish(HttpOutcome::Crashed, Err(error)),
+        };
+        let Ok(collected) = collected else {
+            return self.crashed();
+        };
+        let handled = Handled::of(&settings, &lease, parts, collected);
+        self.record(&lease, &operation, handled).await;
+    }
+
+    /// Answers for a handler whose response broke off before it was recorded: a crash.
+    fn crashed(self) {
+        let response = problem(&self.settings, &self.format, &Problem::Unresolved);
+        self.finish(HttpOutcome::Crashed, Ok(response));
+    }
+
+    /// Records the response, then lets it go out. If the store does not answer for the length of a
+    /// call, the response goes out first, and recording is tried again until the lease ends.
+    async fn record(self, lease: &Lease, operation: &crate::Request, handled: Handled<B>) {
+        let Handled { recording, response } = handled;
+        let engine = self.settings.engine.clone();
+        let pause = engine.clock().sleep(engine.policy().call_timeout);
+        match select(Box::pin(recording.store(lease)), pause).await {
+            Either::Left((Recorded::Lost, _)) => {
+                let answer = Reply::recorded(&engine, operation).await;
+                let answer = answer.unwrap_or_else(|error| Reply::Problem(Problem::of(&error)));
+                let response = reply(&self.settings, &self.format, answer);
+                self.finish(HttpOutcome::Lost, Ok(response));
+            }
+            Either::Left((Recorded::Failed(_), _)) => {
+                observe::http_unrecorded(&engine);
+                self.finish(HttpOutcome::Unrecorded, Ok(response));
+            }
+            Either::Left((Recorded::Done | Recorded::ByHandler, _)) => {
+                self.finish(HttpOutcome::Executed, Ok(response));
+            }
+            Either::Right((_, recording)) => {
+                let _ = self.answer.send(Ok(response));
+                let outcome = match recording.await {
+                    Recorded::Done | Recorded::ByHandler => HttpOutcome::Executed,
+                    Recorded::Lost => HttpOutcome::Lost,
+                    Recorded::Failed(_) => {
+                        observe::http_unrecorded(&engine);
+                        HttpOutcome::Unrecorded
+                    }
+                };
+                observe::http_answered(&engine, outcome);
+                drop(self.entered);
+            }
+        }
+    }
+}
+
+/// A handler's response, and the record to make of it.
+struct Handled<B> {
+    recording: Recording,
+    response: Response<LayerBody<B>>,
+}
+
+impl<B: Body<Data = Bytes>> Handled<B> {
+    fn of(settings: &Settings, lease: &Lease, mut parts: response::Parts, body: Collected<B>) -> Handled<B> {
+        let (kept, trailers) = match &body {
+            Collected::Whole { data, trailers } => (Some(data), trailers.as_ref()),
+            Collected::Open { .. } => (None, None),
+        };
+        let chosen = parts.extensions.remove::<Keep>();
+        let chosen = chosen.or_else(|| settings.keep.as_ref().map(|keep| keep(&parts))).unwrap_or_default();
+        let marked = (settings.effects, settings.effects.is_marked(lease));
+        // The trailers of a stream are not known yet: it counts by its head.
+        let status = match kept {
+            Some(_) => status(&parts, trailers),
+            None => parts.status.as_u16(),
+        };
+        let keep = chosen.or_by_status(status, marked, settings.back_off);
+        let envelope: Envelope = envelope(settings, &parts, trailers);
+        let recording = Recording::of(lease, &envelope, kept, keep);
+        let body = match body {
+            Collected::Whole { data, trailers } => LayerBody::buffered(data, trailers),
+            Collected::Open { read, rest } => LayerBody::resumed(read, rest),
+        };
+        Handled { recording, response: Response::from_parts(parts, body) }
+    }
+}
+
+impl Ready {
+    /// Returns the request for the handler.
+    fn into_request<A>(self, lease: Option<HeldLease>) -> Request<LayerBody<A>> {
+        let Ready { mut parts, body, trailers, .. } = self;
+        if let Some(lease) = lease {
+            parts.extensions.insert(lease);
+        }
+        Request::from_parts(parts, LayerBody::buffered(body, trailers))
+    }
+}
+
+/// Returns true for media types whose bodies are sent piece by piece.
+fn is_stream(headers: &HeaderMap) -> bool {
+    const STREAMS: [&[u8]; 6] = [
+        b"application/json-seq",
+        b"application/jsonl",
+        b"application/ndjson",
+        b"application/x-ndjson",
+        b"multipart/x-mixed-replace",
+        b"text/event-stream",
+    ];
+    headers.get(CONTENT_TYPE).is_some_and(|value| STREAMS.contains(&&essence(value.as_bytes())[..]))
+}

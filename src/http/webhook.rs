@@ -1,0 +1,1 @@
+//! The places in which webhooks carry their key.
