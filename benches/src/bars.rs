@@ -45,6 +45,14 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                     bar(what, " ms", Bar::AtMost(25.0), lock);
                 }
             },
+            Figure::Http(figure) if figure.side == "ours" => {
+                let what = format!("http: CPU of the layer, {} request, {} callers", figure.op, figure.c);
+                bar(what, " µs", Bar::AtMost(10.0), figure.extra_us.median);
+            }
+            Figure::HttpGrowth(figure) => {
+                let what = format!("http: growth of the process over {} replays", count(figure.requests as f64));
+                bar(what, " KiB", Bar::AtMost(1024.0), figure.after_kib - figure.before_kib);
+            }
             Figure::Many(figure) => {
                 let what = format!("{}: begin_many of 512 to single calls", figure.store);
                 bar(what, "", Bar::AtLeast(4.0), figure.begin_ratio.median);

@@ -9,6 +9,7 @@ mod fingerprints;
 mod footprint;
 mod grow;
 mod hand;
+mod http;
 mod machine;
 mod many;
 mod measure;
@@ -102,6 +103,8 @@ enum Command {
     Waiters,
     /// The cost of taking a fingerprint.
     Fingerprints,
+    /// The HTTP layer over a bare handler.
+    Http,
     /// Writes the tables and the plots under docs/ from the last run's results.
     Publish,
     /// The growth of this process.
@@ -155,6 +158,7 @@ fn main() {
             Some(Command::Purge { records }) => run("part.jsonl").purge(*records).await,
             Some(Command::Many) => run("part.jsonl").many().await,
             Some(Command::Waiters) => run("part.jsonl").waiters().await,
+            Some(Command::Http) => run("part.jsonl").http().await,
             Some(Command::Fingerprints) => run("part.jsonl").fingerprints(),
             Some(Command::Publish) => publish::publish(&results::read(&last)),
             Some(Command::Resident { whose, records }) => {

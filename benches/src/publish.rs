@@ -56,6 +56,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("redis", comparisons(of_store("redis"))),
         ("valkey", comparisons(of_store("valkey"))),
         ("fingerprints", fingerprints(figures)),
+        ("http", http(figures)),
         ("many", many(figures)),
         ("waiters", waiters(figures)),
         ("footprint", footprint(figures)),
@@ -117,6 +118,20 @@ fn many(figures: &[Figure]) -> String {
         "times faster",
     ];
     markdown(head, rows)
+}
+
+fn http(figures: &[Figure]) -> String {
+    let rows = figures.iter().filter_map(|figure| match figure {
+        Figure::Http(cost) => Some([
+            cost.side.clone(),
+            cost.op.clone(),
+            count(cost.per_second),
+            short(cost.cpu_us.median),
+            format!("{:.1} ({:.1} to {:.1})", cost.extra_us.median, cost.extra_us.low, cost.extra_us.high),
+        ]),
+        _ => None,
+    });
+    markdown(["side", "request", "a second", "CPU, µs", "more than the bare handler, µs"], rows)
 }
 
 fn waiters(figures: &[Figure]) -> String {

@@ -10,6 +10,7 @@ use crate::compare::Comparison;
 use crate::fingerprints::FingerprintCost;
 use crate::footprint::Footprint;
 use crate::grow::Grown;
+use crate::http::{HttpCost, HttpGrowth};
 use crate::machine::Machine;
 use crate::many::Many;
 use crate::purge::Pauses;
@@ -22,6 +23,8 @@ pub(crate) enum Figure {
     Machine(Machine),
     Comparison(Comparison),
     Fingerprint(FingerprintCost),
+    Http(HttpCost),
+    HttpGrowth(HttpGrowth),
     Many(Many),
     Wake(Wake),
     Footprint(Footprint),
@@ -40,6 +43,14 @@ impl Figure {
             Figure::Fingerprint(cost) => {
                 format!("bench: store=none op=fingerprint of=\"{}\" ns={:.0}", cost.of, cost.ns)
             }
+            Figure::Http(cost) => format!(
+                "bench: store=memory op=http_{} side=\"{}\" c={} per_second={:.0} cpu_us={:.2} extra_us={:.2}",
+                cost.op, cost.side, cost.c, cost.per_second, cost.cpu_us.median, cost.extra_us.median,
+            ),
+            Figure::HttpGrowth(growth) => format!(
+                "bench: store=memory op=http_growth requests={} before_kib={:.0} after_kib={:.0}",
+                growth.requests, growth.before_kib, growth.after_kib,
+            ),
             Figure::Many(many) => format!(
                 "bench: store={} op=many of=512 begin_ratio={:.2} begin_us={:.2} begin_many_us={:.2} \
                  complete_ratio={:.2} complete_us={:.2} complete_many_us={:.2}",

@@ -1,7 +1,7 @@
 //! All measurements over all available stores.
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::measure::Op;
 use crate::results::{self, Figure, Results};
 use crate::server::Server;
-use crate::{Common, CompareArgs, fingerprints, footprint, grow, many, purge, table, waiters};
+use crate::{Common, CompareArgs, fingerprints, footprint, grow, http, many, purge, table, waiters};
 
 /// The name of SQLite where every sync takes 2 ms.
 pub(crate) const SLOW_DISK: &str = "sqlite-slow-disk";
@@ -58,6 +58,7 @@ impl<'a> Run<'a> {
         })
         .await;
         self.slow_disk();
+        self.http().await;
         self.many().await;
         self.waiters().await;
         self.footprint(None).await;
@@ -185,6 +186,15 @@ impl<'a> Run<'a> {
             let figure = many::measure(store.name(), &bench.ours(*store).await, rounds).await;
             self.results.add(Figure::Many(figure));
         }
+    }
+
+    pub(crate) async fn http(&mut self) {
+        let (rounds, round) = if self.common.quick { (3, 500) } else { (9, 1000) };
+        for cost in http::measure(rounds, Duration::from_millis(round)).await {
+            self.results.add(Figure::Http(cost));
+        }
+        let growth = http::growth(if self.common.quick { 100_000 } else { 1_000_000 }).await;
+        self.results.add(Figure::HttpGrowth(growth));
     }
 
     pub(crate) async fn waiters(&mut self) {
