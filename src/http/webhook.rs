@@ -23,8 +23,8 @@
 //! ```
 //!
 //! **Check the signature before the layer**, as you check who calls an API: a request that gets as
-//! far as here executes, and takes the key of a genuine event if it is forged. The receiver that the
-//! closure returns is the scope of the keys: name the endpoint, and whatever else tells senders
+//! far as here executes, and takes the key of a genuine event if it is forged. The receiver that
+//! the closure returns is the scope of the keys: name the endpoint, and whatever else tells senders
 //! apart. Without it the request is refused, so a receiver that is read from an extension of the
 //! check makes a forgotten check visible. `examples/webhooks_axum` shows both kinds of signature.
 //!
@@ -32,13 +32,13 @@
 //!
 //! | sender | key | delivers again for |
 //! |---|---|---|
-//! | [Standard Webhooks][standard-doc], Svix | `webhook-id`: [`standard`]; `svix-id`: [`svix`] | about 3 days, as its specification suggests |
-//! | [GitHub][github-doc] | `X-GitHub-Delivery`, with `X-GitHub-Hook-ID`: [`github`] | 3 days, by hand or by the API |
-//! | [GitLab][gitlab-doc] | `Idempotency-Key`: [`gitlab`] | by hand, while it keeps its log |
-//! | [Shopify][shopify-doc] | `X-Shopify-Event-Id`, with `X-Shopify-Topic`: [`shopify`] | 4 hours |
-//! | [Stripe][stripe-doc] | `id` in the body, `evt_..`: [`stripe`] | 3 days; 30 by hand |
-//! | [PayPal][paypal-doc] | `id` in the body, `WH-..`: [`paypal`] | 3 days |
-//! | [CloudEvents][cloudevents-doc] | `ce-source` with `ce-id`, or these members of a structured event: [`cloudevents`] | its sender says |
+//! | [Standard Webhooks][std], Svix | `webhook-id`: [`standard`]; `svix-id`: [`svix`] | about 3 days, as its specification suggests |
+//! | [GitHub][gh] | `X-GitHub-Delivery`, with `X-GitHub-Hook-ID`: [`github`] | 3 days, by hand or by the API |
+//! | [GitLab][gl] | `Idempotency-Key`: [`gitlab`] | by hand, while it keeps its log |
+//! | [Shopify][sh] | `X-Shopify-Event-Id`, with `X-Shopify-Topic`: [`shopify`] | 4 hours |
+//! | [Stripe][st] | `id` in the body, `evt_..`: [`stripe`] | 3 days; 30 by hand |
+//! | [PayPal][pp] | `id` in the body, `WH-..`: [`paypal`] | 3 days |
+//! | [CloudEvents][ce] | `ce-source` with `ce-id`, or these members of a structured event: [`cloudevents`] | its sender says |
 //! | any other | [`KeySource::header`], [`KeySource::json_pointer`] | |
 //!
 //! Make the retention of the engine longer than the last column, or a late delivery is executed
@@ -55,13 +55,13 @@
 //! | Kafka | the event's own id; or topic, partition and offset, if producers are idempotent. Kafka's keys are bytes: [`Key::from_bytes`](crate::Key::from_bytes) |
 //! | RabbitMQ | `message_id`, set by the publisher. A delivery tag is new for each delivery |
 //!
-//! [standard-doc]: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
-//! [github-doc]: https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks#use-the-x-github-delivery-header
-//! [gitlab-doc]: https://docs.gitlab.com/user/project/integrations/webhooks/#delivery-headers
-//! [shopify-doc]: https://shopify.dev/docs/apps/build/webhooks/ignore-duplicates
-//! [stripe-doc]: https://docs.stripe.com/webhooks#handle-duplicate-events
-//! [paypal-doc]: https://developer.paypal.com/api/rest/webhooks/
-//! [cloudevents-doc]: https://github.com/cloudevents/spec/blob/main/cloudevents/spec.md#id
+//! [std]: https://github.com/standard-webhooks/standard-webhooks
+//! [gh]: https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks
+//! [gl]: https://docs.gitlab.com/user/project/integrations/webhooks/#delivery-headers
+//! [sh]: https://shopify.dev/docs/apps/build/webhooks/ignore-duplicates
+//! [st]: https://docs.stripe.com/webhooks#handle-duplicate-events
+//! [pp]: https://developer.paypal.com/api/rest/webhooks/
+//! [ce]: https://github.com/cloudevents/spec/blob/main/cloudevents/spec.md#id
 
 mod cloudevents;
 
@@ -115,7 +115,7 @@ fn without_gone(problem: &Problem, response: Response<Bytes>) -> Response<Bytes>
 /// The id of a [Standard Webhook][doc], `webhook-id: msg_..`: the same for every delivery of an
 /// event.
 ///
-/// [doc]: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+/// [doc]: https://github.com/standard-webhooks/standard-webhooks
 pub fn standard() -> KeySource {
     KeySource::header(HeaderName::from_static("webhook-id"))
 }
@@ -131,7 +131,7 @@ pub fn svix() -> KeySource {
 /// `X-GitHub-Hook-ID`: a redelivery repeats both, and the hooks of a repository, an organisation
 /// and an app share the first.
 ///
-/// [doc]: https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks#use-the-x-github-delivery-header
+/// [doc]: https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks
 pub fn github() -> KeySource {
     joined(["x-github-hook-id", "x-github-delivery"])
 }

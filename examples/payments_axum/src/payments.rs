@@ -142,7 +142,8 @@ async fn list(State((ledger, _)): State<(Ledger, Duration)>) -> Response {
     }
 }
 
-/// An answer to a faulty request: no record is kept of it, so that a corrected one may have its key.
+/// An answer to a faulty request. No record is kept of it, so that a corrected one may have its
+/// key.
 fn faulty(fault: &Fault) -> Response {
     let kind = "invalid_request_error";
     match fault {

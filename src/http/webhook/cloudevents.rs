@@ -14,7 +14,7 @@ use crate::http::protocol::{KeyFault, essence, unquote};
 /// `application/cloudevents+json`. An event has the same key in both modes. A batch is refused, and
 /// so is a structured event in another format than JSON.
 ///
-/// [doc]: https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/http-protocol-binding.md
+/// [doc]: https://github.com/cloudevents/spec/tree/main/cloudevents
 pub fn cloudevents() -> KeySource {
     KeySource::custom(|parts, body| {
         let content_type = parts.headers.get(CONTENT_TYPE).map(|value| essence(value.as_bytes()));
