@@ -9,9 +9,10 @@ use http::HeaderName;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 
-use super::protocol::{Fingerprinted, KeyFault, parse_key};
+use super::protocol::{Fingerprinted, KeyFault, check_key, parse_key};
 use crate::fingerprint::Fingerprint;
 
+type FindInHead = dyn Fn(&Parts) -> Result<Option<String>, KeyFault> + Send + Sync;
 type FindKey = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, KeyFault> + Send + Sync;
 type Condense = dyn Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync;
 
@@ -22,6 +23,7 @@ pub struct KeySource(Source);
 #[derive(Clone)]
 enum Source {
     Header(HeaderName),
+    Head(Arc<FindInHead>),
     Custom(Arc<FindKey>),
 }
 
@@ -45,6 +47,15 @@ impl KeySource {
         })
     }
 
+    /// A function of the request's head, which is called before the body is read. Otherwise as
+    /// [`custom`](KeySource::custom).
+    pub fn head<F>(find: F) -> KeySource
+    where
+        F: Fn(&Parts) -> Result<Option<String>, KeyFault> + Send + Sync + 'static,
+    {
+        KeySource(Source::Head(Arc::new(find)))
+    }
+
     /// A function of the request's head and body. `Ok(None)` means that the request has no key. An
     /// empty key, one over 255 bytes or one with control characters is refused as malformed.
     pub fn custom<F>(find: F) -> KeySource
@@ -56,7 +67,10 @@ impl KeySource {
 
     /// Returns true if the key is known before the body is read.
     pub(super) fn is_early(&self) -> bool {
-        matches!(self.0, Source::Header(_))
+        match self.0 {
+            Source::Header(_) | Source::Head(_) => true,
+            Source::Custom(_) => false,
+        }
     }
 
     pub(super) fn find(&self, parts: &Parts, body: &Bytes) -> Result<Option<String>, KeyFault> {
@@ -64,13 +78,15 @@ impl KeySource {
             Source::Header(name) => {
                 parse_key(parts.headers.get_all(name).iter().map(|value| value.as_bytes()))
             }
-            Source::Custom(find) => {
-                let key = find(parts, body)?;
-                key.iter().try_for_each(|key| super::protocol::check_key(key))?;
-                Ok(key)
-            }
+            Source::Head(find) => checked(find(parts)?),
+            Source::Custom(find) => checked(find(parts, body)?),
         }
     }
+}
+
+fn checked(key: Option<String>) -> Result<Option<String>, KeyFault> {
+    key.iter().try_for_each(|key| check_key(key))?;
+    Ok(key)
 }
 
 impl Default for KeySource {
@@ -83,6 +99,7 @@ impl fmt::Debug for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Header(name) => f.debug_tuple("Header").field(name).finish(),
+            Source::Head(_) => f.write_str("Head"),
             Source::Custom(_) => f.write_str("Custom"),
         }
     }

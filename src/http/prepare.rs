@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request};
 use http_body::Body;
 
+use super::body::LayerBody;
 use super::collect;
 use super::protocol::{KeyFault, Problem};
 use super::settings::Settings;
@@ -16,7 +17,7 @@ use crate::observe;
 /// A request, as it goes on.
 pub(super) enum Prepared<B> {
     /// To the handler, unprotected.
-    PassedThrough(Request<B>),
+    PassedThrough(Request<LayerBody<B>>),
     /// Nowhere.
     Refused(Problem),
     /// To a begin, and then to the handler.
@@ -40,12 +41,12 @@ where
 {
     let (parts, body) = request.into_parts();
     if !settings.methods.contains(&parts.method) {
-        return Prepared::PassedThrough(Request::from_parts(parts, body));
+        return Prepared::PassedThrough(Request::from_parts(parts, LayerBody::original(body)));
     }
     let early = settings.key.is_early().then(|| settings.key.find(&parts, &Bytes::new()));
     match &early {
         Some(Ok(None)) if settings.optional => {
-            return Prepared::PassedThrough(Request::from_parts(parts, body));
+            return Prepared::PassedThrough(Request::from_parts(parts, LayerBody::original(body)));
         }
         Some(Ok(None)) => return Prepared::Refused(Problem::MissingKey),
         Some(Err(fault)) => return Prepared::Refused(Problem::MalformedKey(*fault)),
@@ -57,6 +58,10 @@ where
     };
     let key = match early.unwrap_or_else(|| settings.key.find(&parts, &body)) {
         Ok(Some(key)) => key,
+        Ok(None) if settings.optional => {
+            let body = LayerBody::buffered(body, trailers);
+            return Prepared::PassedThrough(Request::from_parts(parts, body));
+        }
         Ok(None) => return Prepared::Refused(Problem::MissingKey),
         Err(fault) => return Prepared::Refused(Problem::MalformedKey(fault)),
     };

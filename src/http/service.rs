@@ -75,7 +75,7 @@ where
             };
             let ready = match prepare(&settings, request).await {
                 Prepared::PassedThrough(request) => {
-                    let response = inner.call(request.map(LayerBody::original)).await;
+                    let response = inner.call(request).await;
                     return response.map(|response| response.map(LayerBody::original));
                 }
                 Prepared::Refused(found) => return refused(&found),

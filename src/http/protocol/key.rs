@@ -31,6 +31,9 @@ pub enum KeyFault {
     /// The place in which the key is expected holds something else than a text.
     #[error("the key must be a text")]
     NotText,
+    /// The request carries several events, each with a key of its own.
+    #[error("the request carries several events: deliver each in a request of its own")]
+    Batch,
 }
 
 /// Returns the key that the values of an `Idempotency-Key` header carry; `None` if there are none.
@@ -81,7 +84,7 @@ pub(crate) fn check(key: &str) -> Result<(), KeyFault> {
 }
 
 /// Reads a string behind its opening quote.
-fn unquote(rest: &str) -> Result<String, KeyFault> {
+pub(crate) fn unquote(rest: &str) -> Result<String, KeyFault> {
     let mut key = String::with_capacity(rest.len());
     let mut characters = rest.chars();
     while let Some(character) = characters.next() {

@@ -89,7 +89,7 @@ impl Problem {
     /// The problem in a few words.
     pub fn title(&self) -> &'static str {
         match self {
-            Problem::MissingKey => "Idempotency-Key is missing",
+            Problem::MissingKey => "The idempotency key is missing",
             Problem::MalformedKey(_) => "Idempotency-Key is malformed",
             Problem::NoCaller => "The caller is unknown",
             Problem::BodyTooLarge(_) => "The body is too large",
@@ -107,8 +107,9 @@ impl Problem {
     pub fn detail(&self) -> Cow<'static, str> {
         match self {
             Problem::MissingKey => {
-                "Send an Idempotency-Key header: a new random text, such as a UUID, for each \
-                 operation, and the same one whenever the operation is retried."
+                "Send an idempotency key, in the header Idempotency-Key unless this API says \
+                 otherwise: a new random text, such as a UUID, for each operation, and the same \
+                 one whenever the operation is retried."
                     .into()
             }
             Problem::MalformedKey(fault) => format!("Nothing was executed: {fault}.").into(),
