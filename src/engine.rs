@@ -1,6 +1,8 @@
 //! [`Engine`]: the entry point of the crate.
 
 use std::sync::Arc;
+#[cfg(feature = "http")]
+use std::time::Duration;
 
 use crate::begin::Begin;
 use crate::builder::EngineBuilder;
@@ -127,6 +129,36 @@ impl Engine {
         let begin = begin.await;
         seen.begun(&begin);
         begin
+    }
+
+    /// Returns `request` with an owner of its own, under which a begin can be repeated.
+    #[cfg(feature = "http")]
+    pub(crate) fn owned(&self, request: Request) -> Result<Request, Error> {
+        Ok(request.new_owner((self.0.owner)()?))
+    }
+
+    /// Removes the grant that a begin of an [`owned`](Engine::owned) request may have left when its
+    /// answer was lost. No work may have been done under it. Gives up when its lease is over.
+    #[cfg(feature = "http")]
+    pub(crate) async fn disown(&self, request: &Request) {
+        let until = self.clock().monotonic().saturating_add(self.policy().lease);
+        let (mut pause, mut absent) = (Duration::from_millis(100), 0);
+        // A swap that was sent late may still arrive after the first look.
+        while absent < 2 && self.clock().monotonic() < until {
+            self.clock().sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+            match self.load(&request.id()).await {
+                Ok(Snapshot { record: Some(record), .. }) if request.was_granted(&record) => {
+                    if let Ok(Begin::Acquired(lease)) = self.begin_quietly(request).await
+                        && lease.release().await.is_ok()
+                    {
+                        return;
+                    }
+                }
+                Ok(_) => absent += 1,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Returns the answer that a begin for `request` would get now, without beginning; `None` if it

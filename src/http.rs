@@ -30,3 +30,4 @@ pub use self::key_source::{KeySource, RequestFingerprint};
 pub use self::layer::IdempotencyLayer;
 pub use self::protocol::{Effects, Keep, Problem};
 pub use self::service::IdempotencyService;
+pub use self::task::Streamed;

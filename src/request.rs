@@ -34,6 +34,8 @@ pub struct Request {
     assume_effect: bool,
     max_attempts: Option<u32>,
     owner: Option<Owner>,
+    /// True if the owner was drawn for one call.
+    owner_is_new: bool,
     internal: bool,
 }
 
@@ -60,6 +62,7 @@ impl Request {
             assume_effect: false,
             max_attempts: None,
             owner: None,
+            owner_is_new: false,
             internal: false,
         })
     }
@@ -121,8 +124,23 @@ impl Request {
     ///
     /// **Never share one owner between two workers**: both would be granted the same lease.
     pub fn owner(mut self, owner: Owner) -> Request {
-        self.owner = Some(owner);
+        (self.owner, self.owner_is_new) = (Some(owner), false);
         self
+    }
+
+    /// Begins as this owner, which was drawn for one call and has not acted on any grant.
+    #[cfg(feature = "http")]
+    pub(crate) fn new_owner(mut self, owner: Owner) -> Request {
+        (self.owner, self.owner_is_new) = (Some(owner), true);
+        self
+    }
+
+    /// Returns true if `record` is a grant of this request's owner, with nothing written since.
+    #[cfg(feature = "http")]
+    pub(crate) fn was_granted(&self, record: &crate::store::Record) -> bool {
+        use crate::store::State;
+        matches!(&record.state, State::InProgress { owner, .. } if Some(*owner) == self.owner)
+            && record.stamp == record.fence
     }
 
     /// Marks an operation of this crate's own, to which the horizons that the application states
@@ -152,7 +170,7 @@ impl Request {
     pub(crate) fn params(&self, policy: &Policy, owner: DrawOwner) -> Result<BeginParams, Error> {
         let params = BeginParams {
             owner: self.owner.map_or_else(owner, Ok)?,
-            owner_is_new: self.owner.is_none(),
+            owner_is_new: self.owner.is_none() || self.owner_is_new,
             fingerprint: self.fingerprint,
             also: self.also,
             lease: self.lease.unwrap_or(policy.lease),

@@ -1,5 +1,7 @@
 //! [`LayerBody`]: the body that the layer hands to the handler, and returns to the server.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -10,15 +12,13 @@ use http_body::{Body, Frame, SizeHint};
 /// A body that is either another service's own or bytes of the layer's. The handler gets the
 /// request's body as `Buffered`; the server gets a response that is stored or was recorded as
 /// `Buffered`, and one that is streamed as `Original`.
-#[derive(Debug)]
 pub struct LayerBody<B>(Inner<B>);
 
-#[derive(Debug)]
 enum Inner<B> {
     /// The frames that were read already, then the rest of the body, boxed so that it can be
     /// polled where it lies.
     Original {
-        read: std::collections::VecDeque<Frame<Bytes>>,
+        read: VecDeque<Frame<Bytes>>,
         rest: Pin<Box<B>>,
     },
     Buffered {
@@ -30,7 +30,7 @@ enum Inner<B> {
 impl<B> LayerBody<B> {
     /// A body that is passed on as it is.
     pub fn original(body: B) -> LayerBody<B> {
-        LayerBody::resumed(std::collections::VecDeque::new(), Box::pin(body))
+        LayerBody::resumed(VecDeque::new(), Box::pin(body))
     }
 
     /// A body of these bytes and trailers.
@@ -38,7 +38,7 @@ impl<B> LayerBody<B> {
         LayerBody(Inner::Buffered { data, trailers: trailers.filter(|trailers| !trailers.is_empty()) })
     }
 
-    pub(super) fn resumed(read: std::collections::VecDeque<Frame<Bytes>>, rest: Pin<Box<B>>) -> LayerBody<B> {
+    pub(super) fn resumed(read: VecDeque<Frame<Bytes>>, rest: Pin<Box<B>>) -> LayerBody<B> {
         LayerBody(Inner::Original { read, rest })
     }
 }
@@ -84,7 +84,22 @@ impl<B: Body<Data = Bytes>> Body for LayerBody<B> {
                 }
                 hint
             }
-            Inner::Buffered { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Inner::Buffered { data, trailers: None } => SizeHint::with_exact(data.len() as u64),
+            // With a length, HTTP/1 would leave the trailers out.
+            Inner::Buffered { data, trailers: Some(_) } => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(data.len() as u64);
+                hint
+            }
+        }
+    }
+}
+
+impl<B> fmt::Debug for LayerBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Inner::Original { .. } => f.write_str("LayerBody(original)"),
+            Inner::Buffered { data, .. } => write!(f, "LayerBody({} bytes)", data.len()),
         }
     }
 }

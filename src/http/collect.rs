@@ -26,9 +26,21 @@ where
             let trailers = collected.trailers().cloned();
             Ok((collected.to_bytes(), trailers))
         }
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge(limit)),
+        Err(error) if is_too_long(&*error) => Err(Problem::BodyTooLarge(limit)),
         Err(_) => Err(Problem::BodyIncomplete),
     }
+}
+
+/// Returns true for the limit of this layer, and for one outside of it.
+fn is_too_long(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The body of a response, as far as it is read before it goes out.

@@ -106,56 +106,75 @@ impl fmt::Debug for KeySource {
 }
 
 /// The content that a retry must repeat: a request under a used key that differs in it is refused
-/// with [`Problem::Mismatch`](super::Problem::Mismatch). **Default: [`Body`](Self::Body).**
-#[derive(Clone, Default)]
-#[non_exhaustive]
-pub enum RequestFingerprint {
-    /// Method, path, query, media type and body, byte for byte.
-    #[default]
+/// with [`Problem::Mismatch`](super::Problem::Mismatch). **Default: [`body`](Self::body).**
+#[derive(Clone)]
+pub struct RequestFingerprint(Condensed);
+
+#[derive(Clone)]
+enum Condensed {
     Body,
-    /// The same, with the body as JSON: clients that serialise a retry anew may order members
-    /// otherwise.
     Json,
-    /// Nothing: a key that is reused for another request gets the first one's response. For
-    /// webhooks, whose bodies differ between deliveries of one event.
-    Nothing,
-    /// A function of the request's head and body.
+    Path,
     Custom(Arc<Condense>),
 }
 
 impl RequestFingerprint {
+    /// Method, path, query, media type and body, byte for byte.
+    pub fn body() -> RequestFingerprint {
+        RequestFingerprint(Condensed::Body)
+    }
+
+    /// The same, with the body as JSON: clients that serialise a retry anew may order members
+    /// otherwise.
+    pub fn json() -> RequestFingerprint {
+        RequestFingerprint(Condensed::Json)
+    }
+
+    /// Method and path only: a key that is reused for another body gets the first one's response.
+    /// For webhooks, whose bodies differ between deliveries of one event.
+    pub fn path() -> RequestFingerprint {
+        RequestFingerprint(Condensed::Path)
+    }
+
     /// A function of the request's head and body. Include method and path.
     pub fn custom<F>(condense: F) -> RequestFingerprint
     where
         F: Fn(&Parts, &Bytes) -> Fingerprint + Send + Sync + 'static,
     {
-        RequestFingerprint::Custom(Arc::new(condense))
+        RequestFingerprint(Condensed::Custom(Arc::new(condense)))
     }
 
-    pub(super) fn of(&self, parts: &Parts, body: &Bytes) -> Fingerprint {
+    /// Returns the fingerprint of a request, whose path counts as `path`.
+    pub(super) fn of(&self, parts: &Parts, path: &str, body: &Bytes) -> Fingerprint {
         let request = Fingerprinted {
             method: parts.method.as_str(),
-            path: parts.uri.path(),
+            path,
             query: parts.uri.query(),
             content_type: parts.headers.get(CONTENT_TYPE).map_or(&[], |value| value.as_bytes()),
             body,
         };
-        match self {
-            RequestFingerprint::Body => request.bytes(),
-            RequestFingerprint::Json => request.json(),
-            RequestFingerprint::Nothing => Fingerprint::NONE,
-            RequestFingerprint::Custom(condense) => condense(parts, body),
+        match &self.0 {
+            Condensed::Body => request.bytes(),
+            Condensed::Json => request.json(),
+            Condensed::Path => Fingerprinted { query: None, content_type: b"", body: b"", ..request }.bytes(),
+            Condensed::Custom(condense) => condense(parts, body),
         }
+    }
+}
+
+impl Default for RequestFingerprint {
+    fn default() -> RequestFingerprint {
+        RequestFingerprint::body()
     }
 }
 
 impl fmt::Debug for RequestFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RequestFingerprint::Body => "Body",
-            RequestFingerprint::Json => "Json",
-            RequestFingerprint::Nothing => "Nothing",
-            RequestFingerprint::Custom(_) => "Custom",
+        f.write_str(match self.0 {
+            Condensed::Body => "Body",
+            Condensed::Json => "Json",
+            Condensed::Path => "Path",
+            Condensed::Custom(_) => "Custom",
         })
     }
 }

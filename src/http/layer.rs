@@ -87,13 +87,26 @@ impl IdempotencyLayer {
         self.with(|settings| settings.key = key)
     }
 
-    /// The content that a retry must repeat. **Default [`RequestFingerprint::Body`].**
+    /// The content that a retry must repeat. **Default [`RequestFingerprint::body`].**
     pub fn fingerprint(self, fingerprint: RequestFingerprint) -> IdempotencyLayer {
         self.with(|settings| settings.fingerprint = fingerprint)
     }
 
+    /// The path that belongs to the fingerprint. **Default: that of the request, as the layer sees
+    /// it.** Routers that nest others strip a prefix from it (axum's `Router::nest`): then return
+    /// the whole one (axum's extension `OriginalUri`), or `/accounts/1/close` and
+    /// `/accounts/2/close` are taken for one another.
+    pub fn path<F>(self, path: F) -> IdempotencyLayer
+    where
+        F: Fn(&Parts) -> String + Send + Sync + 'static,
+    {
+        self.with(|settings| settings.path = Some(Arc::new(path)))
+    }
+
     /// The treatment of a response, by its head. A [`Keep`] among the extensions of the response,
-    /// set by the handler, takes precedence. **Default [`Keep::ByStatus`].**
+    /// set by the handler, takes precedence. Where the handler marked its effect,
+    /// [`Keep::Released`] counts as [`Keep::Failed`], and [`Keep::Retried`] as
+    /// [`Keep::Unresolved`], except under [`Effects::Repeatable`]. **Default [`Keep::ByStatus`].**
     pub fn keep<F>(self, keep: F) -> IdempotencyLayer
     where
         F: Fn(&response::Parts) -> Keep + Send + Sync + 'static,
@@ -142,9 +155,13 @@ impl IdempotencyLayer {
         self.with(|settings| settings.back_off = time)
     }
 
-    /// The status of [`Problem::Mismatch`]. **Default 422**, as the draft says; 400 is Stripe's.
+    /// The status of [`Problem::Mismatch`]. **Default 422**, as the draft says; 400 is Stripe's. A
+    /// status that is no 4xx changes nothing: it would look like success.
     pub fn mismatch_status(self, status: StatusCode) -> IdempotencyLayer {
-        self.with(|settings| settings.mismatch_status = status)
+        match status.is_client_error() {
+            true => self.with(|settings| settings.mismatch_status = status),
+            false => self,
+        }
     }
 
     /// The `Retry-After` of [`Problem::Unresolved`]. **Default 60 s.**
@@ -158,9 +175,11 @@ impl IdempotencyLayer {
         self.with(|settings| settings.replayed = name)
     }
 
-    /// Executes requests without protection while the store cannot be used. **Default: they are
-    /// refused** ([`Problem::Unavailable`]). *Warning*: then a retry during an outage executes
-    /// twice. Each such request is reported (`nevertwice.http_failed_open`).
+    /// Executes requests without protection while the store is unavailable. **Default: they are
+    /// refused** ([`Problem::Unavailable`]). *Warning*: then a retry of a request that was executed
+    /// so executes again, during the outage and after it. Each such request is reported
+    /// (`nevertwice.http_failed_open`), and has no [`HeldLease`](super::HeldLease). A request that
+    /// was found to be in progress, and one whose record is damaged, is refused all the same.
     pub fn fail_open(self) -> IdempotencyLayer {
         self.with(|settings| settings.fail_open = true)
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response};
 
 use super::body::LayerBody;
@@ -15,12 +15,21 @@ use super::settings::Settings;
 pub(super) struct Format {
     /// The content type of a gRPC request.
     grpc: Option<HeaderValue>,
+    /// True for gRPC-Web.
+    web: bool,
 }
 
 impl Format {
     pub(super) fn of(headers: &HeaderMap) -> Format {
         let content_type = headers.get(CONTENT_TYPE);
-        Format { grpc: content_type.filter(|value| grpc::is_grpc(value.as_bytes())).cloned() }
+        Format {
+            grpc: content_type.filter(|value| grpc::is_grpc(value.as_bytes())).cloned(),
+            web: content_type.is_some_and(|value| grpc::is_grpc_web(value.as_bytes())),
+        }
+    }
+
+    pub(super) fn is_grpc_web(&self) -> bool {
+        self.web
     }
 
     pub(super) fn is_grpc(&self) -> bool {
@@ -45,12 +54,26 @@ fn stored<B>(
     body: Bytes,
     retry_after: Option<Duration>,
 ) -> Response<LayerBody<B>> {
-    let trailers = headers(&envelope.trailers);
+    // A record that holds no call's outcome.
+    if format.is_grpc() && envelope.header("content-type").is_none() {
+        return problem(settings, format, &Problem::ResponseNotKept(envelope.clone()));
+    }
+    let mut trailers = headers(&envelope.trailers);
+    if let (Some(wait), true) = (retry_after, format.is_grpc()) {
+        // Clients read it where the status is.
+        let place = if trailers.contains_key(GRPC_STATUS) { &mut trailers } else { &mut HeaderMap::new() };
+        insert_retry(place, format, wait);
+    }
+    let names = trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
     let mut response = Response::new(LayerBody::buffered(body, Some(trailers)));
     *response.status_mut() =
         StatusCode::from_u16(envelope.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     *response.headers_mut() = headers(&envelope.headers);
     response.headers_mut().insert(settings.replayed.clone(), HeaderValue::from_static("true"));
+    if let (false, false, Ok(names)) = (format.is_grpc(), names.is_empty(), HeaderValue::try_from(names)) {
+        // HTTP/1 sends only announced trailers.
+        response.headers_mut().insert(TRAILER, names);
+    }
     if let Some(wait) = retry_after {
         insert_retry(response.headers_mut(), format, wait);
     }
@@ -92,7 +115,7 @@ fn insert_retry(map: &mut HeaderMap, format: &Format, wait: Duration) {
     if format.is_grpc() {
         map.insert(GRPC_PUSHBACK, (wait.as_millis().max(1) as u64).into());
     } else {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
         map.insert(RETRY_AFTER, seconds.max(1).into());
     }
 }
@@ -152,7 +175,9 @@ pub(super) fn status(parts: &response::Parts, trailers: Option<&HeaderMap>) -> u
 
 fn headers(kept: &[Header]) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(kept.len());
-    for (name, value) in kept.iter().filter_map(header) {
+    // Another release, or an adapter, may have kept what must not be sent again.
+    let kept = kept.iter().filter(|(name, _)| Envelope::may_keep(name));
+    for (name, value) in kept.filter_map(header) {
         map.append(name, value);
     }
     map

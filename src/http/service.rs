@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -58,14 +58,14 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // The inner service is asked when it is called: a permit of its limits must not be held
+        // while a body is read or a duplicate waits.
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        // The service that was polled ready is the one to call.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let mut inner = self.inner.clone();
         let (settings, in_flight) = (self.settings.clone(), self.in_flight.clone());
         Box::pin(async move {
             let format = Format::of(request.headers());
@@ -73,8 +73,12 @@ where
                 observe::http_answered(&settings.engine, HttpOutcome::of(found));
                 Ok(problem(&settings, &format, found))
             };
-            let ready = match prepare(&settings, request).await {
+            if format.is_grpc_web() && settings.methods.contains(request.method()) {
+                return refused(&Problem::Unsupported);
+            }
+            let ready = match prepare(&settings, &in_flight, request).await {
                 Prepared::PassedThrough(request) => {
+                    poll_fn(|context| inner.poll_ready(context)).await?;
                     let response = inner.call(request).await;
                     return response.map(|response| response.map(LayerBody::original));
                 }

@@ -14,6 +14,7 @@ use crate::key::{KeyError, Scope};
 
 pub(super) type FindCaller = dyn Fn(&request::Parts) -> Option<Result<Scope, KeyError>> + Send + Sync;
 pub(super) type ChooseKeep = dyn Fn(&response::Parts) -> Keep + Send + Sync;
+pub(super) type FindPath = dyn Fn(&request::Parts) -> String + Send + Sync;
 pub(super) type ShowProblem = dyn Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync;
 
 #[derive(Clone)]
@@ -25,6 +26,7 @@ pub(super) struct Settings {
     pub(super) methods: Vec<Method>,
     pub(super) key: KeySource,
     pub(super) fingerprint: RequestFingerprint,
+    pub(super) path: Option<Arc<FindPath>>,
     pub(super) keep: Option<Arc<ChooseKeep>>,
     pub(super) problem: Option<Arc<ShowProblem>>,
     pub(super) kept_headers: Vec<String>,
@@ -48,6 +50,7 @@ impl Settings {
             methods: vec![Method::POST, Method::PATCH],
             key: KeySource::default(),
             fingerprint: RequestFingerprint::default(),
+            path: None,
             keep: None,
             problem: None,
             kept_headers: Vec::new(),

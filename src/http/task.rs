@@ -1,5 +1,6 @@
 //! The task of a request: begin, handler and recording, apart from the client's connection.
 
+use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use super::collect::{self, Collected};
 use super::held::HeldLease;
 use super::in_flight::Entered;
 use super::prepare::Ready;
-use super::protocol::{Envelope, Keep, Problem, Recorded, Recording, Reply, essence};
+use super::protocol::{Effects, Envelope, Keep, Problem, Recorded, Recording, Reply, essence};
 use super::response::{Format, envelope, problem, reply, status};
 use super::settings::Settings;
 use crate::begin::Begin;
+use crate::error::Error;
 use crate::lease::Lease;
 use crate::observe::{self, HttpOutcome};
 use crate::run::alive;
@@ -54,8 +56,11 @@ where
         Ok(response) => response,
         // The task ended without an answer: the handler panicked, or the runtime is shutting down.
         Err(_) => match task.await {
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-            Ok(()) | Err(_) => Ok(problem(&settings, &format, &Problem::Unavailable)),
+            Err(error) if error.is_panic() => {
+                observe::http_answered(&settings.engine, HttpOutcome::Crashed);
+                resume_unwind(error.into_panic())
+            }
+            Ok(()) | Err(_) => Ok(problem(&settings, &format, &Problem::InProgress)),
         },
     }
 }
@@ -77,23 +82,36 @@ where
     S: Service<Request<LayerBody<A>>, Response = Response<B>>,
     B: Body<Data = Bytes>,
 {
-    async fn run(mut self, ready: Ready) {
+    async fn run(mut self, mut ready: Ready) {
         let settings = self.settings.clone();
-        let begin = settings.engine.begin_or_wait(&ready.operation, settings.wait).await;
-        let (outcome, response) = match begin {
-            Ok(Begin::Acquired(lease)) => return self.execute(Arc::new(lease), ready).await,
-            Ok(begin) => self.duplicate(&begin),
-            Err(_) if settings.fail_open => {
-                observe::http_failed_open(&settings.engine);
-                let response = self.inner.call(ready.into_request(None)).await;
-                (HttpOutcome::FailedOpen, response.map(|response| response.map(LayerBody::original)))
-            }
-            Err(error) => {
-                let found = Problem::of(&error);
-                (HttpOutcome::of(&found), Ok(problem(&settings, &self.format, &found)))
-            }
+        let engine = &settings.engine;
+        let operation = match engine.owned(ready.operation) {
+            Ok(operation) => operation,
+            Err(error) => return self.refuse(&Problem::of(&error)),
         };
-        self.finish(outcome, response);
+        ready.operation = operation.clone();
+        match begin(&settings, &operation).await {
+            Begun::Answered(Begin::Acquired(lease)) => self.execute(Arc::new(lease), ready).await,
+            Begun::Answered(begin) => {
+                let (outcome, response) = self.duplicate(&begin);
+                self.finish(outcome, response);
+            }
+            Begun::Failed { opens: true, .. } => {
+                observe::http_failed_open(engine);
+                let response = call(&mut self.inner, ready.into_request(None)).await;
+                let response = response.map(|response| response.map(LayerBody::original));
+                self.finish(HttpOutcome::FailedOpen, response);
+            }
+            Begun::Failed { error, .. } => {
+                self.refuse(&Problem::of(&error));
+                engine.disown(&operation).await;
+            }
+        }
+    }
+
+    fn refuse(self, found: &Problem) {
+        let response = problem(&self.settings, &self.format, found);
+        self.finish(HttpOutcome::of(found), Ok(response));
     }
 
     fn duplicate(&self, begin: &Begin) -> (HttpOutcome, Answer<B, S::Error>) {
@@ -115,9 +133,15 @@ where
         let held = HeldLease(lease.clone());
         let (limit, grpc) = (settings.engine.policy().max_response, self.format.is_grpc());
         let inner = &mut self.inner;
+        if let Err(error) = alive(&lease, poll_fn(|context| inner.poll_ready(context))).await {
+            // The handler was not called.
+            let _ = lease.release().await;
+            return self.finish(HttpOutcome::Crashed, Err(error));
+        }
         let work = async {
-            let (parts, body) = inner.call(ready.into_request(Some(held))).await?.into_parts();
-            let collected = match is_stream(&parts.headers) {
+            let (mut parts, body) = inner.call(ready.into_request(Some(held))).await?.into_parts();
+            let streams = parts.extensions.remove::<Streamed>().is_some() || is_stream(&parts.headers);
+            let collected = match streams {
                 true => Ok(collect::stream(body)),
                 false => collect::response(body, limit, grpc).await.map_err(drop),
             };
@@ -135,9 +159,10 @@ where
         self.record(&lease, &operation, handled).await;
     }
 
-    /// Answers for a handler whose response broke off before it was recorded: a crash.
+    /// Answers for a handler whose response broke off before it was recorded: a crash, after which
+    /// the lease goes on for a while.
     fn crashed(self) {
-        let response = problem(&self.settings, &self.format, &Problem::Unresolved);
+        let response = problem(&self.settings, &self.format, &Problem::InProgress);
         self.finish(HttpOutcome::Crashed, Ok(response));
     }
 
@@ -178,6 +203,54 @@ where
     }
 }
 
+/// The result of a begin.
+enum Begun {
+    Answered(Begin),
+    /// It failed. `opens`: the request is executed all the same.
+    Failed {
+        error: Error,
+        opens: bool,
+    },
+}
+
+/// Begins, and waits for a duplicate in flight. Only a store that is unavailable at the first
+/// question lets the request be executed without an answer.
+async fn begin(settings: &Settings, operation: &crate::Request) -> Begun {
+    let (engine, wait) = (&settings.engine, settings.wait);
+    let (begin, first) = match settings.fail_open {
+        false => (engine.begin_or_wait(operation, wait).await, false),
+        true => match engine.begin(operation).await {
+            Ok(Begin::InProgress(_)) => (engine.begin_or_wait(operation, wait).await, false),
+            answer => (answer, true),
+        },
+    };
+    match begin {
+        Ok(begin) => Begun::Answered(begin),
+        Err(error) => {
+            let is_away = match &error {
+                Error::Store(error) => error.is_transient(),
+                other => matches!(other, Error::TimedOut { .. }),
+            };
+            Begun::Failed { error, opens: first && is_away }
+        }
+    }
+}
+
+/// Calls a service once it is ready.
+async fn call<S, R>(service: &mut S, request: R) -> Result<S::Response, S::Error>
+where
+    S: Service<R>,
+{
+    poll_fn(|context| service.poll_ready(context)).await?;
+    service.call(request).await
+}
+
+/// An extension of a response: its body is sent piece by piece as it comes, and is not kept.
+/// `text/event-stream`, `application/x-ndjson` and the like need no such mark. Nothing of such a
+/// body may be the effect, since a client that hangs up ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Streamed;
+
 /// A handler's response, and the record to make of it.
 struct Handled<B> {
     recording: Recording,
@@ -190,9 +263,14 @@ impl<B: Body<Data = Bytes>> Handled<B> {
             Collected::Whole { data, trailers } => (Some(data), trailers.as_ref()),
             Collected::Open { .. } => (None, None),
         };
-        let chosen = parts.extensions.remove::<Keep>();
-        let chosen = chosen.or_else(|| settings.keep.as_ref().map(|keep| keep(&parts))).unwrap_or_default();
         let marked = (settings.effects, settings.effects.is_marked(lease));
+        let chosen = parts.extensions.remove::<Keep>();
+        let chosen = chosen.or_else(|| {
+            let chosen = settings.keep.as_ref().map(|keep| keep(&parts))?;
+            let acted = marked.1 && settings.effects != Effects::Repeatable;
+            Some(if acted { chosen.after_effect() } else { chosen })
+        });
+        let chosen = chosen.unwrap_or_default();
         // The trailers of a stream are not known yet: it counts by its head.
         let status = match kept {
             Some(_) => status(&parts, trailers),

@@ -99,7 +99,7 @@ where
 {
     IdempotencyLayer::new(engine, effects, receiver)
         .key(key)
-        .fingerprint(RequestFingerprint::Nothing)
+        .fingerprint(RequestFingerprint::path())
         .wait(Duration::from_secs(3))
         .problem(without_gone)
 }

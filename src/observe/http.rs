@@ -24,6 +24,7 @@ impl HttpOutcome {
             Problem::NoCaller => "no_caller",
             Problem::BodyTooLarge(_) => "body_too_large",
             Problem::BodyIncomplete => "body_incomplete",
+            Problem::Unsupported => "unsupported",
             Problem::Mismatch => "mismatch",
             Problem::InProgress => "in_progress",
             Problem::ResponseNotKept(_) => "not_kept",

@@ -16,7 +16,9 @@ pub enum Effects {
     /// crash or a 5xx before the mark may run again, after a back-off; one after it is unresolved.
     Marked,
     /// The handler marks nothing. Every crash, 408 and 5xx is unresolved, and an operator (or a
-    /// reconciliation with the provider) settles it: the grant itself carries the mark.
+    /// reconciliation with the provider) settles it: the grant itself carries the mark. A 4xx that
+    /// frees the key ([`Keep::by_status`]) is the handler's word that nothing happened: do not pass
+    /// on a provider's 409 or 429 behind an effect, or set [`Keep`].
     Assumed,
     /// The handler is idempotent itself, or its effects are in one transaction that a failure rolls
     /// back: it runs again after every crash, 408 and 5xx.
@@ -43,6 +45,7 @@ impl Effects {
 /// The treatment of a response. A handler may set it as an extension of its response, which takes
 /// precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Keep {
     /// By its status and the layer's [`Effects`]: see [`Keep::by_status`].
     #[default]
@@ -59,9 +62,23 @@ pub enum Keep {
     Retried(Duration),
     /// Fails the operation without knowing whether its effect happened: an operator settles it.
     Unresolved,
+    /// Records nothing: another process finishes the operation, by the lease's
+    /// [token](crate::Lease::token), and duplicates wait for it. The lease is no longer renewed
+    /// here.
+    HandedOver,
 }
 
 impl Keep {
+    /// Returns this treatment of a response after an effect that was marked: it neither frees the
+    /// key nor runs again.
+    pub(crate) fn after_effect(self) -> Keep {
+        match self {
+            Keep::Released => Keep::Failed,
+            Keep::Retried(_) => Keep::Unresolved,
+            other => other,
+        }
+    }
+
     /// Returns this treatment, or the one [`by_status`](Keep::by_status) where that is asked for.
     pub fn or_by_status(self, status: u16, (effects, marked): (Effects, bool), back_off: Duration) -> Keep {
         match self {

@@ -24,15 +24,22 @@ pub struct Envelope {
     pub trailers: Vec<Header>,
 }
 
-/// The head of a record is not the envelope of a response: another part of the application recorded
-/// it, or a later release.
+/// The reason why the head of a record is not the envelope of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the recorded head is not that of an HTTP response")]
-pub struct EnvelopeError;
+#[non_exhaustive]
+pub enum EnvelopeError {
+    /// A later release wrote it.
+    #[error("the recorded head is that of a later release")]
+    Newer,
+    /// Another part of the application wrote it, or nothing.
+    #[error("the recorded head is not that of an HTTP response")]
+    Other,
+}
 
-/// The first byte of an envelope, with the number of its format. Heads of other origin are unlikely
-/// to begin with it.
+/// The first byte of an envelope, with the number of its format in the lower four bits. No text
+/// begins with it, since UTF-8 has two more such bytes behind it.
 const FORMAT: u8 = 0xe1;
+const FORMATS: std::ops::RangeInclusive<u8> = 0xe2..=0xef;
 
 /// The headers that are kept unless the application adds more. A coded body is of no use without
 /// its `Content-Encoding`.
@@ -69,8 +76,19 @@ impl Envelope {
     /// of `also` and may be kept at all: `Set-Cookie`, `WWW-Authenticate`, `Date`,
     /// `Content-Length`, `Access-Control-*` and the headers of a connection never are.
     pub fn keeps(name: &str, also: &[String]) -> bool {
-        let may = !NEVER_KEPT.contains(&name) && !name.starts_with("access-control-");
+        let may = Envelope::may_keep(name);
         may && (KEPT.contains(&name) || also.iter().any(|kept| kept == name))
+    }
+
+    /// Returns true if a header of this name may be sent again with a stored response.
+    pub(crate) fn may_keep(name: &str) -> bool {
+        !NEVER_KEPT.contains(&name) && !name.starts_with("access-control-")
+    }
+
+    /// Returns the same envelope for a response without its body.
+    pub(crate) fn without_content(mut self) -> Envelope {
+        self.headers.retain(|(name, _)| !name.starts_with("content-") && name != "etag");
+        self
     }
 
     /// Returns the value of the first header of this name.
@@ -124,16 +142,18 @@ impl Envelope {
     /// [`EnvelopeError`] for a head that was not made by [`encode`](Envelope::encode).
     pub fn decode(head: &[u8]) -> Result<Envelope, EnvelopeError> {
         let mut input = head;
-        if input.try_get_u8() != Ok(FORMAT) {
-            return Err(EnvelopeError);
+        match input.try_get_u8() {
+            Ok(FORMAT) => {}
+            Ok(newer) if FORMATS.contains(&newer) => return Err(EnvelopeError::Newer),
+            Ok(_) | Err(_) => return Err(EnvelopeError::Other),
         }
-        let status = u16::try_from(number(&mut input)?).map_err(|_| EnvelopeError)?;
+        let status = u16::try_from(number(&mut input)?).map_err(|_| EnvelopeError::Other)?;
         if !(100..=999).contains(&status) {
-            return Err(EnvelopeError);
+            return Err(EnvelopeError::Other);
         }
         let headers = decode_headers(&mut input)?;
         let trailers = decode_headers(&mut input)?;
-        if input.is_empty() { Ok(Envelope { status, headers, trailers }) } else { Err(EnvelopeError) }
+        if input.is_empty() { Ok(Envelope { status, headers, trailers }) } else { Err(EnvelopeError::Other) }
     }
 }
 
@@ -142,22 +162,22 @@ fn length((name, value): &Header) -> usize {
 }
 
 fn number(input: &mut &[u8]) -> Result<u64, EnvelopeError> {
-    varint::get(input).map_err(|_| EnvelopeError)
+    varint::get(input).map_err(|_| EnvelopeError::Other)
 }
 
 fn decode_headers(input: &mut &[u8]) -> Result<Vec<Header>, EnvelopeError> {
     let count = number(input)?;
     let mut headers = Vec::new();
     for _ in 0..count {
-        let name = String::from_utf8(take(input)?.to_vec()).map_err(|_| EnvelopeError)?;
+        let name = String::from_utf8(take(input)?.to_vec()).map_err(|_| EnvelopeError::Other)?;
         headers.push((name, Bytes::copy_from_slice(take(input)?)));
     }
     Ok(headers)
 }
 
 fn take<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], EnvelopeError> {
-    let length = usize::try_from(number(input)?).map_err(|_| EnvelopeError)?;
-    let (taken, rest) = input.split_at_checked(length).ok_or(EnvelopeError)?;
+    let length = usize::try_from(number(input)?).map_err(|_| EnvelopeError::Other)?;
+    let (taken, rest) = input.split_at_checked(length).ok_or(EnvelopeError::Other)?;
     *input = rest;
     Ok(taken)
 }
@@ -194,12 +214,16 @@ mod tests {
         let head = envelope().encode();
         assert_eq!(Envelope::decode(&head), Ok(envelope()));
         for end in 0..head.len() {
-            assert_eq!(Envelope::decode(&head[..end]), Err(EnvelopeError), "cut at {end}");
+            assert_eq!(Envelope::decode(&head[..end]), Err(EnvelopeError::Other), "cut at {end}");
         }
-        assert_eq!(Envelope::decode(&[&head[..], &[0]].concat()), Err(EnvelopeError));
-        assert_eq!(Envelope::decode(b"receipt 7"), Err(EnvelopeError));
+        assert_eq!(Envelope::decode(&[&head[..], &[0]].concat()), Err(EnvelopeError::Other));
+        assert_eq!(Envelope::decode(b"receipt 7"), Err(EnvelopeError::Other));
+        assert_eq!(Envelope::decode(&[0xe2, 1, 2]), Err(EnvelopeError::Newer));
         // A count that no input could fill neither allocates nor loops.
-        assert_eq!(Envelope::decode(&[FORMAT, 200, 1, 0xff, 0xff, 0xff, 0xff, 0xf]), Err(EnvelopeError));
+        assert_eq!(
+            Envelope::decode(&[FORMAT, 200, 1, 0xff, 0xff, 0xff, 0xff, 0xf]),
+            Err(EnvelopeError::Other)
+        );
     }
 
     #[test]

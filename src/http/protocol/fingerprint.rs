@@ -64,18 +64,17 @@ fn boundary(content_type: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// Replaces the boundary on the lines that it delimits.
+/// Returns the lines of the body, those that delimit parts without the boundary. Each has a tag and
+/// a length, so that no content passes for a delimiter.
 fn with_constant_boundary(body: &[u8], boundary: &[u8]) -> Vec<u8> {
-    let delimiter = [b"--", boundary].concat();
-    let mut out = Vec::with_capacity(body.len());
+    let mut out = Vec::with_capacity(body.len() + 64);
     for line in body.split_inclusive(|byte| *byte == b'\n') {
-        match line.strip_prefix(&delimiter[..]) {
-            Some(rest) => {
-                out.extend_from_slice(b"--boundary");
-                out.extend_from_slice(rest);
-            }
-            None => out.extend_from_slice(line),
-        }
+        let delimiter = line.strip_prefix(b"--").and_then(|line| line.strip_prefix(boundary));
+        let delimiter = delimiter.filter(|rest| matches!(rest.trim_ascii(), b"" | b"--"));
+        out.push(u8::from(delimiter.is_some()));
+        let kept = delimiter.unwrap_or(line);
+        crate::varint::put(&mut out, kept.len() as u64);
+        out.extend_from_slice(kept);
     }
     out
 }
@@ -121,6 +120,16 @@ mod tests {
         let one = form("x1", "7", "multipart/form-data; boundary=x1");
         assert_eq!(form("y22", "7", "multipart/form-data; charset=a; Boundary=\"y22\""), one);
         assert_ne!(form("x1", "8", "multipart/form-data; boundary=x1"), one);
+        // A value that looks like a delimiter is not one.
+        let of = |body: &[u8]| {
+            let content_type = b"multipart/form-data; boundary=x1";
+            Fingerprinted { content_type, body, ..PAYMENT }.bytes()
+        };
+        assert_ne!(
+            of(b"--x1\r\na\r\n--boundary\r\nb\r\n--x1--\r\n"),
+            of(b"--x1\r\na\r\n--x1\r\nb\r\n--x1--\r\n")
+        );
+        assert_ne!(of(b"--x1y\r\n"), of(b"--x1\r\n"));
         // Without a boundary the body counts as it is.
         assert_ne!(form("x1", "7", "multipart/form-data"), form("x2", "7", "multipart/form-data"));
     }

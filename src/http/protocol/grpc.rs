@@ -2,9 +2,18 @@
 
 use super::problem::Problem;
 
-/// Returns true for the content types of gRPC, `application/grpc+proto` and gRPC-Web included.
+/// Returns true for the content types of gRPC, such as `application/grpc+proto`.
 pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
-    content_type.len() >= 16 && content_type[..16].eq_ignore_ascii_case(b"application/grpc")
+    begins(content_type, b"application/grpc")
+}
+
+/// Returns true for the content types of gRPC-Web, whose trailers are a part of the body.
+pub(crate) fn is_grpc_web(content_type: &[u8]) -> bool {
+    begins(content_type, b"application/grpc-web")
+}
+
+fn begins(content_type: &[u8], with: &[u8]) -> bool {
+    content_type.split_at_checked(with.len()).is_some_and(|(start, _)| start.eq_ignore_ascii_case(with))
 }
 
 const UNKNOWN: u32 = 2;
@@ -15,15 +24,16 @@ pub(crate) fn http_status(grpc_status: Option<&[u8]>) -> u16 {
     let code = grpc_status.and_then(|code| std::str::from_utf8(code).ok()?.trim().parse().ok());
     match code.unwrap_or(UNKNOWN) {
         0 => 200,
-        // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
-        1 | 2 | 4 | 13..=15 => 500,
+        // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS; and OUT_OF_RANGE,
+        // which libraries answer for a message over their limit, also one behind the effect
+        1 | 2 | 4 | 11 | 13..=15 => 500,
         3 => 400,
         5 => 404,
         7 => 403,
         8 => 429,
         16 => 401,
-        // ALREADY_EXISTS, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED
-        6 | 9..=12 => 400,
+        // ALREADY_EXISTS, FAILED_PRECONDITION, ABORTED, UNIMPLEMENTED
+        6 | 9 | 10 | 12 => 400,
         _ => 500,
     }
 }
@@ -35,6 +45,7 @@ pub(crate) fn status(problem: &Problem) -> u32 {
         Problem::ResponseNotKept(_) => 6,
         Problem::BodyTooLarge(_) => 8,
         Problem::Unresolved => 9,
+        Problem::Unsupported => 12,
         Problem::NoCaller => 13,
         Problem::InProgress | Problem::Unavailable | Problem::Overloaded => 14,
     }
@@ -98,5 +109,6 @@ mod tests {
         }
         assert_eq!(http_status(Some(b"3")), 400);
         assert!(is_grpc(b"application/grpc+proto") && !is_grpc(b"application/json"));
+        assert!(is_grpc_web(b"Application/gRPC-Web-Text") && !is_grpc_web(b"application/grpc+proto"));
     }
 }

@@ -10,7 +10,9 @@ use super::envelope::{Envelope, Header};
 use super::key::KeyFault;
 use crate::error::Error;
 
-/// The reason why a request is answered without a handler's response. Nothing was executed for it.
+/// The reason why a request is answered without a handler's response. Nothing was executed for it;
+/// except that the first request itself may get [`InProgress`](Problem::InProgress) or
+/// [`Unresolved`](Problem::Unresolved), if its own response broke off or its lease was lost.
 ///
 /// [`problems`](crate::http::problems) describes each for the consumers of an API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub enum Problem {
     BodyTooLarge(usize),
     /// The body of the request broke off: 400.
     BodyIncomplete,
+    /// The request is gRPC-Web, which must be translated to gRPC outside of the layer: 415.
+    Unsupported,
     /// The key was used for another request, of which nothing is disclosed: 422.
     Mismatch,
     /// The first request under this key is still in progress: 409, and never 425, 429 or 423, which
@@ -59,6 +63,7 @@ impl Problem {
             Problem::NoCaller => "no-caller",
             Problem::BodyTooLarge(_) => "body-too-large",
             Problem::BodyIncomplete => "body-incomplete",
+            Problem::Unsupported => "unsupported",
             Problem::Mismatch => "mismatch",
             Problem::InProgress => "in-progress",
             Problem::ResponseNotKept(_) => "response-not-kept",
@@ -80,6 +85,7 @@ impl Problem {
             Problem::InProgress | Problem::Unresolved => 409,
             Problem::ResponseNotKept(_) => 410,
             Problem::BodyTooLarge(_) => 413,
+            Problem::Unsupported => 415,
             Problem::Mismatch => 422,
             Problem::NoCaller => 500,
             Problem::Unavailable | Problem::Overloaded => 503,
@@ -94,6 +100,7 @@ impl Problem {
             Problem::NoCaller => "The caller is unknown",
             Problem::BodyTooLarge(_) => "The body is too large",
             Problem::BodyIncomplete => "The body is incomplete",
+            Problem::Unsupported => "gRPC-Web is not supported here",
             Problem::Mismatch => "Idempotency-Key was used for another request",
             Problem::InProgress => "A request with this Idempotency-Key is in progress",
             Problem::ResponseNotKept(_) => "The operation is done, its response is not kept",
@@ -120,6 +127,11 @@ impl Problem {
                 format!("The body is longer than {limit} bytes. Nothing was executed.").into()
             }
             Problem::BodyIncomplete => "The body broke off. Nothing was executed: repeat the request.".into(),
+            Problem::Unsupported => {
+                "Nothing was executed. The server must translate gRPC-Web to gRPC before it \
+                 looks at keys."
+                    .into()
+            }
             Problem::Mismatch => {
                 "The key belongs to another request. Use a new key for a new operation, and \
                  send the same method, path, query and body when you retry one."
@@ -161,6 +173,7 @@ impl Problem {
             | Problem::NoCaller
             | Problem::BodyTooLarge(_)
             | Problem::BodyIncomplete
+            | Problem::Unsupported
             | Problem::Mismatch
             | Problem::ResponseNotKept(_) => None,
         }
@@ -213,6 +226,7 @@ mod tests {
             Problem::NoCaller,
             Problem::BodyTooLarge(9),
             Problem::BodyIncomplete,
+            Problem::Unsupported,
             Problem::Mismatch,
             Problem::InProgress,
             Problem::ResponseNotKept(Envelope::new(201)),

@@ -25,6 +25,7 @@ enum What {
 
 /// The result of a recording.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Recorded {
     /// It is recorded: answer the handler's response.
     Done,
@@ -45,14 +46,18 @@ impl Recording {
     /// [`max_response`](crate::Policy::max_response) is not kept, whatever its
     /// [`oversized`](crate::Policy::oversized) says: the handler must not run again.
     pub fn of(lease: &Lease, envelope: &Envelope, body: Option<&Bytes>, keep: Keep) -> Recording {
-        if lease.is_released() || !lease.is_working() && !lease.is_lost() {
+        // A release that failed is repeated.
+        if lease.is_released() {
+            return Recording(What::Release);
+        }
+        if keep == Keep::HandedOver || !lease.is_working() && !lease.is_lost() {
             return Recording(What::Nothing);
         }
         let assumed = (Effects::Assumed, Effects::Assumed.is_marked(lease));
         let keep = keep.or_by_status(envelope.status, assumed, Duration::ZERO);
         let retry = match keep {
             Keep::Released => return Recording(What::Release),
-            Keep::Completed | Keep::ByStatus => None,
+            Keep::Completed | Keep::ByStatus | Keep::HandedOver => None,
             Keep::Failed => Some(Retry::Never),
             Keep::Unresolved => Some(Retry::Unresolved),
             Keep::Retried(wait) if wait.is_zero() => Some(Retry::Now),
@@ -67,7 +72,11 @@ impl Recording {
     pub async fn store(self, lease: &Lease) -> Recorded {
         let result = match self.0 {
             What::Nothing => return Recorded::ByHandler,
-            What::Release => release(lease).await,
+            What::Release => match release(lease).await {
+                // Another caller may have the key already.
+                Err(Error::LeaseLost { .. } | Error::AlreadyFinished { .. }) => return Recorded::Done,
+                result => result,
+            },
             What::Finish(body, retry) => lease.finish(body, retry).await,
         };
         match result {

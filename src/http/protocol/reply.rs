@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, EnvelopeError};
 use super::problem::Problem;
 use crate::begin::Begin;
 use crate::engine::Engine;
@@ -35,7 +35,17 @@ impl Reply {
         Some(match begin {
             Begin::Acquired(_) => return None,
             Begin::Completed(done) => Reply::stored(200, done.head(), done.response(), None),
-            Begin::Failed(failed) => Reply::stored(500, failed.head(), failed.error(), failed.retry_after()),
+            Begin::Failed(failed) => {
+                // The body of a failure is of little use, and its status is kept.
+                let empty = Bytes::new();
+                let body = failed.error().unwrap_or(&empty);
+                match Reply::stored(500, failed.head(), Some(body), failed.retry_after()) {
+                    Reply::Stored { envelope, body, retry_after } if failed.error().is_none() => {
+                        Reply::Stored { envelope: envelope.without_content(), body, retry_after }
+                    }
+                    reply => reply,
+                }
+            }
             Begin::InProgress(_) => Reply::Problem(Problem::InProgress),
             Begin::Unresolved(_) => Reply::Problem(Problem::Unresolved),
             Begin::Mismatch(_) => Reply::Problem(Problem::Mismatch),
@@ -54,7 +64,11 @@ impl Reply {
     }
 
     fn stored(status: u16, head: &[u8], body: Option<&Bytes>, retry_after: Option<Duration>) -> Reply {
-        let envelope = Envelope::decode(head).unwrap_or(Envelope::new(status));
+        let envelope = match Envelope::decode(head) {
+            Ok(envelope) => envelope,
+            Err(EnvelopeError::Newer) => return Reply::Problem(Problem::Unavailable),
+            Err(EnvelopeError::Other) => Envelope::new(status),
+        };
         match body {
             Some(body) => Reply::Stored { envelope, body: body.clone(), retry_after },
             None => Reply::Problem(Problem::ResponseNotKept(envelope)),

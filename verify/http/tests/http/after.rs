@@ -261,7 +261,7 @@ async fn a_response_that_breaks_off_is_a_crash() {
     })
     .await;
     let first = post("k").send(&server).await;
-    assert_eq!((first.status, &first.problem()[..]), (409, "unresolved"));
+    assert_eq!((first.status, &first.problem()[..]), (409, "in-progress"));
     assert_eq!(post("k").send(&server).await.problem(), "in-progress");
     clock.advance(Duration::from_secs(30));
     assert_eq!(post("k").send(&server).await.problem(), "unresolved");
@@ -370,4 +370,169 @@ async fn s3_a_handler_that_lost_its_lease_answers_what_the_record_holds() {
     server.shop.open("go");
     let zombie = zombie.await.unwrap();
     assert_eq!((zombie.text(), zombie.is_replayed()), ("2".to_owned(), true));
+}
+
+#[tokio::test]
+async fn a_failure_without_its_body_keeps_its_status() {
+    let clock = ManualClock::new();
+    let store = MemoryStore::builder().clock(clock.clone()).build();
+    let engine = Engine::builder(store)
+        .clock(clock.clone())
+        .response_retention(Duration::from_secs(3600))
+        .build()
+        .unwrap();
+    let server = serve(layer(engine, Effects::Marked), async |_, shop: Shop| {
+        shop.charge("");
+        let response = Response::builder().status(402).header("content-type", "text/plain");
+        response.header("location", "/declined").body("declined".into()).unwrap()
+    })
+    .await;
+    assert_eq!(post("k").send(&server).await.text(), "declined");
+    assert_eq!(post("k").send(&server).await.text(), "declined");
+    clock.advance(Duration::from_secs(7200));
+    let late = post("k").send(&server).await;
+    assert_eq!((late.status, late.text(), late.is_replayed()), (402, String::new(), true));
+    assert_eq!((late.header("location"), late.header("content-type")), (Some("/declined"), None));
+    assert_eq!(server.shop.charges(), 1);
+}
+
+#[tokio::test]
+async fn s8_settings_do_not_free_a_key_behind_a_marked_effect() {
+    for (path, again) in [("/503?mark", 503), ("/502?mark", 409)] {
+        let (_, layer, _) = clocked(Effects::Marked);
+        let layer = layer.keep(|parts| match parts.status.as_u16() {
+            503 => Keep::Released,
+            502 => Keep::Retried(Duration::ZERO),
+            _ => Keep::ByStatus,
+        });
+        let server = serve(layer, by_path).await;
+        post(path).path(path).send(&server).await;
+        assert_eq!(post(path).path(path).send(&server).await.status, again, "{path}");
+        assert_eq!(server.shop.charges(), 1);
+    }
+}
+
+/// The handler hands its lease to a worker, by token.
+#[tokio::test]
+async fn an_operation_that_is_handed_over_is_finished_by_its_worker() {
+    let engine = memory();
+    let tokens = Arc::new(std::sync::Mutex::new(None));
+    let seen = tokens.clone();
+    let layer = layer(engine.clone(), Effects::Marked).wait(Duration::ZERO);
+    let server = serve(layer, move |request, shop: Shop| {
+        let seen = seen.clone();
+        async move {
+            shop.charge("");
+            let lease = request.extensions().get::<HeldLease>().unwrap();
+            *seen.lock().unwrap() = Some(lease.token());
+            let mut response = Response::builder().status(202).body(Body::empty()).unwrap();
+            response.extensions_mut().insert(Keep::HandedOver);
+            response
+        }
+    })
+    .await;
+    assert_eq!(post("k").send(&server).await.status, 202);
+    assert_eq!(post("k").send(&server).await.problem(), "in-progress");
+    let token = tokens.lock().unwrap().take().unwrap();
+    engine.resume(&token).await.unwrap().complete("by the worker").await.unwrap();
+    let again = post("k").send(&server).await;
+    assert_eq!((again.status, again.text(), server.shop.charges()), (200, "by the worker".to_owned(), 1));
+}
+
+/// A release of the handler's own that failed is repeated.
+#[tokio::test]
+async fn a_release_that_failed_is_repeated() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Engine::builder(store.clone()).call_timeout(Duration::from_millis(50)).build().unwrap();
+    let faulty = store.clone();
+    let server = serve(layer(engine, Effects::Assumed).wait(Duration::ZERO), move |request, shop: Shop| {
+        let faulty = faulty.clone();
+        async move {
+            shop.charge("");
+            let lease = request.extensions().get::<HeldLease>().unwrap().clone();
+            faulty.from_call(faulty.calls() + 1, Fault::FailBefore);
+            assert!(lease.release().await.is_err());
+            faulty.heal();
+            Response::builder().status(400).body("nothing happened".into()).unwrap()
+        }
+    })
+    .await;
+    for run in 1..=2 {
+        assert_eq!(post("k").send(&server).await.text(), "nothing happened");
+        assert_eq!(server.shop.charges(), run);
+    }
+}
+
+/// A body that its handler declares a stream is sent as it comes.
+#[tokio::test]
+async fn a_declared_stream_is_recorded_before_its_first_byte() {
+    let server = serve(layer(memory(), Effects::Marked), async |_, shop: Shop| {
+        shop.charge("");
+        let mut response = Response::new(pieces(&[b"a", b"b"], None));
+        response.extensions_mut().insert(nevertwice::http::Streamed);
+        response
+    })
+    .await;
+    assert_eq!(post("k").send(&server).await.text(), "ab");
+    assert_eq!(post("k").send(&server).await.problem(), "response-not-kept");
+}
+
+/// Trailers reach a client of HTTP/1.1, and its duplicate.
+#[tokio::test]
+async fn s2_trailers_are_kept() {
+    let server = serve(layer(memory(), Effects::Marked), async |_, shop: Shop| {
+        shop.charge("");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", "7".parse().unwrap());
+        let response = Response::builder().header("trailer", "x-checksum");
+        response.body(pieces(&[b"a", b"b"], Some(trailers))).unwrap()
+    })
+    .await;
+    for replayed in [false, true] {
+        let ask = post("k").header("te", "trailers");
+        let answer = exchange(server.address, &ask.bytes(), usize::MAX).await;
+        let text = String::from_utf8(answer.clone()).unwrap();
+        assert!(text.ends_with("0\r\nx-checksum: 7\r\n\r\n"), "{text:?}");
+        assert_eq!((parse(&answer).text(), parse(&answer).is_replayed()), ("ab".to_owned(), replayed));
+    }
+}
+
+/// A permit of a limit inside of the layer is taken for the handler only.
+#[tokio::test]
+async fn duplicates_hold_no_permit_of_an_inner_limit() {
+    use axum::Router;
+    use tower::limit::ConcurrencyLimitLayer;
+    let shop = Shop::default();
+    let inner = shop.clone();
+    let handler = move || {
+        let shop = inner.clone();
+        async move {
+            shop.open("started");
+            shop.pass("go").await;
+            shop.charge("").to_string()
+        }
+    };
+    let once = layer(memory(), Effects::Assumed).wait(PATIENCE);
+    let app = Router::new().fallback(axum::routing::any(handler));
+    let app = app.layer(ConcurrencyLimitLayer::new(2)).layer(once);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let ask = move |key: &'static str| async move {
+        parse(&exchange(address, &post(key).bytes(), usize::MAX).await)
+    };
+    let copies = (0..8).map(|_| tokio::spawn(ask("slow"))).collect::<Vec<_>>();
+    shop.pass("started").await;
+    // A slow body takes none either.
+    let mut slow = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut slow, &post("body").bytes()[..60]).await.unwrap();
+    let other = tokio::spawn(ask("other"));
+    shop.pass("started").await;
+    shop.open("go");
+    shop.open("go");
+    assert_eq!(other.await.unwrap().status, 200);
+    for copy in copies {
+        assert_eq!(copy.await.unwrap().status, 200);
+    }
+    assert_eq!(shop.charges(), 2);
 }

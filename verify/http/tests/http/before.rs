@@ -336,7 +336,7 @@ async fn as_many_requests_as_admitted_are_under_way() {
 async fn keys_and_fingerprints_come_from_where_the_application_says() {
     let square = layer(memory(), Effects::Marked)
         .key(KeySource::json_pointer("/idempotency_key"))
-        .fingerprint(RequestFingerprint::Json);
+        .fingerprint(RequestFingerprint::json());
     let server = serve(square, charge).await;
     let ask = |body: &str| post("").without_key().body(body);
     let first = ask(r#"{"idempotency_key":"k","amount":1}"#).send(&server).await;
@@ -370,13 +370,13 @@ async fn problems_can_be_rewritten() {
         .problem(|problem, response| response.map(|_| format!("<error>{}</error>", problem.title()).into()));
     let server = serve(layer, charge).await;
     let answer = post("").without_key().send(&server).await;
-    assert_eq!((answer.status, answer.text()), (400, "<error>Idempotency-Key is missing</error>".to_owned()));
+    assert_eq!((answer.status, answer.text()), (400, "<error>The idempotency key is missing</error>".to_owned()));
 }
 
 #[tokio::test]
 async fn a_record_of_another_origin_is_answered_all_the_same() {
     let engine = memory();
-    let fingerprint = RequestFingerprint::Nothing;
+    let fingerprint = RequestFingerprint::custom(|_, _| Fingerprint::NONE);
     let server = serve(layer(engine.clone(), Effects::Marked).fingerprint(fingerprint), charge).await;
     for (key, failed) in [("completed", false), ("failed", true)] {
         let request = Request::new("acct_1", key).unwrap();
@@ -389,4 +389,127 @@ async fn a_record_of_another_origin_is_answered_all_the_same() {
         assert_eq!(answer.status, if failed { 500 } else { 200 });
         assert_eq!((answer.text(), answer.is_replayed()), ("by a worker".to_owned(), true));
     }
+}
+
+/// A begin whose answer is lost leaves no grant behind, so that its repetition is executed.
+#[tokio::test]
+async fn s10_a_begin_whose_answer_was_lost_blocks_nothing() {
+    for fault in [Fault::AnswerLost, Fault::FailAfter] {
+        let store = FaultyStore::new(MemoryStore::new());
+        let engine = Engine::builder(store.clone()).call_timeout(Duration::from_millis(50)).build().unwrap();
+        let layer = layer(engine.clone(), Effects::Assumed).wait(Duration::ZERO);
+        let server = serve(layer, charge).await;
+        store.from_call(store.calls() + 1, fault);
+        assert_eq!(post("k").send(&server).await.problem(), "unavailable", "{fault:?}");
+        store.heal();
+        let again = within("the removal of the grant", async {
+            loop {
+                let again = post("k").send(&server).await;
+                if again.status != 409 {
+                    return again;
+                }
+                assert_eq!(again.problem(), "in-progress");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert_eq!((again.await.status, server.shop.charges()), (201, 1), "{fault:?}");
+    }
+}
+
+/// Failing open has limits: what is known to be in progress or is damaged is not executed.
+#[tokio::test]
+async fn s10_a_request_in_progress_is_not_executed_though_the_store_breaks() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Engine::builder(store.clone()).call_timeout(Duration::from_millis(50)).build().unwrap();
+    let layer = layer(engine, Effects::Repeatable).fail_open().wait(Duration::from_millis(300));
+    let server = Arc::new(
+        serve(layer, async |request, shop: Shop| {
+            shop.open("started");
+            shop.pass("go").await;
+            charge(request, shop).await
+        })
+        .await,
+    );
+    let ask = || {
+        let server = server.clone();
+        tokio::spawn(async move { post("k").send(&server).await })
+    };
+    let first = ask();
+    server.shop.pass("started").await;
+    let calls = store.calls();
+    let second = ask();
+    within("the duplicate's question", async {
+        while store.calls() == calls {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    store.from_call(store.calls() + 1, Fault::FailBefore);
+    assert_ne!(second.await.unwrap().status, 201);
+    store.heal();
+    server.shop.open("go");
+    assert_eq!(first.await.unwrap().status, 201);
+    assert_eq!(server.shop.charges(), 1);
+}
+
+#[tokio::test]
+async fn a_nested_router_tells_its_whole_path_and_a_second_layer_does_nothing() {
+    use axum::Router;
+    use axum::extract::OriginalUri;
+    let shop = Shop::default();
+    let charges = shop.clone();
+    let close = move || {
+        let shop = charges.clone();
+        async move { shop.charge("").to_string() }
+    };
+    let engine = memory();
+    let once = || {
+        layer(engine.clone(), Effects::Assumed).wait(Duration::from_millis(10)).path(|parts| {
+            parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |uri| uri.path()).to_owned()
+        })
+    };
+    let inner = Router::new().route("/close", axum::routing::post(close)).route_layer(once());
+    let app = Router::new().nest("/accounts/{id}", inner).layer(once());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let ask =
+        |path| async move { parse(&exchange(address, &post("k").path(path).bytes(), usize::MAX).await) };
+    assert_eq!(ask("/accounts/1/close").await.status, 200);
+    assert!(ask("/accounts/1/close").await.is_replayed());
+    assert_eq!(ask("/accounts/2/close").await.problem(), "mismatch");
+    assert_eq!(shop.charges(), 1);
+}
+
+#[tokio::test]
+async fn s14_a_response_of_a_later_release_is_not_read() {
+    let engine = memory();
+    let server = serve(layer(engine.clone(), Effects::Marked), charge).await;
+    let request = Request::new("acct_1", "k").unwrap().also_accept(Fingerprint::NONE);
+    let Begin::Acquired(lease) = engine.begin(&request).await.unwrap() else { panic!() };
+    lease.complete_with_head(&[0xe2, 9], "later").await.unwrap();
+    let custom =
+        layer(engine, Effects::Marked).fingerprint(RequestFingerprint::custom(|_, _| Fingerprint::NONE));
+    let reads = serve(custom, charge).await;
+    assert_eq!(post("k").send(&reads).await.problem(), "unavailable");
+    assert_eq!(server.shop.charges() + reads.shop.charges(), 0);
+}
+
+/// A limit outside of the layer ends a body that is too long, and says so.
+#[tokio::test]
+async fn a_limit_outside_is_told_from_a_body_that_breaks_off() {
+    use axum::Router;
+    use tower_http::limit::RequestBodyLimitLayer;
+    let app = Router::new()
+        .fallback(axum::routing::any(async || "done"))
+        .layer(layer(memory(), Effects::Marked))
+        .layer(RequestBodyLimitLayer::new(64));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let head = "POST /pay HTTP/1.1\r\nhost: test\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
+                idempotency-key: k\r\n\r\n";
+    let chunks = "10\r\naaaaaaaaaaaaaaaa\r\n".repeat(50);
+    let answer = exchange(address, format!("{head}{chunks}0\r\n\r\n").as_bytes(), usize::MAX).await;
+    assert_eq!(parse(&answer).problem(), "body-too-large");
 }

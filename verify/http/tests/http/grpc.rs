@@ -37,19 +37,27 @@ impl Reply {
 }
 
 async fn call(server: &Server, key: Option<&str>, message: &'static [u8], path: &str) -> Reply {
+    call_as(server, key, message, path, "application/grpc+proto").await
+}
+
+async fn call_as(
+    server: &Server,
+    key: Option<&str>,
+    message: &'static [u8],
+    path: &str,
+    kind: &'static str,
+) -> Reply {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let request = hyper::Request::post(format!("http://{}{path}", server.address))
-        .header("content-type", "application/grpc+proto");
+    let request =
+        hyper::Request::post(format!("http://{}{path}", server.address)).header("content-type", kind);
     let request = key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
     let sent = client.send_request(request.body(Full::new(Bytes::from_static(message))).unwrap());
     let response = within("a call", sent).await.unwrap();
-    assert_eq!(
-        (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()),
-        (200, "application/grpc+proto")
-    );
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], kind);
     let headers = response.headers().clone();
     let collected = within("a call's body", response.into_body().collect()).await.unwrap();
     let trailers = collected.trailers().cloned().unwrap_or_default();
@@ -104,7 +112,7 @@ async fn s8_a_call_counts_by_its_grpc_status() {
         match status {
             0 => assert!(again.is_replayed()),
             // FAILED_PRECONDITION: unresolved.
-            1 | 2 | 4 | 13 | 14 | 15 | 17 => {
+            1 | 2 | 4 | 11 | 13 | 14 | 15 | 17 => {
                 assert_eq!((again.status(), again.is_replayed()), ("9", false), "{status}");
                 assert!(!again.headers.contains_key("grpc-retry-pushback-ms"));
             }
@@ -154,4 +162,24 @@ async fn problems_are_answered_in_trailers() {
     assert_eq!((first.status(), busy.status()), ("0", "14"));
     assert_eq!(busy.headers["grpc-retry-pushback-ms"].to_str().unwrap(), "1000");
     assert_eq!(server.shop.charges(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_web_is_refused_before_it_is_executed() {
+    let server = serve(layer(memory(), Effects::Assumed), handler).await;
+    for kind in ["application/grpc-web+proto", "application/grpc-web-text"] {
+        assert_eq!(call_as(&server, Some("k"), MESSAGE, "/0", kind).await.status(), "12");
+    }
+    assert_eq!(server.shop.charges(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_without_a_call_is_not_answered_as_one() {
+    let engine = memory();
+    let request = nevertwice::Request::new("acct_1", "k").unwrap();
+    let nevertwice::Begin::Acquired(lease) = engine.begin(&request).await.unwrap() else { panic!() };
+    lease.complete("by a worker").await.unwrap();
+    let none = nevertwice::http::RequestFingerprint::custom(|_, _| nevertwice::Fingerprint::NONE);
+    let server = serve(layer(engine, Effects::Assumed).fingerprint(none), handler).await;
+    assert_eq!(call(&server, Some("k"), MESSAGE, "/0").await.status(), "6");
 }
