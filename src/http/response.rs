@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, TRAILER};
+use http::header::{CONTENT_TYPE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, response};
 
 use super::body::LayerBody;
-use super::protocol::{Envelope, Header, Problem, Reply, grpc};
+use super::protocol::{Envelope, Header, Problem, Reply, grpc, retry_header};
 use super::settings::Settings;
 
 /// The request's properties that shape an answer of the layer's own.
@@ -92,12 +92,10 @@ pub(super) fn problem<B>(settings: &Settings, format: &Format, problem: &Problem
     let mut response = Response::new(problem.json(status.as_u16()));
     *response.status_mut() = status;
     let map = response.headers_mut();
-    map.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    map.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    *map = headers(&problem.headers());
     if let Some(wait) = retry_after(settings, problem) {
         insert_retry(map, format, wait);
     }
-    map.extend(problem.headers().filter_map(header));
     if let Some(show) = &settings.problem {
         response = show(problem, response);
     }
@@ -115,8 +113,7 @@ fn insert_retry(map: &mut HeaderMap, format: &Format, wait: Duration) {
     if format.is_grpc() {
         map.insert(GRPC_PUSHBACK, (wait.as_millis().max(1) as u64).into());
     } else {
-        let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-        map.insert(RETRY_AFTER, seconds.max(1).into());
+        map.extend(header(&retry_header(wait)));
     }
 }
 

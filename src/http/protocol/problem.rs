@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::envelope::{Envelope, Header};
 use super::key::KeyFault;
+use super::reply::Answer;
 use crate::error::Error;
 
 /// The reason why a request is answered without a handler's response. Nothing was executed for it;
@@ -179,14 +180,24 @@ impl Problem {
         }
     }
 
-    /// The headers that the answer takes over from a stored response.
-    pub fn headers(&self) -> impl Iterator<Item = &Header> {
-        let envelope = match self {
-            Problem::ResponseNotKept(envelope) => Some(envelope),
-            _ => None,
-        };
-        let headers = envelope.into_iter().flat_map(|envelope| &envelope.headers);
-        headers.filter(|(name, _)| name == "location" || name == "etag")
+    /// The headers of the answer: `Content-Type`, `Cache-Control`, `Retry-After` where there is
+    /// one, and `Location` and `ETag` of a response that is not kept.
+    pub fn headers(&self) -> Vec<Header> {
+        let mut headers = vec![
+            ("content-type".to_owned(), Bytes::from_static(b"application/problem+json")),
+            ("cache-control".to_owned(), Bytes::from_static(b"no-store")),
+        ];
+        headers.extend(self.retry_after().map(retry_after));
+        if let Problem::ResponseNotKept(envelope) = self {
+            let kept = |(name, _): &&Header| name == "location" || name == "etag";
+            headers.extend(envelope.headers.iter().filter(kept).cloned());
+        }
+        headers
+    }
+
+    /// Returns the answer with the problem's own status.
+    pub fn answer(&self) -> Answer {
+        Answer { status: self.status(), headers: self.headers(), body: self.json(self.status()) }
     }
 
     /// The `application/problem+json` body (RFC 9457) of an answer with `status`. Beside the
@@ -211,6 +222,12 @@ impl Problem {
         }
         body.to_string().into()
     }
+}
+
+/// Returns the header that asks a client to come back after `wait`, in whole seconds, at least one.
+pub(crate) fn retry_after(wait: Duration) -> Header {
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+    ("retry-after".to_owned(), seconds.max(1).to_string().into())
 }
 
 #[cfg(test)]

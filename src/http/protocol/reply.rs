@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::envelope::{Envelope, EnvelopeError};
-use super::problem::Problem;
+use super::envelope::{Envelope, EnvelopeError, Header};
+use super::problem::{Problem, retry_after as retry_header};
 use crate::begin::Begin;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -28,7 +28,33 @@ pub enum Reply {
     Problem(Problem),
 }
 
+/// An answer for any HTTP library: status, headers and body.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The headers: names in lower case, with their values.
+    pub headers: Vec<Header>,
+    /// The body.
+    pub body: Bytes,
+}
+
 impl Reply {
+    /// Returns the answer to send: a stored response with `Idempotency-Replayed: true` and, if the
+    /// request may be executed again, `Retry-After`; or a problem. Trailers are left out.
+    pub fn answer(self) -> Answer {
+        match self {
+            Reply::Stored { envelope, body, retry_after } => {
+                let mut headers = envelope.headers;
+                headers.push(("idempotency-replayed".to_owned(), Bytes::from_static(b"true")));
+                headers.extend(retry_after.map(retry_header));
+                Answer { status: envelope.status, headers, body }
+            }
+            Reply::Problem(problem) => problem.answer(),
+        }
+    }
+
     /// Returns the answer for a begin; `None` if it is a grant. A body that the handler recorded by
     /// itself, without an [`Envelope`], is answered with status 200, or 500 if it is an error.
     pub fn of<L>(begin: &Begin<L>) -> Option<Reply> {
@@ -76,6 +102,15 @@ impl Reply {
     }
 }
 
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer")
+            .field("status", &self.status)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -87,5 +122,34 @@ impl std::fmt::Debug for Reply {
                 .finish(),
             Reply::Problem(problem) => f.debug_tuple("Problem").field(problem).finish(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_that_it_is_stored_and_when_to_come_back() {
+        let header = |name: &str, value: &str| (name.to_owned(), Bytes::copy_from_slice(value.as_bytes()));
+        let mut envelope = Envelope::new(503);
+        envelope.headers.push(header("etag", "e"));
+        let body = Bytes::from_static(b"later");
+        let retry_after = Some(Duration::from_millis(1200));
+        let answer = Reply::Stored { envelope, body: body.clone(), retry_after }.answer();
+        assert_eq!((answer.status, answer.body), (503, body));
+        let expected =
+            [header("etag", "e"), header("idempotency-replayed", "true"), header("retry-after", "2")];
+        assert_eq!(answer.headers, expected);
+
+        let answer = Reply::Problem(Problem::InProgress).answer();
+        assert_eq!((answer.status, &answer.body), (409, &Problem::InProgress.json(409)));
+        let expected = [
+            header("content-type", "application/problem+json"),
+            header("cache-control", "no-store"),
+            header("retry-after", "1"),
+        ];
+        assert_eq!(answer.headers, expected);
+        assert!(!format!("{answer:?}").contains("no-store"), "headers may be secret");
     }
 }
