@@ -1,6 +1,6 @@
 //! The example over real sockets: repeated, concurrent, faulty and interrupted requests.
 
-#[path = "payments_axum/server.rs"]
+#[path = "../../support/server.rs"]
 mod server;
 
 use std::time::Duration;
@@ -10,6 +10,12 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use self::server::{PATIENCE, Server};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_payments_axum");
+
+async fn start(arguments: &[&str]) -> Server {
+    Server::start(PROGRAM, &[&["--port", "0"], arguments].concat()).await
+}
 
 fn client() -> Client {
     Client::builder().timeout(PATIENCE).build().unwrap()
@@ -44,7 +50,7 @@ async fn until_booked(server: &Server) {
 
 #[tokio::test]
 async fn a_repeated_payment_is_booked_once_and_answered_the_same() {
-    let server = Server::start(&[]).await;
+    let server = start(&[]).await;
     let first = pay(&server, "o1", 700).send().await.unwrap();
     assert_eq!((first.status(), first.headers().get("idempotency-replayed")), (StatusCode::OK, None));
     let again = pay(&server, "o1", 700).send().await.unwrap();
@@ -77,7 +83,7 @@ async fn a_repeated_payment_is_booked_once_and_answered_the_same() {
 
 #[tokio::test]
 async fn simultaneous_copies_of_a_payment_are_booked_once_and_agree() {
-    let server = Server::start(&["--latency-ms", "500", "--wait-ms", "60000"]).await;
+    let server = start(&["--latency-ms", "500", "--wait-ms", "60000"]).await;
     let copies: Vec<_> = (0..16).map(|_| tokio::spawn(pay(&server, "o1", 700).send())).collect();
     let mut ids = Vec::new();
     for copy in copies {
@@ -92,7 +98,7 @@ async fn simultaneous_copies_of_a_payment_are_booked_once_and_agree() {
 
 #[tokio::test]
 async fn a_faulty_request_books_nothing_and_leaves_its_key_free() {
-    let server = Server::start(&[]).await;
+    let server = start(&[]).await;
     for (name, request, status) in [
         ("amount", pay(&server, "o1", 0), 400),
         ("no key", post(&server).bearer_auth("sk_test_1"), 400),
@@ -114,7 +120,7 @@ async fn a_faulty_request_books_nothing_and_leaves_its_key_free() {
 
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_nothing() {
-    let server = Server::start(&["--latency-ms", "1500", "--wait-ms", "60000"]).await;
+    let server = start(&["--latency-ms", "1500", "--wait-ms", "60000"]).await;
     let impatient = timeout(Duration::from_millis(300), pay(&server, "o1", 700).send()).await;
     assert!(impatient.is_err(), "it was answered too soon");
     let again = pay(&server, "o1", 700).send().await.unwrap();
@@ -125,14 +131,14 @@ async fn a_client_that_hangs_up_cancels_nothing() {
 #[tokio::test]
 async fn a_killed_server_never_books_twice() {
     let arguments = ["--latency-ms", "4000", "--lease-ms", "3000", "--wait-ms", "60000"];
-    let mut server = Server::start(&arguments).await;
+    let mut server = start(&arguments).await;
     let lost = tokio::spawn(pay(&server, "o1", 700).send());
     // Between the effect and the answer.
     until_booked(&server).await;
     server.kill();
     lost.await.unwrap().unwrap_err();
 
-    server.restart(&arguments).await;
+    server.restart(&[&["--port", "0"], &arguments[..]].concat()).await;
     assert_eq!(ledger(&server).await.len(), 1);
     // It waits until the lease has ended.
     let again = pay(&server, "o1", 700).send().await.unwrap();
@@ -143,13 +149,13 @@ async fn a_killed_server_never_books_twice() {
 
 #[tokio::test]
 async fn a_payment_under_way_finishes_before_the_server_stops() {
-    let mut server = Server::start(&["--latency-ms", "2000"]).await;
+    let mut server = start(&["--latency-ms", "2000"]).await;
     let client = tokio::spawn(pay(&server, "o1", 700).send());
     until_booked(&server).await;
     // Its client is gone, so that only the layer knows of it.
     client.abort();
     assert!(server.terminate().await.success());
-    server.restart(&[]).await;
+    server.restart(&["--port", "0"]).await;
     let again = pay(&server, "o1", 700).send().await.unwrap();
     assert_eq!(
         (again.status(), &again.headers()["idempotency-replayed"]),
@@ -166,7 +172,7 @@ async fn a_wrong_argument_says_what_to_do() {
         (&["--db", "/nonexistent/payments.db"], 1, "cannot open the ledger /nonexistent/payments.db"),
         (&["--port", "65536"], 2, "--port"),
     ] {
-        let output = server::output(arguments).await;
+        let output = server::output(PROGRAM, arguments).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{stderr}");
         assert!(stderr.contains(said), "{stderr}");

@@ -1,4 +1,5 @@
-//! The example as a process.
+//! An example as a process, for the tests of the examples.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -13,26 +14,33 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A server on a free port, with files of its own. Killed when dropped.
 pub(crate) struct Server {
+    program: &'static str,
     child: Child,
     url: String,
     dir: TempDir,
 }
 
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_payments_axum"));
-    command.args(["--port", "0"]).kill_on_drop(true);
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.kill_on_drop(true);
     command
 }
 
 impl Server {
-    pub(crate) async fn start(arguments: &[&str]) -> Server {
+    /// Starts the program, which must print its address.
+    pub(crate) async fn start(program: &'static str, arguments: &[&str]) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let (child, url) = launch(&dir, arguments).await;
-        Server { child, url, dir }
+        let (child, url) = launch(program, &dir, arguments).await;
+        Server { program, child, url, dir }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.url)
+    }
+
+    /// Its folder.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     /// Ends it at once, as `kill -9` does.
@@ -50,13 +58,13 @@ impl Server {
     /// Starts it again on the same files.
     pub(crate) async fn restart(&mut self, arguments: &[&str]) {
         timeout(PATIENCE, self.child.wait()).await.expect("it has ended").unwrap();
-        (self.child, self.url) = launch(&self.dir, arguments).await;
+        (self.child, self.url) = launch(self.program, &self.dir, arguments).await;
     }
 }
 
-async fn launch(dir: &TempDir, arguments: &[&str]) -> (Child, String) {
-    let mut command = command();
-    command.arg("--db").arg(dir.path().join("payments.db")).args(arguments).stdout(Stdio::piped());
+async fn launch(program: &str, dir: &TempDir, arguments: &[&str]) -> (Child, String) {
+    let mut command = command(program);
+    command.current_dir(dir.path()).args(arguments).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = timeout(PATIENCE, lines.next_line()).await.expect("it starts").unwrap();
@@ -65,9 +73,9 @@ async fn launch(dir: &TempDir, arguments: &[&str]) -> (Child, String) {
 }
 
 /// Runs it to its end.
-pub(crate) async fn output(arguments: &[&str]) -> Output {
+pub(crate) async fn output(program: &str, arguments: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = command();
+    let mut command = command(program);
     command.current_dir(dir.path()).args(arguments);
     timeout(PATIENCE, command.output()).await.expect("it ends").unwrap()
 }
