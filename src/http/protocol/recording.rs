@@ -25,7 +25,6 @@ enum What {
 
 /// The result of a recording.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Recorded {
     /// It is recorded: answer the handler's response.
     Done,

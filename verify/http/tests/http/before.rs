@@ -370,7 +370,10 @@ async fn problems_can_be_rewritten() {
         .problem(|problem, response| response.map(|_| format!("<error>{}</error>", problem.title()).into()));
     let server = serve(layer, charge).await;
     let answer = post("").without_key().send(&server).await;
-    assert_eq!((answer.status, answer.text()), (400, "<error>The idempotency key is missing</error>".to_owned()));
+    assert_eq!(
+        (answer.status, answer.text()),
+        (400, "<error>The idempotency key is missing</error>".to_owned())
+    );
 }
 
 #[tokio::test]
