@@ -112,8 +112,8 @@ fn retry_after(settings: &Settings, problem: &Problem) -> Option<Duration> {
 fn insert_retry(map: &mut HeaderMap, format: &Format, wait: Duration) {
     if format.is_grpc() {
         map.insert(GRPC_PUSHBACK, (wait.as_millis().max(1) as u64).into());
-    } else {
-        map.extend(header(&retry_header(wait)));
+    } else if let Some((name, value)) = header(&retry_header(wait)) {
+        map.insert(name, value);
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 pub(crate) type Handler =
     Arc<dyn Fn(Request, Shop) -> std::pin::Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
 
-/// What the handlers of a test share.
+/// The state that the handlers of a test share.
 #[derive(Clone, Default)]
 pub(crate) struct Shop {
     ledger: Arc<Mutex<Vec<String>>>,
