@@ -166,6 +166,8 @@ pub mod backends;
 pub use backends::MemoryStore;
 #[cfg(feature = "redis")]
 pub use backends::RedisStore;
+#[cfg(feature = "postgres")]
+pub use backends::postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::{SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
