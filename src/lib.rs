@@ -167,7 +167,7 @@ pub use backends::MemoryStore;
 #[cfg(feature = "redis")]
 pub use backends::RedisStore;
 #[cfg(feature = "postgres")]
-pub use backends::postgres;
+pub use backends::{PostgresStore, postgres};
 #[cfg(feature = "sqlite")]
 pub use backends::{SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};

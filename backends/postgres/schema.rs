@@ -14,6 +14,8 @@ pub const SCHEMA: &str = include_str!("schema.sql");
 /// from this version on.
 pub const SCHEMA_VERSION: i32 = 1;
 
+/// The line of [`SCHEMA`] after which the functions follow.
+const FUNCTIONS: &str = "-- Functions.";
 /// The name of a table in [`SCHEMA`], up to its end.
 const PLACEHOLDER: &str = "\"nevertwice";
 /// The longest name of a schema or table. PostgreSQL cuts names at 63 bytes, and the other names
@@ -53,6 +55,12 @@ impl Names {
             }
         }
         Ok(Names { schema: schema.to_owned(), table: table.to_owned() })
+    }
+
+    /// Returns the definition of the tables, and the same with the functions.
+    pub(super) fn definitions(&self) -> (String, String) {
+        let tables = SCHEMA.split(FUNCTIONS).next().unwrap_or_default();
+        (self.qualify(tables), self.qualify(SCHEMA))
     }
 
     /// Replaces `"nevertwice` in `sql`, at the start of each name, by these names.

@@ -27,9 +27,7 @@ INSERT INTO "nevertwice_meta" (version, store) VALUES (1, gen_random_uuid());
 -- and must be seen outside of snapshots.
 CREATE SEQUENCE "nevertwice_mark" MINVALUE 0 START 0;
 
--- The time in microseconds.
-CREATE FUNCTION "nevertwice_now"() RETURNS bigint LANGUAGE sql VOLATILE AS
-  $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
+-- Functions. Without them, a store sends single statements instead.
 
 -- Replaces (or removes, if `next` is null) the record under `key` if its stamp is `expected` (null: if
 -- there is none). A conflict shows the present record.
@@ -97,11 +95,14 @@ BEGIN
 END
 $$;
 
--- Does many swaps in one transaction, in the order given. `patience` bounds the wait for a row that
--- another transaction holds; if `careful`, such a row's answer is null, and otherwise it is an error.
+-- Does many swaps in one transaction, in the order given, which is that of their keys. `patience` bounds
+-- the wait for a row that another transaction holds; if `careful`, such a row's answer is null, and
+-- otherwise it is an error.
 CREATE FUNCTION "nevertwice_swap_v1"(
   keys bytea[], expected bigint[], kept bigint[], evidence boolean[], next bytea[], patience text, careful boolean
 ) RETURNS TABLE (done boolean, at bigint, now bigint, present bytea) LANGUAGE plpgsql AS $$
+DECLARE
+  held bytea;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
@@ -109,12 +110,15 @@ BEGIN
   -- For this transaction. Plans of a table that was small once must not stay sequential.
   PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true);
   FOR n IN 1 .. cardinality(keys) LOOP
-    IF careful THEN
+    IF keys[n] = held THEN
+      done := NULL;
+    ELSIF careful THEN
       BEGIN
         SELECT * INTO done, at, now, present
         FROM "nevertwice_swap_one_v1"(keys[n], expected[n], kept[n], evidence[n], next[n]);
       EXCEPTION WHEN lock_not_available THEN
         done := NULL; at := 0; now := 0; present := NULL;
+        held := keys[n];
       END;
     ELSE
       SELECT * INTO done, at, now, present
