@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification};
@@ -58,6 +58,8 @@ pub(super) struct Connections {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     state: Mutex<State>,
+    /// True from a cancelled wait for standbys until they were seen to have everything.
+    is_behind: AtomicBool,
     /// The identity of the store and its durability, as of the first connection.
     expected: OnceLock<(StoreId, Durability)>,
 }
@@ -94,7 +96,14 @@ pub(super) struct Connection {
 impl Connections {
     pub(super) fn new(settings: Settings, [reads, writes]: [usize; 2]) -> Connections {
         let [reads, writes] = [reads, writes].map(|count| Arc::new(Semaphore::new(count)));
-        Connections { settings, reads, writes, state: Mutex::default(), expected: OnceLock::new() }
+        Connections {
+            settings,
+            reads,
+            writes,
+            state: Mutex::default(),
+            is_behind: AtomicBool::new(false),
+            expected: OnceLock::new(),
+        }
     }
 
     /// Runs one call on a connection of its own, within the time limits.
@@ -102,7 +111,7 @@ impl Connections {
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
-        W: FnOnce(Arc<Connection>) -> F,
+        W: FnOnce(Arc<Connection>) -> F + Send + 'static,
     {
         // Another call's end wakes this one.
         let permit =
@@ -112,13 +121,46 @@ impl Connections {
                 unavailable("all connections wait for answers: a synchronous standby may be gone").into()
             );
         };
-        let connection = self.take().await?;
-        let mut call = InFlight {
-            call: Some(Box::pin(work(Arc::clone(&connection)))),
-            connection: Some((connection, permit)),
-            pool: Arc::clone(self),
+        let pool = Arc::clone(self);
+        let call = async move {
+            let connection = pool.take().await?;
+            let answer = work(Arc::clone(&connection)).await;
+            let is_replicated = pool.is_replicated(&connection, answer.is_ok()).await;
+            pool.finish(connection, &answer);
+            drop(permit);
+            match answer {
+                Ok(_) if !is_replicated => {
+                    Err(unavailable("it gave up waiting for its synchronous standbys").into())
+                }
+                answer => answer.map_err(CallError::Client),
+            }
         };
-        call.answer(self.settings.answer_timeout).await
+        let Settings { connect_timeout, answer_timeout, .. } = self.settings;
+        let mut call = InFlight(Some(Box::pin(call)));
+        call.answer(connect_timeout.saturating_add(answer_timeout)).await
+    }
+
+    /// Returns true if the standbys have all that an answer may rest on. After a wait for them was
+    /// cancelled, the server shows records that they lack. Then a write of its own, which they get
+    /// after everything before it, confirms each answer until one was.
+    async fn is_replicated(&self, connection: &Connection, confirm: bool) -> bool {
+        const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'nevertwice', '')";
+        if self.settings.replicas == 0 {
+            return true;
+        }
+        let was_cancelled = || connection.unreplicated.load(Ordering::SeqCst);
+        if was_cancelled() {
+            self.is_behind.store(true, Ordering::SeqCst);
+            return false;
+        }
+        if !confirm || !self.is_behind.load(Ordering::SeqCst) {
+            return true;
+        }
+        let confirmed = connection.client.batch_execute(CONFIRM).await.is_ok() && !was_cancelled();
+        if confirmed {
+            self.is_behind.store(false, Ordering::SeqCst);
+        }
+        confirmed
     }
 
     /// Opens a connection for another use than the pool's, with the notifications that arrive on it.
@@ -182,6 +224,20 @@ impl Connections {
         opened
     }
 
+    /// Returns a connection to the pool if it can be used again.
+    fn finish<T>(&self, connection: Arc<Connection>, answer: &Result<T, Error>) {
+        let is_usable = match answer {
+            Ok(_) => true,
+            // Read-only: the primary became a standby, and the name may lead to another server.
+            Err(error) => error.code().is_some_and(|code| {
+                *code != SqlState::READ_ONLY_SQL_TRANSACTION && !code.code().starts_with("57P")
+            }),
+        };
+        if is_usable {
+            self.put(connection);
+        }
+    }
+
     fn put(&self, connection: Arc<Connection>) {
         let now = SystemClock.monotonic();
         let mut state = self.lock();
@@ -239,11 +295,12 @@ impl Connections {
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 match message {
-                    AsyncMessage::Notice(notice) => {
-                        // A wait for standbys that was cancelled is reported as success otherwise.
-                        if [SqlState::QUERY_CANCELED, SqlState::ADMIN_SHUTDOWN].contains(notice.code()) {
-                            seen.store(true, Ordering::SeqCst);
-                        }
+                    // A wait for standbys that was cancelled is reported as success otherwise. Texts
+                    // are translated, and its code is that of any warning.
+                    AsyncMessage::Notice(notice)
+                        if notice.file().is_some_and(|file| file.contains("syncrep")) =>
+                    {
+                        seen.store(true, Ordering::SeqCst);
                     }
                     AsyncMessage::Notification(notification) => {
                         if let Some(sender) = &notifications {
@@ -313,61 +370,27 @@ impl From<CallError> for StoreError {
     }
 }
 
-type BoxedCall<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+type BoxedCall<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
 
-/// A call that was sent. Dropped before its answer, it goes on in a task.
-struct InFlight<T: Send + 'static> {
-    call: Option<BoxedCall<T>>,
-    connection: Option<(Arc<Connection>, OwnedSemaphorePermit)>,
-    pool: Arc<Connections>,
-}
+/// A call that was started. Dropped before its answer, it goes on in a task.
+struct InFlight<T: Send + 'static>(Option<BoxedCall<T>>);
 
 impl<T: Send + 'static> InFlight<T> {
     async fn answer(&mut self, limit: Duration) -> Result<T, CallError> {
-        let Some(call) = &mut self.call else { return Err(unavailable("it was answered before").into()) };
+        let Some(call) = &mut self.0 else { return Err(unavailable("it was answered before").into()) };
         // The task that reads the connection wakes this one.
         let Ok(answer) = guarded(timeout(limit, call)).await else {
             return Err(unavailable("no answer in time").into());
         };
-        self.call = None;
-        let Some((connection, _permit)) = self.connection.take() else {
-            return answer.map_err(CallError::Client);
-        };
-        let needs_replicas = self.pool.settings.replicas > 0;
-        if needs_replicas && connection.unreplicated.load(Ordering::SeqCst) {
-            return Err(unavailable("it gave up waiting for its synchronous standbys").into());
-        }
-        finish(&self.pool, connection, &answer);
-        answer.map_err(CallError::Client)
-    }
-}
-
-/// Returns a connection to the pool if it can be used again.
-fn finish<T>(pool: &Connections, connection: Arc<Connection>, answer: &Result<T, Error>) {
-    let is_usable = match answer {
-        Ok(_) => true,
-        // Read-only: the primary became a standby, and the name may lead to another server by now.
-        Err(error) => error.code().is_some_and(|code| {
-            *code != SqlState::READ_ONLY_SQL_TRANSACTION && !code.code().starts_with("57P")
-        }),
-    };
-    if is_usable {
-        pool.put(connection);
+        self.0 = None;
+        answer
     }
 }
 
 impl<T: Send + 'static> Drop for InFlight<T> {
     fn drop(&mut self) {
-        let (Some(call), Some((connection, permit))) = (self.call.take(), self.connection.take()) else {
-            return;
-        };
-        let pool = Arc::clone(&self.pool);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let answer = call.await;
-                finish(&pool, connection, &answer);
-                drop(permit);
-            });
+        if let (Some(call), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { drop(call.await) });
         }
     }
 }

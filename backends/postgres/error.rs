@@ -117,7 +117,8 @@ fn connection_error(error: &Error) -> StoreError {
     }
     let source = std::error::Error::source(error);
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
-    let text = error.to_string();
+    // The client's own texts, which quote nothing.
+    let text = source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
     match io.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::ConnectionRefused) => {
             unavailable("connection refused: nothing listens at the address")

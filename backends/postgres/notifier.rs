@@ -20,7 +20,9 @@ const PREFIX: usize = 8;
 const IDS: usize = 480;
 /// The ids that are kept until they are announced. Waiters find more by themselves.
 const MOST: usize = 65_536;
-const NOTIFY: &str = "SELECT pg_notify($1, text) FROM unnest($2::text[]) AS text";
+/// Notifications are lost with the server anyway, so their commit need not wait for its disk.
+const NOTIFY: &str = "SELECT pg_notify($1, text), set_config('synchronous_commit', 'off', true) \
+     FROM unnest($2::text[]) AS text";
 
 /// Collects changed ids and announces them from a task that runs while there are any. An
 /// announcement may be lost: waiters read their records now and then.

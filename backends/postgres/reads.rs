@@ -170,7 +170,7 @@ impl Inner {
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
-        W: FnOnce(Arc<Connection>) -> F,
+        W: FnOnce(Arc<Connection>) -> F + Send + 'static,
     {
         self.connections.run(Lane::Read, work).await.map_err(StoreError::from)
     }

@@ -102,9 +102,11 @@ impl Statements {
                  SELECT c.now, $2, least((c.now + $2) / {due}, $3, $1, $4 FROM (SELECT {NOW} AS now) AS c \
                  ON CONFLICT (id) DO NOTHING RETURNING stamp"
             )),
+            // Sub-selects, since the rows of a sequence cannot be locked, as those of a join are.
             raise: names.qualify(
-                "UPDATE \"nevertwice\" AS t SET stamp = m.last_value + 1 FROM \"nevertwice_mark\" AS m \
-                 WHERE t.id = ANY ($1) AND t.stamp <= m.last_value RETURNING t.id, t.stamp",
+                "UPDATE \"nevertwice\" AS t SET stamp = (SELECT last_value FROM \"nevertwice_mark\") + 1 \
+                 WHERE t.id = ANY ($1) AND t.stamp <= (SELECT last_value FROM \"nevertwice_mark\") \
+                 RETURNING t.id, t.stamp",
             ),
             update: names.qualify(&format!(
                 "UPDATE \"nevertwice\" AS t SET stamp = {at}, keep = $2, evidence = $3, record = $4, due = CASE \

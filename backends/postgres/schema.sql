@@ -107,8 +107,10 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
   END IF;
-  -- For this transaction. Plans of a table that was small once must not stay sequential.
-  PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true);
+  -- For this transaction. Plans of a table that was small once must not stay sequential; where there
+  -- is no other plan, its cost would have it compiled, at 10 ms each.
+  PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
+    set_config('jit', 'off', true);
   FOR n IN 1 .. cardinality(keys) LOOP
     IF keys[n] = held THEN
       done := NULL;
@@ -140,7 +142,7 @@ DECLARE
   later bytea[];
   last bigint;
 BEGIN
-  PERFORM set_config('enable_seqscan', 'off', true);
+  PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
   SELECT count(*), max(d.stamp) FILTER (WHERE d.is_over), array_agg(d.id) FILTER (WHERE d.is_over),
     array_agg(d.id) FILTER (WHERE NOT d.is_over),
     count(*) FILTER (WHERE d.is_over AND d.is_record),

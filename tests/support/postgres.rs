@@ -132,6 +132,15 @@ impl Server {
         self.dir.join("data")
     }
 
+    /// Gives a file among its data to it, unreadable for others.
+    pub(crate) fn own(&self, name: &str) {
+        let path = self.data().join(name);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if is_root() {
+            run(Command::new("chown").arg(format!("{USER}:")).arg(&path));
+        }
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap()
     }
@@ -228,12 +237,18 @@ pub(crate) fn program(name: &str) -> PathBuf {
 
 /// Builds a command of a program that refuses to be run by root.
 fn as_user(name: &str) -> Command {
-    let program = program(name);
-    if !is_root() {
-        return Command::new(program);
-    }
+    as_user_with(name, &[])
+}
+
+fn as_user_with(name: &str, variables: &[(String, String)]) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]).arg(program);
+    if is_root() {
+        command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]);
+    }
+    command
+        .arg("env")
+        .args(variables.iter().map(|(name, value)| format!("{name}={value}")))
+        .arg(program(name));
     command
 }
 
@@ -257,7 +272,8 @@ fn run(command: &mut Command) {
 
 fn spawn(dir: &Path, port: u16, options: &[String], variables: &[(String, String)]) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let mut command = as_user("postgres");
+    // Set for the server only: another user could not share what a preloaded library opens.
+    let mut command = as_user_with("postgres", variables);
     command.arg("-D").arg(dir.join("data")).args(["-p", &port.to_string(), "-k", ""]);
     for option in ["listen_addresses=127.0.0.1", "shared_buffers=32MB", "max_connections=200"] {
         command.args(["-c", option]);
@@ -265,7 +281,6 @@ fn spawn(dir: &Path, port: u16, options: &[String], variables: &[(String, String
     for option in options {
         command.args(["-c", option]);
     }
-    command.envs(variables.iter().map(|(name, value)| (name, value)));
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
     child.unwrap_or_else(|error| panic!("these tests need postgres: {error}"))
 }

@@ -70,7 +70,7 @@ impl Statements {
         let client = &connection.client;
         client
             .batch_execute(&format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{}'; SET LOCAL enable_seqscan = off",
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{}'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off",
                 PATIENCE[0]
             ))
             .await?;
