@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `memory` | `memory::MemoryStore` | nothing ([`Durability::Memory`](crate::Durability::Memory)) | any executor |
 //! | `sqlite` | `sqlite::SqliteStore` | power cuts ([`Durability::Power`](crate::Durability::Power)); with `synchronous=NORMAL` only `kill -9` | any executor |
+//! | `postgres` | `postgres::PostgresStore` | power cuts, with `fsync`, `full_page_writes` and `synchronous_commit` on; the loss of the primary with synchronous standbys | tokio |
 //! | `redis` | `redis::RedisStore` | depends on the server's AOF: `always` survives power cuts, `everysec` `kill -9`, off nothing | tokio |
 //!
 //! A backend implements [`Store`](crate::store::Store), contains no rules, and passes

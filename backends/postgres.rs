@@ -7,6 +7,7 @@ mod inspection;
 mod listener;
 mod migration;
 mod notifier;
+mod purge;
 mod reads;
 mod row;
 mod schema;
@@ -31,6 +32,7 @@ use self::connection::Connections;
 use self::error::{BACKEND, unavailable, unusable};
 use self::listener::PostgresListener;
 use self::notifier::Notifier;
+use self::purge::Purges;
 use self::reads::Reads;
 pub use self::schema::{SCHEMA, SCHEMA_VERSION, schema};
 use self::swap::{Answer, Item, MAX_BYTES, MAX_ITEMS, Swaps};
@@ -111,6 +113,7 @@ struct Inner {
     notifier: Notifier,
     swaps: Swaps,
     reads: Reads,
+    purges: Purges,
     connections: Arc<Connections>,
     identity: StoreId,
     batcher: Batcher<Inner>,

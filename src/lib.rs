@@ -3,8 +3,8 @@
 //!
 //! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
 //! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [record](store::Record)
-//! for each key in a [store](store::Store), which can be memory, a SQLite file, a Redis server, or
-//! any place where a value can be replaced only if it has not changed.
+//! for each key in a [store](store::Store), which can be memory, a SQLite file, a PostgreSQL or
+//! Redis server, or any place where a value can be replaced only if it has not changed.
 //!
 //! * [An example](#an-example)
 //! * [The states of a key](#the-states-of-a-key)
@@ -111,7 +111,8 @@
 //! | `memory` (default) | `MemoryStore` |
 //! | `sqlite` | `SqliteStore`, and transactions of the application's own |
 //! | `bundled` (default) | compiles SQLite in, where `sqlite` is on; otherwise the system's is linked |
-//! | `redis` | `RedisStore`, the only part that needs tokio |
+//! | `postgres` | `PostgresStore`; needs tokio |
+//! | `redis` | `RedisStore`; needs tokio |
 //! | `http` | [`http`](mod@http): a tower layer for the `Idempotency-Key` header, on tokio |
 //! | `axum` | `http`, and its lease as an extractor of axum |
 //! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |

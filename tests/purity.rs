@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The crates that only a backend or the test kit may add.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 13] = [
     "axum-core",
     "futures-channel",
     "http",
@@ -15,7 +15,9 @@ const OPTIONAL: [&str; 11] = [
     "pollster",
     "redis",
     "rusqlite",
+    "rustls",
     "tokio",
+    "tokio-postgres",
     "tower-layer",
     "tracing",
 ];
@@ -58,6 +60,9 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
         redis.contains(&"redis") && redis.contains(&"tokio") && !redis.contains(&"rusqlite"),
         "{redis:?}"
     );
+    let postgres = optional("postgres");
+    assert!(["tokio-postgres", "rustls", "tokio"].iter().all(|name| postgres.contains(name)), "{postgres:?}");
+    assert!(!postgres.contains(&"rusqlite") && !postgres.contains(&"redis"), "{postgres:?}");
     let core = tree("");
     assert!(core.len() <= 40, "the core pulls in {} crates: {core:?}", core.len());
 }
@@ -113,7 +118,7 @@ fn the_stated_rust_version_is_what_the_dependencies_need() {
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
     let shipped: BTreeSet<String> =
-        ["memory,sqlite,redis,http,axum,testing,tracing,metrics"].into_iter().flat_map(tree).collect();
+        ["memory,sqlite,postgres,redis,http,axum,testing,tracing,metrics"].into_iter().flat_map(tree).collect();
     let packages = metadata["packages"].as_array().expect("packages");
     let name = |package: &serde_json::Value| package["name"].as_str().unwrap_or_default().to_owned();
     let stated =

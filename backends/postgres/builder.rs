@@ -14,6 +14,7 @@ use super::error::{store_error, unusable};
 use super::inspection::Failure;
 use super::listener::PostgresListener;
 use super::notifier::Notifier;
+use super::purge::Purges;
 use super::reads::Reads;
 use super::schema::Names;
 use super::swap::Swaps;
@@ -164,7 +165,7 @@ impl PostgresStoreBuilder {
         }
         let identity = connections.identity().ok_or_else(super::error::malformed)?;
         let names = &connections.settings.names;
-        let (swaps, reads) = (Swaps::new(names), Reads::new(names));
+        let (swaps, reads, purges) = (Swaps::new(names), Reads::new(names), Purges::new(names));
         Ok(PostgresStore(Arc::new_cyclic(|inner| Inner {
             waiters: Waiters::new(Arc::new(PostgresListener::new(
                 inner.clone(),
@@ -174,6 +175,7 @@ impl PostgresStoreBuilder {
             notifier: Notifier::new(&identity),
             swaps,
             reads,
+            purges,
             connections: Arc::clone(&connections),
             identity,
             batcher: Batcher::default(),

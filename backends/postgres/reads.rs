@@ -7,17 +7,15 @@ use tokio_postgres::types::Type;
 
 use super::Inner;
 use super::connection::{Connection, Lane};
-use super::error::{malformed, unusable};
+use super::error::malformed;
 use super::row::snapshot;
 use super::schema::Names;
 use super::swap::{id_of, listed};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
-use crate::store::{Cursor, Page, Purge, Snapshot};
+use crate::store::{Cursor, Page, Snapshot};
 
-/// The rows that a purge examines in one transaction.
-const PURGE_STEP: usize = 500;
 /// The rows of one page at most.
 const PAGE: usize = 1000;
 
@@ -27,7 +25,6 @@ pub(super) struct Reads {
     load: String,
     pub(super) stamps: String,
     list: String,
-    purge: String,
     discard: String,
 }
 
@@ -41,7 +38,6 @@ impl Reads {
                 "SELECT {NOW}, id, stamp, CASE WHEN evidence OR NOT $3 THEN record ELSE '' END \
                  FROM \"nevertwice\" WHERE id > $1 ORDER BY id LIMIT $2"
             )),
-            purge: names.qualify("SELECT * FROM \"nevertwice_purge_v1\"($1)"),
             // A stamp that is damaged may be far ahead; it cannot be raised for ever.
             discard: names.qualify(&format!(
                 "UPDATE \"nevertwice\" AS t SET stamp = greatest({NOW}, least(t.stamp, 1::bigint << 61) + 1), keep = 0, \
@@ -114,43 +110,6 @@ impl Inner {
             page.now = self.load(&RecordId::from_bytes([0; 32])).await?.now;
         }
         Ok(page)
-    }
-
-    /// Removes expired rows, a step in each transaction, so that no other call waits for long.
-    pub(super) async fn purge(self: &Arc<Self>, limit: usize) -> Result<Purge, StoreError> {
-        let mut purge = Purge::default();
-        loop {
-            let left = limit.saturating_sub(usize::try_from(purge.removed).unwrap_or(usize::MAX));
-            let step = left.min(PURGE_STEP);
-            if step == 0 {
-                return Ok(purge);
-            }
-            let [examined, removed, unsettled] = self.purge_step(step).await?;
-            purge.removed += removed;
-            purge.unsettled += unsettled;
-            if examined < step as u64 {
-                return Ok(purge);
-            }
-        }
-    }
-
-    async fn purge_step(self: &Arc<Self>, step: usize) -> Result<[u64; 3], StoreError> {
-        let inner = Arc::clone(self);
-        let rows = self.connections.run(Lane::Read, async move |connection: Arc<Connection>| {
-            if !connection.has_functions {
-                return Ok(None);
-            }
-            let step = step as i32; // at most PURGE_STEP
-            connection.client.query_typed_one(&inner.reads.purge, &[(&step, Type::INT4)]).await.map(Some)
-        });
-        let row = rows.await.map_err(StoreError::from)?;
-        let row = row.ok_or_else(|| {
-            unusable(
-                "its functions are missing, which a purge needs: run the SQL of nevertwice::postgres::schema",
-            )
-        })?;
-        let count = |at| get::<i64>(&row, at).map(i64::unsigned_abs);
-        Ok([count(0)?, count(1)?, count(2)?])
     }
 
     pub(super) async fn discard(self: &Arc<Self>, id: &RecordId) -> Result<bool, StoreError> {

@@ -8,7 +8,7 @@ use std::fmt;
 #[non_exhaustive]
 pub enum Warning {
     /// The functions of [`SCHEMA`](super::SCHEMA) are missing, or this role may not call them:
-    /// each swap is a statement of its own, and expired records cannot be purged.
+    /// each swap is a statement of its own, at a higher cost.
     NoFunctions,
     /// The URL does not demand TLS (`sslmode=require`) to another machine: the password and every
     /// response may cross a network in the clear.
@@ -18,7 +18,9 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Warning::NoFunctions => "its functions are missing: swaps are slower, and nothing is purged",
+            Warning::NoFunctions => {
+                "its functions are missing or forbidden: each swap is a statement of its own"
+            }
             Warning::PlainTcp => "TLS is not demanded: passwords and responses may be read on the way",
         })
     }
