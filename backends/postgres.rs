@@ -69,9 +69,9 @@ use crate::store_id::StoreId;
 ///
 /// The store creates its [tables](SCHEMA) where there are none:
 /// [`table`](PostgresStoreBuilder::table) names them. One row holds a key's stamp, its
-/// [encoded](crate::store::Record::encode) record, and the columns that a purge needs. A removed record leaves its
-/// row, with the stamp, until the next purge. Call [`Engine::purge`](crate::Engine::purge)
-/// regularly: nothing is removed automatically.
+/// [encoded](crate::store::Record::encode) record, and the columns that a purge needs. A removed
+/// record leaves its row, with the stamp, until the next purge. Call
+/// [`Engine::purge`](crate::Engine::purge) regularly: nothing is removed automatically.
 ///
 /// Concurrent calls are sent together: two batches are under way at a time, each one call of a
 /// function and one commit, and no call waits for others to arrive. Without the right to call or

@@ -2,6 +2,8 @@
 //! `postgresql`, `pgbouncer` and `faketime` they fail; the environment variable
 //! `NEVERTWICE_POSTGRES_BIN` names another folder of the server's programs.
 #![cfg(feature = "postgres")]
+#![allow(clippy::disallowed_methods, reason = "real servers take real time")]
+#![allow(clippy::print_stdout, reason = "what was lost and how long it took is published")]
 
 #[path = "support/children.rs"]
 mod children;

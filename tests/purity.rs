@@ -117,8 +117,10 @@ fn the_stated_rust_version_is_what_the_dependencies_need() {
         let mut parts = text.split('.').map(|part| part.parse::<u32>().expect("a version"));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
-    let shipped: BTreeSet<String> =
-        ["memory,sqlite,postgres,redis,http,axum,testing,tracing,metrics"].into_iter().flat_map(tree).collect();
+    let shipped: BTreeSet<String> = ["memory,sqlite,postgres,redis,http,axum,testing,tracing,metrics"]
+        .into_iter()
+        .flat_map(tree)
+        .collect();
     let packages = metadata["packages"].as_array().expect("packages");
     let name = |package: &serde_json::Value| package["name"].as_str().unwrap_or_default().to_owned();
     let stated =

@@ -11,7 +11,7 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::connection::{Connections, Settings};
 use super::error::{store_error, unusable};
-use super::inspection::Failure;
+use super::inspection::{Failure, READ_ONLY, REPLICA};
 use super::listener::PostgresListener;
 use super::notifier::Notifier;
 use super::purge::Purges;
@@ -24,8 +24,8 @@ use crate::backends::shared::waiters::Waiters;
 use crate::error::StoreError;
 use crate::process::Process;
 
-/// The value of `keepalives_idle` that the client has by itself, under which a dead server is noticed
-/// after two hours.
+/// The value of `keepalives_idle` that the client has by itself, under which a dead server is
+/// noticed after two hours.
 const CLIENTS_KEEPALIVE: Duration = Duration::from_secs(2 * 60 * 60);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// The time after which a server that acknowledges nothing is given up.
@@ -193,9 +193,14 @@ impl Connections {
     /// true if the functions are there.
     async fn first(&self, creates: bool) -> Result<bool, StoreError> {
         let unsuitable = |error: StoreError| match error {
-            // Nothing will change by repeating it.
-            StoreError::Unavailable { detail, .. } if is_lasting(&detail) => unusable(detail),
-            other => other,
+            // A store that is open waits for the primary; a new one was given the wrong address.
+            StoreError::Unavailable { detail, .. } if [REPLICA, READ_ONLY].contains(&detail.as_str()) => {
+                unusable(detail)
+            }
+            StoreError::Unavailable { .. }
+            | StoreError::Full { .. }
+            | StoreError::Corrupt { .. }
+            | StoreError::Unusable { .. } => error,
         };
         let (connection, report) = self.dial(None).await.map_err(unsuitable)?;
         if self.settings.replicas > report.replicas {
@@ -223,13 +228,8 @@ impl Connections {
             }
         }
         drop(connection);
-        Ok(self.open_first().await?)
+        self.open_first().await
     }
-}
-
-/// True for the details of servers that take no writes, which a new store refuses for good.
-fn is_lasting(detail: &str) -> bool {
-    detail.contains("standby") || detail.contains("read-only")
 }
 
 /// True if traffic to one of the hosts can be read on the way.

@@ -163,7 +163,8 @@ impl Connections {
         confirmed
     }
 
-    /// Opens a connection for another use than the pool's, with the notifications that arrive on it.
+    /// Opens a connection for another use than the pool's, with the notifications that arrive on
+    /// it.
     pub(super) async fn open_listener(
         &self,
     ) -> Result<(Connection, UnboundedReceiver<Notification>), StoreError> {
@@ -294,20 +295,16 @@ impl Connections {
         let seen = Arc::clone(&unreplicated);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                match message {
-                    // A wait for standbys that was cancelled is reported as success otherwise. Texts
-                    // are translated, and its code is that of any warning.
-                    AsyncMessage::Notice(notice)
-                        if notice.file().is_some_and(|file| file.contains("syncrep")) =>
-                    {
+                if let AsyncMessage::Notice(notice) = &message {
+                    // A wait for standbys that was cancelled is reported as success otherwise.
+                    // Texts are translated, and its code is that of any warning.
+                    if notice.file().is_some_and(|file| file.contains("syncrep")) {
                         seen.store(true, Ordering::SeqCst);
                     }
-                    AsyncMessage::Notification(notification) => {
-                        if let Some(sender) = &notifications {
-                            let _ = sender.send(notification);
-                        }
-                    }
-                    _ => {}
+                } else if let (AsyncMessage::Notification(notification), Some(sender)) =
+                    (message, &notifications)
+                {
+                    let _ = sender.send(notification);
                 }
             }
         });

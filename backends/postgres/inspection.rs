@@ -127,8 +127,8 @@ impl ServerReport {
 }
 
 /// The details of the errors for servers that cannot be written to.
-const REPLICA: &str = "it is a standby, which takes no writes: connect to the primary";
-const READ_ONLY: &str = "its transactions are read-only: see default_transaction_read_only";
+pub(super) const REPLICA: &str = "it is a standby, which takes no writes: connect to the primary";
+pub(super) const READ_ONLY: &str = "its transactions are read-only: see default_transaction_read_only";
 
 /// Checks the version of the tables and returns the random id of the store.
 async fn version(client: &Client, meta: &str, names: &Names) -> Result<String, Failure> {

@@ -1,10 +1,10 @@
 -- The tables of a nevertwice store, version 1. Run it once, in a transaction.
 
 -- One row for each key. `stamp` is the time of the last write and the version that the next one is
--- compared with; `keep` is how long the row is kept from there on (both in microseconds). `due` is a
--- hint for purges, in units of 2^26 microseconds: a finish leaves it alone, so that it is a HOT update,
--- which the free space on each page is for. An empty record is a removed one: its stamp stays until it
--- is purged.
+-- compared with; `keep` is how long the row is kept from there on (both in microseconds). `due` is
+-- a hint for purges, in units of 2^26 microseconds: a finish leaves it alone, so that it is a HOT
+-- update, which the free space on each page is for. An empty record is a removed one: its stamp
+-- stays until it is purged.
 CREATE TABLE "nevertwice" (
   stamp bigint NOT NULL,
   keep bigint NOT NULL,
@@ -23,14 +23,14 @@ CREATE TABLE "nevertwice_meta" (
 );
 INSERT INTO "nevertwice_meta" (version, store) VALUES (1, gen_random_uuid());
 
--- The greatest stamp of all rows that were purged: a sequence, since it is read often, must not bloat,
--- and must be seen outside of snapshots.
+-- The greatest stamp of all rows that were purged: a sequence, since it is read often, must not
+-- bloat, and must be seen outside of snapshots.
 CREATE SEQUENCE "nevertwice_mark" MINVALUE 0 START 0;
 
 -- Functions. Without them, a store sends single statements instead.
 
--- Replaces (or removes, if `next` is null) the record under `key` if its stamp is `expected` (null: if
--- there is none). A conflict shows the present record.
+-- Replaces (or removes, if `next` is null) the record under `key` if its stamp is `expected` (null:
+-- if there is none). A conflict shows the present record.
 CREATE FUNCTION "nevertwice_swap_one_v1"(
   key bytea, expected bigint, kept bigint, is_evidence boolean, next bytea,
   OUT done boolean, OUT at bigint, OUT now bigint, OUT present bytea
@@ -95,9 +95,9 @@ BEGIN
 END
 $$;
 
--- Does many swaps in one transaction, in the order given, which is that of their keys. `patience` bounds
--- the wait for a row that another transaction holds; if `careful`, such a row's answer is null, and
--- otherwise it is an error.
+-- Does many swaps in one transaction, in the order given, which is that of their keys. `patience`
+-- bounds the wait for a row that another transaction holds; if `careful`, such a row's answer is
+-- null, and otherwise it is an error.
 CREATE FUNCTION "nevertwice_swap_v1"(
   keys bytea[], expected bigint[], kept bigint[], evidence boolean[], next bytea[], patience text, careful boolean
 ) RETURNS TABLE (done boolean, at bigint, now bigint, present bytea) LANGUAGE plpgsql AS $$
@@ -107,8 +107,8 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
   END IF;
-  -- For this transaction. Plans of a table that was small once must not stay sequential; where there
-  -- is no other plan, its cost would have it compiled, at 10 ms each.
+  -- For this transaction. Plans of a table that was small once must not stay sequential; where
+  -- there is no other plan, its cost would have it compiled, at 10 ms each.
   PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
     set_config('jit', 'off', true);
   FOR n IN 1 .. cardinality(keys) LOOP

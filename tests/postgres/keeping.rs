@@ -1,4 +1,4 @@
-//! What is kept, what is purged, and stamps that never repeat.
+//! Records that are kept, rows that are purged, and stamps that never repeat.
 
 use std::time::Duration;
 

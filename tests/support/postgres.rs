@@ -1,4 +1,5 @@
 //! A private PostgreSQL server.
+#![allow(clippy::disallowed_methods, reason = "real servers take real time")]
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
