@@ -7,12 +7,14 @@ mod inspection;
 mod listener;
 mod migration;
 mod notifier;
+mod outbox;
 mod purge;
 mod reads;
 mod row;
 mod schema;
 mod swap;
 mod tls;
+mod transaction;
 mod warning;
 
 use std::fmt;
@@ -32,10 +34,15 @@ use self::connection::Connections;
 use self::error::{BACKEND, unavailable, unusable};
 use self::listener::PostgresListener;
 use self::notifier::Notifier;
+pub use self::outbox::{PostgresOutbox, PostgresOutboxBuilder, outbox_schema};
 use self::purge::Purges;
 use self::reads::Reads;
 pub use self::schema::{SCHEMA, SCHEMA_VERSION, schema};
 use self::swap::{Answer, Item, MAX_BYTES, MAX_ITEMS, Swaps};
+use self::transaction::Own;
+pub use self::transaction::{
+    OwnTransaction, TxLease, begin_in, begin_in_within, complete_in, fail_in, resume_in,
+};
 pub use self::warning::Warning;
 use crate::backends::shared::batcher::{Batcher, Transport};
 use crate::backends::shared::waiters::Waiters;
@@ -114,6 +121,7 @@ struct Inner {
     swaps: Swaps,
     reads: Reads,
     purges: Purges,
+    own: Own,
     connections: Arc<Connections>,
     identity: StoreId,
     batcher: Batcher<Inner>,

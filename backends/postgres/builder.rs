@@ -18,6 +18,7 @@ use super::purge::Purges;
 use super::reads::Reads;
 use super::schema::Names;
 use super::swap::Swaps;
+use super::transaction::Own;
 use super::{Inner, PostgresStore, Warning, in_tokio, migration, tls};
 use crate::backends::shared::batcher::Batcher;
 use crate::backends::shared::waiters::Waiters;
@@ -165,7 +166,8 @@ impl PostgresStoreBuilder {
         }
         let identity = connections.identity().ok_or_else(super::error::malformed)?;
         let names = &connections.settings.names;
-        let (swaps, reads, purges) = (Swaps::new(names), Reads::new(names), Purges::new(names));
+        let (swaps, reads, own) = (Swaps::new(names), Reads::new(names), Own::new(names));
+        let purges = Purges::new(names);
         Ok(PostgresStore(Arc::new_cyclic(|inner| Inner {
             waiters: Waiters::new(Arc::new(PostgresListener::new(
                 inner.clone(),
@@ -176,6 +178,7 @@ impl PostgresStoreBuilder {
             swaps,
             reads,
             purges,
+            own,
             connections: Arc::clone(&connections),
             identity,
             batcher: Batcher::default(),

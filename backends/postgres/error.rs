@@ -72,11 +72,13 @@ pub(super) fn is_forbidden(error: &Error) -> bool {
 
 /// Translates an error for a caller.
 pub(super) fn store_error(error: &Error) -> StoreError {
-    let Some(code) = error.code() else { return connection_error(error) };
-    match code.code() {
-        "40001" | "40P01" => {
-            unavailable(format!("it undid the transaction for another one ({})", code.code()))
-        }
+    error.code().map_or_else(|| connection_error(error), |code| sql_error(code.code()))
+}
+
+/// Translates the SQLSTATE of an error.
+pub(super) fn sql_error(code: &str) -> StoreError {
+    match code {
+        "40001" | "40P01" => unavailable(format!("it undid the transaction for another one ({code})")),
         "55P03" => unavailable("the row stays locked by another transaction (55P03)"),
         "57014" => unavailable("it ended the statement (57014): see its statement_timeout"),
         "25006" => unavailable("it is read-only (25006): a standby, or default_transaction_read_only is on"),
@@ -84,11 +86,10 @@ pub(super) fn store_error(error: &Error) -> StoreError {
         "53200" => unavailable("it is out of memory (53200)"),
         "53300" => unavailable("it has no room for another connection (53300): see max_connections"),
         "57P01" | "57P02" | "57P03" | "57P05" => {
-            unavailable(format!("it is starting, stopping or closed the connection ({})", code.code()))
+            unavailable(format!("it is starting, stopping or closed the connection ({code})"))
         }
         "28P01" | "28000" => unusable(format!(
-            "it refused the login ({}): check user and password, and the server's pg_hba.conf",
-            code.code()
+            "it refused the login ({code}): check user and password, and the server's pg_hba.conf"
         )),
         "3D000" => unusable("there is no database of this name (3D000)"),
         "3F000" => unusable("there is no schema of this name (3F000): create it, or name another one"),
@@ -98,9 +99,8 @@ pub(super) fn store_error(error: &Error) -> StoreError {
              the store creates them itself",
         ),
         "42P01" | "42703" | "42883" => unusable(format!(
-            "its tables or functions are missing or are not those of a store ({}): run the SQL of \
-             nevertwice::postgres::schema, or let the store create them",
-            code.code()
+            "its tables or functions are missing or are not those of a store ({code}): run the SQL of \
+             nevertwice::postgres::schema, or let the store create them"
         )),
         WRONG_ISOLATION => unusable(
             "its transactions are not READ COMMITTED: set default_transaction_isolation to 'read committed' for this \
