@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The crates that only a backend or the test kit may add.
-const OPTIONAL: [&str; 13] = [
+const OPTIONAL: [&str; 14] = [
     "axum-core",
     "futures-channel",
     "http",
@@ -16,6 +16,7 @@ const OPTIONAL: [&str; 13] = [
     "redis",
     "rusqlite",
     "rustls",
+    "sqlx",
     "tokio",
     "tokio-postgres",
     "tower-layer",
@@ -62,7 +63,9 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
     );
     let postgres = optional("postgres");
     assert!(["tokio-postgres", "rustls", "tokio"].iter().all(|name| postgres.contains(name)), "{postgres:?}");
-    assert!(!postgres.contains(&"rusqlite") && !postgres.contains(&"redis"), "{postgres:?}");
+    assert!(["rusqlite", "redis", "sqlx"].iter().all(|name| !postgres.contains(name)), "{postgres:?}");
+    let sqlx = tree("sqlx");
+    assert!(sqlx.contains("sqlx-postgres") && !sqlx.contains("libsqlite3-sys"), "{sqlx:?}");
     let core = tree("");
     assert!(core.len() <= 40, "the core pulls in {} crates: {core:?}", core.len());
 }
@@ -91,9 +94,16 @@ fn the_engine_names_no_driver() {
             // The HTTP layer runs each request in a task of its own.
             let is_layer = path.iter().any(|part| part == "http");
             let text = std::fs::read_to_string(&path).expect("sources are UTF-8");
-            for driver in
-                ["rusqlite", "redis::", "tokio::", "tokio_postgres", "parking_lot::", "std::net", "std::fs"]
-            {
+            for driver in [
+                "rusqlite",
+                "redis::",
+                "tokio::",
+                "tokio_postgres",
+                "sqlx::",
+                "parking_lot::",
+                "std::net",
+                "std::fs",
+            ] {
                 if is_layer && driver == "tokio::" {
                     continue;
                 }
@@ -117,6 +127,7 @@ fn the_stated_rust_version_is_what_the_dependencies_need() {
         let mut parts = text.split('.').map(|part| part.parse::<u32>().expect("a version"));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
+    // sqlx needs a later one, as its feature says.
     let shipped: BTreeSet<String> = ["memory,sqlite,postgres,redis,http,axum,testing,tracing,metrics"]
         .into_iter()
         .flat_map(tree)
