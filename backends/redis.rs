@@ -1,7 +1,6 @@
 //! The Redis store: [`RedisStore`].
 
 mod batch;
-mod batcher;
 mod builder;
 mod connection;
 mod error;
@@ -12,12 +11,10 @@ mod listener;
 mod pipeline;
 mod records;
 mod row;
-mod runtime;
 mod script;
 mod time;
 mod tracking;
 mod value;
-mod waiters;
 mod warning;
 mod watch;
 
@@ -29,15 +26,15 @@ use std::time::Duration;
 use ::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use async_trait::async_trait;
 
-use self::batcher::{Batcher, Transport};
 pub use self::builder::RedisStoreBuilder;
-use self::error::{BACKEND, malformed, unusable};
+use self::error::{BACKEND, malformed, unavailable, unusable};
 use self::item::{Expected, Item, ItemReply};
 use self::listener::RedisListener;
 use self::records::Records;
 use self::script::Scripts;
-use self::waiters::Waiters;
 pub use self::warning::Warning;
+use crate::backends::shared::batcher::{Batcher, Transport};
+use crate::backends::shared::waiters::Waiters;
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -317,6 +314,21 @@ impl Inner {
 }
 
 impl Transport for Inner {
+    type Item = Item;
+    type Answer = ItemReply;
+
+    /// Limits of one pipeline. It blocks the server for some 3 µs per swap.
+    const MAX_ITEMS: usize = 128;
+    const MAX_BYTES: usize = 256 << 10;
+
+    fn bytes(item: &Item) -> usize {
+        item.bytes.len()
+    }
+
+    fn unanswered(detail: &'static str) -> StoreError {
+        unavailable(detail)
+    }
+
     fn batcher(&self) -> &Batcher<Inner> {
         &self.batcher
     }
@@ -325,7 +337,7 @@ impl Transport for Inner {
         self.delivery_limit
     }
 
-    async fn deliver(&self, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
+    async fn deliver(self: &Arc<Self>, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
         Inner::deliver(self, items).await
     }
 }

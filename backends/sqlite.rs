@@ -23,6 +23,7 @@ mod held;
 mod high_water;
 mod jobs;
 mod log;
+mod outbox;
 mod path;
 mod readers;
 mod rows;
@@ -68,6 +69,7 @@ use watcher::Watcher;
 use writer::Writer;
 
 pub use builder::{SqliteStoreBuilder, Synchronous};
+pub use outbox::{SqliteOutbox, SqliteOutboxBuilder};
 /// The `rusqlite` that the store is built with. [`begin_in`] and its companions take its
 /// transactions.
 pub use rusqlite;

@@ -93,6 +93,15 @@ pub enum Error {
         #[source]
         last: Option<StoreError>,
     },
+    /// The database gave up the application's transaction for another one: a serialisation failure
+    /// (SQLSTATE 40001), a deadlock (40P01) or a lock that stayed taken (55P03). Nothing was
+    /// decided, and nothing of it is recorded: roll back, and repeat the whole transaction, reads
+    /// included. Only calls inside a transaction return it.
+    #[error("the database gave up the transaction for another one ({code}): repeat the whole transaction")]
+    RepeatTransaction {
+        /// The SQLSTATE.
+        code: &'static str,
+    },
     /// The store returned an error.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -67,6 +67,9 @@ pub enum KeyError {
     /// The text is not a record id, which has 64 hexadecimal digits.
     #[error("a record id has 64 hexadecimal digits")]
     Id,
+    /// The text is not the id of an event, which has 32 hexadecimal digits.
+    #[error("an event id has 32 hexadecimal digits")]
+    EventId,
     /// The scope has too many parts, or none.
     #[error("scope has {parts} parts, 1 to {MAX_SCOPE_PARTS} are allowed")]
     Parts {
@@ -81,7 +84,8 @@ impl From<Infallible> for KeyError {
     }
 }
 
-fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
+/// Checks that `text` has 1 to 255 bytes and no control characters.
+pub(crate) fn check(what: &'static str, text: &str) -> Result<(), KeyError> {
     if text.is_empty() {
         return Err(KeyError::Empty { what });
     }

@@ -3,8 +3,8 @@
 //!
 //! An application calls [`Engine::begin`] with a scope, a key and a fingerprint before it acts, and
 //! [`Lease::complete`] or [`Lease::fail`] afterwards. The engine keeps one [record](store::Record)
-//! for each key in a [store](store::Store), which can be memory, a SQLite file, a Redis server, or
-//! any place where a value can be replaced only if it has not changed.
+//! for each key in a [store](store::Store), which can be memory, a SQLite file, a PostgreSQL or
+//! Redis server, or any place where a value can be replaced only if it has not changed.
 //!
 //! * [An example](#an-example)
 //! * [The states of a key](#the-states-of-a-key)
@@ -72,8 +72,8 @@
 //! # When not to use it
 //!
 //! * The effect is a row in the database that would hold the record, and nothing else happens: a
-//!   unique index is enough. (With SQLite, `sqlite::begin_in` puts record and effect into one
-//!   transaction of the application's.)
+//!   unique index is enough. (With SQLite and PostgreSQL, `sqlite::begin_in` and
+//!   `postgres::begin_in` put record and effect into one transaction of the application's.)
 //! * The operation is naturally idempotent and its answer does not matter: run it again.
 //! * A process of many steps over days, with timers and signals: use a workflow engine.
 //! * Mutual exclusion or rate limits without an outcome to record: use a lock or a limiter.
@@ -95,7 +95,8 @@
 //! | consume messages in batches | [`Engine::begin_many`], [`complete_many`](Engine::complete_many), [`Begin::verdict`] |
 //! | begin in one process and complete in another | [`LeaseToken`], [`Engine::resume`] |
 //! | keep many leases alive | [`Engine::keep_alive`] |
-//! | commit record and effect together | `sqlite::begin_in`, `sqlite::complete_in` |
+//! | commit record and effect together | `sqlite::begin_in` and `postgres::begin_in`, `complete_in` |
+//! | commit an effect and an event, and deliver the event | `outbox`, `SqliteOutbox`, `PostgresOutbox` |
 //! | set a default or a limit | [`EngineBuilder`], [`Policy`], [`Recovery`], [`Retry`] |
 //! | demand that outcomes survive a power cut | [`EngineBuilder::require`], [`Durability`] |
 //! | list, inspect and settle operations | [`Engine::unfinished`], [`inspect`](Engine::inspect), [`resolve`](Engine::resolve), [`amend`](Engine::amend), [`forget`](Engine::forget) |
@@ -111,7 +112,9 @@
 //! | `memory` (default) | `MemoryStore` |
 //! | `sqlite` | `SqliteStore`, and transactions of the application's own |
 //! | `bundled` (default) | compiles SQLite in, where `sqlite` is on; otherwise the system's is linked |
-//! | `redis` | `RedisStore`, the only part that needs tokio |
+//! | `postgres` | `PostgresStore`, and transactions of the application's own; needs tokio |
+//! | `sqlx` | those of sqlx 0.9 on PostgreSQL; needs Rust 1.94, as sqlx does |
+//! | `redis` | `RedisStore`; needs tokio |
 //! | `http` | [`http`](mod@http): a tower layer for the `Idempotency-Key` header, on tokio |
 //! | `axum` | `http`, and its lease as an extractor of axum |
 //! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |
@@ -143,6 +146,8 @@ mod lease;
 mod limits;
 pub mod observe;
 mod operate;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub mod outbox;
 mod owner;
 mod policy;
 mod process;
@@ -166,8 +171,10 @@ pub mod backends;
 pub use backends::MemoryStore;
 #[cfg(feature = "redis")]
 pub use backends::RedisStore;
+#[cfg(feature = "postgres")]
+pub use backends::{PostgresOutbox, PostgresStore, postgres};
 #[cfg(feature = "sqlite")]
-pub use backends::{SqliteStore, sqlite};
+pub use backends::{SqliteOutbox, SqliteStore, sqlite};
 pub use begin::{Begin, Completed, Failed, InProgress, Mismatch, Unresolved, Verdict};
 pub use builder::EngineBuilder;
 pub use clock::{Clock, ManualClock, SystemClock};

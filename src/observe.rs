@@ -13,9 +13,9 @@
 //! Times are measured with the engine's [`Clock`], in a transaction of the application's with the
 //! operating system's. The purgers of [`Engine::purge_regularly`](crate::Engine::purge_regularly)
 //! coordinate through an operation of their own, whose begins, commands and leases are not counted.
-//! Calls in a transaction (`sqlite::begin_in` and its companions) are counted when they are
-//! answered, whether the transaction commits or not. A lease of a transaction never counts as
-//! abandoned, since its commit cannot be seen.
+//! Calls in a transaction (`sqlite::begin_in`, `postgres::begin_in` and their companions) are
+//! counted when they are answered, whether the transaction commits or not. A lease of a transaction
+//! never counts as abandoned, since its commit cannot be seen.
 //!
 //! Alert on any `nevertwice_restored_total`; on begins answered `unresolved`; on lost leases and
 //! overdue renewals (the lease is shorter than the work, or the work blocks its executor:
@@ -261,6 +261,37 @@ pub(crate) fn expired_unsettled(source: &dyn Source, records: u64) {
             { records },
             "evidence expired unsettled"
         );
+    }
+}
+
+/// Reports the end of an attempt to deliver an event.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn outbox_delivery(store: &'static str, outcome: &'static str) {
+    count!("nevertwice_outbox_deliveries_total", store, 1, "outcome" => outcome);
+    event!(DEBUG, "nevertwice.outbox_delivery", store, { outcome }, "an attempt ended");
+}
+
+/// Reports that an event becomes a dead letter after its attempt of this number.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn outbox_dead(store: &'static str, attempt: u32) {
+    event!(WARN, "nevertwice.outbox_dead_letter", store, { attempt }, "an event is put aside");
+}
+
+/// Reports that the database of an outbox failed.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn outbox_error(store: &'static str) {
+    count!("nevertwice_outbox_errors_total", store, 1);
+    event!(WARN, "nevertwice.outbox_error", store, {}, "the database failed");
+}
+
+/// Sets the gauges of an outbox.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn outbox_stats(store: &'static str, stats: &crate::outbox::Stats) {
+    #[cfg(feature = "metrics")]
+    {
+        metrics::gauge!("nevertwice_outbox_depth", "store" => store).set(stats.pending as f64);
+        metrics::gauge!("nevertwice_outbox_dead_letters", "store" => store).set(stats.dead as f64);
+        metrics::gauge!("nevertwice_outbox_lag_seconds", "store" => store).set(stats.lag.as_secs_f64());
     }
 }
 

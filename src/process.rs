@@ -14,7 +14,7 @@ impl Process {
         Process(if cfg!(target_family = "wasm") { 0 } else { std::process::id() })
     }
 
-    #[cfg(any(feature = "sqlite", feature = "redis"))]
+    #[cfg(any(feature = "sqlite", feature = "redis", feature = "postgres"))]
     pub(crate) fn is_current(self) -> bool {
         self == Process::current()
     }

@@ -12,7 +12,7 @@ mod primitives {
 #[cfg(all(test, nevertwice_shuttle))]
 mod primitives;
 
-#[cfg(all(test, nevertwice_shuttle, any(feature = "redis", feature = "sqlite")))]
+#[cfg(all(test, nevertwice_shuttle, any(feature = "redis", feature = "sqlite", feature = "postgres")))]
 pub(crate) mod runtime;
 #[cfg(all(test, nevertwice_shuttle))]
 pub(crate) mod schedules;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// The crates that only a backend or the test kit may add.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 14] = [
     "axum-core",
     "futures-channel",
     "http",
@@ -15,7 +15,10 @@ const OPTIONAL: [&str; 11] = [
     "pollster",
     "redis",
     "rusqlite",
+    "rustls",
+    "sqlx",
     "tokio",
+    "tokio-postgres",
     "tower-layer",
     "tracing",
 ];
@@ -58,6 +61,11 @@ fn the_core_is_lean_and_each_feature_pulls_only_its_own() {
         redis.contains(&"redis") && redis.contains(&"tokio") && !redis.contains(&"rusqlite"),
         "{redis:?}"
     );
+    let postgres = optional("postgres");
+    assert!(["tokio-postgres", "rustls", "tokio"].iter().all(|name| postgres.contains(name)), "{postgres:?}");
+    assert!(["rusqlite", "redis", "sqlx"].iter().all(|name| !postgres.contains(name)), "{postgres:?}");
+    let sqlx = tree("sqlx");
+    assert!(sqlx.contains("sqlx-postgres") && !sqlx.contains("libsqlite3-sys"), "{sqlx:?}");
     let core = tree("");
     assert!(core.len() <= 40, "the core pulls in {} crates: {core:?}", core.len());
 }
@@ -86,9 +94,16 @@ fn the_engine_names_no_driver() {
             // The HTTP layer runs each request in a task of its own.
             let is_layer = path.iter().any(|part| part == "http");
             let text = std::fs::read_to_string(&path).expect("sources are UTF-8");
-            for driver in
-                ["rusqlite", "redis::", "tokio::", "tokio_postgres", "parking_lot::", "std::net", "std::fs"]
-            {
+            for driver in [
+                "rusqlite",
+                "redis::",
+                "tokio::",
+                "tokio_postgres",
+                "sqlx::",
+                "parking_lot::",
+                "std::net",
+                "std::fs",
+            ] {
                 if is_layer && driver == "tokio::" {
                     continue;
                 }
@@ -112,8 +127,11 @@ fn the_stated_rust_version_is_what_the_dependencies_need() {
         let mut parts = text.split('.').map(|part| part.parse::<u32>().expect("a version"));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
-    let shipped: BTreeSet<String> =
-        ["memory,sqlite,redis,http,axum,testing,tracing,metrics"].into_iter().flat_map(tree).collect();
+    // sqlx needs a later one, as its feature says.
+    let shipped: BTreeSet<String> = ["memory,sqlite,postgres,redis,http,axum,testing,tracing,metrics"]
+        .into_iter()
+        .flat_map(tree)
+        .collect();
     let packages = metadata["packages"].as_array().expect("packages");
     let name = |package: &serde_json::Value| package["name"].as_str().unwrap_or_default().to_owned();
     let stated =

@@ -15,6 +15,7 @@ fn storm(args: &[&str]) -> Output {
     let features = [
         ("memory", cfg!(feature = "memory")),
         ("sqlite", cfg!(feature = "sqlite")),
+        ("postgres", cfg!(feature = "postgres")),
         ("redis", cfg!(feature = "redis")),
         ("testing", cfg!(feature = "testing")),
         ("tracing", cfg!(feature = "tracing")),

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use ::redis::Client;
 
-use super::batcher::Batcher;
 use super::connection::Connections;
 use super::error::{is_forbidden, unusable};
 use super::listener::RedisListener;
 use super::records::Records;
 use super::script::Scripts;
 use super::tracking::TrackingConnection;
-use super::waiters::Waiters;
 use super::watch::ServerWatch;
 use super::{Inner, RedisStore, Warning, in_tokio, is_exposed, store_id};
+use crate::backends::shared::batcher::Batcher;
+use crate::backends::shared::waiters::Waiters;
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::process::Process;

@@ -13,7 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use super::error::is_forbidden;
 use super::records::{READ_AT_ONCE, Records};
 use super::tracking::{Message, Messages, TrackingConnection};
-use super::waiters::{Listener, ListenerHandle, Superseded};
+use crate::backends::shared::waiters::{Listener, ListenerHandle, Superseded};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::store::Snapshot;

@@ -207,7 +207,7 @@ impl SqliteStoreBuilder {
 
 /// Returns true if `name` can be used in a statement as it is. SQLite reserves names that start
 /// with `sqlite_`.
-fn is_identifier(name: &str) -> bool {
+pub(super) fn is_identifier(name: &str) -> bool {
     let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let reserved = name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("sqlite_"));

@@ -75,6 +75,26 @@ impl Connector {
         Ok(db)
     }
 
+    /// Opens a connection that writes to other tables than a store's. It leaves the file's journal
+    /// mode alone.
+    pub(super) fn open_other(&self) -> Result<Connection> {
+        let db = self.connect()?;
+        if db.is_readonly(MAIN_DB)? {
+            return Err(Error::unusable(format!("{} is read-only", self.path.display())));
+        }
+        let set_up = || {
+            let mode: String = db.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+            // In other modes a power cut could damage the file.
+            if mode == "wal" {
+                db.pragma_update(None, "synchronous", "normal")?;
+            }
+            db.set_prepared_statement_cache_capacity(32);
+            Ok(())
+        };
+        set_up().map_err(|error| self.refused(error))?;
+        Ok(db)
+    }
+
     fn connect(&self) -> Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connect = || {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rusqlite::Transaction;
@@ -317,7 +317,7 @@ fn execute(
 /// Checks that effect and record can share `transaction`.
 fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<()> {
     store.0.file.check()?;
-    if !is_on(transaction, store)? {
+    if !main_file(transaction)?.is_some_and(|path| store.0.file.is_at(&path)) {
         return Err(unusable("the transaction is on another database than the store"));
     }
     if transaction.is_autocommit() {
@@ -326,18 +326,18 @@ fn check(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<()> {
     Ok(())
 }
 
-/// Returns true if `transaction` is on the store's file. The file's name need not be UTF-8.
-fn is_on(transaction: &Transaction<'_>, store: &SqliteStore) -> Result<bool> {
+/// Returns the path of the main database's file. It need not be UTF-8.
+pub(super) fn main_file(transaction: &Transaction<'_>) -> Result<Option<PathBuf>> {
     let mut names = prepare(transaction, "PRAGMA database_list")?;
     let mut names = names.query([])?;
     while let Some(row) = names.next()? {
         let column = |at| row.get_ref(at);
         if column(1)?.as_bytes().is_ok_and(|name| name == b"main") {
             let file = column(2)?.as_bytes().unwrap_or_default();
-            return Ok(!file.is_empty() && path_of(file).is_some_and(|path| store.0.file.is_at(path)));
+            return Ok(Some(file).filter(|file| !file.is_empty()).and_then(path_of).map(Path::to_owned));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn unusable(detail: &str) -> error::Error {

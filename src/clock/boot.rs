@@ -17,7 +17,10 @@ fn nonzero(bytes: [u8; 16]) -> u128 {
     u128::from_le_bytes(bytes).max(1)
 }
 
-#[cfg(all(any(target_os = "linux", target_os = "android"), any(feature = "sqlite", feature = "redis")))]
+#[cfg(all(
+    any(target_os = "linux", target_os = "android"),
+    any(feature = "sqlite", feature = "redis", feature = "postgres")
+))]
 mod system {
     use std::fs;
     use std::sync::OnceLock;
@@ -49,7 +52,7 @@ mod system {
 
 #[cfg(not(all(
     any(target_os = "linux", target_os = "android"),
-    any(feature = "sqlite", feature = "redis")
+    any(feature = "sqlite", feature = "redis", feature = "postgres")
 )))]
 mod system {
     use std::sync::OnceLock;
@@ -67,7 +70,10 @@ mod system {
 }
 
 /// Returns the identity that `parts` make together.
-#[cfg(all(any(target_os = "linux", target_os = "android"), any(feature = "sqlite", feature = "redis")))]
+#[cfg(all(
+    any(target_os = "linux", target_os = "android"),
+    any(feature = "sqlite", feature = "redis", feature = "postgres")
+))]
 fn identify(parts: &[&str]) -> u128 {
     let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 boot id v1");
     for part in parts {

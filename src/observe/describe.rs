@@ -51,6 +51,15 @@ pub(crate) fn describe() {
             "Requests to the HTTP layer by their answer"
         );
         describe_counter!(
+            "nevertwice_outbox_deliveries_total",
+            Unit::Count,
+            "Attempts to deliver an event of the outbox by outcome"
+        );
+        describe_counter!("nevertwice_outbox_errors_total", Unit::Count, "Failures of the outbox's database");
+        describe_gauge!("nevertwice_outbox_depth", Unit::Count, "Events to be delivered");
+        describe_gauge!("nevertwice_outbox_lag_seconds", Unit::Seconds, "Age of the oldest pending event");
+        describe_gauge!("nevertwice_outbox_dead_letters", Unit::Count, "Events put aside");
+        describe_counter!(
             "nevertwice_operator_actions_total",
             Unit::Count,
             "Resolutions and removals by operators"

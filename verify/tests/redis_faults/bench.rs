@@ -87,6 +87,19 @@ impl Bench {
         self.through.inspect("faults", "warm").await.unwrap();
     }
 
+    /// Waits until the server was asked to announce changes, or for a while in case that request
+    /// never arrives.
+    pub(crate) async fn until_waited_for(&self) {
+        let mut raw = self.raw.clone();
+        for _ in 0..20 {
+            let stats: String = redis::cmd("INFO").arg("stats").query_async(&mut raw).await.unwrap();
+            if !stats.contains("tracking_total_keys:0\r\n") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Returns the stamp of the record under a key.
     pub(crate) async fn stamp(&self, key: &str) -> Option<Stamp> {
         self.store.load(&request(key).id()).await.unwrap().record.map(|record| record.stamp)

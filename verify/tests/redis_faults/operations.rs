@@ -210,7 +210,7 @@ impl Case {
             Wait => {
                 let waiting = engine.begin_or_wait(request, Duration::from_secs(60));
                 let finishing = async {
-                    self.until_waited_for(bench).await;
+                    bench.until_waited_for().await;
                     self.held[0].complete(outcome(self.key())).await.unwrap();
                 };
                 let (begin, ()) = join!(waiting, finishing);
@@ -283,19 +283,6 @@ impl Case {
         let value = bench.through.run(request, handler).await.unwrap();
         assert_eq!((value.value(), value.is_replayed()), (&outcome(self.key()), false));
         bench.ledger.acknowledge(self.key(), serde_json::to_vec(value.value()).unwrap());
-    }
-
-    /// Waits until the server was asked to announce changes, or for a while in case that request
-    /// never arrives.
-    async fn until_waited_for(&self, bench: &Bench) {
-        let mut raw = bench.raw.clone();
-        for _ in 0..20 {
-            let stats: String = redis::cmd("INFO").arg("stats").query_async(&mut raw).await.unwrap();
-            if !stats.contains("tracking_total_keys:0\r\n") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
     }
 
     /// Checks the result from both sides, and brings the keys to an outcome.

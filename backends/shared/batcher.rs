@@ -1,4 +1,4 @@
-//! Batching of concurrent swaps: [`Batcher`].
+//! Batching of concurrent calls to a server: [`Batcher`].
 
 #[cfg(all(test, nevertwice_shuttle))]
 mod schedules;
@@ -9,8 +9,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::{malformed, unavailable};
-use super::item::{Item, ItemReply};
 use super::runtime::{leave, oneshot, timeout, yield_now};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,9 +16,8 @@ use crate::wake::guarded;
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
-/// Limits of one pipeline. It blocks the server for some 3 µs per swap.
-const MAX_ITEMS: usize = 128;
-const MAX_BYTES: usize = 256 << 10;
+/// The detail of the error for a delivery with too few answers.
+const LOST: &str = "it gave too few answers";
 
 /// Sends a swap at once while fewer than [`PIPELINES`] pipelines are in flight. Later swaps queue,
 /// only until one of these ends, and are then sent together.
@@ -29,18 +26,34 @@ const MAX_BYTES: usize = 256 << 10;
 /// sends the queue, its own swap included. A leader dropped in mid-flight leaves its pipeline to
 /// the runtime and hands over the lead. A leader that is neither dropped nor polled, because its
 /// runtime is blocked, loses the lead to the first caller whose wait times out.
-pub(super) struct Batcher<T: Transport>(Mutex<Queue<T>>);
+pub(crate) struct Batcher<T: Transport>(Mutex<Queue<T>>);
 
-/// The transport of swaps to the server.
-pub(super) trait Transport: Send + Sync + Sized + 'static {
+/// The transport of items to the server: swaps, and the answer to each.
+pub(crate) trait Transport: Send + Sync + Sized + 'static {
+    type Item: Send + 'static;
+    type Answer: Send + 'static;
+
+    /// Limits of one pipeline.
+    const MAX_ITEMS: usize;
+    const MAX_BYTES: usize;
+
+    /// Returns the length of an item in bytes.
+    fn bytes(item: &Self::Item) -> usize;
+
+    /// Returns the error for an item that was not answered.
+    fn unanswered(detail: &'static str) -> StoreError;
+
     fn batcher(&self) -> &Batcher<Self>;
 
     /// Upper bound on the time that one delivery takes.
     fn delivery_limit(&self) -> Duration;
 
     /// Sends the items at once and returns the reply to each.
-    fn deliver(&self, items: Vec<Item>) -> impl Future<Output = Vec<Result<ItemReply, StoreError>>> + Send;
+    fn deliver(self: &Arc<Self>, items: Vec<Self::Item>) -> impl Future<Output = Answers<Self>> + Send;
 }
+
+/// An answer to each item of a delivery.
+pub(crate) type Answers<T> = Vec<Result<<T as Transport>::Answer, StoreError>>;
 
 struct Queue<T: Transport> {
     pending: VecDeque<Pending<T>>,
@@ -53,15 +66,15 @@ struct Queue<T: Transport> {
 /// A queued item.
 struct Pending<T: Transport> {
     number: u64,
-    item: Item,
+    item: T::Item,
     sender: oneshot::Sender<Reply<T>>,
 }
 
 /// A message to a queued caller.
 enum Reply<T: Transport> {
-    Item(Result<ItemReply, StoreError>),
+    Item(Result<T::Answer, StoreError>),
     /// The caller's swap is not sent yet: it becomes leader and sends it along with the others.
-    Lead(Leader<T>, Item),
+    Lead(Leader<T>, T::Item),
 }
 
 /// The number of a queued item, and the receiver of its caller.
@@ -83,7 +96,7 @@ impl<T: Transport> Default for Batcher<T> {
 }
 
 impl<T: Transport> Batcher<T> {
-    pub(super) async fn send(transport: &Arc<T>, item: Item) -> Result<ItemReply, StoreError> {
+    pub(crate) async fn send(transport: &Arc<T>, item: T::Item) -> Result<T::Answer, StoreError> {
         let batcher = transport.batcher();
         let (leader, item) = match batcher.enter(transport, item) {
             Ok(lead) => lead,
@@ -95,13 +108,13 @@ impl<T: Transport> Batcher<T> {
         };
         let others = batcher.take_queued(&item);
         if others.is_empty() {
-            return transport.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(malformed()));
+            return transport.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(T::unanswered(LOST)));
         }
         leader.lead(item, others).await
     }
 
     /// Makes the caller leader, or queues the item.
-    fn enter(&self, transport: &Arc<T>, item: Item) -> Result<(Leader<T>, Item), Ticket<T>> {
+    fn enter(&self, transport: &Arc<T>, item: T::Item) -> Result<(Leader<T>, T::Item), Ticket<T>> {
         let mut queue = self.lock();
         if queue.in_flight < PIPELINES {
             queue.in_flight += 1;
@@ -126,24 +139,24 @@ impl<T: Transport> Batcher<T> {
         };
         match received {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(unavailable("the call that it was sent with was dropped")),
-            Err(_) => Err(unavailable("no answer in time")),
+            Ok(Err(_)) => Err(T::unanswered("the call that it was sent with was dropped")),
+            Err(_) => Err(T::unanswered("no answer in time")),
         }
     }
 
     /// Takes the queued items that are sent along with this one.
-    fn take_queued(&self, item: &Item) -> Vec<Pending<T>> {
+    fn take_queued(&self, item: &T::Item) -> Vec<Pending<T>> {
         let mut taken = Vec::new();
-        let mut bytes = item.bytes.len();
+        let mut bytes = T::bytes(item);
         let mut queue = self.lock();
-        while taken.len() + 1 < MAX_ITEMS
+        while taken.len() + 1 < T::MAX_ITEMS
             && let Some(next) = queue.pending.front()
-            && bytes.saturating_add(next.item.bytes.len()) <= MAX_BYTES
+            && bytes.saturating_add(T::bytes(&next.item)) <= T::MAX_BYTES
             && let Some(next) = queue.pending.pop_front()
         {
             // The swap of a caller that is gone is not sent.
             if !next.sender.is_closed() {
-                bytes = bytes.saturating_add(next.item.bytes.len());
+                bytes = bytes.saturating_add(T::bytes(&next.item));
                 taken.push(next);
             }
         }
@@ -173,7 +186,7 @@ impl<T: Transport> Batcher<T> {
 
     /// Revokes all leads, which have been held for too long, and makes the caller of the item with
     /// this number leader. Does nothing if that item is already in flight.
-    fn take_over(&self, transport: &Arc<T>, number: u64) -> Option<(Leader<T>, Item)> {
+    fn take_over(&self, transport: &Arc<T>, number: u64) -> Option<(Leader<T>, T::Item)> {
         let mut queue = self.lock();
         let own = queue.pending.iter().position(|pending| pending.number == number)?;
         let own = queue.pending.remove(own)?;
@@ -193,7 +206,7 @@ impl<T: Transport> Leader<T> {
     }
 
     /// Sends the item with the others and hands each caller its own reply.
-    async fn lead(mut self, item: Item, others: Vec<Pending<T>>) -> Result<ItemReply, StoreError> {
+    async fn lead(mut self, item: T::Item, others: Vec<Pending<T>>) -> Result<T::Answer, StoreError> {
         let (sender, mut own) = oneshot::channel();
         let (mut items, mut senders) = (vec![item], vec![sender]);
         for Pending { item, sender, .. } in others {
@@ -217,7 +230,7 @@ impl<T: Transport> Leader<T> {
         drop(self);
         match reply {
             Ok(Reply::Item(reply)) => reply,
-            Ok(Reply::Lead(..)) | Err(_) => Err(malformed()),
+            Ok(Reply::Lead(..)) | Err(_) => Err(T::unanswered(LOST)),
         }
     }
 }

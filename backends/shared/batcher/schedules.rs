@@ -9,11 +9,7 @@ use shuttle::future::{block_on, spawn};
 use shuttle::rand::Rng;
 
 use super::*;
-use crate::key::RecordId;
-use crate::record::Stamp;
 use crate::sync::schedules::explore;
-
-use super::super::item::Expected;
 
 /// A server that records what is sent and answers each swap with a stamp of its own.
 struct ListServer {
@@ -39,6 +35,19 @@ impl ListServer {
 }
 
 impl Transport for ListServer {
+    type Item = u64;
+    type Answer = u64;
+    const MAX_ITEMS: usize = 128;
+    const MAX_BYTES: usize = 256 << 10;
+
+    fn bytes(_: &u64) -> usize {
+        8
+    }
+
+    fn unanswered(detail: &'static str) -> StoreError {
+        StoreError::unavailable("list", detail)
+    }
+
     fn batcher(&self) -> &Batcher<ListServer> {
         &self.batcher
     }
@@ -47,44 +56,28 @@ impl Transport for ListServer {
         self.delivery_limit
     }
 
-    async fn deliver(&self, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
+    async fn deliver(self: &Arc<Self>, items: Vec<u64>) -> Answers<ListServer> {
         let pipelines = self.pipelines.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_pipelines.fetch_max(pipelines, Ordering::SeqCst);
         for item in &items {
             let mut seen = self.seen.lock().unwrap();
-            assert!(!seen.contains(&number(item)), "a swap was sent twice");
-            seen.push(number(item));
+            assert!(!seen.contains(item), "a swap was sent twice");
+            seen.push(*item);
         }
         yield_now().await;
         self.pipelines.fetch_sub(1, Ordering::SeqCst);
-        items.iter().map(|item| Ok(ItemReply::Done { stamp: Stamp(number(item)), existed: false })).collect()
+        items.into_iter().map(Ok).collect()
     }
-}
-
-fn item(number: u64) -> Item {
-    Item {
-        id: RecordId::from_bytes([0; 32]),
-        expected: Expected::Absent,
-        bytes: number.to_be_bytes().to_vec(),
-        keep: Duration::ZERO,
-        refusable: true,
-        grants: false,
-    }
-}
-
-fn number(item: &Item) -> u64 {
-    u64::from_be_bytes(item.bytes.as_slice().try_into().unwrap())
 }
 
 /// Sends a swap and checks that the answer is its own.
 async fn send(server: Arc<ListServer>, number: u64) -> bool {
-    match Batcher::send(&server, item(number)).await {
-        Ok(ItemReply::Done { stamp, .. }) => {
-            assert_eq!(stamp, Stamp(number), "the answer to another's swap");
+    match Batcher::send(&server, number).await {
+        Ok(answer) => {
+            assert_eq!(answer, number, "the answer to another's swap");
             assert!(server.seen.lock().unwrap().contains(&number), "an answer to what was not sent");
             true
         }
-        Ok(_) => panic!("it was not asked"),
         Err(StoreError::Unavailable { .. }) => false,
         Err(error) => panic!("{error}"),
     }
@@ -106,7 +99,7 @@ async fn send_and_leave(server: Arc<ListServer>, number: u64) {
 
 #[test]
 fn schedules_of_shared_pipelines() {
-    explore("redis: callers share pipelines", 10_000, || {
+    explore("servers: callers share pipelines", 10_000, || {
         let server = ListServer::new(Duration::MAX);
         let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
         for caller in callers {
@@ -120,7 +113,7 @@ fn schedules_of_shared_pipelines() {
 
 #[test]
 fn schedules_of_callers_that_leave() {
-    explore("redis: callers leave, leaders too", 20_000, || {
+    explore("servers: callers leave, leaders too", 20_000, || {
         let server = ListServer::new(Duration::MAX);
         let leavers: Vec<_> = (0..4).map(|number| spawn(send_and_leave(server.clone(), number))).collect();
         let stayers: Vec<_> = (4..6).map(|number| spawn(send(server.clone(), number))).collect();
@@ -138,7 +131,7 @@ fn schedules_of_callers_that_leave() {
 /// is sent twice, and no caller gets another's answer; a missing answer is an error.
 #[test]
 fn schedules_of_leaders_that_stall() {
-    explore("redis: turns taken over", 10_000, || {
+    explore("servers: turns taken over", 10_000, || {
         let server = ListServer::new(Duration::ZERO);
         let callers: Vec<_> = (0..5).map(|number| spawn(send(server.clone(), number))).collect();
         for caller in callers {

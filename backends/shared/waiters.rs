@@ -19,13 +19,13 @@ use crate::wake::guarded;
 /// The waiters of one store. A task of the first waiter's runtime listens for all of them. When
 /// that runtime is gone, or no longer runs its tasks, all waiters end early and the next one starts
 /// another task.
-pub(super) struct Waiters<L> {
+pub(crate) struct Waiters<L> {
     listener: Arc<L>,
     shared: Arc<Shared>,
 }
 
 /// The work of the task that learns of changes.
-pub(super) trait Listener: Send + Sync + 'static {
+pub(crate) trait Listener: Send + Sync + 'static {
     /// Upper bound on the time between two heartbeats of a task that is run at all.
     fn heartbeat_limit(&self) -> Duration;
 
@@ -66,12 +66,12 @@ struct RecordWaiters {
 }
 
 impl<L: Listener> Waiters<L> {
-    pub(super) fn new(listener: Arc<L>) -> Waiters<L> {
+    pub(crate) fn new(listener: Arc<L>) -> Waiters<L> {
         Waiters { listener, shared: Arc::default() }
     }
 
     /// Returns when the record no longer has the stamp, or possibly no longer has it.
-    pub(super) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
+    pub(crate) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
         let (mut ticket, mut woken) = self.register(id, stamp);
         let stall = self.listener.heartbeat_limit();
         let mut left = within;
@@ -88,6 +88,18 @@ impl<L: Listener> Waiters<L> {
             }
             ticket.heartbeats = heartbeats;
         }
+    }
+
+    /// Wakes the waiters of a record that this store has just changed itself.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn changed(&self, id: &RecordId) {
+        let mut registry = self.shared.lock();
+        if registry.records.is_empty() {
+            return;
+        }
+        let ended = registry.records.remove(id);
+        drop(registry);
+        drop(ended);
     }
 
     fn register(&self, id: &RecordId, stamp: Stamp) -> (Ticket, oneshot::Receiver<()>) {
@@ -189,14 +201,14 @@ impl Registry {
 
 /// The access of a task of one generation to the waiters. It is dropped with the task, however that
 /// ends.
-pub(super) struct ListenerHandle {
+pub(crate) struct ListenerHandle {
     shared: Arc<Shared>,
     wake: Arc<Notify>,
     generation: u64,
 }
 
 /// The task has to end: another one has taken over, or the store is gone.
-pub(super) struct Superseded;
+pub(crate) struct Superseded;
 
 impl ListenerHandle {
     /// Locks the registry if this task still serves it.
@@ -208,12 +220,12 @@ impl ListenerHandle {
     }
 
     /// Returns once a waiter has registered.
-    pub(super) async fn woken(&self) {
+    pub(crate) async fn woken(&self) {
         self.wake.notified().await;
     }
 
     /// Requests all records: there is a new connection, or none.
-    pub(super) fn request_all(&self) -> Result<(), Superseded> {
+    pub(crate) fn request_all(&self) -> Result<(), Superseded> {
         let mut registry = self.lock()?;
         registry.requested = registry.records.keys().copied().collect();
         for record in registry.records.values_mut() {
@@ -224,7 +236,7 @@ impl ListenerHandle {
 
     /// Takes the ids of the records to read that still have waiters. A later waiter requests its
     /// record again.
-    pub(super) fn take_requested(&self) -> Result<Vec<RecordId>, Superseded> {
+    pub(crate) fn take_requested(&self) -> Result<Vec<RecordId>, Superseded> {
         let mut registry = self.lock()?;
         let mut ids = std::mem::take(&mut registry.requested);
         ids.retain(|id| {
@@ -235,14 +247,14 @@ impl ListenerHandle {
     }
 
     /// Returns the ids of all records that have waiters.
-    pub(super) fn ids(&self) -> Result<Vec<RecordId>, Superseded> {
+    pub(crate) fn ids(&self) -> Result<Vec<RecordId>, Superseded> {
         Ok(self.lock()?.records.keys().copied().collect())
     }
 
     /// Reports that the record was seen with this stamp (`None`: it may be anything); `is_live` if
     /// a message would announce its change. A waiter that registered after that read, with a later
     /// stamp, ends early.
-    pub(super) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Superseded> {
+    pub(crate) fn seen(&self, id: &RecordId, stamp: Option<Stamp>, is_live: bool) -> Result<(), Superseded> {
         let mut registry = self.lock()?;
         if let Some(record) = registry.records.get_mut(id) {
             record.known = stamp.filter(|_| is_live);
@@ -255,14 +267,14 @@ impl ListenerHandle {
     }
 
     /// Reports that a message announced a change of the record.
-    pub(super) fn changed(&self, id: &RecordId) -> Result<(), Superseded> {
+    pub(crate) fn changed(&self, id: &RecordId) -> Result<(), Superseded> {
         let ended = self.lock()?.records.remove(id);
         drop(ended);
         Ok(())
     }
 
     /// Ends the task if there are no waiters.
-    pub(super) fn leave(&self) -> Result<(), Superseded> {
+    pub(crate) fn leave(&self) -> Result<(), Superseded> {
         let mut registry = self.lock()?;
         if registry.records.is_empty() {
             registry.task = None;

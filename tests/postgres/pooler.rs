@@ -1,0 +1,105 @@
+//! PgBouncer, which lends connections for one transaction each.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nevertwice::postgres::tokio_postgres::SimpleQueryMessage;
+use nevertwice::store::Store;
+use nevertwice::{Begin, Engine, PostgresStore};
+
+use crate::server::free_port;
+use crate::{Server, acquire, block_on_tokio, engine, request, response};
+
+/// A PgBouncer in front of a server. Stopped when dropped.
+struct Pooler {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Pooler {
+    fn start(server: &Server) -> Pooler {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let port = free_port();
+        let settings = format!(
+            "[databases]\npostgres = host=127.0.0.1 port={} dbname=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n\
+             logfile = {}/log\n",
+            server.port(),
+            folder.path().display()
+        );
+        let file = folder.path().join("settings");
+        std::fs::write(&file, settings.replace("dbname=postgres", "dbname=postgres user=postgres")).unwrap();
+        let child = Command::new("setpriv")
+            .args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups", "pgbouncer"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("these tests need setpriv and the package pgbouncer");
+        let pooler = Pooler { child, port, _folder: folder };
+        for _ in 0..2000 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return pooler;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("pgbouncer did not start: these tests need the package pgbouncer");
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_pooler_of_transactions_is_served_and_waiters_poll() {
+    let server = Server::start(&["fsync=off"]);
+    let pooler = Pooler::start(&server);
+    block_on_tokio(async {
+        for has_functions in [true, false] {
+            let store = PostgresStore::connect(&server.url_at(pooler.port)).await.unwrap();
+            let through = Engine::builder(store.clone()).build().unwrap();
+            let key = |number| request(&format!("{has_functions} {number}"));
+            let work = (0..200).map(|number| {
+                let (engine, request) = (through.clone(), key(number));
+                tokio::spawn(async move { acquire(&engine, &request).await.complete("done").await })
+            });
+            for work in work.collect::<Vec<_>>() {
+                work.await.unwrap().unwrap();
+            }
+            assert_eq!(response(&through, &key(7)).await, b"done");
+            // No setting of this store's is left in the connections of others.
+            let client = crate::races::raw_at(&server.url_at(pooler.port)).await;
+            for _ in 0..10 {
+                for (name, value) in [("lock_timeout", "0"), ("enable_seqscan", "on")] {
+                    let found = client.simple_query(&format!("SHOW {name}")).await.unwrap();
+                    let shown = found.iter().find_map(|message| match message {
+                        SimpleQueryMessage::Row(row) => row.get(0),
+                        _ => None,
+                    });
+                    assert_eq!(shown, Some(value), "{name}");
+                }
+            }
+            // Notifications do not arrive through it.
+            let lease = acquire(&engine(&server).await, &key(1000)).await;
+            let id = key(1000).id();
+            let stamp = store.load(&id).await.unwrap().record.unwrap().stamp;
+            let waiter = tokio::spawn({
+                let store = store.clone();
+                async move { store.changed(&id, stamp, Duration::from_secs(60)).await }
+            });
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            lease.complete("done").await.unwrap();
+            tokio::time::timeout(Duration::from_secs(10), waiter).await.unwrap().unwrap().unwrap();
+            assert!(matches!(through.begin(&key(1000)).await.unwrap(), Begin::Completed(_)));
+            server.sql("DROP FUNCTION IF EXISTS nevertwice_swap_v1");
+        }
+    });
+}
