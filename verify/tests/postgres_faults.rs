@@ -21,6 +21,9 @@ mod server;
 
 use std::future::Future;
 
+/// The store under test, in reports.
+const BACKEND: &str = "postgres";
+
 fn block_on_tokio<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

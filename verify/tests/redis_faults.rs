@@ -35,6 +35,9 @@ fn length() -> usize {
     if std::env::var_os("NEVERTWICE_LONG").is_some_and(|value| value == "1") { 10 } else { 1 }
 }
 
+/// The store under test, in reports.
+const BACKEND: &str = "redis";
+
 fn block_on_tokio<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -26,7 +26,7 @@ enum Side {
 
 impl Side {
     fn fault(self) -> &'static str {
-        if self == Side::Request { "postgres: request cut" } else { "postgres: answer cut" }
+        if self == Side::Request { "request cut" } else { "answer cut" }
     }
 
     fn cut(self, proxy: &Proxy, bytes: usize) {
@@ -143,7 +143,7 @@ fn s10_what_was_not_heard_from_postgres_when_connecting_is_not_taken_for_the_bes
             }
             assert!(cuts > 500 && connected > 0, "{cuts}, {connected}");
             let numbers: [(&str, &dyn Display); 2] = [("cuts", &cuts), ("connected", &connected)];
-            Audit::default().report("postgres: answers to the connecting store cut", &numbers);
+            Audit::default().report("answers to the connecting store cut", &numbers);
         }
     });
 }

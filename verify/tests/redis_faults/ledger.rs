@@ -119,7 +119,8 @@ impl Audit {
         let Audit { acknowledged, lost, duplicated, .. } = self;
         println!(
             "fault: backend=redis fault=\"{fault}\"{numbers} acknowledged={acknowledged} lost={lost} \
-             duplicated={duplicated}"
+             duplicated={duplicated}",
+            crate::BACKEND
         );
     }
 
