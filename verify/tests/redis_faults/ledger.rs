@@ -118,7 +118,7 @@ impl Audit {
         let numbers: String = numbers.iter().map(|(name, number)| format!(" {name}={number}")).collect();
         let Audit { acknowledged, lost, duplicated, .. } = self;
         println!(
-            "fault: backend=redis fault=\"{fault}\"{numbers} acknowledged={acknowledged} lost={lost} \
+            "fault: backend={} fault=\"{fault}\"{numbers} acknowledged={acknowledged} lost={lost} \
              duplicated={duplicated}",
             crate::BACKEND
         );
