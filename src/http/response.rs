@@ -85,9 +85,10 @@ pub(super) fn problem<B>(settings: &Settings, format: &Format, problem: &Problem
     if let Some(content_type) = &format.grpc {
         return grpc_problem(content_type, problem, retry_after(settings, problem));
     }
-    let status = match problem {
-        Problem::Mismatch => settings.mismatch_status,
-        other => StatusCode::from_u16(other.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    let status = if *problem == Problem::Mismatch {
+        settings.mismatch_status
+    } else {
+        StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     };
     let mut response = Response::new(problem.json(status.as_u16()));
     *response.status_mut() = status;
@@ -103,9 +104,10 @@ pub(super) fn problem<B>(settings: &Settings, format: &Format, problem: &Problem
 }
 
 fn retry_after(settings: &Settings, problem: &Problem) -> Option<Duration> {
-    match problem {
-        Problem::Unresolved => Some(settings.unresolved_retry_after),
-        other => other.retry_after(),
+    if *problem == Problem::Unresolved {
+        Some(settings.unresolved_retry_after)
+    } else {
+        problem.retry_after()
     }
 }
 

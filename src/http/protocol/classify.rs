@@ -81,10 +81,7 @@ impl Keep {
 
     /// Returns this treatment, or the one [`by_status`](Keep::by_status) where that is asked for.
     pub fn or_by_status(self, status: u16, (effects, marked): (Effects, bool), back_off: Duration) -> Keep {
-        match self {
-            Keep::ByStatus => Keep::by_status(status, effects, marked, back_off),
-            chosen => chosen,
-        }
+        if self == Keep::ByStatus { Keep::by_status(status, effects, marked, back_off) } else { self }
     }
 
     /// Returns the treatment of a response with `status`. `marked` says that the handler marked its
