@@ -20,7 +20,7 @@ use crate::observe;
 /// A request, as it goes on.
 pub(super) enum Prepared<B> {
     /// To the handler, unprotected.
-    PassedThrough(Request<LayerBody<B>>),
+    PassedThrough(Box<Request<LayerBody<B>>>),
     /// Nowhere.
     Refused(Problem),
     /// To a begin, and then to the handler.
@@ -49,12 +49,12 @@ where
     let (parts, body) = request.into_parts();
     // With a lease, another layer outside of this one protects it.
     if !settings.methods.contains(&parts.method) || parts.extensions.get::<HeldLease>().is_some() {
-        return Prepared::PassedThrough(Request::from_parts(parts, LayerBody::original(body)));
+        return passed_through(parts, LayerBody::original(body));
     }
     let early = settings.key.is_early().then(|| settings.key.find(&parts, &Bytes::new()));
     match &early {
         Some(Ok(None)) if settings.optional => {
-            return Prepared::PassedThrough(Request::from_parts(parts, LayerBody::original(body)));
+            return passed_through(parts, LayerBody::original(body));
         }
         Some(Ok(None)) => return Prepared::Refused(Problem::MissingKey),
         Some(Err(fault)) => return Prepared::Refused(Problem::MalformedKey(*fault)),
@@ -75,8 +75,7 @@ where
     let key = match early.unwrap_or_else(|| settings.key.find(&parts, &body)) {
         Ok(Some(key)) => key,
         Ok(None) if settings.optional => {
-            let body = LayerBody::buffered(body, trailers);
-            return Prepared::PassedThrough(Request::from_parts(parts, body));
+            return passed_through(parts, LayerBody::buffered(body, trailers));
         }
         Ok(None) => return Prepared::Refused(Problem::MissingKey),
         Err(fault) => return Prepared::Refused(Problem::MalformedKey(fault)),
@@ -87,6 +86,10 @@ where
         Ok(operation) => Prepared::Ready(Box::new(Ready { operation, parts, body, trailers })),
         Err(problem) => Prepared::Refused(problem),
     }
+}
+
+fn passed_through<B>(parts: Parts, body: LayerBody<B>) -> Prepared<B> {
+    Prepared::PassedThrough(Box::new(Request::from_parts(parts, body)))
 }
 
 fn scope(settings: &Settings, parts: &Parts) -> Result<Scope, Problem> {

@@ -79,7 +79,7 @@ where
             let ready = match prepare(&settings, &in_flight, request).await {
                 Prepared::PassedThrough(request) => {
                     poll_fn(|context| inner.poll_ready(context)).await?;
-                    let response = inner.call(request).await;
+                    let response = inner.call(*request).await;
                     return response.map(|response| response.map(LayerBody::original));
                 }
                 Prepared::Refused(found) => return refused(&found),
