@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use nevertwice::http::{Effects, IdempotencyLayer, KeySource, RequestFingerprint};
+use nevertwice::http::{Effects, IdempotencyLayer, KeySource, RequestFingerprint, webhook};
 use nevertwice::testing::{Fault, FaultyStore};
 use nevertwice::{Begin, Engine, Fingerprint, MemoryStore, Request, Resolution, Retry, Scope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -354,6 +354,14 @@ async fn keys_and_fingerprints_come_from_where_the_application_says() {
     ] {
         assert_eq!(ask(body).send(&server).await.problem(), slug, "{body}");
     }
+    // Where it is optional, a body without a key passes through.
+    let optional = layer(memory(), Effects::Marked).optional().key(KeySource::json_pointer("/key"));
+    let server = serve(optional, charge).await;
+    for charges in [1, 2] {
+        assert_eq!(ask("{}").send(&server).await.status, 201);
+        assert_eq!(server.shop.charges(), charges);
+    }
+    assert_eq!(ask(r#"{"key":7}"#).send(&server).await.problem(), "malformed-key");
     let custom = layer(memory(), Effects::Marked)
         .key(KeySource::header("x-request-id".parse().unwrap()))
         .fingerprint(RequestFingerprint::custom(|parts, _| Fingerprint::of(parts.uri.path())));
@@ -362,6 +370,29 @@ async fn keys_and_fingerprints_come_from_where_the_application_says() {
     ask.send(&server).await;
     assert!(ask.clone().body("another").send(&server).await.is_replayed());
     assert_eq!(ask.path("/other").send(&server).await.problem(), "mismatch");
+}
+
+#[tokio::test]
+async fn webhooks_are_known_by_their_id_and_are_not_told_that_the_receiver_is_gone() {
+    let engine = Engine::builder(MemoryStore::new()).max_response(3).build().unwrap();
+    let server = serve(webhook::layer(engine, Effects::Marked, webhook::stripe(), account), charge).await;
+    let deliver = |body: &str| post("").without_key().body(body);
+    assert_eq!(deliver(r#"{"id":"evt_1","pending_webhooks":2}"#).send(&server).await.status, 201);
+    // Its response is not kept, and a 410 would disable the receiver.
+    let again = deliver(r#"{"id":"evt_1","pending_webhooks":1}"#).send(&server).await;
+    assert_eq!((again.status, again.body.len(), server.shop.charges()), (201, 0, 1));
+    assert_eq!(deliver("{}").send(&server).await.problem(), "missing-key");
+
+    // The hooks of one event have keys of their own.
+    let server = serve(webhook::layer(memory(), Effects::Marked, webhook::github(), account), charge).await;
+    let delivery = post("").without_key().header("x-github-delivery", "72d3162e");
+    assert_eq!(delivery.clone().send(&server).await.problem(), "missing-key");
+    for hook in ["1", "2"] {
+        let delivery = delivery.clone().header("x-github-hook-id", hook);
+        assert!(!delivery.clone().send(&server).await.is_replayed());
+        assert!(delivery.body("another").send(&server).await.is_replayed());
+    }
+    assert_eq!(server.shop.charges(), 2);
 }
 
 #[tokio::test]
