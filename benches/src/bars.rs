@@ -50,7 +50,8 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                 bar(what, " µs", Bar::AtMost(10.0), figure.extra_us.median);
             }
             Figure::HttpGrowth(figure) => {
-                let what = format!("http: growth of the process over {} replays", count(figure.requests as f64));
+                let what =
+                    format!("http: growth of the process over {} replays", count(figure.requests as f64));
                 bar(what, " KiB", Bar::AtMost(1024.0), figure.after_kib - figure.before_kib);
             }
             Figure::Many(figure) => {

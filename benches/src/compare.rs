@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nevertwice::{RedisStore, SqliteStore};
+use nevertwice::{PostgresStore, RedisStore, SqliteStore};
 use serde::{Deserialize, Serialize};
 
-use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
+use crate::hand::{Calls, HandMemory, HandPostgres, HandRedis, HandSqlite};
 use crate::measure::{Length, Median, Op, Plan, Round, Runner};
 use crate::ours::{Ours, memory};
 #[cfg(feature = "peer")]
@@ -21,6 +21,7 @@ pub(crate) enum StoreKind {
     Sqlite,
     Redis,
     Valkey,
+    Postgres,
 }
 
 impl StoreKind {
@@ -30,6 +31,7 @@ impl StoreKind {
             StoreKind::Sqlite => "sqlite",
             StoreKind::Redis => "redis",
             StoreKind::Valkey => "valkey",
+            StoreKind::Postgres => "postgres",
         }
     }
 }
@@ -77,6 +79,8 @@ impl Comparison {
             ("memory", "replay") => [0.6, 0.8, 0.8],
             ("sqlite" | SLOW_DISK, "fresh") => [0.95, 15.0, 25.0],
             ("sqlite", "replay") => [0.8, 0.9, 0.9],
+            ("postgres", "fresh") => [0.9, 2.0, 2.0],
+            ("postgres", "replay") => [0.9, 1.5, 1.5],
             ("redis", "fresh") => [0.85, 0.8, 0.8],
             ("valkey", "fresh") => [0.9, 1.0, 1.1],
             ("redis" | "valkey", "replay") => [1.5, 1.3, 1.3],
@@ -138,6 +142,11 @@ impl Bench<'_> {
                 server.flush();
                 Ours::new(RedisStore::connect(server.url()).await.expect("the server answers"))
             }
+            StoreKind::Postgres => {
+                let server = self.server.expect("started before");
+                server.flush();
+                Ours::new(PostgresStore::connect(server.url()).await.expect("the server answers"))
+            }
         }
     }
 
@@ -166,6 +175,10 @@ impl Bench<'_> {
                 }
                 self.run(store, plan, ours, hand, None::<HandRedis>).await
             }
+            StoreKind::Postgres => {
+                let hand = HandPostgres::connect(self.server.expect("started before").url()).await;
+                self.run(store, plan, ours, hand, None::<HandPostgres>).await
+            }
         }
     }
 
@@ -177,7 +190,9 @@ impl Bench<'_> {
         hand: impl Side,
         peer: Option<impl Side>,
     ) -> Comparison {
-        let server = self.server.filter(|_| matches!(store, StoreKind::Redis | StoreKind::Valkey));
+        let server = self
+            .server
+            .filter(|_| matches!(store, StoreKind::Redis | StoreKind::Valkey | StoreKind::Postgres));
         let mut ours = Runner::prepared(ours, plan, server).await;
         let mut hand = Runner::prepared(hand, plan, server).await;
         // The peer is slow to fill, so it gets only the keys that are replayed.
@@ -220,6 +235,7 @@ impl Bench<'_> {
 /// Returns the usual plan of a figure, `quick` or in full.
 pub(crate) fn plan(store: StoreKind, op: Op, callers: usize, quick: bool) -> Plan {
     let slow = store == StoreKind::Sqlite && op == Op::Fresh;
+    let slow = slow || store == StoreKind::Postgres;
     let millis = match (quick, slow) {
         (true, false) => 80,
         (true, true) => 200,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compare::{Bench, StoreKind};
 use crate::grow::settled_size;
-use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
+use crate::hand::{Calls, HandMemory, HandPostgres, HandRedis, HandSqlite};
 use crate::ours::{self, Ours};
 #[cfg(feature = "peer")]
 use crate::peer;
@@ -41,7 +41,9 @@ impl Whose {
 
 /// Returns the bytes per record; `None` for a missing peer.
 pub(crate) async fn measure(bench: &Bench<'_>, store: StoreKind, whose: Whose, records: u64) -> Option<f64> {
-    if whose == Whose::Peer && (!cfg!(feature = "peer") || store == StoreKind::Sqlite) {
+    if whose == Whose::Peer
+        && (!cfg!(feature = "peer") || matches!(store, StoreKind::Sqlite | StoreKind::Postgres))
+    {
         return None;
     }
     let bytes = match store {
@@ -53,6 +55,18 @@ pub(crate) async fn measure(bench: &Bench<'_>, store: StoreKind, whose: Whose, r
                 Whose::Hand | Whose::Peer => HandSqlite::open(&path, Calls::Direct).fill(0..records).await,
             }
             settled_size(&path) as f64
+        }
+        StoreKind::Postgres => {
+            let server = bench.server.expect("started before");
+            server.flush();
+            let before = server.used_memory();
+            match whose {
+                Whose::Ours => bench.ours(store).await.fill(0..records).await,
+                Whose::Hand | Whose::Peer => {
+                    HandPostgres::connect(server.url()).await.fill(0..records).await;
+                }
+            }
+            server.used_memory() - before
         }
         StoreKind::Redis | StoreKind::Valkey => {
             let server = bench.server.expect("started before");

@@ -3,9 +3,11 @@
 //! between the two steps.
 
 mod memory;
+mod postgres;
 mod redis;
 mod sqlite;
 
 pub(crate) use self::memory::HandMemory;
+pub(crate) use self::postgres::HandPostgres;
 pub(crate) use self::redis::HandRedis;
 pub(crate) use self::sqlite::{Calls, HandSqlite};

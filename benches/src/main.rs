@@ -17,6 +17,7 @@ mod ours;
 #[cfg(feature = "peer")]
 mod peer;
 mod plots;
+mod postgres;
 mod publish;
 mod purge;
 mod results;
@@ -72,7 +73,7 @@ struct Common {
         global = true,
         value_enum,
         value_delimiter = ',',
-        default_value = "memory,sqlite,redis,valkey"
+        default_value = "memory,sqlite,redis,valkey,postgres"
     )]
     store: Vec<StoreKind>,
 }

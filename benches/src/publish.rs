@@ -11,7 +11,7 @@ use crate::run::SLOW_DISK;
 use crate::scale;
 use crate::table::{comparisons, count, markdown, short};
 
-const STORES: [&str; 4] = ["memory", "sqlite", "redis", "valkey"];
+const STORES: [&str; 5] = ["memory", "sqlite", "redis", "valkey", "postgres"];
 
 pub(crate) fn publish(figures: &[Figure]) {
     let docs = Path::new("docs");
@@ -55,6 +55,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("sqlite on a slow disk", comparisons(of_store(SLOW_DISK))),
         ("redis", comparisons(of_store("redis"))),
         ("valkey", comparisons(of_store("valkey"))),
+        ("postgres", comparisons(of_store("postgres"))),
         ("fingerprints", fingerprints(figures)),
         ("http", http(figures)),
         ("many", many(figures)),

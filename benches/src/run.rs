@@ -30,6 +30,7 @@ impl<'a> Run<'a> {
         for &store in &common.store {
             let server = match (store, &common.redis_url) {
                 (StoreKind::Memory | StoreKind::Sqlite, _) => None,
+                (StoreKind::Postgres, _) => Some(Ok(Server::postgres())),
                 (StoreKind::Redis | StoreKind::Valkey, Some(url)) => Some(Server::at(url)),
                 (StoreKind::Redis, None) => Some(Server::start(&common.redis_server)),
                 (StoreKind::Valkey, None) => Some(Server::start(&common.valkey_server)),
@@ -149,6 +150,9 @@ impl<'a> Run<'a> {
                     let hand = HandSqlite::open(&folder.path().join("hand.db"), Calls::Spawned);
                     grow::measure(*store, "by hand", hand, &million, None, &mut tell).await;
                 }
+                StoreKind::Postgres => {
+                    grow::measure(*store, "ours", ours, &million, server, &mut tell).await;
+                }
                 StoreKind::Redis | StoreKind::Valkey => {
                     grow::measure(*store, "ours", ours, &million, server, &mut tell).await;
                     let server = server.expect("started before");
@@ -174,6 +178,7 @@ impl<'a> Run<'a> {
                     self.results.add(Figure::Pauses(purge::sqlite(folder.path(), records).await));
                 }
                 StoreKind::Redis | StoreKind::Valkey => {} // the server does it
+                StoreKind::Postgres => {}
             }
         }
     }

@@ -5,12 +5,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::postgres::Postgres;
+
 pub(crate) struct Server {
     url: String,
     /// The name and version that it reports.
     pub(crate) version: String,
     /// `None` if it was running already.
     own: Option<(Child, tempfile::TempDir)>,
+    postgres: Option<Postgres>,
 }
 
 impl Server {
@@ -46,6 +49,7 @@ impl Server {
                 url: format!("redis://127.0.0.1:{port}"),
                 version: String::new(),
                 own: Some((child, folder)),
+                postgres: None,
             };
             if server.wait() {
                 return Ok(server);
@@ -54,9 +58,16 @@ impl Server {
         Err(format!("{} does not start", binary.display()))
     }
 
+    /// Starts PostgreSQL from Debian's packages.
+    pub(crate) fn postgres() -> Server {
+        let postgres = Postgres::start();
+        let (url, version) = (postgres.url(), postgres.version());
+        Server { url, version, own: None, postgres: Some(postgres) }
+    }
+
     /// Uses a running server. **It is flushed.**
     pub(crate) fn at(url: &str) -> Result<Server, String> {
-        let mut server = Server { url: url.to_owned(), version: String::new(), own: None };
+        let mut server = Server { url: url.to_owned(), version: String::new(), own: None, postgres: None };
         if server.wait() { Ok(server) } else { Err(format!("no server answers at {url}")) }
     }
 
@@ -103,17 +114,26 @@ impl Server {
 
     /// Returns the user and system time of the server.
     pub(crate) fn cpu_micros(&self) -> f64 {
+        if let Some(postgres) = &self.postgres {
+            return postgres.cpu_micros();
+        }
         let seconds = self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys");
         seconds * 1e6
     }
 
     /// Returns the memory that its data takes, in bytes.
     pub(crate) fn used_memory(&self) -> f64 {
+        if let Some(postgres) = &self.postgres {
+            return postgres.size();
+        }
         self.info("memory", "used_memory")
     }
 
     /// Removes everything.
     pub(crate) fn flush(&self) {
+        if let Some(postgres) = &self.postgres {
+            return postgres.flush();
+        }
         let mut connection = self.connect().expect("the server answers");
         redis::cmd("FLUSHALL").arg("SYNC").query::<()>(&mut connection).expect("the server answers");
     }
