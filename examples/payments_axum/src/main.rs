@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run -p payments_axum                       # on the SQLite files payments.db and payments.keys.db
 //! cargo run -p payments_axum -- --store redis://127.0.0.1:6379
+//! cargo run -p payments_axum -- --store postgres://postgres@127.0.0.1/postgres
 //!
 //! pay() { curl -is http://127.0.0.1:3000/v1/payment_intents -H 'Authorization: Bearer sk_test_1' "$@"; }
 //! pay -H 'Idempotency-Key: order-1' -d amount=700 -d currency=eur -d 'metadata[order]=order-1'
@@ -64,8 +65,8 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = "payments.db")]
     db: PathBuf,
 
-    /// The store of the keys: sqlite:PATH, redis://HOST:PORT or memory [default: sqlite, in a file
-    /// beside the ledger]
+    /// The store of the keys: sqlite:PATH, redis://HOST:PORT, postgres://USER@HOST/DATABASE or
+    /// memory [default: sqlite, in a file beside the ledger]
     #[arg(long, value_name = "STORE")]
     store: Option<StoreArg>,
 

@@ -4,13 +4,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use nevertwice::{Engine, EngineBuilder, MemoryStore, RedisStore, SqliteStore};
+use nevertwice::{Engine, EngineBuilder, MemoryStore, PostgresStore, RedisStore, SqliteStore};
 
 #[derive(Debug, Clone)]
 pub(crate) enum StoreArg {
     Memory,
     Sqlite(PathBuf),
     Redis(String),
+    Postgres(String),
 }
 
 impl StoreArg {
@@ -28,7 +29,10 @@ impl FromStr for StoreArg {
             None if text == "memory" => Ok(StoreArg::Memory),
             Some(("sqlite", path)) if !path.is_empty() => Ok(StoreArg::Sqlite(path.into())),
             Some(("redis" | "rediss" | "valkey" | "valkeys", _)) => Ok(StoreArg::Redis(text.to_owned())),
-            Some(_) | None => Err("a store is sqlite:PATH, redis://HOST:PORT or memory"),
+            Some(("postgres" | "postgresql", _)) => Ok(StoreArg::Postgres(text.to_owned())),
+            Some(_) | None => {
+                Err("a store is sqlite:PATH, redis://HOST:PORT, postgres://USER@HOST/DATABASE or memory")
+            }
         }
     }
 }
@@ -38,6 +42,7 @@ pub(crate) async fn open(store: &StoreArg) -> Result<EngineBuilder, Box<dyn Erro
     Ok(match store {
         StoreArg::Memory => Engine::builder(MemoryStore::new()),
         StoreArg::Sqlite(path) => Engine::builder(SqliteStore::open(path).map_err(failed)?),
+        StoreArg::Postgres(url) => Engine::builder(PostgresStore::connect(url).await.map_err(failed)?),
         StoreArg::Redis(url) => Engine::builder(RedisStore::connect(url).await.map_err(failed)?),
     })
 }

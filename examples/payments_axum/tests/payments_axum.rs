@@ -167,8 +167,13 @@ async fn a_payment_under_way_finishes_before_the_server_stops() {
 #[tokio::test]
 async fn a_wrong_argument_says_what_to_do() {
     for (arguments, status, said) in [
-        (&["--store", "oracle://x"][..], 2, "a store is sqlite:PATH, redis://HOST:PORT or memory"),
+        (
+            &["--store", "oracle://x"][..],
+            2,
+            "a store is sqlite:PATH, redis://HOST:PORT, postgres://USER@HOST/DATABASE or memory",
+        ),
         (&["--store", "redis://127.0.0.1:1"], 1, "cannot open the store"),
+        (&["--store", "postgres://postgres@127.0.0.1:1/x"], 1, "cannot open the store"),
         (&["--db", "/nonexistent/payments.db"], 1, "cannot open the ledger /nonexistent/payments.db"),
         (&["--port", "65536"], 2, "--port"),
     ] {

@@ -27,8 +27,8 @@ impl Standard {
     }
 }
 
-/// The signatures of Stripe, `Stripe-Signature: t=1492774577,v1=5257a8..`: an HMAC over the time and
-/// the body. <https://docs.stripe.com/webhooks/signature>
+/// The signatures of Stripe, `Stripe-Signature: t=1492774577,v1=5257a8..`: an HMAC over the time
+/// and the body. <https://docs.stripe.com/webhooks/signature>
 #[derive(Clone)]
 pub(crate) struct Stripe(Arc<[u8]>);
 

@@ -24,8 +24,9 @@ pub(crate) fn http_status(grpc_status: Option<&[u8]>) -> u16 {
     let code = grpc_status.and_then(|code| std::str::from_utf8(code).ok()?.trim().parse().ok());
     match code.unwrap_or(UNKNOWN) {
         0 => 200,
-        // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS; and OUT_OF_RANGE,
-        // which libraries answer for a message over their limit, also one behind the effect
+        // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS; and
+        // OUT_OF_RANGE, which libraries answer for a message over their limit, also one behind the
+        // effect
         1 | 2 | 4 | 11 | 13..=15 => 500,
         3 => 400,
         5 => 404,
