@@ -95,6 +95,7 @@
 //! | consume messages in batches | [`Engine::begin_many`], [`complete_many`](Engine::complete_many), [`Begin::verdict`] |
 //! | begin in one process and complete in another | [`LeaseToken`], [`Engine::resume`] |
 //! | keep many leases alive | [`Engine::keep_alive`] |
+//! | answer HTTP requests with an `Idempotency-Key`, and webhooks | [`http`](mod@http), [`http::webhook`] |
 //! | commit record and effect together | `sqlite::begin_in` and `postgres::begin_in`, `complete_in` |
 //! | commit an effect and an event, and deliver the event | `outbox`, `SqliteOutbox`, `PostgresOutbox` |
 //! | set a default or a limit | [`EngineBuilder`], [`Policy`], [`Recovery`], [`Retry`] |
