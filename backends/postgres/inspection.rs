@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
 use super::BACKEND;
-use super::error::{unavailable, unusable};
+use super::error::{unavailable, unusable, wrong_isolation};
 use super::schema::{Names, SCHEMA_VERSION};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -19,7 +19,8 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::integer, pg_
      current_setting('transaction_read_only') = 'on', current_setting('default_transaction_isolation'), \
      current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
      current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), \
-     concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port())";
+     concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port()), \
+     current_setting('client_min_messages')";
 const TABLES: &str = "SELECT to_regclass($1)::oid::bigint, to_regclass($2)::oid::bigint, \
      to_regclass($3)::oid::bigint, \
      coalesce((SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p WHERE p.oid = to_regproc($4)), false), \
@@ -38,8 +39,8 @@ pub(super) struct ServerReport {
     /// The start of the server and its address: another one is another server, or the same after a
     /// restart.
     pub(super) incarnation: String,
-    /// False if default transactions of this role are not READ COMMITTED.
-    pub(super) reads_committed: bool,
+    /// True if warnings do not arrive, among them that of a cancelled wait for standbys.
+    pub(super) hides_warnings: bool,
     pub(super) tables: Option<Tables>,
 }
 
@@ -87,13 +88,15 @@ impl ServerReport {
         if row.try_get(2)? {
             return Err(unavailable(READ_ONLY).into());
         }
-        let isolation: String = row.try_get(3)?;
+        if row.try_get::<_, &str>(3)? != "read committed" {
+            return Err(wrong_isolation().into());
+        }
         let replicas = standbys(row.try_get(7)?);
         let mut report = ServerReport {
             durability: durability(row.try_get(4)?, row.try_get(5)?, row.try_get(6)?),
             replicas: if is_synchronous(row.try_get(6)?) { replicas } else { 0 },
             incarnation: row.try_get(8)?,
-            reads_committed: isolation == "read committed",
+            hides_warnings: ["error", "fatal", "panic"].contains(&row.try_get(9)?),
             tables: None,
         };
         report.tables = report.ask_tables(client, names).await?;
@@ -179,9 +182,9 @@ fn durability(fsync: bool, full_page_writes: bool, synchronous_commit: &str) -> 
     }
 }
 
-/// Returns true if a commit with this setting waits for standbys.
+/// Returns true if a commit with this setting waits until standbys have it on their disks.
 fn is_synchronous(synchronous_commit: &str) -> bool {
-    ["on", "remote_apply", "remote_write"].contains(&synchronous_commit)
+    ["on", "remote_apply"].contains(&synchronous_commit)
 }
 
 /// Returns the number of standbys that a commit waits for by `synchronous_standby_names`:

@@ -153,26 +153,31 @@ fn stores_that_connect_at_once_create_one_set_of_tables() {
 }
 
 #[test]
-fn another_isolation_level_is_replaced_by_read_committed() {
+fn another_isolation_level_is_refused() {
     let server = Server::start(&["fsync=off", "default_transaction_isolation=serializable"]);
-    block_on_tokio(async {
-        let engine = engine(&server).await;
-        let begins = (0..50).map(|_| {
-            let engine = engine.clone();
-            tokio::spawn(async move {
-                matches!(engine.begin(&request("k")).await.unwrap(), nevertwice::Begin::Acquired(_))
-            })
-        });
-        let mut grants = 0;
-        for begin in begins.collect::<Vec<_>>() {
-            grants += usize::from(begin.await.unwrap());
-        }
-        assert_eq!(grants, 1);
-    });
+    let refused = unusable(block_on_tokio(PostgresStore::connect(&server.url())));
+    assert!(refused.contains("ALTER ROLE") && refused.contains("default_transaction_isolation"), "{refused}");
+    assert_eq!(contents(&server), "");
+    server.sql("ALTER ROLE postgres SET default_transaction_isolation TO 'read committed'");
+    drop(block_on_tokio(engine(&server)));
     // The functions refuse it by themselves.
-    let refused =
-        server.try_sql("SELECT * FROM nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)");
-    assert!(refused.unwrap_err().contains("READ COMMITTED"));
+    for call in
+        ["nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)", "nevertwice_purge_v1(1)"]
+    {
+        let refused = server.try_sql(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT * FROM {call}"));
+        assert!(refused.unwrap_err().contains("READ COMMITTED"), "{call}");
+    }
+}
+
+#[test]
+fn s9_a_role_that_hides_warnings_is_refused_where_standbys_are_waited_for() {
+    let server = Server::start(&["fsync=off"]);
+    server.sql("ALTER ROLE postgres SET client_min_messages = error");
+    block_on_tokio(async {
+        let refused = unusable(PostgresStore::builder(&server.url()).replicas(1).connect().await);
+        assert!(refused.contains("client_min_messages"), "{refused}");
+        drop(connect(&server).await);
+    });
 }
 
 #[test]
