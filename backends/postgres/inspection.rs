@@ -15,6 +15,13 @@ const OLDEST: i32 = 130_000;
 /// The columns of the table, and their types.
 const COLUMNS: &str = "due integer,evidence boolean,id bytea,keep bigint,record bytea,stamp bigint";
 
+/// The functions, with the types of their parameters.
+const FUNCTIONS: [&str; 3] = [
+    "\"nevertwice_swap_v1\"(bytea[],bigint[],bigint[],boolean[],bytea[],text,boolean)",
+    "\"nevertwice_swap_one_v1\"(bytea,bigint,bigint,boolean,bytea)",
+    "\"nevertwice_purge_v1\"(integer)",
+];
+
 const SERVER: &str = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery(), \
      current_setting('transaction_read_only') = 'on', current_setting('default_transaction_isolation'), \
      current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
@@ -23,7 +30,8 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::integer, pg_
      current_setting('client_min_messages')";
 const TABLES: &str = "SELECT to_regclass($1)::oid::bigint, to_regclass($2)::oid::bigint, \
      to_regclass($3)::oid::bigint, \
-     coalesce((SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p WHERE p.oid = to_regproc($4)), false), \
+     (SELECT bool_and(coalesce(has_function_privilege(to_regprocedure(f)::oid, 'EXECUTE'), false)) \
+     FROM unnest(ARRAY[$4, $5, $6]) AS f), \
      (SELECT c.relpersistence::text FROM pg_class c WHERE c.oid = to_regclass($1)), \
      (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, NULL), ',' ORDER BY a.attname COLLATE \"C\") \
      FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped), \
@@ -104,9 +112,10 @@ impl ServerReport {
     }
 
     async fn ask_tables(&mut self, client: &Client, names: &Names) -> Result<Option<Tables>, Failure> {
-        let [table, meta, mark, swap] = ["", "_meta", "_mark", "_swap_v1"]
-            .map(|suffix| names.qualify(&format!("\"nevertwice{suffix}\"")));
-        let parameters = [&table, &meta, &mark, &swap].map(|name| {
+        let [table, meta, mark] =
+            ["", "_meta", "_mark"].map(|suffix| names.qualify(&format!("\"nevertwice{suffix}\"")));
+        let [swap, swap_one, purge] = FUNCTIONS.map(|function| names.qualify(function));
+        let parameters = [&table, &meta, &mark, &swap, &swap_one, &purge].map(|name| {
             let name: &(dyn tokio_postgres::types::ToSql + Sync) = name;
             (name, Type::TEXT)
         });

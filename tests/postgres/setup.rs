@@ -153,6 +153,41 @@ fn stores_that_connect_at_once_create_one_set_of_tables() {
 }
 
 #[test]
+fn functions_of_others_and_those_that_may_not_be_called_are_not_used() {
+    let server = Server::start(&["fsync=off"]);
+    drop(block_on_tokio(connect(&server)));
+    server.sql(
+        "CREATE ROLE app LOGIN; GRANT SELECT ON nevertwice_meta TO app; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON nevertwice TO app; GRANT SELECT, UPDATE ON nevertwice_mark TO app",
+    );
+    let no_functions = [nevertwice::postgres::Warning::NoFunctions];
+    let cases = [
+        ("SELECT 1", true),
+        ("REVOKE EXECUTE ON FUNCTION nevertwice_purge_v1 FROM PUBLIC", false),
+        ("GRANT EXECUTE ON FUNCTION nevertwice_purge_v1 TO PUBLIC", true),
+        ("REVOKE EXECUTE ON FUNCTION nevertwice_swap_one_v1 FROM PUBLIC", false),
+        ("GRANT EXECUTE ON FUNCTION nevertwice_swap_one_v1 TO PUBLIC", true),
+        (
+            "DROP FUNCTION nevertwice_swap_v1; \
+             CREATE FUNCTION nevertwice_swap_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+            false,
+        ),
+    ];
+    for (number, (sql, has_functions)) in cases.into_iter().enumerate() {
+        server.sql(sql);
+        block_on_tokio(async {
+            let store = PostgresStore::connect(&server.url_as("app", "", "postgres")).await.unwrap();
+            assert_eq!(store.warnings().is_empty(), has_functions, "{sql}");
+            assert!(has_functions || store.warnings() == no_functions);
+            let engine = Engine::builder(store.clone()).build().unwrap();
+            let lease = acquire(&engine, &request(&format!("{number}"))).await;
+            lease.complete("done").await.unwrap();
+            store.purge(10).await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn another_isolation_level_is_refused() {
     let server = Server::start(&["fsync=off", "default_transaction_isolation=serializable"]);
     let refused = unusable(block_on_tokio(PostgresStore::connect(&server.url())));
