@@ -86,8 +86,8 @@ impl Listener for PostgresListener {
 }
 
 impl PostgresListener {
-    /// No step takes longer than to connect, inspect, get an answer, have another connection notify,
-    /// and wait for the next tick.
+    /// No step takes longer than to connect, inspect, get an answer, have another connection
+    /// notify, and wait for the next tick.
     pub(super) fn new(inner: Weak<Inner>, connect: Duration, answer: Duration) -> PostgresListener {
         let heartbeat_limit = connect
             .saturating_add(answer.saturating_mul(2))
