@@ -89,7 +89,7 @@ use crate::store_id::StoreId;
 /// # Server requirements
 ///
 /// * A primary. A standby and a server that is read-only are refused.
-/// * Transactions are READ COMMITTED: the store sets that for its own connections.
+/// * Transactions of its role are READ COMMITTED by default.
 /// * Durability as the application needs: see [`durability`](Store::durability). `fsync`,
 ///   `full_page_writes` and `synchronous_commit` on are [`Durability::Power`]. Without the first or
 ///   the second it is [`Durability::Process`]. With `synchronous_commit` off, or an unlogged table,

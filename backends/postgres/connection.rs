@@ -283,7 +283,7 @@ impl Connections {
         &self,
         notifications: Option<UnboundedSender<Notification>>,
     ) -> Result<(Connection, ServerReport), StoreError> {
-        let Settings { config, tls, names, connect_timeout, answer_timeout, .. } = &self.settings;
+        let Settings { config, tls, names, connect_timeout, answer_timeout, replicas, .. } = &self.settings;
         let opened = SystemClock.monotonic();
         // The time limit of the client is for each address.
         let connected = timeout(*connect_timeout, config.connect(tls.clone())).await;
@@ -309,10 +309,12 @@ impl Connections {
             }
         });
         let inspection = async {
-            let mut report = ServerReport::ask(&client, names).await?;
-            if !report.reads_committed {
-                client.batch_execute(READ_COMMITTED).await?;
-                report.reads_committed = true;
+            let report = ServerReport::ask(&client, names).await?;
+            if *replicas > 0 && report.hides_warnings {
+                return Err(Failure::Refused(unusable(
+                    "it hides the warning that a wait for standbys was cancelled: set client_min_messages to \
+                     'warning' or lower",
+                )));
             }
             Ok(report)
         };
@@ -330,9 +332,9 @@ impl Connections {
     /// The durability that the store reports for this server.
     fn level(&self, report: &ServerReport) -> Durability {
         match self.settings.replicas {
-            0 => report.durability,
-            _ if report.durability == Durability::Memory => Durability::Memory,
-            wanted if report.replicas >= wanted => Durability::Replicated(wanted),
+            wanted if wanted > 0 && report.replicas >= wanted && report.durability == Durability::Power => {
+                Durability::Replicated(wanted)
+            }
             _ => report.durability,
         }
     }
@@ -341,8 +343,6 @@ impl Connections {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-const READ_COMMITTED: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// The reason why a call failed.
 #[derive(Debug)]

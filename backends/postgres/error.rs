@@ -46,6 +46,12 @@ pub(super) fn is_locked(error: &Error) -> bool {
     error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
+/// True if the server refuses the data of a row, which may be another one's fault: a damaged stamp
+/// overflows, or breaks a constraint (SQLSTATE 22xxx, 23xxx).
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.code().is_some_and(|code| ["22", "23"].iter().any(|class| code.code().starts_with(class)))
+}
+
 /// True if the server has no room for what was to be written: nothing was.
 pub(super) fn is_full(error: &Error) -> bool {
     let code = error.code();
@@ -102,12 +108,17 @@ pub(super) fn sql_error(code: &str) -> StoreError {
             "its tables or functions are missing or are not those of a store ({code}): run the SQL of \
              nevertwice::postgres::schema, or let the store create them"
         )),
-        WRONG_ISOLATION => unusable(
-            "its transactions are not READ COMMITTED: set default_transaction_isolation to 'read committed' for this \
-             role and database",
-        ),
+        WRONG_ISOLATION => wrong_isolation(),
         other => unavailable(format!("it answered SQLSTATE {other}")),
     }
+}
+
+/// The error for another default isolation level. Setting one in a session would change it for
+/// other clients of a pooler.
+pub(super) fn wrong_isolation() -> StoreError {
+    unusable(
+        "its transactions are not READ COMMITTED: ALTER ROLE .. SET default_transaction_isolation TO 'read committed'",
+    )
 }
 
 /// Translates an error that is not the server's.

@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
 use super::BACKEND;
-use super::error::{unavailable, unusable};
+use super::error::{unavailable, unusable, wrong_isolation};
 use super::schema::{Names, SCHEMA_VERSION};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -15,14 +15,23 @@ const OLDEST: i32 = 130_000;
 /// The columns of the table, and their types.
 const COLUMNS: &str = "due integer,evidence boolean,id bytea,keep bigint,record bytea,stamp bigint";
 
+/// The functions, with the types of their parameters.
+const FUNCTIONS: [&str; 3] = [
+    "\"nevertwice_swap_v1\"(bytea[],bigint[],bigint[],boolean[],bytea[],text,boolean)",
+    "\"nevertwice_swap_one_v1\"(bytea,bigint,bigint,boolean,bytea)",
+    "\"nevertwice_purge_v1\"(integer)",
+];
+
 const SERVER: &str = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery(), \
      current_setting('transaction_read_only') = 'on', current_setting('default_transaction_isolation'), \
      current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
      current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), \
-     concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port())";
+     concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port()), \
+     current_setting('client_min_messages')";
 const TABLES: &str = "SELECT to_regclass($1)::oid::bigint, to_regclass($2)::oid::bigint, \
      to_regclass($3)::oid::bigint, \
-     coalesce((SELECT has_function_privilege(p.oid, 'EXECUTE') FROM pg_proc p WHERE p.oid = to_regproc($4)), false), \
+     (SELECT bool_and(coalesce(has_function_privilege(to_regprocedure(f)::oid, 'EXECUTE'), false)) \
+     FROM unnest(ARRAY[$4, $5, $6]) AS f), \
      (SELECT c.relpersistence::text FROM pg_class c WHERE c.oid = to_regclass($1)), \
      (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, NULL), ',' ORDER BY a.attname COLLATE \"C\") \
      FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped), \
@@ -38,8 +47,8 @@ pub(super) struct ServerReport {
     /// The start of the server and its address: another one is another server, or the same after a
     /// restart.
     pub(super) incarnation: String,
-    /// False if default transactions of this role are not READ COMMITTED.
-    pub(super) reads_committed: bool,
+    /// True if warnings do not arrive, among them that of a cancelled wait for standbys.
+    pub(super) hides_warnings: bool,
     pub(super) tables: Option<Tables>,
 }
 
@@ -87,13 +96,15 @@ impl ServerReport {
         if row.try_get(2)? {
             return Err(unavailable(READ_ONLY).into());
         }
-        let isolation: String = row.try_get(3)?;
+        if row.try_get::<_, &str>(3)? != "read committed" {
+            return Err(wrong_isolation().into());
+        }
         let replicas = standbys(row.try_get(7)?);
         let mut report = ServerReport {
             durability: durability(row.try_get(4)?, row.try_get(5)?, row.try_get(6)?),
             replicas: if is_synchronous(row.try_get(6)?) { replicas } else { 0 },
             incarnation: row.try_get(8)?,
-            reads_committed: isolation == "read committed",
+            hides_warnings: ["error", "fatal", "panic"].contains(&row.try_get(9)?),
             tables: None,
         };
         report.tables = report.ask_tables(client, names).await?;
@@ -101,9 +112,10 @@ impl ServerReport {
     }
 
     async fn ask_tables(&mut self, client: &Client, names: &Names) -> Result<Option<Tables>, Failure> {
-        let [table, meta, mark, swap] = ["", "_meta", "_mark", "_swap_v1"]
-            .map(|suffix| names.qualify(&format!("\"nevertwice{suffix}\"")));
-        let parameters = [&table, &meta, &mark, &swap].map(|name| {
+        let [table, meta, mark] =
+            ["", "_meta", "_mark"].map(|suffix| names.qualify(&format!("\"nevertwice{suffix}\"")));
+        let [swap, swap_one, purge] = FUNCTIONS.map(|function| names.qualify(function));
+        let parameters = [&table, &meta, &mark, &swap, &swap_one, &purge].map(|name| {
             let name: &(dyn tokio_postgres::types::ToSql + Sync) = name;
             (name, Type::TEXT)
         });
@@ -179,9 +191,9 @@ fn durability(fsync: bool, full_page_writes: bool, synchronous_commit: &str) -> 
     }
 }
 
-/// Returns true if a commit with this setting waits for standbys.
+/// Returns true if a commit with this setting waits until standbys have it on their disks.
 fn is_synchronous(synchronous_commit: &str) -> bool {
-    ["on", "remote_apply", "remote_write"].contains(&synchronous_commit)
+    ["on", "remote_apply"].contains(&synchronous_commit)
 }
 
 /// Returns the number of standbys that a commit waits for by `synchronous_standby_names`:

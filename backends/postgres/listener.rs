@@ -14,9 +14,10 @@ use tokio_postgres::Notification;
 use tokio_postgres::types::Type;
 
 use super::Inner;
-use super::connection::Connection;
-use super::notifier::{channel, decode, prefix};
+use super::connection::{Connection, Lane};
+use super::notifier::{NOTIFY, channel, decode, prefix};
 use crate::backends::shared::waiters::{Listener, ListenerHandle, Superseded};
+use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::key::RecordId;
 
@@ -85,10 +86,13 @@ impl Listener for PostgresListener {
 }
 
 impl PostgresListener {
-    /// No step takes longer than to connect, inspect, get an answer, and wait for the next tick.
+    /// No step takes longer than to connect, inspect, get an answer, have another connection
+    /// notify, and wait for the next tick.
     pub(super) fn new(inner: Weak<Inner>, connect: Duration, answer: Duration) -> PostgresListener {
-        let heartbeat_limit =
-            connect.saturating_add(answer.saturating_mul(2)).saturating_add(TICK * 2 + PROBE);
+        let heartbeat_limit = connect
+            .saturating_add(answer.saturating_mul(2))
+            .saturating_mul(2)
+            .saturating_add(TICK * 2 + PROBE);
         PostgresListener { inner, heartbeat_limit }
     }
 }
@@ -121,12 +125,13 @@ async fn poll(inner: &Arc<Inner>, handle: &ListenerHandle, during: Duration) -> 
     Ok(())
 }
 
-/// Listens until the connection is lost.
+/// Listens until the connection is lost, or was used for as long as any is.
 async fn listen(
     inner: &Arc<Inner>,
     handle: &ListenerHandle,
     was_live: &mut bool,
 ) -> Result<Infallible, Stop> {
+    let until = SystemClock.monotonic().saturating_add(inner.connections.settings.recheck_every.max(TICK));
     let opened = inner.connections.open_listener().await;
     let (connection, mut messages) = opened.map_err(|_| LOST)?;
     subscribe(inner, &connection, &mut messages).await?;
@@ -152,6 +157,7 @@ async fn listen(
                 }
             }
             Event::Wake => {}
+            Event::Tick if SystemClock.monotonic() >= until => return Err(LOST),
             Event::Tick => {
                 let ids = handle.ids()?;
                 read(inner, handle, &connection, &ids).await?;
@@ -164,24 +170,37 @@ async fn listen(
     }
 }
 
-/// Subscribes to the store's notifications, and makes sure by a first one that they arrive.
+/// Subscribes to the store's notifications, and makes sure by one of another connection that they
+/// arrive while this one does nothing: a pooler passes on those that come during a statement.
 async fn subscribe(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     connection: &Connection,
     messages: &mut UnboundedReceiver<Notification>,
 ) -> Result<(), Stop> {
     let channel = channel(&inner.identity);
-    let sql = format!("LISTEN {channel}; NOTIFY {channel}");
+    let sql = format!("LISTEN {channel}");
     let sent =
         timeout(inner.connections.settings.answer_timeout, connection.client.batch_execute(&sql)).await;
     if !matches!(sent, Ok(Ok(()))) {
         return Err(LOST);
     }
-    match timeout(PROBE, messages.recv()).await {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(LOST),
-        Err(_) => Err(Stop::Lost { is_mute: true }),
-    }
+    // The text names no id.
+    let text = format!("probe {} {}", std::process::id(), SystemClock.monotonic().as_nanos());
+    let probe = vec![text.clone()];
+    let sent = inner.connections.run(Lane::Write, async move |connection: Arc<Connection>| {
+        connection.client.query_typed(NOTIFY, &[(&channel, Type::TEXT), (&probe, Type::TEXT_ARRAY)]).await
+    });
+    sent.await.map_err(|_| LOST)?;
+    let arrives = async {
+        loop {
+            match messages.recv().await {
+                Some(message) if message.payload() == text => return Ok(()),
+                Some(_) => {}
+                None => return Err(LOST),
+            }
+        }
+    };
+    timeout(PROBE, arrives).await.unwrap_or(Err(Stop::Lost { is_mute: true }))
 }
 
 async fn read(

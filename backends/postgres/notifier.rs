@@ -21,7 +21,7 @@ const IDS: usize = 480;
 /// The ids that are kept until they are announced. Waiters find more by themselves.
 const MOST: usize = 65_536;
 /// Notifications are lost with the server anyway, so their commit need not wait for its disk.
-const NOTIFY: &str = "SELECT pg_notify($1, text), set_config('synchronous_commit', 'off', true) \
+pub(super) const NOTIFY: &str = "SELECT pg_notify($1, text), set_config('synchronous_commit', 'off', true) \
      FROM unnest($2::text[]) AS text";
 
 /// Collects changed ids and announces them from a task that runs while there are any. An

@@ -19,6 +19,7 @@ const STEP: usize = 500;
 #[derive(Debug)]
 pub(super) struct Purges {
     function: String,
+    lock: String,
     due: String,
     mark: String,
     remove: String,
@@ -31,20 +32,25 @@ type Counts = [i64; 3];
 impl Purges {
     pub(super) fn new(names: &Names) -> Purges {
         const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-        let at = "least((t.stamp + t.keep) / 67108864 + 1, 2147483647)";
+        // A damaged row overflows nothing.
+        let end = "least(t.stamp, 1::bigint << 61) + least(t.keep, 1::bigint << 61)";
+        let at = format!("least(({end}) / 67108864 + 1, 2147483647)");
         Purges {
             function: names.qualify("SELECT * FROM \"nevertwice_purge_v1\"($1)"),
             due: names.qualify(&format!(
-                "SELECT t.id, t.stamp, t.keep < 2305843009213693951 AND t.stamp + t.keep <= {NOW}, t.record <> '', \
+                "SELECT t.id, t.stamp, t.keep < 2305843009213693951 AND {end} <= {NOW}, t.record <> '', \
                  t.evidence FROM \"nevertwice\" AS t WHERE t.due <= {NOW} / 67108864 ORDER BY t.due LIMIT $1 \
                  FOR UPDATE SKIP LOCKED"
             )),
+            lock: names.qualify(
+                "SELECT pg_try_advisory_xact_lock(1853187702, '\"nevertwice\"'::regclass::oid::integer)",
+            ),
             mark: names.qualify(
-                "SELECT setval('\"nevertwice_mark\"', $1) FROM \"nevertwice_mark\", \
-                 pg_advisory_xact_lock(1853187702, '\"nevertwice\"'::regclass::oid::integer) WHERE last_value < $1",
+                "SELECT setval('\"nevertwice_mark\"', $1) FROM \"nevertwice_mark\" WHERE last_value < $1",
             ),
             remove: names.qualify("DELETE FROM \"nevertwice\" WHERE id = ANY ($1)"),
-            postpone: names.qualify(&format!("UPDATE \"nevertwice\" AS t SET due = {at} WHERE t.id = ANY ($1)")),
+            postpone: names
+                .qualify(&format!("UPDATE \"nevertwice\" AS t SET due = {at} WHERE t.id = ANY ($1)")),
         }
     }
 
@@ -56,7 +62,8 @@ impl Purges {
         }
         client
             .batch_execute(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; SET LOCAL jit = off",
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '1s'; \
+                 SET LOCAL enable_seqscan = off; SET LOCAL jit = off",
             )
             .await?;
         let counts = self.step_in_transaction(connection, step).await;
@@ -66,6 +73,11 @@ impl Purges {
 
     async fn step_in_transaction(&self, connection: &Connection, step: i32) -> Result<Counts, Error> {
         let client = &connection.client;
+        // One purge at a time, so that none lowers the mark. In a statement of its own, since the
+        // one that raises the mark has to read it under the lock.
+        if !client.query_typed_one(&self.lock, &[]).await?.try_get(0)? {
+            return Ok([0; 3]);
+        }
         let rows = client.query_typed(&self.due, &[(&i64::from(step), Type::INT8)]).await?;
         let (mut gone, mut later, mut last) = (Vec::new(), Vec::new(), 0_i64);
         let mut counts = [rows.len() as i64, 0, 0];
@@ -99,6 +111,7 @@ fn flags(row: &Row) -> Result<[bool; 3], Error> {
 
 impl Inner {
     /// Removes expired rows, a step in each transaction, so that no other call waits for long.
+    /// Leaves them to another purge of the store while one is at work.
     pub(super) async fn purge(self: &Arc<Self>, limit: usize) -> Result<Purge, StoreError> {
         let mut purge = Purge::default();
         loop {
@@ -109,7 +122,7 @@ impl Inner {
             }
             let inner = Arc::clone(self);
             let work = async move |connection: Arc<Connection>| inner.purges.step(&connection, step).await;
-            let [examined, removed, unsettled] = self.connections.run(Lane::Read, work).await?;
+            let [examined, removed, unsettled] = self.connections.run(Lane::Write, work).await?;
             purge.removed += removed.unsigned_abs();
             purge.unsettled += unsettled.unsigned_abs();
             if examined < i64::from(step) {

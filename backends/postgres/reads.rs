@@ -38,9 +38,9 @@ impl Reads {
                 "SELECT {NOW}, id, stamp, CASE WHEN evidence OR NOT $3 THEN record ELSE '' END \
                  FROM \"nevertwice\" WHERE id > $1 ORDER BY id LIMIT $2"
             )),
-            // A stamp that is damaged may be far ahead; it cannot be raised for ever.
+            // A stamp that is damaged may be far ahead; it must not stay there.
             discard: names.qualify(&format!(
-                "UPDATE \"nevertwice\" AS t SET stamp = greatest({NOW}, least(t.stamp, 1::bigint << 61) + 1), keep = 0, \
+                "UPDATE \"nevertwice\" AS t SET stamp = greatest({NOW}, least(t.stamp, 1::bigint << 59) + 1), keep = 0, \
                  evidence = false, due = {NOW} / 67108864 + 1, record = '' WHERE t.id = $1 AND t.record <> ''"
             )),
         }
@@ -95,8 +95,9 @@ impl Inner {
             if rows.len() == limit {
                 page.next = Some(Cursor(id.to_vec()));
             }
-            let id = id_of(id)?;
-            page.now = page.now.max(super::row::stamp(&id, now)?);
+            page.now = page.now.max(super::row::stamp(&RecordId::from_bytes([0; 32]), now)?);
+            // Rows of others: no call reaches them.
+            let Ok(id) = id_of(id) else { continue };
             match listed(&id, get(row, 2)?, get(row, 3)?) {
                 Ok(Some(record)) => {
                     page.now = page.now.max(record.stamp);

@@ -36,10 +36,18 @@ impl RowValue {
     }
 }
 
+/// The greatest stamp that is believed, in the far future: a greater one is damage.
+const LAST: u64 = 1 << 60;
+
+/// Writes the stamp that a swap expects. No row has a negative one.
+pub(super) fn expected(stamp: Stamp) -> i64 {
+    if stamp.0 <= LAST { stamp.0 as i64 } else { -1 } // 60 bits
+}
+
 /// Reads a stamp or a time.
 pub(super) fn stamp(id: &RecordId, value: i64) -> Result<Stamp, StoreError> {
-    let damaged = |_| corrupt(id, DecodeError::Damaged { what: "a negative stamp" });
-    u64::try_from(value).map(Stamp).map_err(damaged)
+    let believed = u64::try_from(value).ok().filter(|&value| value <= LAST);
+    believed.map(Stamp).ok_or_else(|| corrupt(id, DecodeError::Damaged { what: "an impossible stamp" }))
 }
 
 /// Reads the row under `id`: its stamp, and its record, which is empty if it was removed.

@@ -6,11 +6,11 @@
 -- update, which the free space on each page is for. An empty record is a removed one: its stamp
 -- stays until it is purged.
 CREATE TABLE "nevertwice" (
-  stamp bigint NOT NULL,
-  keep bigint NOT NULL,
+  stamp bigint NOT NULL CHECK (stamp BETWEEN 0 AND 1::bigint << 61),
+  keep bigint NOT NULL CHECK (keep BETWEEN 0 AND 1::bigint << 61),
   due integer NOT NULL,
   evidence boolean NOT NULL,
-  id bytea PRIMARY KEY,
+  id bytea PRIMARY KEY CHECK (octet_length(id) = 32),
   record bytea NOT NULL
 ) WITH (fillfactor = 35, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX ON "nevertwice" (due);
@@ -70,6 +70,11 @@ BEGIN
     -- A statement of its own, since it has to see what the one before ran into.
     SELECT t.stamp, t.record INTO at, present FROM "nevertwice" AS t WHERE t.id = key;
     now := greatest(now, at);
+    -- A damaged stamp, which the store reports.
+    IF at > 1::bigint << 60 THEN
+      done := false;
+      RETURN;
+    END IF;
     IF present <> '' THEN
       IF at IS DISTINCT FROM expected THEN
         done := false;
@@ -142,7 +147,16 @@ DECLARE
   later bytea[];
   last bigint;
 BEGIN
-  PERFORM set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
+  END IF;
+  PERFORM set_config('lock_timeout', '1s', true), set_config('enable_seqscan', 'off', true),
+    set_config('jit', 'off', true);
+  -- One at a time, so that none lowers the mark.
+  IF NOT pg_try_advisory_xact_lock(1853187702, '"nevertwice"'::regclass::oid::integer) THEN
+    examined := 0; removed := 0; unsettled := 0;
+    RETURN;
+  END IF;
   SELECT count(*), max(d.stamp) FILTER (WHERE d.is_over), array_agg(d.id) FILTER (WHERE d.is_over),
     array_agg(d.id) FILTER (WHERE NOT d.is_over),
     count(*) FILTER (WHERE d.is_over AND d.is_record),
@@ -150,17 +164,18 @@ BEGIN
   INTO examined, last, gone, later, removed, unsettled
   FROM (
     SELECT t.id, t.stamp, t.evidence, t.record <> '' AS is_record,
-      t.keep < 2305843009213693951 AND t.stamp + t.keep <= moment AS is_over
+      t.keep < 2305843009213693951
+        AND least(t.stamp, 1::bigint << 61) + least(t.keep, 1::bigint << 61) <= moment AS is_over
     FROM "nevertwice" AS t WHERE t.due <= moment / 67108864 ORDER BY t.due LIMIT step FOR UPDATE SKIP LOCKED
   ) AS d;
   IF gone IS NOT NULL THEN
-    -- One at a time, so that none lowers it.
-    PERFORM pg_advisory_xact_lock(1853187702, '"nevertwice"'::regclass::oid::integer);
     PERFORM setval('"nevertwice_mark"', last) FROM "nevertwice_mark" WHERE last_value < last;
     DELETE FROM "nevertwice" AS t WHERE t.id = ANY (gone);
   END IF;
   IF later IS NOT NULL THEN
-    UPDATE "nevertwice" AS t SET due = least((t.stamp + t.keep) / 67108864 + 1, 2147483647) WHERE t.id = ANY (later);
+    UPDATE "nevertwice" AS t SET due = least(
+      (least(t.stamp, 1::bigint << 61) + least(t.keep, 1::bigint << 61)) / 67108864 + 1, 2147483647
+    ) WHERE t.id = ANY (later);
   END IF;
 END
 $$;

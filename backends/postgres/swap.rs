@@ -11,7 +11,7 @@ use tokio_postgres::{Error, Row};
 
 use super::Inner;
 use super::connection::{CallError, Connection, Lane};
-use super::error::{is_full, is_locked, is_repeatable, malformed, store_error, unavailable};
+use super::error::{is_full, is_locked, is_refused, is_repeatable, malformed, store_error, unavailable};
 use super::row::{RowValue, Statements, record, snapshot, stamp};
 use super::schema::Names;
 use crate::backends::shared::batcher::Batcher;
@@ -57,9 +57,9 @@ impl Item {
         self.value.record.as_ref().map_or(0, Vec::len)
     }
 
-    /// The expected stamp as a column. No row has a negative one.
+    /// The expected stamp as a column.
     fn expected(&self) -> Option<i64> {
-        self.expected.map(|stamp| i64::try_from(stamp.0).unwrap_or(-1))
+        self.expected.map(super::row::expected)
     }
 
     /// The same swap, but one that writes nothing and shows the record.
@@ -222,6 +222,11 @@ impl Inner {
                 Err(CallError::Client(error)) if is_locked(&error) && !careful => careful = true,
                 // Only single statements end like this: they have no careful form.
                 Err(CallError::Client(error)) if is_locked(&error) && items.len() > 1 => {
+                    self.was_locked();
+                    return self.deliver_singly(items).await;
+                }
+                // One row's fault is not the others'.
+                Err(CallError::Client(error)) if is_refused(&error) && items.len() > 1 => {
                     return self.deliver_singly(items).await;
                 }
                 Err(CallError::Client(error)) if is_locked(&error) => return vec![Ok(None)],
@@ -243,7 +248,6 @@ impl Inner {
 
     /// Does the swaps in a transaction each.
     async fn deliver_singly(self: &Arc<Self>, items: &[Item]) -> Vec<Answer> {
-        self.was_locked();
         let mut answers = Vec::with_capacity(items.len());
         for item in items {
             answers.push(match self.transact(&Arc::new(vec![item.clone()]), true).await {

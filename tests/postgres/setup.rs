@@ -153,26 +153,66 @@ fn stores_that_connect_at_once_create_one_set_of_tables() {
 }
 
 #[test]
-fn another_isolation_level_is_replaced_by_read_committed() {
-    let server = Server::start(&["fsync=off", "default_transaction_isolation=serializable"]);
-    block_on_tokio(async {
-        let engine = engine(&server).await;
-        let begins = (0..50).map(|_| {
-            let engine = engine.clone();
-            tokio::spawn(async move {
-                matches!(engine.begin(&request("k")).await.unwrap(), nevertwice::Begin::Acquired(_))
-            })
+fn functions_of_others_and_those_that_may_not_be_called_are_not_used() {
+    let server = Server::start(&["fsync=off"]);
+    drop(block_on_tokio(connect(&server)));
+    server.sql(
+        "CREATE ROLE app LOGIN; GRANT SELECT ON nevertwice_meta TO app; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON nevertwice TO app; GRANT SELECT, UPDATE ON nevertwice_mark TO app",
+    );
+    let no_functions = [nevertwice::postgres::Warning::NoFunctions];
+    let cases = [
+        ("SELECT 1", true),
+        ("REVOKE EXECUTE ON FUNCTION nevertwice_purge_v1 FROM PUBLIC", false),
+        ("GRANT EXECUTE ON FUNCTION nevertwice_purge_v1 TO PUBLIC", true),
+        ("REVOKE EXECUTE ON FUNCTION nevertwice_swap_one_v1 FROM PUBLIC", false),
+        ("GRANT EXECUTE ON FUNCTION nevertwice_swap_one_v1 TO PUBLIC", true),
+        (
+            "DROP FUNCTION nevertwice_swap_v1; \
+             CREATE FUNCTION nevertwice_swap_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
+            false,
+        ),
+    ];
+    for (number, (sql, has_functions)) in cases.into_iter().enumerate() {
+        server.sql(sql);
+        block_on_tokio(async {
+            let store = PostgresStore::connect(&server.url_as("app", "", "postgres")).await.unwrap();
+            assert_eq!(store.warnings().is_empty(), has_functions, "{sql}");
+            assert!(has_functions || store.warnings() == no_functions);
+            let engine = Engine::builder(store.clone()).build().unwrap();
+            let lease = acquire(&engine, &request(&format!("{number}"))).await;
+            lease.complete("done").await.unwrap();
+            store.purge(10).await.unwrap();
         });
-        let mut grants = 0;
-        for begin in begins.collect::<Vec<_>>() {
-            grants += usize::from(begin.await.unwrap());
-        }
-        assert_eq!(grants, 1);
-    });
+    }
+}
+
+#[test]
+fn another_isolation_level_is_refused() {
+    let server = Server::start(&["fsync=off", "default_transaction_isolation=serializable"]);
+    let refused = unusable(block_on_tokio(PostgresStore::connect(&server.url())));
+    assert!(refused.contains("ALTER ROLE") && refused.contains("default_transaction_isolation"), "{refused}");
+    assert_eq!(contents(&server), "");
+    server.sql("ALTER ROLE postgres SET default_transaction_isolation TO 'read committed'");
+    drop(block_on_tokio(engine(&server)));
     // The functions refuse it by themselves.
-    let refused =
-        server.try_sql("SELECT * FROM nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)");
-    assert!(refused.unwrap_err().contains("READ COMMITTED"));
+    for call in
+        ["nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)", "nevertwice_purge_v1(1)"]
+    {
+        let refused = server.try_sql(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT * FROM {call}"));
+        assert!(refused.unwrap_err().contains("READ COMMITTED"), "{call}");
+    }
+}
+
+#[test]
+fn s9_a_role_that_hides_warnings_is_refused_where_standbys_are_waited_for() {
+    let server = Server::start(&["fsync=off"]);
+    server.sql("ALTER ROLE postgres SET client_min_messages = error");
+    block_on_tokio(async {
+        let refused = unusable(PostgresStore::builder(&server.url()).replicas(1).connect().await);
+        assert!(refused.contains("client_min_messages"), "{refused}");
+        drop(connect(&server).await);
+    });
 }
 
 #[test]

@@ -154,6 +154,27 @@ fn l1_a_standby_that_is_gone_ends_calls_in_time_and_few_sessions_wait() {
 }
 
 #[test]
+fn s9_replicas_count_only_if_each_copy_is_on_disk() {
+    let mut server = Server::start(&["fsync=off"]);
+    drop(block_on_tokio(connect(&server)));
+    let cases = [
+        ("fsync=off", Some(Durability::Process)),
+        ("full_page_writes=off", Some(Durability::Process)),
+        ("synchronous_commit=remote_write", None),
+        ("synchronous_commit=remote_apply", Some(Durability::Replicated(1))),
+    ];
+    for (setting, level) in cases {
+        server.stop();
+        server.restart_with(&[SYNCHRONOUS, setting], &[]);
+        let connected = block_on_tokio(PostgresStore::builder(&server.url()).replicas(1).connect());
+        match level {
+            Some(level) => assert_eq!(connected.unwrap().durability(), level, "{setting}"),
+            None => assert!(unusable(connected).contains("synchronous_commit"), "{setting}"),
+        }
+    }
+}
+
+#[test]
 fn s9_a_cancelled_wait_for_a_standby_is_no_acknowledgement() {
     let primary = Server::start(&["fsync=off"]);
     drop(block_on_tokio(connect(&primary)));
