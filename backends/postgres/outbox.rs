@@ -53,7 +53,8 @@ const SUSPECTED: i16 = 2;
 ///
 /// [`push_in`](PostgresOutbox::push_in) works at every isolation level. With a key it takes an
 /// advisory lock until the end of the transaction, so that the events of a key are numbered in the
-/// order of the commits. Push as late in the transaction as you can, and to several keys always in
+/// order of the commits. There are 1024 of these locks for an outbox, so a push may wait for one to
+/// another key. Push as late in the transaction as you can, and to several keys always in
 /// the same order: otherwise PostgreSQL may find a deadlock
 /// ([`Error::RepeatTransaction`](crate::Error::RepeatTransaction)).
 ///
@@ -188,14 +189,25 @@ impl PostgresOutbox {
     }
 }
 
-/// Returns the number of the advisory lock for a key.
+/// The number of advisory locks of an outbox: a transaction that pushes to very many keys takes no
+/// more, since the server's table of locks is small.
+const TURNS: u16 = 1024;
+
+/// Returns the number of the advisory lock for a key, one of [`TURNS`] of the outbox.
 fn turn(names: &Names, topic: &str, key: &str) -> i64 {
     let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 outbox turn v1");
-    for part in [&names.schema, &names.table, topic, key] {
+    let mut part = |part: &str| {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
+        hasher.finalize()
+    };
+    part(&names.schema);
+    let outbox = part(&names.table);
+    part(topic);
+    let key = part(key);
+    let slot = u16::from_le_bytes([key.as_bytes()[0], key.as_bytes()[1]]) % TURNS;
     let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    bytes[..2].copy_from_slice(&slot.to_le_bytes());
+    bytes[2..].copy_from_slice(&outbox.as_bytes()[..6]);
     i64::from_le_bytes(bytes)
 }
 
@@ -483,4 +495,21 @@ fn read(row: &Row) -> Result<Claimed, StoreError> {
 /// overflow.
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_of_an_outbox_are_few_and_those_of_another_are_others() -> Result<(), StoreError> {
+        let names = [Names::new("public", "one")?, Names::new("public", "other")?];
+        let turns = |names: &Names| -> std::collections::BTreeSet<i64> {
+            (0..20_000).map(|key| turn(names, "orders", &key.to_string())).collect()
+        };
+        let [one, other] = [turns(&names[0]), turns(&names[1])];
+        assert_eq!((one.len(), other.len()), (1024, 1024));
+        assert!(one.is_disjoint(&other));
+        Ok(())
+    }
 }

@@ -60,8 +60,8 @@ impl OwnStatements {
         OwnStatements { statements: Statements::new(names), load }
     }
 
-    /// Loads, decides and writes, until no other transaction interferes. `wait` bounds the waits for
-    /// rows that other transactions hold, together.
+    /// Loads, decides and writes, until no other transaction interferes. `wait` bounds the waits
+    /// for rows that other transactions hold, together.
     ///
     /// A begin that ends its wait is answered as being in progress, and the transaction can go on.
     pub(super) async fn execute<S: Session + ?Sized>(
