@@ -25,9 +25,10 @@
 //!   transaction that commits late is delivered late, and not never.
 //! * **A claim is a lease.** A closure that takes longer than [`Relay::timeout`] is dropped and its
 //!   event retried. The claims of a process that died are taken over half that time later.
-//! * **A poison event is put aside** after [`Relay::max_attempts`], crashes of the relay included.
-//!   It is a [`DeadLetter`] from then on, and keeps no other key from being delivered. Later events
-//!   of its own key follow, unless [`Relay::hold_keys`] says otherwise.
+//! * **A poison event is put aside** after [`Relay::max_attempts`]. It is a [`DeadLetter`] from
+//!   then on, and keeps no other key from being delivered. Later events of its own key follow,
+//!   unless [`Relay::hold_keys`] says otherwise. One that kills its relay is too: events that a
+//!   crash left behind are delivered one at a time, and a crash counts only then.
 //!
 //! A delivered event's row is removed. Dead letters stay until they are revived, discarded or
 //! [purged](Outbox::purge).
@@ -105,7 +106,7 @@ pub trait Outbox: sealed::Queue {
 
 /// The part of an outbox that only the relay calls.
 pub(crate) mod sealed {
-    use super::{Claim, Claims, Duration, Settlement, StoreError, async_trait, fmt};
+    use super::{Claim, Claims, Duration, Isolation, Settlement, StoreError, async_trait, fmt};
     use crate::clock::Clock;
 
     /// The queue behind a relay. The rules are the relay's; a backend claims and settles rows.
@@ -113,8 +114,12 @@ pub(crate) mod sealed {
     #[allow(unreachable_pub)] // a supertrait of a public trait
     pub trait Queue: fmt::Debug + Send + Sync + 'static {
         /// Claims due events of a [`Part`](super::Part): pending, and neither claimed nor waiting
-        /// for a retry. Counts an attempt of each.
+        /// for a retry. Counts no attempt: a crash hits all that were claimed with its cause.
         async fn claim(&self, claim: &Claim) -> Result<Claims, StoreError>;
+
+        /// Counts the attempt of an event that is delivered alone, and renews its claim. Returns
+        /// false if the owner does not have it any more.
+        async fn isolate(&self, alone: &Isolation) -> Result<bool, StoreError>;
 
         /// Settles events that `claim` returned to the same owner. Returns for each if it was still
         /// claimed by that owner; the others are left as they are. Repeating it does no harm.
@@ -182,6 +187,18 @@ pub struct Claimed {
     pub(crate) event: Event,
     /// The error of the last attempt, if it reported one.
     pub(crate) error: Option<String>,
+    /// True if the last claim of it was never settled: its relay died, or was too slow.
+    pub(crate) crashed: bool,
+}
+
+/// The start of a delivery beside which no other runs.
+#[derive(Debug, Clone, Copy)]
+#[allow(unreachable_pub)] // only the sealed trait names it
+pub struct Isolation {
+    pub(crate) seq: i64,
+    pub(crate) owner: crate::Owner,
+    pub(crate) attempt: u32,
+    pub(crate) lease: Duration,
 }
 
 /// The end of an attempt.
@@ -191,6 +208,10 @@ pub struct Settlement {
     pub(crate) seq: i64,
     pub(crate) owner: crate::Owner,
     pub(crate) outcome: Settled,
+    /// The number of attempts that count, with this one if it does.
+    pub(crate) attempts: u32,
+    /// True if it was sent before, without an answer.
+    pub(crate) repeated: bool,
 }
 
 /// The consequence of an attempt for its event.
@@ -205,6 +226,9 @@ pub enum Settled {
     Dead(String),
     /// It was not tried: it is due again, and its attempt does not count.
     Released,
+    /// The same for an event whose attempt before ended with a crash: it stays one to deliver
+    /// alone.
+    Suspected,
 }
 
 /// Checks an event before it is written, and draws its id.

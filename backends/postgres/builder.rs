@@ -133,18 +133,7 @@ impl PostgresStoreBuilder {
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         in_tokio()?;
         let (mut config, names) = (self.config?, self.names?);
-        if config.get_keepalives_idle() == CLIENTS_KEEPALIVE {
-            config.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE / 2).keepalives_retries(3);
-        }
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(USER_TIMEOUT);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("nevertwice");
-        }
-        if config.get_hosts().len() > 1 {
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
+        normalise(&mut config);
         let mut warnings = Vec::new();
         if is_exposed(&config) {
             warnings.push(Warning::PlainTcp);
@@ -188,6 +177,22 @@ impl PostgresStoreBuilder {
             warnings,
             process: Process::current(),
         })))
+    }
+}
+
+/// Sets what a URL left open so that a dead or demoted server is noticed.
+pub(super) fn normalise(config: &mut Config) {
+    if config.get_keepalives_idle() == CLIENTS_KEEPALIVE {
+        config.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE / 2).keepalives_retries(3);
+    }
+    if config.get_tcp_user_timeout().is_none() {
+        config.tcp_user_timeout(USER_TIMEOUT);
+    }
+    if config.get_application_name().is_none() {
+        config.application_name("nevertwice");
+    }
+    if config.get_hosts().len() > 1 {
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
 }
 

@@ -229,10 +229,7 @@ impl Connections {
     fn finish<T>(&self, connection: Arc<Connection>, answer: &Result<T, Error>) {
         let is_usable = match answer {
             Ok(_) => true,
-            // Read-only: the primary became a standby, and the name may lead to another server.
-            Err(error) => error.code().is_some_and(|code| {
-                *code != SqlState::READ_ONLY_SQL_TRANSACTION && !code.code().starts_with("57P")
-            }),
+            Err(error) => error.code().is_some() && !is_gone(error),
         };
         if is_usable {
             self.put(connection);
@@ -342,6 +339,14 @@ impl Connections {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// True if the server is stopping, or read-only: the primary became a standby, and the name may
+/// lead to another server.
+pub(super) fn is_gone(error: &Error) -> bool {
+    error
+        .code()
+        .is_some_and(|code| *code == SqlState::READ_ONLY_SQL_TRANSACTION || code.code().starts_with("57P"))
 }
 
 /// The reason why a call failed.

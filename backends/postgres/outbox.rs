@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::connection::outbox_schema;
 
-use self::connection::{OutboxConnection, Parameters};
+use self::connection::{OutboxConnection, Parameters, SESSIONS};
 use self::statements::Statements;
+use super::builder::normalise;
 use super::error::{store_error, unusable};
 use super::schema::Names;
 use super::tls;
@@ -26,11 +27,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, StoreError};
 use crate::outbox::sealed::Queue;
 use crate::outbox::{
-    self, Claim, Claimed, Claims, DeadLetter, Event, EventId, Outbox, Part, Settled, Settlement, Stats,
+    self, Claim, Claimed, Claims, DeadLetter, Event, EventId, Isolation, Outbox, Part, Settled, Settlement,
+    Stats,
 };
 
 const PENDING: i16 = 0;
 const DEAD: i16 = 1;
+const SUSPECTED: i16 = 2;
 
 /// An [outbox](crate::outbox) in the application's own PostgreSQL database.
 ///
@@ -50,7 +53,8 @@ const DEAD: i16 = 1;
 ///
 /// [`push_in`](PostgresOutbox::push_in) works at every isolation level. With a key it takes an
 /// advisory lock until the end of the transaction, so that the events of a key are numbered in the
-/// order of the commits. Push as late in the transaction as you can, and to several keys always in
+/// order of the commits. There are 1024 of these locks for an outbox, so a push may wait for one to
+/// another key. Push as late in the transaction as you can, and to several keys always in
 /// the same order: otherwise PostgreSQL may find a deadlock
 /// ([`Error::RepeatTransaction`](crate::Error::RepeatTransaction)).
 ///
@@ -185,14 +189,25 @@ impl PostgresOutbox {
     }
 }
 
-/// Returns the number of the advisory lock for a key.
+/// The number of advisory locks of an outbox: a transaction that pushes to very many keys takes no
+/// more, since the server's table of locks is small.
+const TURNS: u16 = 1024;
+
+/// Returns the number of the advisory lock for a key, one of [`TURNS`] of the outbox.
 fn turn(names: &Names, topic: &str, key: &str) -> i64 {
     let mut hasher = blake3::Hasher::new_derive_key("nevertwice 2026-11 outbox turn v1");
-    for part in [&names.schema, &names.table, topic, key] {
+    let mut part = |part: &str| {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
+        hasher.finalize()
+    };
+    part(&names.schema);
+    let outbox = part(&names.table);
+    part(topic);
+    let key = part(key);
+    let slot = u16::from_le_bytes([key.as_bytes()[0], key.as_bytes()[1]]) % TURNS;
     let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    bytes[..2].copy_from_slice(&slot.to_le_bytes());
+    bytes[2..].copy_from_slice(&outbox.as_bytes()[..6]);
     i64::from_le_bytes(bytes)
 }
 
@@ -220,7 +235,8 @@ impl PostgresOutboxBuilder {
     }
 
     /// Sets how long a statement of the relay may take. **Default 30 s.** After that its connection
-    /// is given up, and the statement repeated on another.
+    /// is given up, and the statement repeated on another. While the server answers none of them,
+    /// as when its synchronous standby is gone, it is given no more than three.
     pub fn answer_timeout(mut self, limit: Duration) -> PostgresOutboxBuilder {
         self.answer_timeout = limit;
         self
@@ -249,8 +265,10 @@ impl PostgresOutboxBuilder {
     pub async fn connect(self) -> Result<PostgresOutbox, StoreError> {
         super::in_tokio()?;
         let names = Names::new(&self.schema, &self.table)?;
+        let mut config = self.config?;
+        normalise(&mut config);
         let connection = OutboxConnection {
-            config: self.config?,
+            config,
             tls: match self.tls {
                 Some(tls) => tls,
                 None => tls::connector(None)?,
@@ -260,6 +278,7 @@ impl PostgresOutboxBuilder {
             create: self.create,
             answer_timeout: self.answer_timeout,
             client: Mutex::new(None),
+            sessions: Arc::new(Semaphore::new(SESSIONS)),
             changes: watch::Sender::new(0),
         };
         connection.rows("SELECT", &[]).await?;
@@ -307,10 +326,13 @@ impl Queue for PostgresOutbox {
         let mut walked = None;
         for row in &rows {
             if get::<Option<i64>>(row, 0)?.is_some() {
-                events.push(read(row)?);
+                let mut claimed = read(row)?;
+                claimed.event.attempt = claimed.event.attempt.saturating_add(1);
+                claimed.crashed = get(row, 8)?;
+                events.push(claimed);
             }
             if claim.part != Part::Unordered && walked.is_none() {
-                walked = Some((get::<Option<i64>>(row, 8)?, get(row, 9)?, get(row, 10)?));
+                walked = Some((get::<Option<i64>>(row, 9)?, get(row, 10)?, get(row, 11)?));
             }
         }
         events.sort_by_key(|claimed| claimed.seq);
@@ -323,6 +345,15 @@ impl Queue for PostgresOutbox {
             Some(_) | None => None,
         };
         Ok(Claims { events, next })
+    }
+
+    async fn isolate(&self, alone: &Isolation) -> Result<bool, StoreError> {
+        let connection = &self.0.connection;
+        let owner = alone.owner.as_bytes().as_slice();
+        let (attempts, lease) = (count(alone.attempt), micros(alone.lease));
+        let parameters: Parameters<'_> =
+            &[(&alone.seq, Type::INT8), (&owner, Type::BYTEA), (&attempts, Type::INT4), (&lease, Type::INT8)];
+        Ok(!connection.rows(&connection.statements.isolate, parameters).await?.is_empty())
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<bool>, StoreError> {
@@ -341,22 +372,28 @@ impl Queue for PostgresOutbox {
             let (seqs, owners) = keys(&others);
             let states: Vec<i16> = others
                 .iter()
-                .map(|settlement| if matches!(settlement.outcome, Settled::Dead(_)) { DEAD } else { PENDING })
+                .map(|settlement| match settlement.outcome {
+                    Settled::Dead(_) => DEAD,
+                    Settled::Suspected => SUSPECTED,
+                    Settled::Delivered | Settled::Retry(..) | Settled::Released => PENDING,
+                })
                 .collect();
             let (pauses, errors): (Vec<Option<i64>>, Vec<Option<&str>>) = others
                 .iter()
                 .map(|settlement| match &settlement.outcome {
                     Settled::Retry(pause, error) => (Some(micros(*pause)), Some(error.as_str())),
                     Settled::Dead(error) => (Some(0), Some(error.as_str())),
-                    Settled::Delivered | Settled::Released => (None, None),
+                    Settled::Delivered | Settled::Released | Settled::Suspected => (None, None),
                 })
                 .unzip();
+            let attempts: Vec<i32> = others.iter().map(|settlement| count(settlement.attempts)).collect();
             let parameters: Parameters<'_> = &[
                 (&seqs, Type::INT8_ARRAY),
                 (&owners, Type::BYTEA_ARRAY),
                 (&states, Type::INT2_ARRAY),
                 (&pauses, Type::INT8_ARRAY),
                 (&errors, Type::TEXT_ARRAY),
+                (&attempts, Type::INT4_ARRAY),
             ];
             held.extend(connection.rows(&connection.statements.settle, parameters).await?);
         }
@@ -429,6 +466,10 @@ fn cloned((topic, key): (&String, &String)) -> (String, String) {
     (topic.clone(), key.clone())
 }
 
+fn count(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}
+
 fn keys<'a>(settlements: &[&'a Settlement]) -> (Vec<i64>, Vec<&'a [u8]>) {
     settlements.iter().map(|settlement| (settlement.seq, settlement.owner.as_bytes().as_slice())).unzip()
 }
@@ -447,11 +488,28 @@ fn read(row: &Row) -> Result<Claimed, StoreError> {
         attempt: get::<i32>(row, 5)?.unsigned_abs(),
         age: Duration::from_micros(get::<i64>(row, 6)?.unsigned_abs()),
     };
-    Ok(Claimed { seq: get(row, 0)?, event, error: get(row, 7)? })
+    Ok(Claimed { seq: get(row, 0)?, event, error: get(row, 7)?, crashed: false })
 }
 
 /// Returns a time as the server counts it; at most about 146 000 years, so that sums do not
 /// overflow.
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_of_an_outbox_are_few_and_those_of_another_are_others() -> Result<(), StoreError> {
+        let names = [Names::new("public", "one")?, Names::new("public", "other")?];
+        let turns = |names: &Names| -> std::collections::BTreeSet<i64> {
+            (0..20_000).map(|key| turn(names, "orders", &key.to_string())).collect()
+        };
+        let [one, other] = [turns(&names[0]), turns(&names[1])];
+        assert_eq!((one.len(), other.len()), (1024, 1024));
+        assert!(one.is_disjoint(&other));
+        Ok(())
+    }
 }

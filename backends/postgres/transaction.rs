@@ -67,7 +67,8 @@ impl OwnTransaction for sqlx::Transaction<'_, sqlx::Postgres> {}
 ///   is older than the outcome; the repetition sees it.
 /// * A savepoint that is rolled back takes along what was begun or completed since it was set. A
 ///   lease from there is gone.
-/// * It uses a savepoint of its own while it waits, and restores `lock_timeout`.
+/// * It uses a savepoint of its own while it waits, and restores `lock_timeout`. A future that is
+///   dropped before its end leaves both behind: **roll back** then.
 /// * Waiters of an engine ([`begin_or_wait`](crate::Engine::begin_or_wait)) are not notified by the
 ///   commit: they find the outcome when they look next.
 ///
@@ -105,7 +106,8 @@ pub async fn begin_in<T: OwnTransaction + ?Sized>(
 }
 
 /// [`begin_in`] that waits at most for `within` while another transaction has the key. With zero, a
-/// duplicate is told [`Begin::InProgress`] at once (after a millisecond).
+/// duplicate is told [`Begin::InProgress`] at once (after 20 ms, the shortest wait). The limit
+/// holds for all tries together; each lock that PostgreSQL takes within a try has what is left of it.
 ///
 /// # Errors
 /// The same as for [`begin_in`].
@@ -121,7 +123,7 @@ pub async fn begin_in_within<T: OwnTransaction + ?Sized>(
         let params = request.params(policy, Owner::random)?;
         let (id, owner) = (request.id(), params.owner);
         let command = Command::Begin(params);
-        let (reply, record) = execute(transaction, store, &id, &command, Some(within)).await?;
+        let (reply, record) = execute(transaction, store, &id, &command, within).await?;
         Begin::of(reply, || {
             let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
             let origin = Origin { store: store.identity(), in_transaction: true };
@@ -150,7 +152,7 @@ pub async fn resume_in<T: OwnTransaction + ?Sized>(
     let lease = async {
         policy.check_origin(token, store.identity())?;
         let command = Command::Resume(token.clone());
-        let (reply, record) = execute(transaction, store, &token.id, &command, None).await?;
+        let (reply, record) = execute(transaction, store, &token.id, &command, policy.call_timeout).await?;
         done(store, token.attempt, reply)?;
         Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
     };
@@ -254,8 +256,8 @@ impl TxLease {
         let seen = observe::call(&self.store, op, &|| Some(self.token.scope));
         let result = async {
             self.policy.check_origin(&self.token, self.store.identity())?;
-            // The transaction that made the grant holds the row.
-            let wait = (!self.token.origin.in_transaction).then_some(self.policy.call_timeout);
+            // A grant of this transaction holds the row; another one's does not after its commit.
+            let wait = self.policy.call_timeout;
             let (reply, _) = execute(transaction, &self.store, &self.token.id, command, wait).await?;
             if reply == (Reply::Done { existed: false }) {
                 observe::restored(&self.store, self.token.attempt);
@@ -273,7 +275,7 @@ async fn execute<T: OwnTransaction + ?Sized>(
     store: &PostgresStore,
     id: &RecordId,
     command: &Command,
-    wait: Option<Duration>,
+    wait: Duration,
 ) -> Result<(Reply, Option<Box<Record>>), Error> {
     let own = &store.0.own;
     let random_id = own.random_id(store).await?;

@@ -23,7 +23,7 @@ use super::transaction::main_file;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, StoreError};
 use crate::outbox::sealed::Queue;
-use crate::outbox::{self, Claim, Claims, DeadLetter, EventId, Outbox, Settlement, Stats};
+use crate::outbox::{self, Claim, Claims, DeadLetter, EventId, Isolation, Outbox, Settlement, Stats};
 
 /// The interval at which an idle relay looks for commits of other connections.
 const LOOK: Duration = Duration::from_millis(25);
@@ -216,6 +216,11 @@ impl Queue for SqliteOutbox {
     async fn claim(&self, claim: &Claim) -> Result<Claims, StoreError> {
         let claim = claim.clone();
         Ok(self.run(move |table, db, now| table.claim(db, &claim, now)).await?)
+    }
+
+    async fn isolate(&self, alone: &Isolation) -> Result<bool, StoreError> {
+        let alone = *alone;
+        Ok(self.run(move |table, db, now| table.isolate(db, &alone, now)).await?)
     }
 
     async fn settle(&self, settlements: &[Settlement]) -> Result<Vec<bool>, StoreError> {

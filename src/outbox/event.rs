@@ -88,7 +88,8 @@ impl Event {
         &self.payload
     }
 
-    /// Returns the number of this attempt, from 1. Attempts that ended with a crash count.
+    /// Returns the number of this attempt, from 1. An attempt that ended with a crash counts only
+    /// if no other event was delivered beside it, so a first attempt may be a repetition too.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }

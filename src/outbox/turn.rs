@@ -1,7 +1,8 @@
 //! The loop of a relay: it claims, delivers and settles, all at the same time.
 
+use std::collections::VecDeque;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use super::delivery::{DeliveryError, Then};
 use super::event::Event;
 use super::relay::{Drained, Relay};
-use super::{Claim, Claimed, Outbox, Part, Settled, Settlement};
+use super::{Claim, Claimed, Isolation, Outbox, Part, Settled, Settlement};
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::observe;
@@ -41,6 +42,10 @@ pub(super) struct Turn<'a, O, F> {
     open: usize,
     /// Outcomes that are to be written.
     settlements: Vec<Settlement>,
+    /// Claimed events that a crash left behind. Each is delivered alone: it may be the cause.
+    suspects: VecDeque<(Claimed, Owner)>,
+    /// True while one of them is delivered.
+    alone: bool,
     /// True while such a step is under way.
     claims: bool,
     settles: bool,
@@ -63,6 +68,8 @@ pub(super) struct Turn<'a, O, F> {
 enum Step {
     Claimed(Result<Found, StoreError>),
     Delivered(Settlement),
+    /// A suspect that could not be delivered: false if another owner has it.
+    Kept(Result<bool, StoreError>),
     Settled(Vec<Settlement>, Result<Vec<bool>, StoreError>),
     /// A wake-up, or the end of a pause.
     Changed(Option<u64>),
@@ -96,6 +103,8 @@ where
             steps: FuturesUnordered::new(),
             open: 0,
             settlements: Vec::new(),
+            suspects: VecDeque::new(),
+            alone: false,
             claims: false,
             settles: false,
             waits: false,
@@ -148,8 +157,11 @@ where
             }));
         }
         if self.stopping {
+            let suspects = std::mem::take(&mut self.suspects);
+            self.settlements.extend(suspects.into_iter().map(|(claimed, owner)| released(&claimed, owner)));
             return;
         }
+        self.isolate();
         if self.mode == Mode::Forever && !self.waits {
             self.waits = true;
             let (seen, poll) = (self.seen, self.relay.poll);
@@ -160,7 +172,7 @@ where
             self.steps.push(Box::pin(measure(self.relay)));
         }
         let room = self.relay.concurrency.saturating_sub(self.open);
-        if self.hungry && !self.claims && !self.rests && room > 0 {
+        if self.hungry && !self.claims && !self.rests && !self.alone && self.suspects.is_empty() && room > 0 {
             if self.after == Part::START {
                 self.again = false;
             }
@@ -178,25 +190,39 @@ where
                 let Found { owner, until, events, .. } = found;
                 for claimed in events {
                     if self.stopping {
-                        let (seq, outcome) = (claimed.seq, Settled::Released);
-                        self.settlements.push(Settlement { seq, owner, outcome });
+                        self.settlements.push(released(&claimed, owner));
                     } else {
                         self.begin(claimed, owner, until);
                     }
                 }
+                // One that killed a relay alone comes last, and delays no other.
+                self.suspects.make_contiguous().sort_by_key(|(claimed, _)| claimed.event.attempt);
             }
             Step::Claimed(Err(error)) => {
                 self.claims = false;
                 self.fail(error);
             }
-            Step::Delivered(settlement) => self.settlements.push(settlement),
+            Step::Delivered(settlement) => {
+                self.alone = false;
+                self.settlements.push(settlement);
+            }
+            Step::Kept(held) => {
+                (self.alone, self.open) = (false, self.open - 1);
+                self.look_again();
+                match held {
+                    Ok(_) => self.drained.lost += 1,
+                    Err(error) => self.fail(error),
+                }
+            }
             Step::Settled(settlements, Ok(held)) => {
                 self.settles = false;
                 self.open -= settlements.len();
                 // The next events of their keys are due.
                 self.look_again();
                 for (settlement, held) in settlements.iter().zip(held) {
-                    self.count(&settlement.outcome, held);
+                    // The row of a delivery that was recorded without an answer is gone.
+                    let recorded = settlement.repeated && settlement.outcome == Settled::Delivered;
+                    self.count(&settlement.outcome, held || recorded);
                 }
             }
             Step::Settled(settlements, Err(error)) => {
@@ -206,7 +232,8 @@ where
                     self.open -= settlements.len();
                 } else {
                     // What was delivered must be recorded, or it is delivered again.
-                    self.settlements.extend(settlements);
+                    let repeated = |settlement| Settlement { repeated: true, ..settlement };
+                    self.settlements.extend(settlements.into_iter().map(repeated));
                     self.settles = true;
                     let clock = self.relay.outbox.clock();
                     self.steps.push(Box::pin(
@@ -254,17 +281,40 @@ where
 
     /// Starts the delivery of a claimed event.
     fn begin(&mut self, claimed: Claimed, owner: Owner, until: Duration) {
-        let Claimed { seq, event, error } = claimed;
-        let settlement = move |outcome| Settlement { seq, owner, outcome };
-        // The attempts before may have ended with a crash, which counts none of its own.
-        if event.attempt > self.relay.max_attempts {
-            observe::outbox_dead(self.relay.outbox.name(), event.attempt);
-            self.settlements.push(settlement(Settled::Dead(error.unwrap_or_default())));
+        let attempts = claimed.event.attempt - 1;
+        // The attempts before may have ended with crashes.
+        if attempts >= self.relay.max_attempts {
+            observe::outbox_dead(self.relay.outbox.name(), attempts);
+            let (seq, outcome) = (claimed.seq, Settled::Dead(claimed.error.unwrap_or_default()));
+            self.settlements.push(Settlement { seq, owner, outcome, attempts, repeated: false });
+            return;
+        }
+        if claimed.crashed {
+            self.suspects.push_back((claimed, owner));
             return;
         }
         let (relay, deliver) = (self.relay, self.deliver);
         self.steps.push(Box::pin(async move {
-            Step::Delivered(settlement(attempt(relay, deliver, event, until).await))
+            Step::Delivered(settle_after(relay, deliver, claimed, owner, until).await)
+        }));
+    }
+
+    /// Starts the delivery of a suspect once nothing else is delivered, and counts it beforehand.
+    fn isolate(&mut self) {
+        if self.claims || self.settles || self.alone || self.open != self.suspects.len() {
+            return;
+        }
+        let Some((claimed, owner)) = self.suspects.pop_front() else { return };
+        self.alone = true;
+        let (relay, deliver) = (self.relay, self.deliver);
+        self.steps.push(Box::pin(async move {
+            let until = relay.outbox.clock().monotonic().saturating_add(relay.lease());
+            let Claimed { seq, ref event, .. } = claimed;
+            let alone = Isolation { seq, owner, attempt: event.attempt, lease: relay.lease() };
+            match relay.outbox.isolate(&alone).await {
+                Ok(true) => Step::Delivered(settle_after(relay, deliver, claimed, owner, until).await),
+                kept => Step::Kept(kept),
+            }
         }));
     }
 
@@ -275,7 +325,7 @@ where
             Settled::Delivered => (&mut self.drained.delivered, "delivered"),
             Settled::Retry(..) => (&mut self.drained.retried, "retried"),
             Settled::Dead(_) => (&mut self.drained.dead, "dead"),
-            Settled::Released => return,
+            Settled::Released | Settled::Suspected => return,
         };
         *counter += 1;
         observe::outbox_delivery(name, outcome);
@@ -291,6 +341,33 @@ where
         }
         let clock = self.relay.outbox.clock();
         self.steps.push(Box::pin(clock.sleep(PAUSE).map(|()| Step::Changed(None))));
+    }
+}
+
+/// Returns the settlement of an event that is not tried.
+fn released(claimed: &Claimed, owner: Owner) -> Settlement {
+    let outcome = if claimed.crashed { Settled::Suspected } else { Settled::Released };
+    Settlement { seq: claimed.seq, owner, outcome, attempts: claimed.event.attempt - 1, repeated: false }
+}
+
+/// Delivers an event and returns the settlement.
+async fn settle_after<O, F, R, E>(
+    relay: &Relay<O>,
+    deliver: &F,
+    claimed: Claimed,
+    owner: Owner,
+    until: Duration,
+) -> Settlement
+where
+    O: Outbox,
+    F: Fn(Event) -> R + Send + Sync,
+    R: Future<Output = Result<(), E>> + Send,
+    E: Into<DeliveryError> + Send,
+{
+    let (unsettled, attempts) = (released(&claimed, owner), claimed.event.attempt);
+    match attempt(relay, deliver, claimed.event, until).await {
+        Settled::Released | Settled::Suspected => unsettled,
+        outcome => Settlement { outcome, attempts, ..unsettled },
     }
 }
 
@@ -349,12 +426,17 @@ where
         return Settled::Released;
     }
     let (number, id) = (event.attempt, event.id);
-    let delivery = AssertUnwindSafe(async { deliver(event).await }).catch_unwind();
-    let error = match select(Box::pin(delivery), clock.sleep(limit)).await {
+    // The text of the error and the drop of the future are the application's code too.
+    let delivery = async { deliver(event).await.map_err(Into::<DeliveryError>::into) };
+    let delivery = Box::pin(AssertUnwindSafe(delivery).catch_unwind());
+    let error = match select(delivery, clock.sleep(limit)).await {
         Either::Left((Ok(Ok(())), _)) => return Settled::Delivered,
-        Either::Left((Ok(Err(error)), _)) => error.into(),
+        Either::Left((Ok(Err(error)), _)) => error,
         Either::Left((Err(_), _)) => DeliveryError::retry("the delivery panicked"),
-        Either::Right(_) => DeliveryError::retry(format!("not delivered within {limit:?}")),
+        Either::Right(((), delivery)) => match catch_unwind(AssertUnwindSafe(|| drop(delivery))) {
+            Ok(()) => DeliveryError::retry(format!("not delivered within {limit:?}")),
+            Err(_) => DeliveryError::retry(format!("not delivered within {limit:?}, and its drop panicked")),
+        },
     };
     if error.then == Then::Reject || number >= relay.max_attempts {
         observe::outbox_dead(relay.outbox.name(), number);

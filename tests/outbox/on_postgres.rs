@@ -1,8 +1,9 @@
 //! The outbox in a PostgreSQL database.
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use nevertwice::outbox::{DeliveryError, EventId, Relay};
+use nevertwice::outbox::{DeliveryError, EventId, Outbox, Relay};
 use nevertwice::postgres::tokio_postgres::{self, Client, NoTls};
 use nevertwice::{Error, ManualClock, PostgresOutbox, StoreError};
 
@@ -280,4 +281,33 @@ async fn s13_a_server_whose_clock_is_far_behind_leaves_no_event_waiting() {
     let ahead = UNIT.as_micros() * 1000;
     db.server.sql(&format!("UPDATE nevertwice_outbox SET since = since + {ahead}, due = due + {ahead}"));
     assert_eq!(soon(relay.drain(ledger.deliver())).await.unwrap().delivered, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_answers_nothing_is_given_no_more_than_three_sessions() {
+    let db = Database::start().await;
+    let limit = Duration::from_millis(300);
+    let outbox = PostgresOutbox::builder(&db.server.url()).answer_timeout(limit).connect().await.unwrap();
+    let mut client = db.raw().await;
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE nevertwice_outbox, nevertwice_outbox_meta").await.unwrap();
+    for _ in 0..6 {
+        soon(outbox.stats()).await.unwrap_err();
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    assert_eq!(db.server.sql(waiting), "3");
+    lock.rollback().await.unwrap();
+    soon(async { while outbox.stats().await.is_err() {} }).await;
+}
+
+#[tokio::test]
+async fn a_session_that_turned_read_only_is_replaced() {
+    let db = Database::start().await;
+    let read_only = |on| db.server.sql(&format!("ALTER ROLE ALL SET default_transaction_read_only = {on}"));
+    read_only("on");
+    let outbox = PostgresOutbox::connect(&db.server.url()).await.unwrap();
+    let refused = outbox.discard(EventId::from_str(&"0".repeat(32)).unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("25006"), "{refused}");
+    db.server.sql("BEGIN READ WRITE; ALTER ROLE ALL RESET default_transaction_read_only; COMMIT");
+    assert!(!outbox.discard(EventId::from_str(&"0".repeat(32)).unwrap()).await.unwrap());
 }

@@ -153,6 +153,22 @@ async fn a_finish_that_finds_its_row_locked_for_long_has_to_repeat() {
 }
 
 #[tokio::test]
+async fn a_finish_of_a_grant_that_was_committed_waits_no_longer_than_its_limit() {
+    let app = App::start().await;
+    let (mut one, mut other) = (app.client().await, app.client().await);
+    let mut policy = app.policy.clone();
+    policy.call_timeout = Duration::from_millis(20);
+    let mut tx = one.transaction().await.unwrap();
+    let begin = postgres::begin_in(&mut tx, &app.store, &policy, &request("k")).await.unwrap();
+    let Begin::Acquired(lease) = begin else { panic!() };
+    tx.commit().await.unwrap();
+    let lock = one.transaction().await.unwrap();
+    lock.query("SELECT * FROM nevertwice FOR UPDATE", &[]).await.unwrap();
+    let mut tx = other.transaction().await.unwrap();
+    repeats(soon(postgres::complete_in(&mut tx, &lease, "paid")).await, "55P03");
+}
+
+#[tokio::test]
 async fn a_statement_timeout_or_a_lost_connection_is_an_error_and_no_grant() {
     let app = App::start().await;
     let (mut one, mut other) = (app.client().await, app.client().await);

@@ -5,18 +5,22 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::statements::Statements;
+use crate::backends::postgres::connection::is_gone;
 use crate::backends::postgres::error::{is_missing, store_error, unavailable, unusable};
 use crate::backends::postgres::schema::Names;
 use crate::error::StoreError;
 use crate::wake::guarded;
 
+/// The number of sessions on the server, with those that were given up and wait for an answer. Such
+/// as each of them, if a synchronous standby is gone.
+pub(super) const SESSIONS: usize = 3;
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Reads the catalog itself: `to_regclass` may answer from before another creator committed.
@@ -36,6 +40,8 @@ pub(super) struct OutboxConnection {
     pub(super) answer_timeout: Duration,
     pub(super) statements: Statements,
     pub(super) client: Mutex<Option<Arc<Client>>>,
+    /// A permit for each session, until the server answered its last statement.
+    pub(super) sessions: Arc<Semaphore>,
     /// Counts notifications, and ends of connections.
     pub(super) changes: watch::Sender<u64>,
 }
@@ -49,7 +55,11 @@ impl OutboxConnection {
         // The task that reads the connection wakes this one.
         let answer = guarded(timeout(self.answer_timeout, async {
             let client = self.client().await?;
-            client.query_typed(sql, parameters).await.map_err(|error| store_error(&error))
+            let rows = client.query_typed(sql, parameters).await;
+            if rows.as_ref().is_err_and(is_gone) {
+                self.give_up(&client).await;
+            }
+            rows.map_err(|error| store_error(&error))
         }));
         match answer.await {
             Ok(Err(error @ StoreError::Unavailable { .. })) => {
@@ -76,6 +86,14 @@ impl OutboxConnection {
         format!("nevertwice_{}", hex::encode(&hasher.finalize().as_bytes()[..8]))
     }
 
+    /// Drops this client, so that the next statement connects anew.
+    async fn give_up(&self, gone: &Arc<Client>) {
+        let mut client = self.client.lock().await;
+        if client.as_ref().is_some_and(|client| Arc::ptr_eq(client, gone)) {
+            *client = None;
+        }
+    }
+
     async fn drop_closed(&self) {
         let mut client = self.client.lock().await;
         if client.as_ref().is_some_and(|client| client.is_closed()) {
@@ -88,6 +106,9 @@ impl OutboxConnection {
         if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
+        let Ok(session) = Arc::clone(&self.sessions).try_acquire_owned() else {
+            return Err(unavailable("all sessions wait for answers: a synchronous standby may be gone"));
+        };
         let (client, mut connection) =
             self.config.connect(self.tls.clone()).await.map_err(|error| store_error(&error))?;
         let changes = self.changes.clone();
@@ -97,6 +118,8 @@ impl OutboxConnection {
                     changes.send_modify(|count| *count += 1);
                 }
             }
+            // It ends once the client is dropped and its last statement answered.
+            drop(session);
             // A relay that waits looks for itself, and connects anew.
             changes.send_modify(|count| *count += 1);
         });

@@ -21,8 +21,10 @@ pub(super) struct Statements {
     pub(super) claim_heads: String,
     /// `($1 seqs, $2 owners)`.
     pub(super) deliver: String,
-    /// `($1 seqs, $2 owners, $3 states, $4 pauses, $5 errors)`; without a pause the attempt does
-    /// not count.
+    /// `($1 seq, $2 owner, $3 attempts, $4 lease)`.
+    pub(super) isolate: String,
+    /// `($1 seqs, $2 owners, $3 states, $4 pauses, $5 errors, $6 attempts)`. State 2 is pending,
+    /// with an owner that no relay is: the event stays one that a crash left behind.
     pub(super) settle: String,
     pub(super) stats: String,
     /// `($1 limit)`.
@@ -48,8 +50,8 @@ impl Statements {
              AND (cardinality($3) = 0 OR t.topic = ANY ($3))"
         );
         let claim = format!(
-            "UPDATE \"nevertwice\" AS t SET owner = $1, attempts = t.attempts + 1, since = moment.now, \
-             due = moment.now + $2 FROM due, moment WHERE t.seq = due.seq RETURNING {columns}"
+            "UPDATE \"nevertwice\" AS t SET owner = $1, since = moment.now, due = moment.now + $2 \
+             FROM due, moment WHERE t.seq = due.seq RETURNING {columns}, due.crashed"
         );
         let head = "SELECT e.topic, e.key, e.seq, 1::bigint AS n FROM \"nevertwice\" AS e \
              WHERE e.key <> '' AND (e.state = 0 OR $5) AND (e.topic, e.key) >";
@@ -63,16 +65,16 @@ impl Statements {
                  {row} SELECT $1, $2, $3, $4, {NOW} FROM turn"
             )),
             claim_free: names.qualify(&format!(
-                "WITH {moment}, due AS MATERIALIZED (SELECT t.seq FROM \"nevertwice\" AS t, moment \
-                 WHERE t.key = '' AND {is_due} ORDER BY t.seq LIMIT $4 FOR UPDATE OF t SKIP LOCKED) {claim}"
+                "WITH {moment}, due AS MATERIALIZED (SELECT t.seq, t.owner IS NOT NULL AS crashed \
+                 FROM \"nevertwice\" AS t, moment WHERE t.key = '' AND {is_due} ORDER BY t.seq LIMIT $4 FOR UPDATE OF t SKIP LOCKED) {claim}"
             )),
             // One index probe for each key, however many events wait behind the oldest.
             claim_heads: names.qualify(&format!(
                 "WITH RECURSIVE {moment}, heads AS (({head} ($6, $7) {first}) UNION ALL \
                  SELECT next.topic, next.key, next.seq, h.n + 1 FROM heads AS h CROSS JOIN LATERAL \
                  ({head} (h.topic, h.key) {first}) AS next WHERE h.n < $8), \
-                 due AS MATERIALIZED (SELECT t.seq FROM \"nevertwice\" AS t, moment \
-                 WHERE t.seq = ANY (ARRAY(SELECT h.seq FROM heads AS h)) AND {is_due} \
+                 due AS MATERIALIZED (SELECT t.seq, t.owner IS NOT NULL AS crashed \
+                 FROM \"nevertwice\" AS t, moment WHERE t.seq = ANY (ARRAY(SELECT h.seq FROM heads AS h)) AND {is_due} \
                  ORDER BY t.topic, t.key LIMIT $4 FOR UPDATE OF t SKIP LOCKED), \
                  claimed AS ({claim}) \
                  SELECT c.*, last.n, last.topic, last.key FROM (SELECT 1) AS one \
@@ -83,12 +85,16 @@ impl Statements {
                 "DELETE FROM \"nevertwice\" AS t USING unnest($1, $2) AS k (seq, owner) \
                  WHERE t.seq = k.seq AND t.owner = k.owner RETURNING t.seq",
             ),
+            isolate: names.qualify(&format!(
+                "UPDATE \"nevertwice\" SET attempts = $3, since = {NOW}, due = {NOW} + $4 \
+                 WHERE seq = $1 AND owner = $2 RETURNING seq"
+            )),
             settle: names.qualify(&format!(
-                "UPDATE \"nevertwice\" AS t SET owner = NULL, state = k.state, \
+                "UPDATE \"nevertwice\" AS t SET state = k.state % 2, \
+                 owner = CASE WHEN k.state = 2 THEN ''::bytea END, \
                  since = CASE WHEN k.pause IS NULL THEN 0 ELSE {NOW} END, due = coalesce({NOW} + k.pause, 0), \
-                 attempts = t.attempts - CASE WHEN k.pause IS NULL THEN 1 ELSE 0 END, \
-                 error = coalesce(k.error, t.error) \
-                 FROM unnest($1, $2, $3, $4, $5) AS k (seq, owner, state, pause, error) \
+                 attempts = k.attempts, error = coalesce(k.error, t.error) \
+                 FROM unnest($1, $2, $3, $4, $5, $6) AS k (seq, owner, state, pause, error, attempts) \
                  WHERE t.seq = k.seq AND t.owner = k.owner RETURNING t.seq"
             )),
             stats: names.qualify(&format!(

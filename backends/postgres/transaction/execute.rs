@@ -7,6 +7,7 @@ use crate::backends::postgres::error::{malformed, unavailable, unusable};
 use crate::backends::postgres::row::{RowValue, Statements, snapshot, stamp};
 use crate::backends::postgres::schema::Names;
 use crate::call::NOT_COMPLETED;
+use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Decision, Reply, decide};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
@@ -15,6 +16,9 @@ use crate::record::{Record, Stamp};
 /// The number of times that a command is decided anew because another transaction was faster. Each
 /// of them committed a change of the key.
 const TRIES: usize = 32;
+/// The shortest wait for a lock: shorter than it, a lock that PostgreSQL takes for a moment to
+/// extend the table would look like a transaction that has the key.
+const SHORTEST_WAIT: u128 = 20;
 /// The longest wait for a lock that PostgreSQL accepts.
 const LONGEST_WAIT: u128 = i32::MAX as u128;
 
@@ -56,8 +60,8 @@ impl OwnStatements {
         OwnStatements { statements: Statements::new(names), load }
     }
 
-    /// Loads, decides and writes, until no other transaction interferes. `wait` bounds the wait for
-    /// a row that another transaction holds; `None` for a row that this one holds.
+    /// Loads, decides and writes, until no other transaction interferes. `wait` bounds the waits
+    /// for rows that other transactions hold, together.
     ///
     /// A begin that ends its wait is answered as being in progress, and the transaction can go on.
     pub(super) async fn execute<S: Session + ?Sized>(
@@ -66,8 +70,9 @@ impl OwnStatements {
         store: &str,
         id: &RecordId,
         command: &Command,
-        wait: Option<Duration>,
+        wait: Duration,
     ) -> Result<(Reply, Option<Box<Record>>), Error> {
+        let start = SystemClock.monotonic();
         for _ in 0..TRIES {
             let found = self.load(session, store, id).await?;
             let (next, reply) = match decide(found.now, found.record.as_deref(), command) {
@@ -76,11 +81,8 @@ impl OwnStatements {
                 Decision::Write { next, reply } => (next, reply),
             };
             let value = RowValue::of(id, next.as_deref());
-            let written = match wait {
-                None => self.write(session, id, &found, &value).await?,
-                Some(wait) => self.write_within(session, id, &found, &value, wait).await?,
-            };
-            match written {
+            let left = wait.saturating_sub(SystemClock.monotonic().saturating_sub(start));
+            match self.write_within(session, id, &found, &value, left).await? {
                 Written::Done(stamp) => return Ok((reply, next.map(|next| Box::new(next.stamped(stamp))))),
                 Written::Missed => {}
                 Written::Locked if matches!(command, Command::Begin(_)) => return Ok((in_progress(), None)),
@@ -127,8 +129,7 @@ impl OwnStatements {
         value: &RowValue,
         wait: Duration,
     ) -> Result<Written, Error> {
-        // 0 would be no limit.
-        let wait = wait.as_millis().clamp(1, LONGEST_WAIT);
+        let wait = wait.as_millis().clamp(SHORTEST_WAIT, LONGEST_WAIT);
         session.batch(&format!("SAVEPOINT nevertwice; SET LOCAL lock_timeout = {wait}")).await?;
         match self.write(session, id, found, value).await {
             Ok(written) => {

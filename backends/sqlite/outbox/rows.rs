@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 use crate::backends::sqlite::error::{Error, Result};
 use crate::backends::sqlite::rows::prepare;
 use crate::outbox::{
-    Claim, Claimed, Claims, DeadLetter, Event, EventId, NewEvent, Part, Settled, Settlement, Stats,
+    Claim, Claimed, Claims, DeadLetter, Event, EventId, Isolation, NewEvent, Part, Settled, Settlement, Stats,
 };
 
 /// The version of the table that this release creates, and the only one it uses.
@@ -30,11 +30,14 @@ pub(super) struct Table {
     push: String,
     free: String,
     head: String,
+    crashed: String,
     claim: String,
+    isolate: String,
     deliver: String,
     retry: String,
     bury: String,
     release: String,
+    suspect: String,
     stats: String,
     dead: String,
     revive: String,
@@ -61,14 +64,21 @@ impl Table {
                  WHERE key <> '' AND (state = {PENDING} OR :hold) AND (topic, key) > (:topic, :key) \
                  ORDER BY topic, key, seq LIMIT 1"
             ),
+            crashed: format!("SELECT owner IS NOT NULL FROM {rows} WHERE seq = ?1"),
             claim: format!(
-                "UPDATE {rows} SET owner = :owner, attempts = attempts + 1, since = :now, due = :due \
-                 WHERE seq = :seq RETURNING {columns}"
+                "UPDATE {rows} SET owner = :owner, since = :now, due = :due WHERE seq = :seq RETURNING {columns}"
             ),
+            isolate: format!("UPDATE {rows} SET attempts = :attempts, since = :now, due = :due {held}"),
             deliver: format!("DELETE FROM {rows} {held}"),
-            retry: format!("{end} since = :now, due = :due, error = :error {held}"),
-            bury: format!("{end} state = {DEAD}, since = :now, due = 0, error = :error {held}"),
-            release: format!("{end} since = 0, due = 0, attempts = attempts - 1 {held}"),
+            retry: format!("{end} attempts = :attempts, since = :now, due = :due, error = :error {held}"),
+            bury: format!(
+                "{end} attempts = :attempts, state = {DEAD}, since = :now, due = 0, error = :error {held}"
+            ),
+            release: format!("{end} since = 0, due = 0, attempts = :attempts {held}"),
+            // An owner that no relay is: it stays one that a crash left behind.
+            suspect: format!(
+                "UPDATE {rows} SET owner = x'', since = 0, due = 0, attempts = :attempts {held}"
+            ),
             stats: format!(
                 "SELECT (SELECT count(*) FROM {rows} WHERE state = {PENDING}), \
                  (SELECT count(*) FROM {rows} WHERE state = {DEAD}), \
@@ -152,7 +162,10 @@ impl Table {
             let row = named_params! {
                 ":seq": seq, ":owner": claim.owner.as_bytes(), ":now": now, ":due": until,
             };
-            events.push(prepare(&transaction, &self.claim)?.query_row(row, |row| read(row, now))?);
+            let crashed = prepare(&transaction, &self.crashed)?.query_row([seq], |row| row.get(0))?;
+            let claimed = prepare(&transaction, &self.claim)?.query_row(row, |row| read(row, now))?;
+            let event = Event { attempt: claimed.event.attempt.saturating_add(1), ..claimed.event };
+            events.push(Claimed { event, crashed, ..claimed });
         }
         transaction.commit()?;
         Ok(Claims { events, next })
@@ -193,24 +206,39 @@ impl Table {
         Ok((due, Some((topic, key))))
     }
 
+    pub(super) fn isolate(&self, db: &Connection, alone: &Isolation, now: i64) -> Result<bool> {
+        let row = named_params! {
+            ":seq": alone.seq, ":owner": alone.owner.as_bytes(), ":attempts": alone.attempt, ":now": now,
+            ":due": now.saturating_add(micros(alone.lease)),
+        };
+        Ok(prepare(db, &self.isolate)?.execute(row)? > 0)
+    }
+
     pub(super) fn settle(&self, db: &Connection, settlements: &[Settlement], now: i64) -> Result<Vec<bool>> {
         let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
         let mut held = Vec::with_capacity(settlements.len());
-        for Settlement { seq, owner, outcome } in settlements {
+        for Settlement { seq, owner, outcome, attempts, .. } in settlements {
             let owner = owner.as_bytes();
-            let row = named_params! { ":seq": seq, ":owner": owner };
+            let row = named_params! { ":seq": seq, ":owner": owner, ":attempts": attempts };
             let changed = match outcome {
-                Settled::Delivered => prepare(&transaction, &self.deliver)?.execute(row)?,
+                Settled::Delivered => {
+                    let row = named_params! { ":seq": seq, ":owner": owner };
+                    prepare(&transaction, &self.deliver)?.execute(row)?
+                }
+                Settled::Suspected => prepare(&transaction, &self.suspect)?.execute(row)?,
                 Settled::Released => prepare(&transaction, &self.release)?.execute(row)?,
                 Settled::Retry(after, error) => {
                     let due = now.saturating_add(micros(*after));
                     let row = named_params! {
                         ":seq": seq, ":owner": owner, ":now": now, ":due": due, ":error": error,
+                        ":attempts": attempts,
                     };
                     prepare(&transaction, &self.retry)?.execute(row)?
                 }
                 Settled::Dead(error) => {
-                    let row = named_params! { ":seq": seq, ":owner": owner, ":now": now, ":error": error };
+                    let row = named_params! {
+                        ":seq": seq, ":owner": owner, ":now": now, ":error": error, ":attempts": attempts,
+                    };
                     prepare(&transaction, &self.bury)?.execute(row)?
                 }
             };
@@ -262,7 +290,7 @@ fn read(row: &Row<'_>, now: i64) -> rusqlite::Result<Claimed> {
         attempt: row.get(5)?,
         age: age(row.get(6)?, now),
     };
-    Ok(Claimed { seq: row.get(0)?, event, error: row.get(7)? })
+    Ok(Claimed { seq: row.get(0)?, event, error: row.get(7)?, crashed: false })
 }
 
 fn count(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {

@@ -34,7 +34,14 @@ pub(crate) async fn place(State(app): State<App>, headers: HeaderMap, body: Byte
     let Ok(order) = serde_json::from_slice::<NewOrder>(&body) else {
         return (StatusCode::BAD_REQUEST, "the body is not an order\n").into_response();
     };
-    let request = match Request::new("shop/orders", key) {
+    // Longer, or with control characters, it is no part of a scope and no key of an event.
+    let customer = order.customer.as_str();
+    if customer.is_empty() || customer.len() > 255 || customer.chars().any(char::is_control) {
+        let text = "the customer has 1 to 255 bytes without control characters\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    }
+    // In a real service the customer is the one that logged in. Two of them may choose one key.
+    let request = match Request::new(["shop", customer, "orders"], key) {
         Ok(request) => request.fingerprint(Fingerprint::of(&body)),
         Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     };

@@ -96,6 +96,9 @@ fn a_duplicate_gets_the_same_answer_and_another_body_is_refused() {
     assert_eq!(first.0, 201);
     assert_eq!(order(address, "k", "ada", 4200).unwrap(), first);
     assert_eq!(order(address, "k", "ada", 9900).unwrap().0, 422);
+    for refused in ["", "a\\u0007", &"x".repeat(256)] {
+        assert_eq!(order(address, "bad", refused, 1).unwrap().0, 400);
+    }
     assert_eq!(order(address, "", "ada", 1).unwrap().0, 400);
     assert_eq!(ask(address, "POST /orders HTTP/1.1\r\nIdempotency-Key: x", "no order").unwrap().0, 400);
     assert_eq!(bills(&server, 1), [(1, "ada".to_owned(), 4200)]);
