@@ -1,9 +1,11 @@
 //! The task of a request: begin, handler and recording, apart from the client's connection.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -51,18 +53,32 @@ where
         entered,
         request: PhantomData,
     };
-    let task = tokio::spawn(observe::in_current_span(task.run(ready)));
-    match answered.await {
-        Ok(response) => response,
-        // The task ended without an answer: the handler panicked, or the runtime is shutting down.
-        Err(_) => match task.await {
-            Err(error) if error.is_panic() => {
-                observe::http_answered(&settings.engine, HttpOutcome::Crashed);
-                resume_unwind(error.into_panic())
-            }
+    let mut task = Box::pin(observe::in_current_span(task.run(ready)));
+    // A request that is answered at once, as a replay from memory is, needs no task.
+    let poll = |context: &mut Context<'_>| {
+        Poll::Ready(catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))))
+    };
+    let task = match poll_fn(poll).await.unwrap_or_else(|panic| crashed(&settings, panic)) {
+        Poll::Ready(()) => None,
+        Poll::Pending => Some(tokio::spawn(task)),
+    };
+    if let Ok(response) = answered.await {
+        return response;
+    }
+    // It ended without an answer: the handler panicked, or the runtime is shutting down.
+    match task {
+        Some(task) => match task.await {
+            Err(error) if error.is_panic() => crashed(&settings, error.into_panic()),
             Ok(()) | Err(_) => Ok(problem(&settings, &format, &Problem::InProgress)),
         },
+        None => Ok(problem(&settings, &format, &Problem::InProgress)),
     }
+}
+
+/// Carries a panic of the handler over to the future that the server polls.
+fn crashed(settings: &Settings, panic: Box<dyn Any + Send>) -> ! {
+    observe::http_answered(&settings.engine, HttpOutcome::Crashed);
+    resume_unwind(panic)
 }
 
 type Answer<B, E> = Result<Response<LayerBody<B>>, E>;
