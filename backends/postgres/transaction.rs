@@ -109,6 +109,7 @@ pub async fn begin_in<T: OwnTransaction + ?Sized>(
 /// duplicate is told [`Begin::InProgress`] at once (after 20 ms, the shortest wait). The limit
 /// holds for all tries together; each lock that PostgreSQL takes within a try has what is left of
 /// it.
+///
 /// # Errors
 /// The same as for [`begin_in`].
 pub async fn begin_in_within<T: OwnTransaction + ?Sized>(
