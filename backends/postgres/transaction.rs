@@ -107,7 +107,8 @@ pub async fn begin_in<T: OwnTransaction + ?Sized>(
 
 /// [`begin_in`] that waits at most for `within` while another transaction has the key. With zero, a
 /// duplicate is told [`Begin::InProgress`] at once (after 20 ms, the shortest wait). The limit
-/// holds for all tries together; each lock that PostgreSQL takes within a try has what is left of it.
+/// holds for all tries together; each lock that PostgreSQL takes within a try has what is left of
+/// it.
 ///
 /// # Errors
 /// The same as for [`begin_in`].
