@@ -138,8 +138,9 @@ where
 
     fn finish(self, outcome: HttpOutcome, response: Answer<B, S::Error>) {
         observe::http_answered(&self.settings.engine, outcome);
-        let _ = self.answer.send(response);
+        // The client's next request must find the place free.
         drop(self.entered);
+        let _ = self.answer.send(response);
     }
 
     /// Runs the handler under the lease, and records its response.

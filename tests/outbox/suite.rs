@@ -516,7 +516,7 @@ pub(crate) async fn bad_events_are_refused_and_nothing_is_written<D: Db>() {
     let note = seen.clone();
     let deliver = |event: Event| {
         let shown = format!("{event:?}");
-        assert!(!shown.contains("äß") && !shown.contains("255"), "{shown}");
+        assert!(!shown.contains("äß") && !shown.contains("255, 255"), "{shown}");
         *note.lock().unwrap() =
             Some((event.topic().to_owned(), event.key().to_owned(), event.payload().clone()));
         std::future::ready(Ok::<(), DeliveryError>(()))
