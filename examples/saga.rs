@@ -75,7 +75,7 @@ impl World {
 async fn saga(world: &World, lease: &Lease) -> Result<(), Stop> {
     let seat = lease.derive_key("seat");
     let mut at =
-        lease.checkpoint().map_or_else(|| "start".to_owned(), |at| String::from_utf8_lossy(&at).into());
+        lease.checkpoint().map_or_else(|| "start".to_owned(), |at| String::from_utf8_lossy(at).into());
     loop {
         world.step()?;
         let next = match at.as_str() {

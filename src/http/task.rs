@@ -244,10 +244,8 @@ async fn begin(settings: &Settings, operation: &crate::Request) -> Begun {
     match begin {
         Ok(begin) => Begun::Answered(begin),
         Err(error) => {
-            let is_away = match &error {
-                Error::Store(error) => error.is_transient(),
-                other => matches!(other, Error::TimedOut { .. }),
-            };
+            let is_away = matches!(&error, Error::TimedOut { .. })
+                || matches!(&error, Error::Store(error) if error.is_transient());
             Begun::Failed { error, opens: first && is_away }
         }
     }

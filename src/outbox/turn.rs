@@ -367,7 +367,9 @@ where
     let (unsettled, attempts) = (released(&claimed, owner), claimed.event.attempt);
     match attempt(relay, deliver, claimed.event, until).await {
         Settled::Released | Settled::Suspected => unsettled,
-        outcome => Settlement { outcome, attempts, ..unsettled },
+        outcome @ (Settled::Delivered | Settled::Retry(..) | Settled::Dead(_)) => {
+            Settlement { outcome, attempts, ..unsettled }
+        }
     }
 }
 

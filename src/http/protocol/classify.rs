@@ -75,7 +75,11 @@ impl Keep {
         match self {
             Keep::Released => Keep::Failed,
             Keep::Retried(_) => Keep::Unresolved,
-            other => other,
+            other @ (Keep::ByStatus
+            | Keep::Completed
+            | Keep::Failed
+            | Keep::Unresolved
+            | Keep::HandedOver) => other,
         }
     }
 

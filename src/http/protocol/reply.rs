@@ -61,17 +61,11 @@ impl Reply {
         Some(match begin {
             Begin::Acquired(_) => return None,
             Begin::Completed(done) => Reply::stored(200, done.head(), done.response(), None),
-            Begin::Failed(failed) => {
+            Begin::Failed(failed) => match failed.error() {
+                Some(error) => Reply::stored(500, failed.head(), Some(error), failed.retry_after()),
                 // The body of a failure is of little use, and its status is kept.
-                let empty = Bytes::new();
-                let body = failed.error().unwrap_or(&empty);
-                match Reply::stored(500, failed.head(), Some(body), failed.retry_after()) {
-                    Reply::Stored { envelope, body, retry_after } if failed.error().is_none() => {
-                        Reply::Stored { envelope: envelope.without_content(), body, retry_after }
-                    }
-                    reply => reply,
-                }
-            }
+                None => Reply::bare(failed.head(), failed.retry_after()),
+            },
             Begin::InProgress(_) => Reply::Problem(Problem::InProgress),
             Begin::Unresolved(_) => Reply::Problem(Problem::Unresolved),
             Begin::Mismatch(_) => Reply::Problem(Problem::Mismatch),
@@ -87,6 +81,17 @@ impl Reply {
     pub async fn recorded(engine: &Engine, request: &Request) -> Result<Reply, Error> {
         let begin = engine.peek(request).await?;
         Ok(begin.as_ref().and_then(Reply::of).unwrap_or(Reply::Problem(Problem::Unresolved)))
+    }
+
+    /// A stored response without its body.
+    fn bare(head: &[u8], retry_after: Option<Duration>) -> Reply {
+        match Envelope::decode(head) {
+            Err(EnvelopeError::Newer) => Reply::Problem(Problem::Unavailable),
+            decoded => {
+                let envelope = decoded.unwrap_or(Envelope::new(500)).without_content();
+                Reply::Stored { envelope, body: Bytes::new(), retry_after }
+            }
+        }
     }
 
     fn stored(status: u16, head: &[u8], body: Option<&Bytes>, retry_after: Option<Duration>) -> Reply {
