@@ -95,7 +95,7 @@
 //! | consume messages in batches | [`Engine::begin_many`], [`complete_many`](Engine::complete_many), [`Begin::verdict`] |
 //! | begin in one process and complete in another | [`LeaseToken`], [`Engine::resume`] |
 //! | keep many leases alive | [`Engine::keep_alive`] |
-//! | answer HTTP requests with an `Idempotency-Key`, and webhooks | [`http`](mod@http), [`http::webhook`] |
+//! | answer HTTP requests with an `Idempotency-Key`, and webhooks | `http::IdempotencyLayer`, `http::webhook` |
 //! | commit record and effect together | `sqlite::begin_in` and `postgres::begin_in`, `complete_in` |
 //! | commit an effect and an event, and deliver the event | `outbox`, `SqliteOutbox`, `PostgresOutbox` |
 //! | set a default or a limit | [`EngineBuilder`], [`Policy`], [`Recovery`], [`Retry`] |
@@ -116,7 +116,7 @@
 //! | `postgres` | `PostgresStore`, and transactions of the application's own; needs tokio |
 //! | `sqlx` | those of sqlx 0.9 on PostgreSQL; needs Rust 1.94, as sqlx does |
 //! | `redis` | `RedisStore`; needs tokio |
-//! | `http` | [`http`](mod@http): a tower layer for the `Idempotency-Key` header, on tokio |
+//! | `http` | a tower layer for the `Idempotency-Key` header, on tokio |
 //! | `axum` | `http`, and its lease as an extractor of axum |
 //! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |
 //! | `tracing` | spans and events |

@@ -159,7 +159,7 @@ pub enum Part {
     /// Those with an empty key, in the order of their numbers.
     Unordered,
     /// The oldest of each key, in the order of topics and keys: the next keys after this one, at
-    /// most [`Claim::keys`] of them. An event is the oldest if no earlier one of its key is pending
+    /// most `Claim::keys` of them. An event is the oldest if no earlier one of its key is pending
     /// or, with `hold_keys`, a dead letter. The number of events that wait behind it does not
     /// matter.
     After(String, String),
