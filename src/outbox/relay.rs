@@ -60,7 +60,8 @@ pub struct Drained {
 /// tx.commit()?; // the order and its event, both or neither
 ///
 /// // In a task of its own: `relay.run(..)`.
-/// let drained = Relay::new(outbox).drain(|event: Event| async move {
+/// let relay = Relay::new(outbox);
+/// let drained = relay.drain(|event: Event| async move {
 ///     publish(event.topic(), event.key(), event.id(), event.payload()).await?;
 ///     Ok::<(), DeliveryError>(())
 /// });
