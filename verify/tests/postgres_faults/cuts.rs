@@ -118,6 +118,8 @@ fn s6_a_postgres_request_cut_at_every_byte_of_every_operation() {
 
 #[test]
 fn s10_what_was_not_heard_from_postgres_when_connecting_is_not_taken_for_the_best() {
+    // Each cut takes the store some time, since it tries again.
+    let step = if std::env::var_os("NEVERTWICE_LONG").is_some() { 1 } else { 17 };
     let (good, weak) = (Server::start(&[]), Server::start(&["synchronous_commit=off"]));
     block_on_tokio(async {
         for (server, level) in [(&good, Durability::Power), (&weak, Durability::Memory)] {
@@ -125,7 +127,7 @@ fn s10_what_was_not_heard_from_postgres_when_connecting_is_not_taken_for_the_bes
             drop(PostgresStore::connect(&server.url()).await.unwrap());
             let proxy = Proxy::start(server.port()).await;
             let (mut cuts, mut connected) = (0, 0);
-            for bytes in 0.. {
+            for bytes in (0..).step_by(step) {
                 proxy.cut_reply_after(bytes);
                 let result = PostgresStore::connect(&server.url_at(proxy.port())).await;
                 let happened = proxy.heal();
@@ -141,7 +143,7 @@ fn s10_what_was_not_heard_from_postgres_when_connecting_is_not_taken_for_the_bes
                 }
                 cuts += 1;
             }
-            assert!(cuts > 500 && connected > 0, "{cuts}, {connected}");
+            assert!(cuts > 500 / step && connected > 0, "{cuts}, {connected}");
             let numbers: [(&str, &dyn Display); 2] = [("cuts", &cuts), ("connected", &connected)];
             Audit::default().report("answers to the connecting store cut", &numbers);
         }
