@@ -66,9 +66,12 @@ fn peer() -> Router {
 
 /// Measures both operations on each side, in alternating rounds.
 pub(crate) async fn measure(rounds: usize, round: Duration) -> Vec<HttpCost> {
-    let mut sides = vec![("bare handler", serve(bare()).await), ("ours", serve(bare().layer(layer())).await)];
-    #[cfg(feature = "peer")]
-    sides.push(("peer", serve(peer()).await));
+    let sides = [
+        ("bare handler", serve(bare()).await),
+        ("ours", serve(bare().layer(layer())).await),
+        #[cfg(feature = "peer")]
+        ("peer", serve(peer()).await),
+    ];
     let next = Arc::new(AtomicU64::new(CALLERS as u64 * KEYS));
     let mut costs = Vec::new();
     for op in [Op::Fresh, Op::Replay] {
@@ -76,10 +79,10 @@ pub(crate) async fn measure(rounds: usize, round: Duration) -> Vec<HttpCost> {
         for warm in 0..=rounds {
             let figures = async |at: usize| load(sides[at].1, op, round, &next).await;
             let bare = figures(0).await;
-            for at in 1..sides.len() {
+            for (at, taken) in taken.iter_mut().enumerate().skip(1) {
                 let (per_second, cpu) = figures(at).await;
                 if warm > 0 {
-                    taken[at].push((per_second, cpu, cpu - bare.1));
+                    taken.push((per_second, cpu, cpu - bare.1));
                 }
             }
             if warm > 0 {

@@ -1,10 +1,9 @@
 //! A private PostgreSQL server, with the settings of its packages.
 
 use std::fs::read_to_string;
-use std::path::PathBuf;
 
 #[path = "../../tests/support/postgres.rs"]
-#[allow(dead_code, clippy::disallowed_methods)] // tests use the rest
+#[allow(dead_code)] // tests use the rest
 mod private;
 
 pub(crate) struct Postgres(private::Server);
@@ -55,5 +54,5 @@ impl Postgres {
 
 fn processes() -> impl Iterator<Item = String> {
     let all = std::fs::read_dir("/proc").expect("this is Linux");
-    all.filter_map(|entry| read_to_string(PathBuf::from(entry.ok()?.path()).join("stat")).ok())
+    all.filter_map(|entry| read_to_string(entry.ok()?.path().join("stat")).ok())
 }
