@@ -1,5 +1,6 @@
-//! The parts that several backends share: a registry of waiters for
-//! those that run on any executor; `batcher` and `waiters` for those that need tokio.
+//! The parts that several backends share: a registry of waiters for those that run on any executor;
+//! `batcher` and `waiters` for those that need tokio; the lease of a transaction of the
+//! application's for those with such transactions.
 
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) mod batcher;
@@ -10,6 +11,8 @@ pub(crate) mod waiters;
 
 #[cfg(any(feature = "memory", feature = "sqlite"))]
 mod registry;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod tx_lease;
 
 #[cfg(any(feature = "memory", feature = "sqlite"))]
 pub(crate) use self::registry::Registry;

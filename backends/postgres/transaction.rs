@@ -5,7 +5,6 @@ mod session;
 #[cfg(feature = "sqlx")]
 mod with_sqlx;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +16,9 @@ use self::session::Session;
 pub(super) use self::session::Value;
 use super::PostgresStore;
 use super::connection::{Connection, Lane};
-use super::error::{malformed, unusable};
+use super::error::malformed;
 use super::schema::Names;
+use crate::backends::shared::tx_lease;
 use crate::begin::Begin;
 use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Reply};
@@ -27,10 +27,10 @@ use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
 use crate::policy::Policy;
-use crate::record::{Record, Retry, Stamp};
+use crate::record::{Record, Retry};
 use crate::request::Request;
 use crate::store::Store;
-use crate::token::{LeaseToken, Origin};
+use crate::token::LeaseToken;
 
 /// A transaction of the application's own: `tokio_postgres::Transaction` and, with the feature
 /// `sqlx`, `sqlx::Transaction<Postgres>` and a `sqlx::PgConnection` inside one. A transaction of
@@ -124,13 +124,8 @@ pub async fn begin_in_within<T: OwnTransaction + ?Sized>(
         let params = request.params(policy, Owner::random)?;
         let (id, owner) = (request.id(), params.owner);
         let command = Command::Begin(params);
-        let (reply, record) = execute(transaction, store, &id, &command, within).await?;
-        Begin::of(reply, || {
-            let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
-            let origin = Origin { store: store.identity(), in_transaction: true };
-            let token = LeaseToken::of(id, owner, &record, policy.unresolved_retention, origin);
-            Ok(TxLease::new(store, policy, token, Some(&record)))
-        })
+        let answer = execute(transaction, store, &id, &command, within).await?;
+        tx_lease::begun(store, policy, (id, owner), answer)
     };
     let begin = observe::in_span(&seen, begin).await;
     seen.begun(&begin);
@@ -153,9 +148,8 @@ pub async fn resume_in<T: OwnTransaction + ?Sized>(
     let lease = async {
         policy.check_origin(token, store.identity())?;
         let command = Command::Resume(token.clone());
-        let (reply, record) = execute(transaction, store, &token.id, &command, policy.call_timeout).await?;
-        done(store, token.attempt, reply)?;
-        Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
+        let answer = execute(transaction, store, &token.id, &command, policy.call_timeout).await?;
+        tx_lease::resumed(store, policy, token, answer)
     };
     let lease = observe::in_span(&seen, lease).await;
     seen.answered(token.attempt, &lease);
@@ -174,8 +168,7 @@ pub async fn complete_in<T: OwnTransaction + ?Sized>(
     lease: &TxLease,
     response: impl Into<Bytes>,
 ) -> Result<(), Error> {
-    let body = lease.policy.body("response", response.into())?;
-    lease.finish(transaction, Op::CompleteIn, &Command::Complete(lease.token.clone(), body)).await
+    finish(transaction, lease, Op::CompleteIn, &lease.completion(response.into())?).await
 }
 
 /// Records inside `transaction` that the operation failed, and what the next begin may do about it:
@@ -193,82 +186,32 @@ pub async fn fail_in<T: OwnTransaction + ?Sized>(
     error: impl Into<Bytes>,
     retry: Retry,
 ) -> Result<(), Error> {
-    let body = lease.policy.body("error", error.into())?;
-    lease.finish(transaction, Op::FailIn, &Command::Fail(lease.token.clone(), body, retry)).await
+    finish(transaction, lease, Op::FailIn, &lease.failure(error.into(), retry)?).await
 }
 
-/// The right to act inside a transaction, from [`begin_in`] or [`resume_in`].
+/// The right to act inside a transaction of the application's, from [`begin_in`] or [`resume_in`].
 ///
 /// A grant of [`begin_in`] is gone if the transaction is rolled back. If it is committed
 /// unfinished, it holds its key until its lease runs out, like any dropped lease.
-#[must_use = "a lease that is committed unfinished holds its key until it runs out"]
-pub struct TxLease {
-    store: PostgresStore,
-    token: LeaseToken,
-    takeover: bool,
-    checkpoint: Option<Bytes>,
-    policy: Policy,
-}
+pub type TxLease = tx_lease::TxLease<PostgresStore>;
 
-impl TxLease {
-    fn new(store: &PostgresStore, policy: &Policy, token: LeaseToken, record: Option<&Record>) -> TxLease {
-        TxLease {
-            store: store.clone(),
-            token,
-            takeover: record.is_some_and(Record::is_takeover),
-            checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            policy: policy.clone(),
-        }
-    }
-
-    /// Returns the number of this execution of the operation, counted from 1.
-    pub fn attempt(&self) -> u32 {
-        self.token.attempt
-    }
-
-    /// Returns the fence of this grant: greater than that of every earlier committed grant of the
-    /// key.
-    pub fn fence(&self) -> Stamp {
-        self.token.fence
-    }
-
-    /// Returns true if the lease of the previous attempt ran out, so that it may have left traces.
-    pub fn takeover(&self) -> bool {
-        self.takeover
-    }
-
-    /// Returns the checkpoint that an earlier attempt saved with
-    /// [`Lease::save_checkpoint`](crate::Lease::save_checkpoint).
-    pub fn checkpoint(&self) -> Option<&Bytes> {
-        self.checkpoint.as_ref()
-    }
-
-    /// Derives a key for a downstream call: see [`Lease::derive_key`](crate::Lease::derive_key).
-    pub fn derive_key(&self, label: &str) -> String {
-        self.token.derive_key(label)
-    }
-
-    async fn finish<T: OwnTransaction + ?Sized>(
-        &self,
-        transaction: &mut T,
-        op: Op,
-        command: &Command,
-    ) -> Result<(), Error> {
-        let seen = observe::call(&self.store, op, &|| Some(self.token.scope));
-        let result = async {
-            self.policy.check_origin(&self.token, self.store.identity())?;
-            // A grant of this transaction holds the row; another one's does not after its commit.
-            let wait = self.policy.call_timeout;
-            let (reply, _) = execute(transaction, &self.store, &self.token.id, command, wait).await?;
-            if reply == (Reply::Done { existed: false }) {
-                observe::restored(&self.store, self.token.attempt);
-            }
-            done(&self.store, self.token.attempt, reply)
-        };
-        let result = observe::in_span(&seen, result).await;
-        seen.answered(self.token.attempt, &result);
-        result
-    }
+async fn finish<T: OwnTransaction + ?Sized>(
+    transaction: &mut T,
+    lease: &TxLease,
+    op: Op,
+    command: &Command,
+) -> Result<(), Error> {
+    let seen = observe::call(&lease.store, op, &|| Some(lease.token.scope));
+    let result = async {
+        lease.check_origin()?;
+        // A grant of this transaction holds the row; another one's does not after its commit.
+        let wait = lease.policy.call_timeout;
+        let (reply, _) = execute(transaction, &lease.store, &lease.token.id, command, wait).await?;
+        tx_lease::finished(lease, reply)
+    };
+    let result = observe::in_span(&seen, result).await;
+    seen.answered(lease.token.attempt, &result);
+    result
 }
 
 async fn execute<T: OwnTransaction + ?Sized>(
@@ -310,25 +253,6 @@ impl Own {
     }
 }
 
-/// Converts a reply for the holder of a lease. A lost lease is reported to operators at every call,
-/// because a lease of a transaction keeps no state.
-fn done(store: &PostgresStore, attempt: u32, reply: Reply) -> Result<(), Error> {
-    if let Reply::LeaseLost(current) = &reply {
-        observe::lease_lost(store, attempt, *current);
-    }
-    reply.into_done()
-}
-
-impl observe::Granted for TxLease {
-    fn attempt(&self) -> u32 {
-        TxLease::attempt(self)
-    }
-
-    fn takeover(&self) -> bool {
-        TxLease::takeover(self)
-    }
-}
-
 impl observe::Source for PostgresStore {
     fn name(&self) -> &'static str {
         Store::name(self)
@@ -336,14 +260,5 @@ impl observe::Source for PostgresStore {
 
     fn clock(&self) -> &dyn Clock {
         &SystemClock
-    }
-}
-
-impl fmt::Debug for TxLease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TxLease")
-            .field("token", &self.token)
-            .field("takeover", &self.takeover)
-            .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,6 @@
 //! Record and effect in one transaction: [`begin_in`], [`complete_in`] and their companions.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use super::error::{self, Result};
 use super::high_water::HighWater;
 use super::rows::prepare;
 use super::{Inner, SqliteStore};
+use crate::backends::shared::tx_lease;
 use crate::begin::Begin;
 use crate::call::NOT_COMPLETED;
 use crate::clock::{Clock, SystemClock};
@@ -20,10 +20,10 @@ use crate::key::RecordId;
 use crate::observe::{self, Op};
 use crate::owner::Owner;
 use crate::policy::Policy;
-use crate::record::{Record, Retry, Stamp};
+use crate::record::{Record, Retry};
 use crate::request::Request;
 use crate::store::{Store, Swap, SwapRequest};
-use crate::token::{LeaseToken, Origin};
+use crate::token::LeaseToken;
 
 /// Begins the operation of `request` inside `transaction`, or returns its outcome:
 /// [`Engine::begin`](crate::Engine::begin) for an effect that is a write to the same database that
@@ -92,13 +92,8 @@ pub fn begin_in(
     let begin = seen.inside(|| {
         let params = request.params(policy, Owner::random)?;
         let (id, owner) = (request.id(), params.owner);
-        let (reply, record) = execute(transaction, store, &id, &Command::Begin(params))?;
-        Begin::of(reply, || {
-            let record = record.ok_or_else(|| unusable("it granted a lease and shows no record of it"))?;
-            let origin = Origin { store: store.identity(), in_transaction: true };
-            let token = LeaseToken::of(id, owner, &record, policy.unresolved_retention, origin);
-            Ok(TxLease::new(store, policy, token, Some(&record)))
-        })
+        let answer = execute(transaction, store, &id, &Command::Begin(params))?;
+        tx_lease::begun(store, policy, (id, owner), answer)
     });
     seen.begun(&begin);
     begin
@@ -140,9 +135,8 @@ pub fn resume_in(
     let seen = observe::call(store, Op::ResumeIn, &|| Some(token.scope));
     let lease = seen.inside(|| {
         policy.check_origin(token, store.identity())?;
-        let (reply, record) = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
-        done(store, token.attempt, reply)?;
-        Ok(TxLease::new(store, policy, token.clone(), record.as_deref()))
+        let answer = execute(transaction, store, &token.id, &Command::Resume(token.clone()))?;
+        tx_lease::resumed(store, policy, token, answer)
     });
     seen.answered(token.attempt, &lease);
     lease
@@ -160,8 +154,7 @@ pub fn complete_in(
     lease: &TxLease,
     response: impl Into<Bytes>,
 ) -> Result<(), Error> {
-    let body = lease.policy.body("response", response.into())?;
-    lease.finish(transaction, Op::CompleteIn, &Command::Complete(lease.token.clone(), body))
+    finish(transaction, lease, Op::CompleteIn, &lease.completion(response.into())?)
 }
 
 /// Records inside `transaction` that the operation failed, and what the next begin may do about it:
@@ -175,93 +168,24 @@ pub fn fail_in(
     error: impl Into<Bytes>,
     retry: Retry,
 ) -> Result<(), Error> {
-    let body = lease.policy.body("error", error.into())?;
-    lease.finish(transaction, Op::FailIn, &Command::Fail(lease.token.clone(), body, retry))
+    finish(transaction, lease, Op::FailIn, &lease.failure(error.into(), retry)?)
 }
 
-/// The right to act inside a transaction, from [`begin_in`] or [`resume_in`].
+/// The right to act inside a transaction of the application's, from [`begin_in`] or [`resume_in`].
 ///
 /// A grant of [`begin_in`] is gone if the transaction is rolled back. If it is committed
 /// unfinished, it holds its key until its lease runs out, like any dropped lease.
-#[must_use = "a lease that is committed unfinished holds its key until it runs out"]
-pub struct TxLease {
-    store: SqliteStore,
-    token: LeaseToken,
-    takeover: bool,
-    checkpoint: Option<Bytes>,
-    policy: Policy,
-}
+pub type TxLease = tx_lease::TxLease<SqliteStore>;
 
-impl TxLease {
-    fn new(store: &SqliteStore, policy: &Policy, token: LeaseToken, record: Option<&Record>) -> TxLease {
-        TxLease {
-            store: store.clone(),
-            token,
-            takeover: record.is_some_and(Record::is_takeover),
-            checkpoint: record.and_then(|record| record.checkpoint.clone()),
-            policy: policy.clone(),
-        }
-    }
-
-    /// Returns the number of this execution of the operation, counted from 1.
-    pub fn attempt(&self) -> u32 {
-        self.token.attempt
-    }
-
-    /// Returns the fence of this grant: greater than that of every earlier committed grant of the
-    /// key.
-    pub fn fence(&self) -> Stamp {
-        self.token.fence
-    }
-
-    /// Returns true if the lease of the previous attempt ran out, so that it may have left traces.
-    pub fn takeover(&self) -> bool {
-        self.takeover
-    }
-
-    /// Returns the checkpoint that an earlier attempt saved with
-    /// [`Lease::save_checkpoint`](crate::Lease::save_checkpoint).
-    pub fn checkpoint(&self) -> Option<&Bytes> {
-        self.checkpoint.as_ref()
-    }
-
-    /// Derives a key for a downstream call: see [`Lease::derive_key`](crate::Lease::derive_key).
-    pub fn derive_key(&self, label: &str) -> String {
-        self.token.derive_key(label)
-    }
-
-    fn finish(&self, transaction: &Transaction<'_>, op: Op, command: &Command) -> Result<(), Error> {
-        let seen = observe::call(&self.store, op, &|| Some(self.token.scope));
-        let result = seen.inside(|| {
-            self.policy.check_origin(&self.token, self.store.identity())?;
-            let (reply, _) = execute(transaction, &self.store, &self.token.id, command)?;
-            if reply == (Reply::Done { existed: false }) {
-                observe::restored(&self.store, self.token.attempt);
-            }
-            done(&self.store, self.token.attempt, reply)
-        });
-        seen.answered(self.token.attempt, &result);
-        result
-    }
-}
-
-/// Converts a reply for the holder of a lease. A lost lease is reported to operators at every call,
-/// because a lease of a transaction keeps no state.
-fn done(store: &SqliteStore, attempt: u32, reply: Reply) -> Result<(), Error> {
-    if let Reply::LeaseLost(current) = &reply {
-        observe::lease_lost(store, attempt, *current);
-    }
-    reply.into_done()
-}
-
-impl observe::Granted for TxLease {
-    fn attempt(&self) -> u32 {
-        TxLease::attempt(self)
-    }
-
-    fn takeover(&self) -> bool {
-        TxLease::takeover(self)
-    }
+fn finish(transaction: &Transaction<'_>, lease: &TxLease, op: Op, command: &Command) -> Result<(), Error> {
+    let seen = observe::call(&lease.store, op, &|| Some(lease.token.scope));
+    let result = seen.inside(|| {
+        lease.check_origin()?;
+        let (reply, _) = execute(transaction, &lease.store, &lease.token.id, command)?;
+        tx_lease::finished(lease, reply)
+    });
+    seen.answered(lease.token.attempt, &result);
+    result
 }
 
 impl observe::Source for SqliteStore {
@@ -271,15 +195,6 @@ impl observe::Source for SqliteStore {
 
     fn clock(&self) -> &dyn Clock {
         &SystemClock
-    }
-}
-
-impl fmt::Debug for TxLease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TxLease")
-            .field("token", &self.token)
-            .field("takeover", &self.takeover)
-            .finish_non_exhaustive()
     }
 }
 
