@@ -1,6 +1,6 @@
-//! The parts that several backends share: a registry of waiters for those that run on any executor;
-//! `batcher` and `waiters` for those that need tokio; the lease of a transaction of the
-//! application's for those with such transactions.
+//! The parts that several backends share: a registry of waiters for those that run on any
+//! executor; `batcher` and `waiters` for those that need tokio; `tx_lease` for those with
+//! transactions of the application's own.
 
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) mod batcher;

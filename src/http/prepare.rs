@@ -27,9 +27,14 @@ pub(super) enum Prepared<B> {
     Ready(Box<Ready>),
 }
 
-/// A request that is read, and its operation.
+/// The operation of a request, and the request itself.
 pub(super) struct Ready {
     pub(super) operation: crate::Request,
+    pub(super) incoming: Incoming,
+}
+
+/// A request that is read.
+pub(super) struct Incoming {
     pub(super) parts: Parts,
     pub(super) body: Bytes,
     pub(super) trailers: Option<HeaderMap>,
@@ -83,7 +88,10 @@ where
     let operation = early_scope.unwrap_or_else(|| scope(settings, &parts));
     let operation = operation.and_then(|scope| operation_of(settings, &parts, &body, scope, key));
     match operation {
-        Ok(operation) => Prepared::Ready(Box::new(Ready { operation, parts, body, trailers })),
+        Ok(operation) => {
+            let incoming = Incoming { parts, body, trailers };
+            Prepared::Ready(Box::new(Ready { operation, incoming }))
+        }
         Err(problem) => Prepared::Refused(problem),
     }
 }

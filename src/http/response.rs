@@ -59,10 +59,12 @@ fn stored<B>(
         return problem(settings, format, &Problem::ResponseNotKept(envelope.clone()));
     }
     let mut trailers = headers(&envelope.trailers);
-    if let (Some(wait), true) = (retry_after, format.is_grpc()) {
-        // Clients read it where the status is.
-        let place = if trailers.contains_key(GRPC_STATUS) { &mut trailers } else { &mut HeaderMap::new() };
-        insert_retry(place, format, wait);
+    // A client of gRPC reads it where the status is.
+    if let Some(wait) = retry_after
+        && format.is_grpc()
+        && trailers.contains_key(GRPC_STATUS)
+    {
+        insert_retry(&mut trailers, format, wait);
     }
     let names = trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
     let mut response = Response::new(LayerBody::buffered(body, Some(trailers)));
@@ -154,17 +156,20 @@ pub(super) fn envelope(
         (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes()))
     };
     let also = &settings.kept_headers;
-    let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes()));
+    let is_grpc = is_grpc(&parts.headers);
     let keeps = |name: &str| Envelope::keeps(name, also) || is_grpc && name.starts_with("grpc-");
     envelope.headers = parts.headers.iter().filter(|(name, _)| keeps(name.as_str())).map(kept).collect();
     envelope.trailers = trailers.into_iter().flat_map(HeaderMap::iter).map(kept).collect();
     envelope
 }
 
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes()))
+}
+
 /// Returns the status that a handler's response counts as: that of HTTP, or that of gRPC.
 pub(super) fn status(parts: &response::Parts, trailers: Option<&HeaderMap>) -> u16 {
-    let is_grpc = parts.headers.get(CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes()));
-    if !is_grpc || parts.status != StatusCode::OK {
+    if !is_grpc(&parts.headers) || parts.status != StatusCode::OK {
         return parts.status.as_u16();
     }
     let status = trailers.and_then(|trailers| trailers.get(GRPC_STATUS));

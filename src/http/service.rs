@@ -24,8 +24,8 @@ use crate::observe::{self, HttpOutcome};
 /// The service around another one, made by [`IdempotencyLayer`](super::IdempotencyLayer).
 ///
 /// The body of a request is read in the future that the server polls, and ends with its connection.
-/// Begin, handler and recording then run in a task of their own, which a client that hangs up does
-/// not cancel. A panic of the handler is carried over to the server's future.
+/// Begin, handler and recording then run in a task of their own, unless they end at once, so that a
+/// client that hangs up does not cancel them. A panic of the handler is carried over to the server's future.
 #[derive(Clone)]
 pub struct IdempotencyService<S> {
     inner: S,

@@ -19,11 +19,12 @@ use super::body::LayerBody;
 use super::collect::{self, Collected};
 use super::held::HeldLease;
 use super::in_flight::Entered;
-use super::prepare::Ready;
-use super::protocol::{Effects, Envelope, Keep, Problem, Recorded, Recording, Reply, essence};
+use super::prepare::{Incoming, Ready};
+use super::protocol::{Effects, Keep, Problem, Recorded, Recording, Reply, essence};
 use super::response::{Format, envelope, problem, reply, status};
 use super::settings::Settings;
 use crate::begin::Begin;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::observe::{self, HttpOutcome};
@@ -66,13 +67,13 @@ where
         return response;
     }
     // It ended without an answer: the handler panicked, or the runtime is shutting down.
-    match task {
-        Some(task) => match task.await {
-            Err(error) if error.is_panic() => crashed(&settings, error.into_panic()),
-            Ok(()) | Err(_) => Ok(problem(&settings, &format, &Problem::InProgress)),
-        },
-        None => Ok(problem(&settings, &format, &Problem::InProgress)),
+    if let Some(task) = task
+        && let Err(error) = task.await
+        && error.is_panic()
+    {
+        crashed(&settings, error.into_panic());
     }
+    Ok(problem(&settings, &format, &Problem::InProgress))
 }
 
 /// Carries a panic of the handler over to the future that the server polls.
@@ -98,23 +99,25 @@ where
     S: Service<Request<LayerBody<A>>, Response = Response<B>>,
     B: Body<Data = Bytes>,
 {
-    async fn run(mut self, mut ready: Ready) {
+    async fn run(mut self, Ready { operation, incoming }: Ready) {
         let settings = self.settings.clone();
         let engine = &settings.engine;
-        let operation = match engine.owned(ready.operation) {
+        let operation = match engine.owned(operation) {
             Ok(operation) => operation,
             Err(error) => return self.refuse(&Problem::of(&error)),
         };
-        ready.operation = operation.clone();
         match begin(&settings, &operation).await {
-            Begun::Answered(Begin::Acquired(lease)) => self.execute(Arc::new(lease), ready).await,
+            Begun::Answered(Begin::Acquired(lease)) => {
+                self.execute(Arc::new(lease), &operation, incoming).await;
+            }
             Begun::Answered(begin) => {
-                let (outcome, response) = self.duplicate(&begin);
-                self.finish(outcome, response);
+                // Only a grant has no reply, and it was executed.
+                let answer = Reply::of(&begin).unwrap_or(Reply::Problem(Problem::InProgress));
+                self.reply(HttpOutcome::of_reply(&answer), answer);
             }
             Begun::Failed { opens: true, .. } => {
                 observe::http_failed_open(engine);
-                let response = call(&mut self.inner, ready.into_request(None)).await;
+                let response = call(&mut self.inner, incoming.into_request(None)).await;
                 let response = response.map(|response| response.map(LayerBody::original));
                 self.finish(HttpOutcome::FailedOpen, response);
             }
@@ -130,10 +133,9 @@ where
         self.finish(HttpOutcome::of(found), Ok(response));
     }
 
-    fn duplicate(&self, begin: &Begin) -> (HttpOutcome, Answer<B, S::Error>) {
-        // Only a grant has no reply, and the caller has executed it.
-        let answer = Reply::of(begin).unwrap_or(Reply::Problem(Problem::InProgress));
-        (HttpOutcome::of_reply(&answer), Ok(reply(&self.settings, &self.format, answer)))
+    fn reply(self, outcome: HttpOutcome, answer: Reply) {
+        let response = reply(&self.settings, &self.format, answer);
+        self.finish(outcome, Ok(response));
     }
 
     fn finish(self, outcome: HttpOutcome, response: Answer<B, S::Error>) {
@@ -144,9 +146,8 @@ where
     }
 
     /// Runs the handler under the lease, and records its response.
-    async fn execute(mut self, lease: Arc<Lease>, ready: Ready) {
+    async fn execute(mut self, lease: Arc<Lease>, operation: &crate::Request, incoming: Incoming) {
         let settings = self.settings.clone();
-        let operation = ready.operation.clone();
         let held = HeldLease(lease.clone());
         let (limit, grpc) = (settings.engine.policy().max_response, self.format.is_grpc());
         let inner = &mut self.inner;
@@ -156,7 +157,7 @@ where
             return self.finish(HttpOutcome::Crashed, Err(error));
         }
         let work = async {
-            let (mut parts, body) = inner.call(ready.into_request(Some(held))).await?.into_parts();
+            let (mut parts, body) = inner.call(incoming.into_request(Some(held))).await?.into_parts();
             let streams = parts.extensions.remove::<Streamed>().is_some() || is_stream(&parts.headers);
             let collected = match streams {
                 true => Ok(collect::stream(body)),
@@ -170,17 +171,12 @@ where
             Err(error) => return self.finish(HttpOutcome::Crashed, Err(error)),
         };
         let Ok(collected) = collected else {
-            return self.crashed();
+            // The response broke off before it was recorded: a crash, after which the lease goes on
+            // for a while.
+            return self.reply(HttpOutcome::Crashed, Reply::Problem(Problem::InProgress));
         };
         let handled = Handled::of(&settings, &lease, parts, collected);
-        self.record(&lease, &operation, handled).await;
-    }
-
-    /// Answers for a handler whose response broke off before it was recorded: a crash, after which
-    /// the lease goes on for a while.
-    fn crashed(self) {
-        let response = problem(&self.settings, &self.format, &Problem::InProgress);
-        self.finish(HttpOutcome::Crashed, Ok(response));
+        self.record(&lease, operation, handled).await;
     }
 
     /// Records the response, then lets it go out. If the store does not answer for the length of a
@@ -193,29 +189,28 @@ where
             Either::Left((Recorded::Lost, _)) => {
                 let answer = Reply::recorded(&engine, operation).await;
                 let answer = answer.unwrap_or_else(|error| Reply::Problem(Problem::of(&error)));
-                let response = reply(&self.settings, &self.format, answer);
-                self.finish(HttpOutcome::Lost, Ok(response));
+                self.reply(HttpOutcome::Lost, answer);
             }
-            Either::Left((Recorded::Failed(_), _)) => {
-                observe::http_unrecorded(&engine);
-                self.finish(HttpOutcome::Unrecorded, Ok(response));
-            }
-            Either::Left((Recorded::Done | Recorded::ByHandler, _)) => {
-                self.finish(HttpOutcome::Executed, Ok(response));
-            }
+            Either::Left((recorded, _)) => self.finish(outcome(&engine, &recorded), Ok(response)),
             Either::Right((_, recording)) => {
                 let _ = self.answer.send(Ok(response));
-                let outcome = match recording.await {
-                    Recorded::Done | Recorded::ByHandler => HttpOutcome::Executed,
-                    Recorded::Lost => HttpOutcome::Lost,
-                    Recorded::Failed(_) => {
-                        observe::http_unrecorded(&engine);
-                        HttpOutcome::Unrecorded
-                    }
-                };
+                let outcome = outcome(&engine, &recording.await);
                 observe::http_answered(&engine, outcome);
                 drop(self.entered);
             }
+        }
+    }
+}
+
+/// Returns the outcome of a request whose response went to be recorded, and reports one that could
+/// not be.
+fn outcome(engine: &Engine, recorded: &Recorded) -> HttpOutcome {
+    match recorded {
+        Recorded::Done | Recorded::ByHandler => HttpOutcome::Executed,
+        Recorded::Lost => HttpOutcome::Lost,
+        Recorded::Failed(_) => {
+            observe::http_unrecorded(engine);
+            HttpOutcome::Unrecorded
         }
     }
 }
@@ -292,7 +287,7 @@ impl<B: Body<Data = Bytes>> Handled<B> {
             None => parts.status.as_u16(),
         };
         let keep = chosen.or_by_status(status, marked, settings.back_off);
-        let envelope: Envelope = envelope(settings, &parts, trailers);
+        let envelope = envelope(settings, &parts, trailers);
         let recording = Recording::of(lease, &envelope, kept, keep);
         let body = match body {
             Collected::Whole { data, trailers } => LayerBody::buffered(data, trailers),
@@ -302,10 +297,10 @@ impl<B: Body<Data = Bytes>> Handled<B> {
     }
 }
 
-impl Ready {
+impl Incoming {
     /// Returns the request for the handler.
     fn into_request<A>(self, lease: Option<HeldLease>) -> Request<LayerBody<A>> {
-        let Ready { mut parts, body, trailers, .. } = self;
+        let Incoming { mut parts, body, trailers } = self;
         if let Some(lease) = lease {
             parts.extensions.insert(lease);
         }

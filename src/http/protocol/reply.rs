@@ -60,12 +60,11 @@ impl Reply {
     pub fn of<L>(begin: &Begin<L>) -> Option<Reply> {
         Some(match begin {
             Begin::Acquired(_) => return None,
-            Begin::Completed(done) => Reply::stored(200, done.head(), done.response(), None),
-            Begin::Failed(failed) => match failed.error() {
-                Some(error) => Reply::stored(500, failed.head(), Some(error), failed.retry_after()),
-                // The body of a failure is of little use, and its status is kept.
-                None => Reply::bare(failed.head(), failed.retry_after()),
-            },
+            Begin::Completed(done) => {
+                Reply::completed(done.head(), done.response()).unwrap_or_else(Reply::Problem)
+            }
+            Begin::Failed(failed) => Reply::failed(failed.head(), failed.error(), failed.retry_after())
+                .unwrap_or_else(Reply::Problem),
             Begin::InProgress(_) => Reply::Problem(Problem::InProgress),
             Begin::Unresolved(_) => Reply::Problem(Problem::Unresolved),
             Begin::Mismatch(_) => Reply::Problem(Problem::Mismatch),
@@ -83,27 +82,29 @@ impl Reply {
         Ok(begin.as_ref().and_then(Reply::of).unwrap_or(Reply::Problem(Problem::Unresolved)))
     }
 
-    /// A stored response without its body.
-    fn bare(head: &[u8], retry_after: Option<Duration>) -> Reply {
-        match Envelope::decode(head) {
-            Err(EnvelopeError::Newer) => Reply::Problem(Problem::Unavailable),
-            decoded => {
-                let envelope = decoded.unwrap_or(Envelope::new(500)).without_content();
-                Reply::Stored { envelope, body: Bytes::new(), retry_after }
-            }
-        }
+    fn completed(head: &[u8], body: Option<&Bytes>) -> Result<Reply, Problem> {
+        let envelope = envelope(head, 200)?;
+        let body = body.cloned().ok_or_else(|| Problem::ResponseNotKept(envelope.clone()))?;
+        Ok(Reply::Stored { envelope, body, retry_after: None })
     }
 
-    fn stored(status: u16, head: &[u8], body: Option<&Bytes>, retry_after: Option<Duration>) -> Reply {
-        let envelope = match Envelope::decode(head) {
-            Ok(envelope) => envelope,
-            Err(EnvelopeError::Newer) => return Reply::Problem(Problem::Unavailable),
-            Err(EnvelopeError::Other) => Envelope::new(status),
-        };
-        match body {
+    /// Unlike that of a response, the status of an error is told without its body, which is of
+    /// little use.
+    fn failed(head: &[u8], body: Option<&Bytes>, retry_after: Option<Duration>) -> Result<Reply, Problem> {
+        let envelope = envelope(head, 500)?;
+        Ok(match body {
             Some(body) => Reply::Stored { envelope, body: body.clone(), retry_after },
-            None => Reply::Problem(Problem::ResponseNotKept(envelope)),
-        }
+            None => Reply::Stored { envelope: envelope.without_content(), body: Bytes::new(), retry_after },
+        })
+    }
+}
+
+/// Returns the envelope in a head; one with `status` for a head of another origin.
+fn envelope(head: &[u8], status: u16) -> Result<Envelope, Problem> {
+    match Envelope::decode(head) {
+        Ok(envelope) => Ok(envelope),
+        Err(EnvelopeError::Newer) => Err(Problem::Unavailable),
+        Err(EnvelopeError::Other) => Ok(Envelope::new(status)),
     }
 }
 
