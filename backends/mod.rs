@@ -27,5 +27,7 @@ pub use self::memory::MemoryStore;
 pub use self::postgres::{PostgresOutbox, PostgresStore};
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use self::shared::tx_lease::TxLease;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteOutbox, SqliteStore};

@@ -193,7 +193,7 @@ pub async fn fail_in<T: OwnTransaction + ?Sized>(
 ///
 /// A grant of [`begin_in`] is gone if the transaction is rolled back. If it is committed
 /// unfinished, it holds its key until its lease runs out, like any dropped lease.
-pub type TxLease = tx_lease::TxLease<PostgresStore>;
+pub type TxLease = crate::backends::TxLease<PostgresStore>;
 
 async fn finish<T: OwnTransaction + ?Sized>(
     transaction: &mut T,

@@ -175,7 +175,7 @@ pub fn fail_in(
 ///
 /// A grant of [`begin_in`] is gone if the transaction is rolled back. If it is committed
 /// unfinished, it holds its key until its lease runs out, like any dropped lease.
-pub type TxLease = tx_lease::TxLease<SqliteStore>;
+pub type TxLease = crate::backends::TxLease<SqliteStore>;
 
 fn finish(transaction: &Transaction<'_>, lease: &TxLease, op: Op, command: &Command) -> Result<(), Error> {
     let seen = observe::call(&lease.store, op, &|| Some(lease.token.scope));

@@ -25,7 +25,8 @@ use crate::observe::{self, HttpOutcome};
 ///
 /// The body of a request is read in the future that the server polls, and ends with its connection.
 /// Begin, handler and recording then run in a task of their own, unless they end at once, so that a
-/// client that hangs up does not cancel them. A panic of the handler is carried over to the server's future.
+/// client that hangs up does not cancel them. A panic of the handler is carried over to the future
+/// that the server polls.
 #[derive(Clone)]
 pub struct IdempotencyService<S> {
     inner: S,
