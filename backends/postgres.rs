@@ -1,5 +1,6 @@
 //! The PostgreSQL store: [`PostgresStore`].
 
+mod backend_pid;
 mod builder;
 mod connection;
 mod error;

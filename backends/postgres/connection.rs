@@ -7,16 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::backend_pid::backend_pid;
 use super::error::{store_error, unavailable, unusable};
 use super::inspection::{Failure, ServerReport, Tables};
 use super::schema::Names;
+use super::swap::Parameter;
 use crate::clock::{Clock, SystemClock};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -84,6 +87,9 @@ struct Backoff {
 /// another server.
 pub(super) struct Connection {
     pub(super) client: Client,
+    /// True if one process of the server serves it until it ends: no pooler is in between.
+    is_direct: bool,
+    named: [OnceCell<Statement>; Named::COUNT],
     pub(super) has_functions: bool,
     /// The reason to make no grants on this server.
     pub(super) doubt: Option<StoreError>,
@@ -229,7 +235,7 @@ impl Connections {
     fn finish<T>(&self, connection: Arc<Connection>, answer: &Result<T, Error>) {
         let is_usable = match answer {
             Ok(_) => true,
-            Err(error) => error.code().is_some() && !is_gone(error),
+            Err(error) => error.code().is_some() && !is_gone(error) && !is_outdated(error),
         };
         if is_usable {
             self.put(connection);
@@ -321,9 +327,17 @@ impl Connections {
             Ok(Err(Failure::Refused(error))) => return Err(error),
             Err(_) => return Err(unavailable("no answer in time")),
         };
-        let has_functions = report.tables.is_some_and(|tables| tables.has_functions);
-        let incarnation = report.incarnation.clone();
-        Ok((Connection { client, has_functions, doubt: None, unreplicated, opened, incarnation }, report))
+        let connection = Connection {
+            is_direct: backend_pid(&client).await == Some(report.backend_pid),
+            named: Default::default(),
+            client,
+            has_functions: report.tables.is_some_and(|tables| tables.has_functions),
+            doubt: None,
+            unreplicated,
+            opened,
+            incarnation: report.incarnation.clone(),
+        };
+        Ok((connection, report))
     }
 
     /// The durability that the store reports for this server.
@@ -341,12 +355,55 @@ impl Connections {
     }
 }
 
+/// The statements that are sent often enough to be prepared.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Named {
+    Load,
+    SwapOne,
+    SwapTogether,
+    Notify,
+}
+
+impl Named {
+    const COUNT: usize = Named::Notify as usize + 1;
+}
+
+impl Connection {
+    /// Sends a statement: by its name if the connection leads to one process of the server, and
+    /// with its whole text if a pooler may lend it another process for each transaction, where the
+    /// name could be that of another client's statement.
+    pub(super) async fn ask(
+        &self,
+        name: Named,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, Error> {
+        if !self.is_direct {
+            return self.client.query_typed(sql, parameters).await;
+        }
+        let prepare = async || {
+            let types: Vec<Type> = parameters.iter().map(|(_, kind)| kind.clone()).collect();
+            self.client.prepare_typed(sql, &types).await
+        };
+        let statement = self.named[name as usize].get_or_try_init(prepare).await?;
+        let values: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|(value, _)| *value).collect();
+        self.client.query(statement, &values).await
+    }
+}
+
 /// True if the server is stopping, or read-only: the primary became a standby, and the name may
 /// lead to another server.
 pub(super) fn is_gone(error: &Error) -> bool {
     error
         .code()
         .is_some_and(|code| *code == SqlState::READ_ONLY_SQL_TRANSACTION || code.code().starts_with("57P"))
+}
+
+/// True if a prepared statement no longer fits: the tables or functions were made anew.
+fn is_outdated(error: &Error) -> bool {
+    error.code().is_some_and(|code| {
+        [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME].contains(code)
+    })
 }
 
 /// The reason why a call failed.

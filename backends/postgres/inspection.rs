@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Error, Row};
 use super::BACKEND;
 use super::error::{unavailable, unusable, wrong_isolation};
 use super::schema::{Names, SCHEMA_VERSION};
+use super::swap::Parameter;
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::store_id::StoreId;
@@ -16,9 +17,10 @@ const OLDEST: i32 = 130_000;
 const COLUMNS: &str = "due integer,evidence boolean,id bytea,keep bigint,record bytea,stamp bigint";
 
 /// The functions, with the types of their parameters.
-const FUNCTIONS: [&str; 3] = [
+const FUNCTIONS: [&str; 4] = [
     "\"nevertwice_swap_v1\"(bytea[],bigint[],bigint[],boolean[],bytea[],text,boolean)",
-    "\"nevertwice_swap_one_v1\"(bytea,bigint,bigint,boolean,bytea)",
+    "\"nevertwice_swap_one_v1\"(bytea,bigint,bigint,boolean,bytea,text)",
+    "\"nevertwice_swap_together_v1\"(bytea[],bigint[],bigint[],boolean[],bytea[],text)",
     "\"nevertwice_purge_v1\"(integer)",
 ];
 
@@ -27,11 +29,11 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::integer, pg_
      current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
      current_setting('synchronous_commit'), current_setting('synchronous_standby_names'), \
      concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port()), \
-     current_setting('client_min_messages')";
+     current_setting('client_min_messages'), pg_backend_pid()";
 const TABLES: &str = "SELECT to_regclass($1)::oid::bigint, to_regclass($2)::oid::bigint, \
      to_regclass($3)::oid::bigint, \
      (SELECT bool_and(coalesce(has_function_privilege(to_regprocedure(f)::oid, 'EXECUTE'), false)) \
-     FROM unnest(ARRAY[$4, $5, $6]) AS f), \
+     FROM unnest($4) AS f), \
      (SELECT c.relpersistence::text FROM pg_class c WHERE c.oid = to_regclass($1)), \
      (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, NULL), ',' ORDER BY a.attname COLLATE \"C\") \
      FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped), \
@@ -49,6 +51,8 @@ pub(super) struct ServerReport {
     pub(super) incarnation: String,
     /// True if warnings do not arrive, among them that of a cancelled wait for standbys.
     pub(super) hides_warnings: bool,
+    /// The process that serves the connection.
+    pub(super) backend_pid: i32,
     pub(super) tables: Option<Tables>,
 }
 
@@ -105,6 +109,7 @@ impl ServerReport {
             replicas: if is_synchronous(row.try_get(6)?) { replicas } else { 0 },
             incarnation: row.try_get(8)?,
             hides_warnings: ["error", "fatal", "panic"].contains(&row.try_get(9)?),
+            backend_pid: row.try_get(10)?,
             tables: None,
         };
         report.tables = report.ask_tables(client, names).await?;
@@ -114,11 +119,9 @@ impl ServerReport {
     async fn ask_tables(&mut self, client: &Client, names: &Names) -> Result<Option<Tables>, Failure> {
         let [table, meta, mark] =
             ["", "_meta", "_mark"].map(|suffix| names.qualify(&format!("\"nevertwice{suffix}\"")));
-        let [swap, swap_one, purge] = FUNCTIONS.map(|function| names.qualify(function));
-        let parameters = [&table, &meta, &mark, &swap, &swap_one, &purge].map(|name| {
-            let name: &(dyn tokio_postgres::types::ToSql + Sync) = name;
-            (name, Type::TEXT)
-        });
+        let functions = FUNCTIONS.map(|function| names.qualify(function)).to_vec();
+        let parameters: [Parameter<'_>; 4] =
+            [(&table, Type::TEXT), (&meta, Type::TEXT), (&mark, Type::TEXT), (&functions, Type::TEXT_ARRAY)];
         let row = client.query_typed_one(TABLES, &parameters).await?;
         let found: [Option<i64>; 3] = [row.try_get(0)?, row.try_get(1)?, row.try_get(2)?];
         let (table_oid, _) = match found {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::Inner;
-use super::connection::{Connection, Lane};
+use super::connection::{Connection, Lane, Named};
+use super::swap::Parameter;
 use crate::key::RecordId;
 use crate::store_id::StoreId;
 
@@ -81,7 +82,8 @@ impl Running {
         let texts: Vec<String> = ids.chunks(IDS).map(encode).collect();
         let channel = inner.notifier.channel.clone();
         let sent = inner.connections.run(Lane::Write, async move |connection: Arc<Connection>| {
-            connection.client.query_typed(NOTIFY, &[(&channel, Type::TEXT), (&texts, Type::TEXT_ARRAY)]).await
+            let parameters: [Parameter<'_>; 2] = [(&channel, Type::TEXT), (&texts, Type::TEXT_ARRAY)];
+            connection.ask(Named::Notify, NOTIFY, &parameters).await
         });
         // A lost announcement is found by the waiters.
         let _ = sent.await;

@@ -30,15 +30,25 @@ CREATE SEQUENCE "nevertwice_mark" MINVALUE 0 START 0;
 -- Functions. Without them, a store sends single statements instead.
 
 -- Replaces (or removes, if `next` is null) the record under `key` if its stamp is `expected` (null:
--- if there is none). A conflict shows the present record.
+-- if there is none). A conflict shows the present record. `patience` bounds the wait for a row that
+-- another transaction holds; null: its caller has set that.
 CREATE FUNCTION "nevertwice_swap_one_v1"(
-  key bytea, expected bigint, kept bigint, is_evidence boolean, next bytea,
+  key bytea, expected bigint, kept bigint, is_evidence boolean, next bytea, patience text,
   OUT done boolean, OUT at bigint, OUT now bigint, OUT present bytea
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
   mark bigint;
 BEGIN
+  IF patience IS NOT NULL THEN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+      RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
+    END IF;
+    -- For this transaction. Plans of a table that was small once must not stay sequential; where
+    -- there is no other plan, its cost would have it compiled, at 10 ms each.
+    PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
+      set_config('jit', 'off', true);
+  END IF;
   done := true;
   LOOP
     now := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
@@ -100,9 +110,9 @@ BEGIN
 END
 $$;
 
--- Does many swaps in one transaction, in the order given, which is that of their keys. `patience`
--- bounds the wait for a row that another transaction holds; if `careful`, such a row's answer is
--- null, and otherwise it is an error.
+-- Does many swaps in one transaction, each on its own and in the order given, which is that of
+-- their keys. If `careful`, the answer for a row that another transaction holds longer than
+-- `patience` is null, and otherwise it is an error.
 CREATE FUNCTION "nevertwice_swap_v1"(
   keys bytea[], expected bigint[], kept bigint[], evidence boolean[], next bytea[], patience text, careful boolean
 ) RETURNS TABLE (done boolean, at bigint, now bigint, present bytea) LANGUAGE plpgsql AS $$
@@ -112,8 +122,6 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
   END IF;
-  -- For this transaction. Plans of a table that was small once must not stay sequential; where
-  -- there is no other plan, its cost would have it compiled, at 10 ms each.
   PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
     set_config('jit', 'off', true);
   FOR n IN 1 .. cardinality(keys) LOOP
@@ -122,17 +130,78 @@ BEGIN
     ELSIF careful THEN
       BEGIN
         SELECT * INTO done, at, now, present
-        FROM "nevertwice_swap_one_v1"(keys[n], expected[n], kept[n], evidence[n], next[n]);
+        FROM "nevertwice_swap_one_v1"(keys[n], expected[n], kept[n], evidence[n], next[n], NULL);
       EXCEPTION WHEN lock_not_available THEN
         done := NULL; at := 0; now := 0; present := NULL;
         held := keys[n];
       END;
     ELSE
       SELECT * INTO done, at, now, present
-      FROM "nevertwice_swap_one_v1"(keys[n], expected[n], kept[n], evidence[n], next[n]);
+      FROM "nevertwice_swap_one_v1"(keys[n], expected[n], kept[n], evidence[n], next[n], NULL);
     END IF;
     RETURN NEXT;
   END LOOP;
+END
+$$;
+
+-- Does swaps of different keys by few statements, which cost less than one for each: inserts, then
+-- updates, then a read of what they ran into. An item without a row in the answer is to be done on
+-- its own: its record was removed, or another transaction has just written it.
+CREATE FUNCTION "nevertwice_swap_together_v1"(
+  keys bytea[], versions bigint[], keeps bigint[], proofs boolean[], records bytea[], patience text
+) RETURNS TABLE (key bytea, done boolean, at bigint, now bigint, present bytea) LANGUAGE plpgsql AS $$
+DECLARE
+  moment bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+  mark bigint;
+  written bytea[];
+  replaced bytea[];
+  stamps bigint[];
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
+  END IF;
+  PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
+    set_config('jit', 'off', true);
+  WITH w AS (
+    INSERT INTO "nevertwice" AS t (stamp, keep, due, evidence, id, record)
+    SELECT moment, u.keep, least((moment + u.keep) / 67108864 + 1, 2147483647), u.proof, u.id, u.next
+    FROM unnest(keys, versions, keeps, proofs, records) AS u (id, expected, keep, proof, next)
+    WHERE u.expected IS NULL AND u.next IS NOT NULL
+    ON CONFLICT (id) DO NOTHING RETURNING t.id
+  ) SELECT array_agg(w.id) INTO written FROM w;
+  IF written IS NOT NULL THEN
+    at := moment;
+    -- Read after the insert: a purge raises the mark before it removes the row.
+    SELECT m.last_value INTO mark FROM "nevertwice_mark" AS m;
+    IF mark >= at THEN
+      at := mark + 1;
+      UPDATE "nevertwice" AS t SET stamp = at WHERE t.id = ANY (written);
+    END IF;
+    RETURN QUERY SELECT w.id, true, at, at, NULL::bytea FROM unnest(written) AS w (id);
+    IF cardinality(written) = cardinality(keys) THEN RETURN; END IF;
+  END IF;
+  moment := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+  WITH w AS (
+    UPDATE "nevertwice" AS t SET
+      stamp = greatest(moment, t.stamp + 1), keep = u.keep, evidence = u.proof, record = coalesce(u.next, ''),
+      due = CASE
+        WHEN u.next IS NOT NULL AND t.due <= (moment + u.keep + u.keep / 16) / 67108864 + 3 THEN t.due
+        ELSE least((greatest(moment, t.stamp + 1) + u.keep) / 67108864 + 1, 2147483647)
+      END
+    FROM unnest(keys, versions, keeps, proofs, records) AS u (id, expected, keep, proof, next)
+    WHERE t.id = u.id AND t.stamp = u.expected AND t.record <> '' RETURNING t.id, t.stamp
+  ) SELECT array_agg(w.id), array_agg(w.stamp) INTO replaced, stamps FROM w;
+  IF replaced IS NOT NULL THEN
+    RETURN QUERY SELECT w.id, true, w.stamp, greatest(w.stamp, moment), NULL::bytea
+      FROM unnest(replaced, stamps) AS w (id, stamp);
+    written := written || replaced;
+    IF cardinality(written) = cardinality(keys) THEN RETURN; END IF;
+  END IF;
+  -- A statement of its own, since it has to see what the ones before ran into.
+  RETURN QUERY SELECT t.id, false, t.stamp, greatest(t.stamp, moment), t.record
+    FROM unnest(keys, versions) AS u (id, expected) JOIN "nevertwice" AS t ON t.id = u.id
+    WHERE t.stamp IS DISTINCT FROM u.expected AND t.record <> ''
+      AND NOT EXISTS (SELECT FROM unnest(written) AS w (id) WHERE w.id = u.id);
 END
 $$;
 

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
 use super::Inner;
-use super::connection::{CallError, Connection, Lane};
+use super::connection::{CallError, Connection, Lane, Named};
 use super::error::{is_full, is_locked, is_refused, is_repeatable, malformed, store_error, unavailable};
 use super::row::{RowValue, Statements, record, snapshot, stamp};
 use super::schema::Names;
@@ -72,7 +72,9 @@ impl Item {
 /// The statements for swaps.
 #[derive(Debug)]
 pub(super) struct Swaps {
-    function: String,
+    one: String,
+    together: String,
+    each: String,
     statements: Statements,
 }
 
@@ -81,14 +83,17 @@ pub(super) type Answer = Result<Option<Swap>, StoreError>;
 
 impl Swaps {
     pub(super) fn new(names: &Names) -> Swaps {
+        let call = |function: &str| names.qualify(&format!("SELECT * FROM \"nevertwice_{function}"));
         Swaps {
-            function: names.qualify("SELECT * FROM \"nevertwice_swap_v1\"($1, $2, $3, $4, $5, $6, $7)"),
+            one: call("swap_one_v1\"($1, $2, $3, $4, $5, $6)"),
+            together: call("swap_together_v1\"($1, $2, $3, $4, $5, $6)"),
+            each: call("swap_v1\"($1, $2, $3, $4, $5, $6, $7)"),
             statements: Statements::new(names),
         }
     }
 
-    /// Does the swaps in one transaction. `careful`: a row that stays locked fails only its own
-    /// swap.
+    /// Does the swaps, which are sorted by id. `careful`: a row that stays locked fails only its
+    /// own swap.
     async fn send(
         &self,
         connection: &Connection,
@@ -98,38 +103,132 @@ impl Swaps {
         if !connection.has_functions {
             return self.statements.send(connection, items).await;
         }
-        let ids: Vec<&[u8]> = items.iter().map(|item| item.id.as_bytes().as_slice()).collect();
-        let expected: Vec<Option<i64>> = items.iter().map(Item::expected).collect();
-        let keeps: Vec<i64> = items.iter().map(|item| item.value.keep).collect();
-        let evidence: Vec<bool> = items.iter().map(|item| item.value.evidence).collect();
-        let records: Vec<Option<&[u8]>> = items.iter().map(|item| item.value.record.as_deref()).collect();
-        let patience = PATIENCE[usize::from(careful)];
-        let parameters: [Parameter<'_>; 7] = [
-            (&ids, Type::BYTEA_ARRAY),
-            (&expected, Type::INT8_ARRAY),
-            (&keeps, Type::INT8_ARRAY),
-            (&evidence, Type::BOOL_ARRAY),
-            (&records, Type::BYTEA_ARRAY),
-            (&patience, Type::TEXT),
-            (&careful, Type::BOOL),
+        match items {
+            [item] if !careful => Ok(vec![self.send_one(connection, item).await?]),
+            items if careful || !items.is_sorted_by(|a, b| a.id < b.id) => {
+                self.send_each(connection, items, careful).await
+            }
+            items => self.send_together(connection, items).await,
+        }
+    }
+
+    async fn send_one(&self, connection: &Connection, item: &Item) -> Result<Answer, Error> {
+        let (id, expected) = (item.id.as_bytes().as_slice(), item.expected());
+        let parameters: [Parameter<'_>; 6] = [
+            (&id, Type::BYTEA),
+            (&expected, Type::INT8),
+            (&item.value.keep, Type::INT8),
+            (&item.value.evidence, Type::BOOL),
+            (&item.value.record, Type::BYTEA),
+            (&PATIENCE[0], Type::TEXT),
         ];
-        let rows = connection.client.query_typed(&self.function, &parameters).await?;
+        let rows = connection.ask(Named::SwapOne, &self.one, &parameters).await?;
+        rows.first().map_or(Ok(Err(malformed())), |row| answer(&item.id, row, 0))
+    }
+
+    /// Does the swaps of different ids by few statements, and those that need more by one call
+    /// each.
+    async fn send_together(&self, connection: &Connection, items: &[Item]) -> Result<Vec<Answer>, Error> {
+        let columns = Columns::of(items);
+        let rows =
+            connection.ask(Named::SwapTogether, &self.together, &columns.with(&PATIENCE[0], &[])).await?;
+        let mut answers: Vec<Option<Answer>> = items.iter().map(|_| None).collect();
+        for row in &rows {
+            let id: &[u8] = row.try_get(0)?;
+            if let Ok(at) = items.binary_search_by(|item| item.id.as_bytes().as_slice().cmp(id)) {
+                answers[at] = Some(answer(&items[at].id, row, 1)?);
+            }
+        }
+        let open: Vec<Item> = items
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answer)| answer.is_none())
+            .map(|(item, _)| item.clone())
+            .collect();
+        let mut rest = match open.is_empty() {
+            true => Vec::new(),
+            false => self.send_rest(connection, &open).await,
+        }
+        .into_iter();
+        let answers = answers.into_iter().map(|answer| answer.or_else(|| rest.next()));
+        Ok(answers.map(|answer| answer.unwrap_or_else(|| Err(malformed()))).collect())
+    }
+
+    /// Does swaps after others of their batch, which were committed: an error is that of these.
+    async fn send_rest(&self, connection: &Connection, items: &[Item]) -> Vec<Answer> {
+        match self.send_each(connection, items, true).await {
+            Ok(answers) => answers,
+            Err(error) if is_repeatable(&error) || is_locked(&error) => {
+                items.iter().map(|_| Ok(None)).collect()
+            }
+            Err(error) => {
+                let error = store_error(&error);
+                let refused =
+                    |item: &Item| if item.refusable { error.clone() } else { not_full(error.clone()) };
+                items.iter().map(|item| Err(refused(item))).collect()
+            }
+        }
+    }
+
+    /// Does the swaps in one transaction, one after the other.
+    async fn send_each(
+        &self,
+        connection: &Connection,
+        items: &[Item],
+        careful: bool,
+    ) -> Result<Vec<Answer>, Error> {
+        let columns = Columns::of(items);
+        let parameters = columns.with(&PATIENCE[usize::from(careful)], &[(&careful, Type::BOOL)]);
+        let rows = connection.client.query_typed(&self.each, &parameters).await?;
         let mut rows = rows.iter();
         items
             .iter()
-            .map(|item| rows.next().map_or(Ok(Err(malformed())), |row| answer(&item.id, row)))
+            .map(|item| rows.next().map_or(Ok(Err(malformed())), |row| answer(&item.id, row, 0)))
             .collect()
     }
 }
 
-/// Reads a row of the function's answer.
-fn answer(id: &RecordId, row: &Row) -> Result<Answer, Error> {
-    let Some(is_done) = row.try_get::<_, Option<bool>>(0)? else { return Ok(Ok(None)) };
-    let (at, now): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+/// The parameters of many swaps, by column.
+struct Columns<'a> {
+    ids: Vec<&'a [u8]>,
+    expected: Vec<Option<i64>>,
+    keeps: Vec<i64>,
+    evidence: Vec<bool>,
+    records: Vec<Option<&'a [u8]>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(items: &'a [Item]) -> Columns<'a> {
+        Columns {
+            ids: items.iter().map(|item| item.id.as_bytes().as_slice()).collect(),
+            expected: items.iter().map(Item::expected).collect(),
+            keeps: items.iter().map(|item| item.value.keep).collect(),
+            evidence: items.iter().map(|item| item.value.evidence).collect(),
+            records: items.iter().map(|item| item.value.record.as_deref()).collect(),
+        }
+    }
+
+    fn with<'b>(&'b self, patience: &'b &str, more: &[Parameter<'b>]) -> Vec<Parameter<'b>> {
+        let columns: [Parameter<'b>; 6] = [
+            (&self.ids, Type::BYTEA_ARRAY),
+            (&self.expected, Type::INT8_ARRAY),
+            (&self.keeps, Type::INT8_ARRAY),
+            (&self.evidence, Type::BOOL_ARRAY),
+            (&self.records, Type::BYTEA_ARRAY),
+            (patience, Type::TEXT),
+        ];
+        [&columns, more].concat()
+    }
+}
+
+/// Reads a row of a function's answer, from this column on.
+fn answer(id: &RecordId, row: &Row, from: usize) -> Result<Answer, Error> {
+    let Some(is_done) = row.try_get::<_, Option<bool>>(from)? else { return Ok(Ok(None)) };
+    let (at, now): (i64, i64) = (row.try_get(from + 1)?, row.try_get(from + 2)?);
     if is_done {
         return Ok(stamp(id, at).map(|at| Some(Swap::Done(at))));
     }
-    let present: Option<&[u8]> = row.try_get(3)?;
+    let present: Option<&[u8]> = row.try_get(from + 3)?;
     Ok(snapshot(id, now, present.map(|bytes| (at, bytes))).map(|found| Some(Swap::Conflict(found))))
 }
 

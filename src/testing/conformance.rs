@@ -47,6 +47,7 @@ macro_rules! conformance {
             s3_a_released_lease_records_nothing
             s13_nothing_is_evicted
             swaps_of_a_batch_see_each_other
+            swaps_of_a_batch_are_answered_as_alone
             l4_a_change_is_never_missed
             l4_waiters_get_the_outcome
             l4_one_waiter_goes_on_after_a_failure

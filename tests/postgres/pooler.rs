@@ -75,16 +75,19 @@ fn a_pooler_of_transactions_is_served_and_waiters_poll() {
                 work.await.unwrap().unwrap();
             }
             assert_eq!(response(&through, &key(7)).await, b"done");
-            // No setting of this store's is left in the connections of others.
+            // No setting or statement of this store's is left in the connections of others.
             let client = crate::races::raw_at(&server.url_at(pooler.port)).await;
             for _ in 0..10 {
-                for (name, value) in [("lock_timeout", "0"), ("enable_seqscan", "on")] {
-                    let found = client.simple_query(&format!("SHOW {name}")).await.unwrap();
+                let prepared = "SELECT count(*) FROM pg_prepared_statements";
+                for (query, value) in
+                    [("SHOW lock_timeout", "0"), ("SHOW enable_seqscan", "on"), (prepared, "0")]
+                {
+                    let found = client.simple_query(query).await.unwrap();
                     let shown = found.iter().find_map(|message| match message {
                         SimpleQueryMessage::Row(row) => row.get(0),
                         _ => None,
                     });
-                    assert_eq!(shown, Some(value), "{name}");
+                    assert_eq!(shown, Some(value), "{query}");
                 }
             }
             // Notifications do not arrive through it, so records are read more often than every

@@ -188,7 +188,7 @@ fn l1_a_row_that_another_transaction_holds_delays_only_its_own_key() {
             let own = raw(&server).await;
             let id = hex::encode(request(&key).id().as_bytes());
             own.batch_execute(&format!(
-                "BEGIN; SELECT nevertwice_swap_one_v1('\\x{id}', NULL, 3600000000, false, 'not yet')"
+                "BEGIN; SELECT nevertwice_swap_one_v1('\\x{id}', NULL, 3600000000, false, 'not yet', NULL)"
             ))
             .await
             .unwrap();

@@ -167,6 +167,8 @@ fn functions_of_others_and_those_that_may_not_be_called_are_not_used() {
         ("GRANT EXECUTE ON FUNCTION nevertwice_purge_v1 TO PUBLIC", true),
         ("REVOKE EXECUTE ON FUNCTION nevertwice_swap_one_v1 FROM PUBLIC", false),
         ("GRANT EXECUTE ON FUNCTION nevertwice_swap_one_v1 TO PUBLIC", true),
+        ("REVOKE EXECUTE ON FUNCTION nevertwice_swap_together_v1 FROM PUBLIC", false),
+        ("GRANT EXECUTE ON FUNCTION nevertwice_swap_together_v1 TO PUBLIC", true),
         (
             "DROP FUNCTION nevertwice_swap_v1; \
              CREATE FUNCTION nevertwice_swap_v1(text) RETURNS text LANGUAGE sql AS 'SELECT $1'",
@@ -196,9 +198,12 @@ fn another_isolation_level_is_refused() {
     server.sql("ALTER ROLE postgres SET default_transaction_isolation TO 'read committed'");
     drop(block_on_tokio(engine(&server)));
     // The functions refuse it by themselves.
-    for call in
-        ["nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)", "nevertwice_purge_v1(1)"]
-    {
+    for call in [
+        "nevertwice_swap_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s', false)",
+        "nevertwice_swap_together_v1('{a}', '{NULL}', '{1}', '{f}', '{b}', '1s')",
+        "nevertwice_swap_one_v1('a', NULL, 1, false, 'b', '1s')",
+        "nevertwice_purge_v1(1)",
+    ] {
         let refused = server.try_sql(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT * FROM {call}"));
         assert!(refused.unwrap_err().contains("READ COMMITTED"), "{call}");
     }
@@ -303,7 +308,8 @@ fn a_database_that_was_replaced_under_a_store_is_not_mistaken_for_it() {
         // An old dump, in effect: the same store by name and id, without its records.
         server.sql(
             "BEGIN; CREATE TABLE kept AS SELECT * FROM nevertwice_meta; DROP TABLE nevertwice, nevertwice_meta; \
-             DROP SEQUENCE nevertwice_mark; DROP FUNCTION nevertwice_swap_v1, nevertwice_swap_one_v1, nevertwice_purge_v1; COMMIT",
+             DROP SEQUENCE nevertwice_mark; DROP FUNCTION nevertwice_swap_v1, nevertwice_swap_one_v1, \
+             nevertwice_swap_together_v1, nevertwice_purge_v1; COMMIT",
         );
         server.sql(SCHEMA);
         server.sql("UPDATE nevertwice_meta SET store = (SELECT store FROM kept)");

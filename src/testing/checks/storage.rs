@@ -349,6 +349,41 @@ pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
     assert!(again[1] > stamp.unwrap());
 }
 
+/// Store: in a batch of different ids, each swap is answered as it would be alone, whatever state
+/// its record is in.
+pub async fn swaps_of_a_batch_are_answered_as_alone(store: Shared) {
+    let ids: Vec<RecordId> = (0..8).map(|number| self::id(&format!("batch {number}"))).collect();
+    let record = grant(&request("batch"));
+    let insert = |id: RecordId| SwapRequest::new(&id, None, Some(&record));
+    let mut stamps = Vec::new();
+    for &id in &ids[..6] {
+        stamps.push(done(store.swap(&insert(id)).await.unwrap()));
+    }
+    let removed = done(store.swap(&SwapRequest::new(&ids[5], Some(stamps[5]), None)).await.unwrap());
+    let old = Some(Stamp(stamps[0].0 - 1));
+    let batch = [
+        SwapRequest::new(&ids[0], Some(stamps[0]), Some(&record)),
+        SwapRequest::new(&ids[1], Some(stamps[1]), None),
+        SwapRequest::new(&ids[2], old, Some(&record)),
+        insert(ids[3]),
+        SwapRequest::new(&ids[4], None, None),
+        insert(ids[5]),
+        insert(ids[6]),
+        SwapRequest::new(&ids[7], old, Some(&record)),
+    ];
+    let answers: Vec<Swap> = store.swap_many(&batch).await.into_iter().map(Result::unwrap).collect();
+    for (at, before) in [(0, stamps[0]), (1, stamps[1]), (5, removed), (6, Stamp::ZERO)] {
+        let after = stamp_of(&answers[at]).unwrap_or_else(|| panic!("{at}: {answers:?}"));
+        assert!(after > before || at == 1 && after >= before, "{at}: {after:?} after {before:?}");
+        let found = store.load(&ids[at]).await.unwrap().record;
+        assert_eq!(found.map(|record| record.stamp), (at != 1).then_some(after), "{at}");
+    }
+    for (at, stamp) in [(2, Some(stamps[2])), (3, Some(stamps[3])), (4, Some(stamps[4])), (7, None)] {
+        let Swap::Conflict(found) = &answers[at] else { panic!("{at}: {answers:?}") };
+        assert_eq!(found.record.as_ref().map(|record| record.stamp), stamp, "{at}");
+    }
+}
+
 /// L4: a waiter for a record is notified of every change, including one between its load and its
 /// wait.
 pub async fn l4_a_change_is_never_missed(store: Shared) {
