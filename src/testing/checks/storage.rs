@@ -352,7 +352,7 @@ pub async fn swaps_of_a_batch_see_each_other(store: Shared) {
 /// Store: in a batch of different ids, each swap is answered as it would be alone, whatever state
 /// its record is in.
 pub async fn swaps_of_a_batch_are_answered_as_alone(store: Shared) {
-    let ids: Vec<RecordId> = (0..8).map(|number| self::id(&format!("batch {number}"))).collect();
+    let ids: Vec<RecordId> = (0..8).map(|number| id(&format!("batch {number}"))).collect();
     let record = grant(&request("batch"));
     let insert = |id: RecordId| SwapRequest::new(&id, None, Some(&record));
     let mut stamps = Vec::new();
