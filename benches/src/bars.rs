@@ -20,6 +20,7 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                 let limit = match figure.store.as_str() {
                     "redis" => 1.8,
                     "valkey" => 1.2,
+                    "postgres" => 0.45,
                     _ => continue,
                 };
                 let ratio = figure.ours.server_cpu_us / figure.hand.server_cpu_us;
@@ -53,6 +54,10 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                 let what =
                     format!("http: growth of the process over {} replays", count(figure.requests as f64));
                 bar(what, " KiB", Bar::AtMost(1024.0), figure.after_kib - figure.before_kib);
+            }
+            Figure::WakeEach(figure) if figure.store == "postgres" => {
+                let what = "postgres: 99 in 100 of 1000 waiters on 1000 keys awake".to_owned();
+                bar(what, " ms", Bar::AtMost(50.0), figure.p99_ms);
             }
             Figure::Many(figure) => {
                 let what = format!("{}: begin_many of 512 to single calls", figure.store);

@@ -73,6 +73,9 @@ pub(crate) struct Comparison {
 impl Comparison {
     /// Returns the least acceptable ratio, if one is set.
     pub(crate) fn bar(&self) -> Option<f64> {
+        if (self.store.as_str(), self.op.as_str(), self.c) == ("postgres", "fresh", 16) {
+            return Some(1.0);
+        }
         let callers = [1, 64, 256].iter().position(|&callers| callers == self.c)?;
         let bars = match (self.store.as_str(), self.op.as_str()) {
             ("memory", "fresh") => [0.8, 1.0, 1.0],

@@ -140,11 +140,26 @@ fn waiters(figures: &[Figure]) -> String {
         Figure::Wake(wake) => {
             let times = [wake.complete_ms, wake.half_ms, wake.last_ms].map(|time| format!("{time:.1}"));
             let [complete, half, last] = times;
-            Some([wake.store.clone(), complete, half, last])
+            let each = figures.iter().find_map(|figure| match figure {
+                Figure::WakeEach(each) if each.store == wake.store => {
+                    Some(format!("{:.1} · {:.1}", each.half_ms, each.p99_ms))
+                }
+                _ => None,
+            });
+            Some([wake.store.clone(), complete, half, last, each.unwrap_or_else(|| "–".to_owned())])
         }
         _ => None,
     });
-    markdown(["store", "finish acknowledged, ms", "half of them awake, ms", "all, ms"], rows)
+    markdown(
+        [
+            "store",
+            "finish acknowledged, ms",
+            "half of them awake, ms",
+            "all, ms",
+            "1000 keys: half · 99 %, ms",
+        ],
+        rows,
+    )
 }
 
 fn footprint(figures: &[Figure]) -> String {

@@ -14,7 +14,7 @@ use crate::http::{HttpCost, HttpGrowth};
 use crate::machine::Machine;
 use crate::many::Many;
 use crate::purge::Pauses;
-use crate::waiters::Wake;
+use crate::waiters::{Wake, WakeEach};
 
 /// One line of the results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ pub(crate) enum Figure {
     HttpGrowth(HttpGrowth),
     Many(Many),
     Wake(Wake),
+    WakeEach(WakeEach),
     Footprint(Footprint),
     Grown(Grown),
     Pauses(Pauses),
@@ -65,6 +66,10 @@ impl Figure {
             Figure::Wake(wake) => format!(
                 "bench: store={} op=wake waiters={} complete_ms={:.2} p50_ms={:.2} last_ms={:.2}",
                 wake.store, wake.waiters, wake.complete_ms, wake.half_ms, wake.last_ms,
+            ),
+            Figure::WakeEach(wake) => format!(
+                "bench: store={} op=wake_each keys={} p50_ms={:.2} p99_ms={:.2}",
+                wake.store, wake.keys, wake.half_ms, wake.p99_ms,
             ),
             Figure::Footprint(footprint) => format!(
                 "bench: store={} op=footprint side=\"{}\" records={} bytes_per_record={:.0}",

@@ -206,8 +206,9 @@ impl<'a> Run<'a> {
         for (store, server) in &self.stores {
             let folder = folder(self.common);
             let bench = Bench { folder: folder.path(), server: server.as_ref(), peer: false };
-            let figure = waiters::measure(store.name(), &bench.ours(*store).await.engine).await;
-            self.results.add(Figure::Wake(figure));
+            let engine = bench.ours(*store).await.engine;
+            self.results.add(Figure::Wake(waiters::measure(store.name(), &engine).await));
+            self.results.add(Figure::WakeEach(waiters::measure_each(store.name(), &engine).await));
         }
     }
 
