@@ -82,10 +82,10 @@ use crate::store_id::StoreId;
 /// [`Engine::purge`](crate::Engine::purge) regularly: nothing is removed automatically.
 ///
 /// Concurrent calls are sent together: two batches are under way at a time, each one call of a
-/// function and one commit, and no call waits for others to arrive. Without the right to call or
-/// create the functions, each swap is a statement of its own ([`Warning::NoFunctions`]). No
-/// statement is named, so a pooler that lends connections for one transaction each (PgBouncer)
-/// works; waiters then poll.
+/// function and one commit as a rule, and no call waits for others to arrive. Without the right to
+/// call or create the functions, each swap is a statement of its own ([`Warning::NoFunctions`]). A
+/// pooler that lends connections for one transaction each (PgBouncer) works: statements are named
+/// only where none is in between; waiters then poll.
 ///
 /// # Server requirements
 ///

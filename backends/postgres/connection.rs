@@ -61,6 +61,7 @@ pub(super) struct Connections {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     state: Mutex<State>,
+    is_pooled: Arc<AtomicBool>,
     /// True from a cancelled wait for standbys until they were seen to have everything.
     is_behind: AtomicBool,
     /// The identity of the store and its durability, as of the first connection.
@@ -87,8 +88,11 @@ struct Backoff {
 /// another server.
 pub(super) struct Connection {
     pub(super) client: Client,
-    /// True if one process of the server serves it until it ends: no pooler is in between.
+    /// True if the process that serves it is the one that was named when it was opened, which most
+    /// poolers replace by an invention of theirs.
     is_direct: bool,
+    /// True for all connections of the store once a name showed that a pooler is in between.
+    is_pooled: Arc<AtomicBool>,
     named: [OnceCell<Statement>; Named::COUNT],
     pub(super) has_functions: bool,
     /// The reason to make no grants on this server.
@@ -107,6 +111,7 @@ impl Connections {
             reads,
             writes,
             state: Mutex::default(),
+            is_pooled: Arc::default(),
             is_behind: AtomicBool::new(false),
             expected: OnceLock::new(),
         }
@@ -235,7 +240,7 @@ impl Connections {
     fn finish<T>(&self, connection: Arc<Connection>, answer: &Result<T, Error>) {
         let is_usable = match answer {
             Ok(_) => true,
-            Err(error) => error.code().is_some() && !is_gone(error) && !is_outdated(error),
+            Err(error) => error.code().is_some() && !is_gone(error),
         };
         if is_usable {
             self.put(connection);
@@ -329,6 +334,7 @@ impl Connections {
         };
         let connection = Connection {
             is_direct: backend_pid(&client).await == Some(report.backend_pid),
+            is_pooled: Arc::clone(&self.is_pooled),
             named: Default::default(),
             client,
             has_functions: report.tables.is_some_and(|tables| tables.has_functions),
@@ -358,29 +364,42 @@ impl Connections {
 /// The statements that are sent often enough to be prepared.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Named {
-    Load,
     SwapOne,
     SwapTogether,
-    Notify,
 }
 
 impl Named {
-    const COUNT: usize = Named::Notify as usize + 1;
+    const COUNT: usize = Named::SwapTogether as usize + 1;
 }
 
 impl Connection {
-    /// Sends a statement: by its name if the connection leads to one process of the server, and
-    /// with its whole text if a pooler may lend it another process for each transaction, where the
-    /// name could be that of another client's statement.
+    /// Sends a statement: by its name if the connection seems to lead to one process of the server,
+    /// and with its whole text if a pooler may lend it another process for each transaction, where
+    /// the name is unknown or that of another client's statement. So that the latter writes
+    /// nothing, `sql` has to compare its last parameter with a constant of its own.
     pub(super) async fn ask(
         &self,
         name: Named,
         sql: &str,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, Error> {
-        if !self.is_direct {
-            return self.client.query_typed(sql, parameters).await;
+        if self.is_direct && !self.is_pooled.load(Ordering::Relaxed) {
+            match self.ask_by_name(name, sql, parameters).await {
+                Err(error) if is_misnamed(&error) => self.is_pooled.store(true, Ordering::Relaxed),
+                // The tables or functions were made anew. Nothing was done.
+                Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {}
+                answer => return answer,
+            }
         }
+        self.client.query_typed(sql, parameters).await
+    }
+
+    async fn ask_by_name(
+        &self,
+        name: Named,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, Error> {
         let prepare = async || {
             let types: Vec<Type> = parameters.iter().map(|(_, kind)| kind.clone()).collect();
             self.client.prepare_typed(sql, &types).await
@@ -391,19 +410,21 @@ impl Connection {
     }
 }
 
+/// True if the name of a statement is unknown, in use, or that of a statement with other
+/// parameters: a pooler is in between. Nothing was done.
+fn is_misnamed(error: &Error) -> bool {
+    error.code().is_some_and(|code| {
+        [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT, SqlState::PROTOCOL_VIOLATION]
+            .contains(code)
+    })
+}
+
 /// True if the server is stopping, or read-only: the primary became a standby, and the name may
 /// lead to another server.
 pub(super) fn is_gone(error: &Error) -> bool {
     error
         .code()
         .is_some_and(|code| *code == SqlState::READ_ONLY_SQL_TRANSACTION || code.code().starts_with("57P"))
-}
-
-/// True if a prepared statement no longer fits: the tables or functions were made anew.
-fn is_outdated(error: &Error) -> bool {
-    error.code().is_some_and(|code| {
-        [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME].contains(code)
-    })
 }
 
 /// The reason why a call failed.

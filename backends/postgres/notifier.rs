@@ -7,8 +7,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::Inner;
-use super::connection::{Connection, Lane, Named};
-use super::swap::Parameter;
+use super::connection::{Connection, Lane};
 use crate::key::RecordId;
 use crate::store_id::StoreId;
 
@@ -82,8 +81,7 @@ impl Running {
         let texts: Vec<String> = ids.chunks(IDS).map(encode).collect();
         let channel = inner.notifier.channel.clone();
         let sent = inner.connections.run(Lane::Write, async move |connection: Arc<Connection>| {
-            let parameters: [Parameter<'_>; 2] = [(&channel, Type::TEXT), (&texts, Type::TEXT_ARRAY)];
-            connection.ask(Named::Notify, NOTIFY, &parameters).await
+            connection.client.query_typed(NOTIFY, &[(&channel, Type::TEXT), (&texts, Type::TEXT_ARRAY)]).await
         });
         // A lost announcement is found by the waiters.
         let _ = sent.await;

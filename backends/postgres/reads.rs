@@ -6,7 +6,7 @@ use tokio_postgres::Error;
 use tokio_postgres::types::Type;
 
 use super::Inner;
-use super::connection::{Connection, Lane, Named};
+use super::connection::{Connection, Lane};
 use super::error::malformed;
 use super::row::snapshot;
 use super::schema::Names;
@@ -50,12 +50,11 @@ impl Reads {
 impl Inner {
     pub(super) async fn load(self: &Arc<Self>, id: &RecordId) -> Result<Snapshot, StoreError> {
         let (inner, key) = (Arc::clone(self), *id);
-        let rows = self.read(async move |connection: Arc<Connection>| {
+        let row = self.read(async move |connection: Arc<Connection>| {
             let key = key.as_bytes().as_slice();
-            connection.ask(Named::Load, &inner.reads.load, &[(&key, Type::BYTEA)]).await
+            connection.client.query_typed_one(&inner.reads.load, &[(&key, Type::BYTEA)]).await
         });
-        let rows = rows.await?;
-        let row = rows.first().ok_or_else(malformed)?;
+        let row = row.await?;
         let read = || -> Result<_, Error> { Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)) };
         let (now, at, bytes): (i64, Option<i64>, Option<&[u8]>) = read().map_err(|_| malformed())?;
         snapshot(id, now, at.zip(bytes))

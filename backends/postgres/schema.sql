@@ -146,7 +146,9 @@ $$;
 
 -- Does swaps of different keys by few statements, which cost less than one for each: inserts, then
 -- updates, then a read of what they ran into. An item without a row in the answer is to be done on
--- its own: its record was removed, or another transaction has just written it.
+-- its own: there is no record, or another transaction has just written it. Two such calls whose
+-- keys are sorted do not deadlock. One that meets a call of `nevertwice_swap_v1` may, until its
+-- patience ends.
 CREATE FUNCTION "nevertwice_swap_together_v1"(
   keys bytea[], versions bigint[], keeps bigint[], proofs boolean[], records bytea[], patience text
 ) RETURNS TABLE (key bytea, done boolean, at bigint, now bigint, present bytea) LANGUAGE plpgsql AS $$
@@ -160,7 +162,9 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'nevertwice needs READ COMMITTED' USING ERRCODE = 'NT001';
   END IF;
+  -- Nested loops keep the order of the keys.
   PERFORM set_config('lock_timeout', patience, true), set_config('enable_seqscan', 'off', true),
+    set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
     set_config('jit', 'off', true);
   WITH w AS (
     INSERT INTO "nevertwice" AS t (stamp, keep, due, evidence, id, record)
@@ -185,11 +189,16 @@ BEGIN
     UPDATE "nevertwice" AS t SET
       stamp = greatest(moment, t.stamp + 1), keep = u.keep, evidence = u.proof, record = coalesce(u.next, ''),
       due = CASE
-        WHEN u.next IS NOT NULL AND t.due <= (moment + u.keep + u.keep / 16) / 67108864 + 3 THEN t.due
+        WHEN u.next IS NOT NULL AND t.record <> '' AND t.due <= (moment + u.keep + u.keep / 16) / 67108864 + 3
+        THEN t.due
         ELSE least((greatest(moment, t.stamp + 1) + u.keep) / 67108864 + 1, 2147483647)
       END
     FROM unnest(keys, versions, keeps, proofs, records) AS u (id, expected, keep, proof, next)
-    WHERE t.id = u.id AND t.stamp = u.expected AND t.record <> '' RETURNING t.id, t.stamp
+    WHERE t.id = u.id AND (
+      t.stamp = u.expected AND t.record <> ''
+      -- A removed record.
+      OR u.expected IS NULL AND u.next IS NOT NULL AND t.record = '' AND t.stamp <= 1::bigint << 60
+    ) RETURNING t.id, t.stamp
   ) SELECT array_agg(w.id), array_agg(w.stamp) INTO replaced, stamps FROM w;
   IF replaced IS NOT NULL THEN
     RETURN QUERY SELECT w.id, true, w.stamp, greatest(w.stamp, moment), NULL::bytea

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
 use super::Inner;
-use super::connection::{CallError, Connection, Lane, Named};
+use super::connection::{CallError, Connection, Lane, Named, is_gone};
 use super::error::{is_full, is_locked, is_refused, is_repeatable, malformed, store_error, unavailable};
 use super::row::{RowValue, Statements, record, snapshot, stamp};
 use super::schema::Names;
@@ -75,102 +75,82 @@ pub(super) struct Swaps {
     one: String,
     together: String,
     each: String,
+    /// The schema and table: the last parameter of `one` and `together`.
+    name: String,
     statements: Statements,
 }
 
 /// The answer to one item; `None`: another transaction holds the row, and nothing was done.
 pub(super) type Answer = Result<Option<Swap>, StoreError>;
 
+/// The answers of one transaction; `None`: the item is to be sent again, on its own.
+type Answers = Vec<Option<Answer>>;
+
+/// The ways to do swaps in one transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By few statements for all. The items are of different ids, and in their order.
+    Together,
+    /// One after the other.
+    Each,
+    /// The same; a row that stays locked fails only its own swap.
+    Careful,
+}
+
 impl Swaps {
     pub(super) fn new(names: &Names) -> Swaps {
-        let call = |function: &str| names.qualify(&format!("SELECT * FROM \"nevertwice_{function}"));
+        let name = names.qualify("\"nevertwice").replace('"', "");
+        let call = |function: &str| names.qualify(&format!("SELECT * FROM \"nevertwice_{function}\""));
+        // The condition is evaluated before the function is called: see `Connection::ask`.
+        let checked = |function| format!("{}($1, $2, $3, $4, $5, $6) WHERE $7 = '{name}'", call(function));
         Swaps {
-            one: call("swap_one_v1\"($1, $2, $3, $4, $5, $6)"),
-            together: call("swap_together_v1\"($1, $2, $3, $4, $5, $6)"),
-            each: call("swap_v1\"($1, $2, $3, $4, $5, $6, $7)"),
+            one: checked("swap_one_v1"),
+            together: checked("swap_together_v1"),
+            each: format!("{}($1, $2, $3, $4, $5, $6, $7)", call("swap_v1")),
+            name,
             statements: Statements::new(names),
         }
     }
 
-    /// Does the swaps, which are sorted by id. `careful`: a row that stays locked fails only its
-    /// own swap.
-    async fn send(
-        &self,
-        connection: &Connection,
-        items: &[Item],
-        careful: bool,
-    ) -> Result<Vec<Answer>, Error> {
-        if !connection.has_functions {
-            return self.statements.send(connection, items).await;
-        }
-        match items {
-            [item] if !careful => Ok(vec![self.send_one(connection, item).await?]),
-            items if careful || !items.is_sorted_by(|a, b| a.id < b.id) => {
-                self.send_each(connection, items, careful).await
-            }
-            items => self.send_together(connection, items).await,
-        }
+    async fn send(&self, connection: &Connection, items: &[Item], way: Way) -> Result<Answers, Error> {
+        let answers = match (items, way) {
+            _ if !connection.has_functions => self.statements.send(connection, items).await?,
+            ([item], Way::Together | Way::Each) => vec![self.send_one(connection, item).await?],
+            (items, Way::Together) => return self.send_together(connection, items).await,
+            (items, way) => self.send_each(connection, items, way == Way::Careful).await?,
+        };
+        Ok(answers.into_iter().map(Some).collect())
     }
 
     async fn send_one(&self, connection: &Connection, item: &Item) -> Result<Answer, Error> {
         let (id, expected) = (item.id.as_bytes().as_slice(), item.expected());
-        let parameters: [Parameter<'_>; 6] = [
+        let parameters: [Parameter<'_>; 7] = [
             (&id, Type::BYTEA),
             (&expected, Type::INT8),
             (&item.value.keep, Type::INT8),
             (&item.value.evidence, Type::BOOL),
             (&item.value.record, Type::BYTEA),
             (&PATIENCE[0], Type::TEXT),
+            (&self.name, Type::TEXT),
         ];
         let rows = connection.ask(Named::SwapOne, &self.one, &parameters).await?;
         rows.first().map_or(Ok(Err(malformed())), |row| answer(&item.id, row, 0))
     }
 
-    /// Does the swaps of different ids by few statements, and those that need more by one call
-    /// each.
-    async fn send_together(&self, connection: &Connection, items: &[Item]) -> Result<Vec<Answer>, Error> {
+    async fn send_together(&self, connection: &Connection, items: &[Item]) -> Result<Answers, Error> {
         let columns = Columns::of(items);
-        let rows =
-            connection.ask(Named::SwapTogether, &self.together, &columns.with(&PATIENCE[0], &[])).await?;
-        let mut answers: Vec<Option<Answer>> = items.iter().map(|_| None).collect();
+        let parameters = columns.with(&PATIENCE[0], (&self.name, Type::TEXT));
+        let rows = connection.ask(Named::SwapTogether, &self.together, &parameters).await?;
+        let mut answers: Answers = items.iter().map(|_| None).collect();
         for row in &rows {
             let id: &[u8] = row.try_get(0)?;
             if let Ok(at) = items.binary_search_by(|item| item.id.as_bytes().as_slice().cmp(id)) {
                 answers[at] = Some(answer(&items[at].id, row, 1)?);
             }
         }
-        let open: Vec<Item> = items
-            .iter()
-            .zip(&answers)
-            .filter(|(_, answer)| answer.is_none())
-            .map(|(item, _)| item.clone())
-            .collect();
-        let mut rest = match open.is_empty() {
-            true => Vec::new(),
-            false => self.send_rest(connection, &open).await,
-        }
-        .into_iter();
-        let answers = answers.into_iter().map(|answer| answer.or_else(|| rest.next()));
-        Ok(answers.map(|answer| answer.unwrap_or_else(|| Err(malformed()))).collect())
+        Ok(answers)
     }
 
-    /// Does swaps after others of their batch, which were committed: an error is that of these.
-    async fn send_rest(&self, connection: &Connection, items: &[Item]) -> Vec<Answer> {
-        match self.send_each(connection, items, true).await {
-            Ok(answers) => answers,
-            Err(error) if is_repeatable(&error) || is_locked(&error) => {
-                items.iter().map(|_| Ok(None)).collect()
-            }
-            Err(error) => {
-                let error = store_error(&error);
-                let refused =
-                    |item: &Item| if item.refusable { error.clone() } else { not_full(error.clone()) };
-                items.iter().map(|item| Err(refused(item))).collect()
-            }
-        }
-    }
-
-    /// Does the swaps in one transaction, one after the other.
     async fn send_each(
         &self,
         connection: &Connection,
@@ -178,7 +158,7 @@ impl Swaps {
         careful: bool,
     ) -> Result<Vec<Answer>, Error> {
         let columns = Columns::of(items);
-        let parameters = columns.with(&PATIENCE[usize::from(careful)], &[(&careful, Type::BOOL)]);
+        let parameters = columns.with(&PATIENCE[usize::from(careful)], (&careful, Type::BOOL));
         let rows = connection.client.query_typed(&self.each, &parameters).await?;
         let mut rows = rows.iter();
         items
@@ -208,16 +188,16 @@ impl<'a> Columns<'a> {
         }
     }
 
-    fn with<'b>(&'b self, patience: &'b &str, more: &[Parameter<'b>]) -> Vec<Parameter<'b>> {
-        let columns: [Parameter<'b>; 6] = [
+    fn with<'b>(&'b self, patience: &'b &str, last: Parameter<'b>) -> [Parameter<'b>; 7] {
+        [
             (&self.ids, Type::BYTEA_ARRAY),
             (&self.expected, Type::INT8_ARRAY),
             (&self.keeps, Type::INT8_ARRAY),
             (&self.evidence, Type::BOOL_ARRAY),
             (&self.records, Type::BYTEA_ARRAY),
             (patience, Type::TEXT),
-        ];
-        [&columns, more].concat()
+            last,
+        ]
     }
 }
 
@@ -309,9 +289,36 @@ impl Inner {
     }
 
     async fn deliver_sorted(self: &Arc<Self>, items: &Arc<Vec<Item>>) -> Vec<Answer> {
-        let mut careful = self.is_careful();
+        let careful = self.is_careful();
+        if careful || !items.is_sorted_by(|one, next| one.id < next.id) {
+            return self.deliver_each(items, careful).await;
+        }
+        let mut answers = match self.transact(items, Way::Together).await {
+            Ok(answers) => answers,
+            // The server undid it: one item may be to blame.
+            Err(CallError::Client(error)) if error.code().is_some() && !is_gone(&error) => {
+                return self.deliver_each(items, is_locked(&error)).await;
+            }
+            Err(error) => {
+                let error = not_full(error.into());
+                return items.iter().map(|_| Err(error.clone())).collect();
+            }
+        };
+        let open: Vec<usize> = (0..items.len()).filter(|&at| answers[at].is_none()).collect();
+        if !open.is_empty() {
+            let rest = Arc::new(open.iter().map(|&at| items[at].clone()).collect());
+            for (at, answer) in open.into_iter().zip(self.deliver_each(&rest, false).await) {
+                answers[at] = Some(answer);
+            }
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(malformed()))).collect()
+    }
+
+    /// Does the swaps one after the other, in one transaction if it can be.
+    async fn deliver_each(self: &Arc<Self>, items: &Arc<Vec<Item>>, mut careful: bool) -> Vec<Answer> {
         for attempt in 1.. {
-            match self.transact(items, careful).await {
+            let way = if careful { Way::Careful } else { Way::Each };
+            match self.transact_all(items, way).await {
                 Ok(answers) => {
                     if answers.iter().any(|answer| matches!(answer, Ok(None))) {
                         self.was_locked();
@@ -349,7 +356,7 @@ impl Inner {
     async fn deliver_singly(self: &Arc<Self>, items: &[Item]) -> Vec<Answer> {
         let mut answers = Vec::with_capacity(items.len());
         for item in items {
-            answers.push(match self.transact(&Arc::new(vec![item.clone()]), true).await {
+            answers.push(match self.transact_all(&Arc::new(vec![item.clone()]), Way::Careful).await {
                 Ok(mut answer) => answer.pop().unwrap_or_else(|| Err(malformed())),
                 Err(CallError::Client(error)) if is_locked(&error) => Ok(None),
                 Err(error) => Err(not_full(error.into())),
@@ -371,29 +378,36 @@ impl Inner {
 
     /// Sends the items in one transaction. On a server that must be given no grants, begins only
     /// read.
-    async fn transact(
-        self: &Arc<Self>,
-        items: &Arc<Vec<Item>>,
-        careful: bool,
-    ) -> Result<Vec<Answer>, CallError> {
+    async fn transact(self: &Arc<Self>, items: &Arc<Vec<Item>>, way: Way) -> Result<Answers, CallError> {
         let (inner, items) = (Arc::clone(self), Arc::clone(items));
         self.connections
             .run(Lane::Write, async move |connection: Arc<Connection>| {
                 let Some(doubt) = &connection.doubt else {
-                    return inner.swaps.send(&connection, &items, careful).await;
+                    return inner.swaps.send(&connection, &items, way).await;
                 };
                 let safe: Vec<Item> = items.iter().map(Item::without_grant).collect();
-                let answers = inner.swaps.send(&connection, &safe, careful).await?;
-                Ok(items.iter().zip(answers).map(|(item, answer)| refuse(item, answer, doubt)).collect())
+                let answers = inner.swaps.send(&connection, &safe, way).await?;
+                let refused = |(item, answer): (&Item, Option<Answer>)| Some(refuse(item, answer?, doubt));
+                Ok(items.iter().zip(answers).map(refused).collect())
             })
             .await
+    }
+
+    /// The same for a way that answers all of them.
+    async fn transact_all(
+        self: &Arc<Self>,
+        items: &Arc<Vec<Item>>,
+        way: Way,
+    ) -> Result<Vec<Answer>, CallError> {
+        let answers = self.transact(items, way).await?;
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(malformed()))).collect())
     }
 
     /// Does the swaps of a batch that must not be refused, on a server without room, and answers
     /// the others from their records.
     async fn finish_only(self: &Arc<Self>, items: &Arc<Vec<Item>>, full: &StoreError) -> Vec<Answer> {
         let safe: Arc<Vec<Item>> = Arc::new(items.iter().map(Item::without_grant).collect());
-        match self.transact(&safe, true).await {
+        match self.transact_all(&safe, Way::Careful).await {
             Ok(answers) => {
                 items.iter().zip(answers).map(|(item, answer)| refuse(item, answer, full)).collect()
             }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nevertwice::postgres::tokio_postgres::SimpleQueryMessage;
-use nevertwice::store::Store;
+use nevertwice::store::{Store, Swap, SwapRequest};
 use nevertwice::{Begin, Engine, PostgresStore};
 
 use crate::server::free_port;
@@ -115,4 +115,43 @@ fn a_pooler_of_transactions_is_served_and_waiters_poll() {
             server.sql("DROP FUNCTION IF EXISTS nevertwice_swap_v1");
         }
     });
+}
+
+/// A pooler may name the true process of the server at first, and lend another one afterwards.
+#[test]
+fn a_statement_whose_name_is_gone_is_sent_with_its_text() {
+    let server = Server::start(&["fsync=off"]);
+    block_on_tokio(async {
+        let store = crate::connect(&server).await;
+        server.sql(
+            "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN DEALLOCATE ALL; RETURN NULL; END$$; \
+             CREATE TRIGGER forget AFTER INSERT ON nevertwice FOR EACH STATEMENT EXECUTE FUNCTION forget()",
+        );
+        let record = crate::races::record();
+        let insert = |number| SwapRequest::new(&request(&format!("{number}")).id(), None, Some(&record));
+        for number in 0..10 {
+            assert!(matches!(store.swap(&insert(number)).await, Ok(Swap::Done(_))), "{number}");
+        }
+        let many: Vec<_> = (100..110).map(insert).collect();
+        for swap in store.swap_many(&many).await {
+            assert!(matches!(swap, Ok(Swap::Done(_))), "{swap:?}");
+        }
+    });
+}
+
+/// The name may be that of a statement of another store, with the same parameters.
+#[test]
+fn s1_a_statement_of_another_store_writes_nothing() {
+    let server = Server::start(&["fsync=off"]);
+    drop(block_on_tokio(crate::connect(&server)));
+    let call = |table: &str| {
+        format!(
+            "SELECT count(*) FROM nevertwice_swap_one_v1(sha256('a'), NULL, 1, false, 'b', '1s') \
+             WHERE '{table}' = 'public.nevertwice'"
+        )
+    };
+    assert_eq!(server.sql(&call("public.other")), "0");
+    assert_eq!(server.sql("SELECT count(*) FROM nevertwice"), "0");
+    assert_eq!(server.sql(&call("public.nevertwice")), "1");
+    assert_eq!(server.sql("SELECT count(*) FROM nevertwice"), "1");
 }

@@ -114,7 +114,7 @@ fn s1_a_conflict_always_shows_the_record() {
     });
 }
 
-fn record() -> nevertwice::store::Record {
+pub(crate) fn record() -> nevertwice::store::Record {
     let store = nevertwice::MemoryStore::new();
     let engine = Engine::builder(store.clone()).build().unwrap();
     let request = request("any");
