@@ -16,7 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification, Row, Sta
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::backend_pid::backend_pid;
-use super::error::{store_error, unavailable, unusable};
+use super::error::{is_missing, store_error, unavailable, unusable};
 use super::inspection::{Failure, ServerReport, Tables};
 use super::schema::Names;
 use super::swap::Parameter;
@@ -240,6 +240,11 @@ impl Connections {
     fn finish<T>(&self, connection: Arc<Connection>, answer: &Result<T, Error>) {
         let is_usable = match answer {
             Ok(_) => true,
+            Err(error) if is_missing(error) => {
+                // A migration changed what every connection found: all are inspected again.
+                self.lock().incarnation.clear();
+                false
+            }
             Err(error) => error.code().is_some() && !is_gone(error),
         };
         if is_usable {

@@ -13,7 +13,7 @@ use crate::store_id::StoreId;
 
 /// The oldest supported server, which has `gen_random_uuid`.
 const OLDEST: i32 = 130_000;
-/// The columns of the table, and their types.
+/// The columns of the table, and their types. Others are left alone if they need no value.
 const COLUMNS: &str = "due integer,evidence boolean,id bytea,keep bigint,record bytea,stamp bigint";
 
 /// The functions, with the types of their parameters.
@@ -36,7 +36,9 @@ const TABLES: &str = "SELECT to_regclass($1)::oid::bigint, to_regclass($2)::oid:
      FROM unnest($4) AS f), \
      (SELECT c.relpersistence::text FROM pg_class c WHERE c.oid = to_regclass($1)), \
      (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, NULL), ',' ORDER BY a.attname COLLATE \"C\") \
-     FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped), \
+     FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped \
+     AND (a.attname IN ('due', 'evidence', 'id', 'keep', 'record', 'stamp') \
+     OR a.attnotnull AND NOT a.atthasdef AND a.attidentity = '')), \
      (SELECT system_identifier::text FROM pg_control_system()), \
      (SELECT d.oid::bigint FROM pg_database d WHERE d.datname = current_database())";
 
@@ -124,11 +126,16 @@ impl ServerReport {
             [(&table, Type::TEXT), (&meta, Type::TEXT), (&mark, Type::TEXT), (&functions, Type::TEXT_ARRAY)];
         let row = client.query_typed_one(TABLES, &parameters).await?;
         let found: [Option<i64>; 3] = [row.try_get(0)?, row.try_get(1)?, row.try_get(2)?];
-        let (table_oid, _) = match found {
-            [None, None, None] => return Ok(None),
-            [Some(table), Some(meta), Some(_)] => (table, meta),
-            _ => return Err(strange(names).into()),
-        };
+        if found == [None; 3] {
+            return Ok(None);
+        }
+        if found[1].is_none() {
+            return Err(strange(names).into());
+        }
+        // First, since tables of a newer release may look different. An error that advised other
+        // tables would have everything executed again.
+        let store = version(client, &meta, names).await?;
+        let [Some(table_oid), _, Some(_)] = found else { return Err(strange(names).into()) };
         if row.try_get::<_, Option<&str>>(5)? != Some(COLUMNS) {
             return Err(strange(names).into());
         }
@@ -136,7 +143,6 @@ impl ServerReport {
             // An unlogged table is emptied after a crash.
             self.durability = Durability::Memory;
         }
-        let store = version(client, &meta, names).await?;
         Ok(Some(Tables { identity: identity(&store, &row, table_oid)?, has_functions: row.try_get(3)? }))
     }
 }
