@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -58,14 +58,21 @@ pub(super) enum Lane {
 /// the pool has.
 pub(super) struct Connections {
     pub(super) settings: Settings,
-    reads: Arc<Semaphore>,
-    writes: Arc<Semaphore>,
+    reads: Permits,
+    writes: Permits,
     state: Mutex<State>,
     is_pooled: Arc<AtomicBool>,
     /// True from a cancelled wait for standbys until they were seen to have everything.
     is_behind: AtomicBool,
     /// The identity of the store and its durability, as of the first connection.
     expected: OnceLock<(StoreId, Durability)>,
+}
+
+/// The connections that one lane may use at a time.
+struct Permits {
+    semaphore: Arc<Semaphore>,
+    /// The number of calls that the server has answered.
+    answered: AtomicU64,
 }
 
 #[derive(Default)]
@@ -105,7 +112,8 @@ pub(super) struct Connection {
 
 impl Connections {
     pub(super) fn new(settings: Settings, [reads, writes]: [usize; 2]) -> Connections {
-        let [reads, writes] = [reads, writes].map(|count| Arc::new(Semaphore::new(count)));
+        let [reads, writes] = [reads, writes]
+            .map(|count| Permits { semaphore: Arc::new(Semaphore::new(count)), answered: AtomicU64::new(0) });
         Connections {
             settings,
             reads,
@@ -125,9 +133,7 @@ impl Connections {
         W: FnOnce(Arc<Connection>) -> F + Send + 'static,
     {
         // Another call's end wakes this one.
-        let permit =
-            guarded(timeout(self.settings.answer_timeout, self.semaphore(lane).acquire_owned())).await;
-        let Ok(Ok(permit)) = permit else {
+        let Some(permit) = guarded(self.permits(lane).acquire(self.settings.answer_timeout)).await else {
             return Err(
                 unavailable("all connections wait for answers: a synchronous standby may be gone").into()
             );
@@ -137,6 +143,7 @@ impl Connections {
             let connection = pool.take().await?;
             let answer = work(Arc::clone(&connection)).await;
             let is_replicated = pool.is_replicated(&connection, answer.is_ok()).await;
+            pool.permits(lane).note(&answer);
             pool.finish(connection, &answer);
             drop(permit);
             match answer {
@@ -202,11 +209,11 @@ impl Connections {
         self.expected.get().map(|(identity, _)| *identity)
     }
 
-    fn semaphore(&self, lane: Lane) -> Arc<Semaphore> {
-        Arc::clone(match lane {
+    fn permits(&self, lane: Lane) -> &Permits {
+        match lane {
             Lane::Read => &self.reads,
             Lane::Write => &self.writes,
-        })
+        }
     }
 
     /// Takes an idle connection, or opens one.
@@ -412,6 +419,28 @@ impl Connection {
         let statement = self.named[name as usize].get_or_try_init(prepare).await?;
         let values: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|(value, _)| *value).collect();
         self.client.query(statement, &values).await
+    }
+}
+
+impl Permits {
+    /// Waits for its turn. Gives up once the server has answered no call for `limit`: many callers
+    /// may wait for longer while it is only slow.
+    async fn acquire(&self, limit: Duration) -> Option<OwnedSemaphorePermit> {
+        let mut permit = pin!(Arc::clone(&self.semaphore).acquire_owned());
+        loop {
+            let before = self.answered.load(Ordering::Relaxed);
+            match timeout(limit, permit.as_mut()).await {
+                Ok(permit) => return permit.ok(),
+                Err(_) if self.answered.load(Ordering::Relaxed) != before => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn note<T>(&self, answer: &Result<T, Error>) {
+        if answer.as_ref().map_or_else(|error| error.code().is_some(), |_| true) {
+            self.answered.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
