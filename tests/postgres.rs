@@ -25,6 +25,8 @@ mod server;
 mod setup;
 #[path = "postgres/standbys.rs"]
 mod standbys;
+#[path = "postgres/versions.rs"]
+mod versions;
 #[path = "postgres/waiting.rs"]
 mod waiting;
 

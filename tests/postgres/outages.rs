@@ -171,6 +171,30 @@ fn l1_a_server_that_does_not_answer_ends_calls_in_time_and_gets_few_connections(
     });
 }
 
+/// Many reads wait for longer than an answer may take, while each of them is answered in time.
+#[test]
+fn reads_that_queue_on_a_slow_server_are_all_answered() {
+    let server = Server::start(&["fsync=off"]);
+    block_on_tokio(async {
+        drop(connect(&server).await);
+        // Each read takes 20 ms.
+        server.sql(
+            "CREATE ROLE app LOGIN; GRANT ALL ON nevertwice, nevertwice_meta, nevertwice_mark TO app; \
+             ALTER TABLE nevertwice ENABLE ROW LEVEL SECURITY; \
+             CREATE POLICY slow ON nevertwice USING ((SELECT true FROM pg_sleep(0.02)))",
+        );
+        let store = PostgresStore::builder(&server.url_as("app", "", "postgres"));
+        let limit = Duration::from_millis(700);
+        let store = store.connections(3).answer_timeout(limit).connect().await.unwrap();
+        drop(acquire(&Engine::builder(store.clone()).build().unwrap(), &request("k")).await);
+        let id = request("k").id();
+        let started = Instant::now();
+        let loads = futures_util::future::join_all((0..100).map(|_| store.load(&id))).await;
+        loads.into_iter().for_each(|found| assert!(found.unwrap().record.is_some()));
+        assert!(started.elapsed() > 2 * limit, "the queue was short: the check sees nothing");
+    });
+}
+
 #[test]
 fn a_call_that_is_dropped_cancels_nothing_and_its_connection_is_used_again() {
     let server = Server::start(&["fsync=off"]);
@@ -269,44 +293,57 @@ fn a_server_that_became_read_only_is_left_for_its_successor() {
 #[test]
 fn s12_a_full_disk_refuses_begins_with_full_and_loses_nothing() {
     let disk = Disk::new("48m");
-    let server =
+    let mut server =
         Server::start_in(disk.0.path().to_owned(), &["max_wal_size=4MB", "min_wal_size=2MB"], &[], None);
+    let mut acknowledged = Vec::new();
     block_on_tokio(async {
         let engine = engine(&server).await;
-        let held = acquire(&engine, &request("held")).await;
-        acquire(&engine, &request("done")).await.complete("done").await.unwrap();
+        let keys = |name: &'static str| (0..15).map(move |number| format!("{name} {number}"));
+        for key in keys("done") {
+            acquire(&engine, &request(&key)).await.complete(key.clone()).await.unwrap();
+            acknowledged.push(key);
+        }
+        let mut held = Vec::new();
+        for key in keys("held") {
+            held.push((acquire(&engine, &request(&key)).await, key));
+        }
         let ballast = disk.0.path().join("ballast");
-        let mut refused = false;
         // The log is preallocated; the tables are what is to grow no more.
         let fill = std::process::Command::new("dd")
             .args(["if=/dev/zero", "bs=4k"])
             .arg(format!("of={}", ballast.display()))
             .output();
         fill.unwrap();
-        for number in 0..400 {
-            match engine.begin(&request(&format!("{number}")).lease(Duration::from_secs(3600))).await {
-                Ok(Begin::Acquired(lease)) => {
-                    // A response that needs room of its own.
-                    match lease.complete(vec![number as u8; 100_000]).await {
-                        Ok(()) => {}
-                        Err(Error::TimedOut { .. }) => break,
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-                Err(Error::Store(error)) if error.to_string().contains("is full") => {
-                    refused = true;
-                    break;
-                }
-                Err(Error::TimedOut { .. }) => break,
-                other => panic!("{other:?}"),
+        let mut granted = 0;
+        let refused = loop {
+            match engine.begin(&request(&format!("new {granted}"))).await {
+                Ok(Begin::Acquired(_)) => granted += 1,
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
             }
+            assert!(granted < 1000, "the disk is not full: the check sees nothing");
+        };
+        assert!(refused.to_string().contains("is full"), "{refused}");
+        // The pages have room for the finishes, and for no rows more.
+        for (lease, key) in held.drain(..10) {
+            lease.complete(key.clone()).await.unwrap();
+            acknowledged.push(key);
         }
-        println!("a begin was refused: {refused}");
-        assert_eq!(response(&engine, &request("done")).await, b"done");
+        for key in &acknowledged {
+            assert_eq!(response(&engine, &request(key)).await, key.as_bytes());
+        }
         std::fs::remove_file(ballast).unwrap();
-        held.complete("held").await.unwrap();
-        assert_eq!(response(&engine, &request("held")).await, b"held");
+        for (lease, key) in held {
+            lease.complete(key.clone()).await.unwrap();
+            acknowledged.push(key);
+        }
+        acquire(&engine, &request("room")).await.complete("room").await.unwrap();
     });
+    server.kill();
+    server.restart();
+    let after = block_on_tokio(engine(&server));
+    assert_eq!(block_on_tokio(lost(&after, &acknowledged)), 0);
+    println!("{} acknowledged, none lost", acknowledged.len());
     drop(server);
 }
 

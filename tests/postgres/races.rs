@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nevertwice::postgres::tokio_postgres::{self, Client, NoTls};
 use nevertwice::store::{Store, Swap, SwapRequest};
-use nevertwice::{Begin, Engine, Error, PostgresStore};
+use nevertwice::{Begin, Engine, Error, PostgresStore, StoreError};
 
 use crate::children::Deadline;
 use crate::{Server, acquire, block_on_tokio, connect, request};
@@ -214,4 +214,71 @@ fn l1_a_row_that_another_transaction_holds_delays_only_its_own_key() {
             server.sql("DROP FUNCTION IF EXISTS nevertwice_swap_v1");
         }
     });
+}
+
+/// A session that a hung application or the network keeps from ending holds its key until the
+/// server ends it.
+#[test]
+fn l2_a_session_that_idles_with_a_key_is_ended_by_the_server_and_its_key_is_free() {
+    let server = Server::start(&["fsync=off", "idle_in_transaction_session_timeout=300ms"]);
+    block_on_tokio(async {
+        let engine = Engine::builder(connect(&server).await).call_timeout(Duration::from_secs(60));
+        let engine = engine.build().unwrap();
+        let own = raw(&server).await;
+        let id = hex::encode(request("k").id().as_bytes());
+        let begun = format!(
+            "BEGIN; SELECT nevertwice_swap_one_v1('\\x{id}', NULL, 3600000000, false, 'never', NULL)"
+        );
+        own.batch_execute(&begun).await.unwrap();
+        let lease = acquire(&engine, &request("k")).await;
+        assert_eq!(lease.attempt(), 1, "what the session wrote is gone");
+        assert!(own.batch_execute("COMMIT").await.is_err());
+        lease.complete("done").await.unwrap();
+    });
+}
+
+/// Expects from now on what the swaps wrote.
+fn take(swaps: &mut [SwapRequest], done: Vec<Result<Swap, StoreError>>) {
+    assert_eq!(swaps.len(), done.len());
+    for (swap, done) in swaps.iter_mut().zip(done) {
+        let Swap::Done(stamp) = done.unwrap() else { panic!("a conflict") };
+        swap.expected = Some(stamp);
+    }
+}
+
+/// An application that locks two keys in another order than the store does is one of two that the
+/// server can end. If it ends the store's batch, that is sent again.
+#[test]
+fn deadlocks_with_an_applications_transaction_end_and_the_batch_is_done() {
+    let server = Server::start(&["fsync=off", "deadlock_timeout=1ms"]);
+    block_on_tokio(async {
+        let store = connect(&server).await;
+        let record = record();
+        let mut ids: Vec<_> = (0..2).map(|key| request(&format!("{key}")).id()).collect();
+        ids.sort();
+        let mut swaps: Vec<_> = ids.iter().map(|id| SwapRequest::new(id, None, Some(&record))).collect();
+        let lock = "SELECT stamp FROM nevertwice WHERE id = $1 FOR UPDATE";
+        let mut ended = 0;
+        for _ in 0..40 {
+            let done = store.swap_many(&swaps).await;
+            take(&mut swaps, done);
+            let mut client = raw(&server).await;
+            let own = client.transaction().await.unwrap();
+            own.query(lock, &[&ids[1].as_bytes().as_slice()]).await.unwrap();
+            let batch = tokio::spawn({
+                let (store, swaps) = (store.clone(), swaps.clone());
+                async move { store.swap_many(&swaps).await }
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let locked = own.query(lock, &[&ids[0].as_bytes().as_slice()]).await;
+            ended += usize::from(locked.is_err());
+            own.rollback().await.unwrap();
+            take(&mut swaps, batch.await.unwrap());
+        }
+        println!("the application was ended {ended} times");
+    });
+    // Counted in the server's own time.
+    std::thread::sleep(Duration::from_millis(1500));
+    let deadlocks = server.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
+    assert_ne!(deadlocks, "0");
 }
