@@ -11,6 +11,9 @@ mod disks;
 mod kills;
 #[path = "crash/power.rs"]
 mod power;
+#[path = "../../tests/support/postgres.rs"]
+#[allow(dead_code, reason = "not every test file needs every fault")]
+mod server;
 #[path = "crash/worker.rs"]
 mod worker;
 

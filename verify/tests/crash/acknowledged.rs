@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use futures_executor::block_on;
 use nevertwice::{Begin, Engine, Reason};
 
-use super::worker::{request, response};
+use super::worker::{block_on, request, response};
 
 /// The furthest state that a key is known to have reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +81,7 @@ fn is_there(engine: &Engine, key: u64, known: Known) -> bool {
             (_, Begin::Completed(_)) => true,
             (_, Begin::Unresolved(unknown)) => unknown.reason() == Reason::EffectMarked,
             // The acknowledged grant was at least the first.
-            (Known::Granted, Begin::Acquired(lease)) => lease.attempt() > 1,
+            (Known::Granted, Begin::Acquired(lease)) => lease.attempt() > 1 && lease.takeover(),
             (Known::Granted | Known::Marked, _) => false,
         };
     }

@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::acknowledged::{Acknowledged, Ledger, assert_intact};
 use super::disks::{Disk, Kind, say};
-use super::worker::{self, Orders, Running};
+use super::worker::{self, Orders, Running, Target};
 use super::{scaled, seed};
 
 /// The maximum number of acknowledgements before the cut.
@@ -89,11 +89,17 @@ fn cut_again_and_again(test: &str, disk: &Disk, level: Synchronous, cuts: u64) -
     let is_enough = |toll: &Toll| toll.lost > 0 || level == Synchronous::Full || toll.cuts >= 20 * cuts;
     while toll.cuts < cuts || !is_enough(&toll) {
         let seed = random.random::<u64>() >> 1;
-        let orders = Orders { test, folder: &folder, ledger: &ledger, seed, first: toll.cuts * 10, level };
+        let orders = Orders {
+            test,
+            target: Target::File(&folder, level),
+            ledger: &ledger,
+            seed,
+            first: toll.cuts * 10,
+        };
         let said = work_until_a_cut(disk, orders, random.random_range(1..MOST));
         disk.come_up();
         assert_intact(&folder);
-        let lost = said.lost(&worker::engine(&folder, level));
+        let lost = said.lost(&worker::engine(Target::File(&folder, level)));
         toll.lost += lost.len();
         toll.cuts += 1;
         if lost.is_empty() {
@@ -104,7 +110,7 @@ fn cut_again_and_again(test: &str, disk: &Disk, level: Synchronous, cuts: u64) -
         }
     }
     if toll.lost == 0 {
-        toll.lost += toll.acknowledged.lost(&worker::engine(&folder, level)).len();
+        toll.lost += toll.acknowledged.lost(&worker::engine(Target::File(&folder, level))).len();
     }
     toll.duplicated = count_duplicates(&ledger);
     toll

@@ -1,41 +1,52 @@
 //! A process that works on a file until it is killed. It is the test binary, started again.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use futures_executor::block_on;
 use nevertwice::sqlite::Synchronous;
-use nevertwice::{Begin, Engine, Error, Reason, Request, SqliteStore};
+use nevertwice::{Begin, Engine, Error, PostgresStore, Reason, Request, SqliteStore};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt, SeedableRng};
+use tokio::runtime::Runtime;
 
 use super::children::Deadline;
 
-/// Environment variables of a worker: its folder, the file for its effects, the seed of its
-/// choices, its first key, and its level of syncing.
-const FOLDER: &str = "NEVERTWICE_TEST_CRASH";
+/// Environment variables of a worker: the folder or the URL of its store, the file for its effects,
+/// the seed of its choices, its first key, and its level of syncing.
+const STORE: &str = "NEVERTWICE_TEST_CRASH";
 const LEDGER: &str = "NEVERTWICE_TEST_LEDGER";
 pub(crate) const SEED: &str = "NEVERTWICE_TEST_SEED";
 const FIRST: &str = "NEVERTWICE_TEST_FIRST";
 const LEVEL: &str = "NEVERTWICE_TEST_LEVEL";
 
 const THREADS: u64 = 8;
+/// Time limit of a call, generous even on a busy machine.
+const CALL: Duration = Duration::from_secs(60);
+
+/// The store of a worker.
+#[derive(Clone, Copy)]
+pub(crate) enum Target<'a> {
+    /// SQLite, in this folder and at this level.
+    File(&'a Path, Synchronous),
+    /// PostgreSQL, at this URL.
+    Server(&'a str),
+}
 
 /// The parameters of a worker.
 #[derive(Clone, Copy)]
 pub(crate) struct Orders<'a> {
     /// The test that starts the worker, which runs as an instance of it.
     pub(crate) test: &'a str,
-    pub(crate) folder: &'a Path,
+    pub(crate) target: Target<'a>,
     pub(crate) ledger: &'a Path,
     pub(crate) seed: u64,
     pub(crate) first: u64,
-    pub(crate) level: Synchronous,
 }
 
 /// A running worker. It does not outlive a failed test.
@@ -47,13 +58,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(orders: Orders<'_>) -> Running {
+        let (store, level) = match orders.target {
+            Target::File(folder, Synchronous::Full) => (folder.as_os_str(), "full"),
+            Target::File(folder, _) => (folder.as_os_str(), "normal"),
+            Target::Server(url) => (OsStr::new(url), "server"),
+        };
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", orders.test, "--nocapture", "--test-threads=1"])
-            .env(FOLDER, orders.folder)
+            .env(STORE, store)
             .env(LEDGER, orders.ledger)
             .env(SEED, orders.seed.to_string())
             .env(FIRST, orders.first.to_string())
-            .env(LEVEL, if orders.level == Synchronous::Full { "full" } else { "normal" })
+            .env(LEVEL, level)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -105,14 +121,18 @@ fn tell(line: &str, note: &mut dyn FnMut(&str)) -> bool {
 }
 
 pub(crate) fn is_worker() -> bool {
-    std::env::var_os(FOLDER).is_some()
+    std::env::var_os(STORE).is_some()
 }
 
 /// Works until it is killed.
 pub(crate) fn work() {
     let variable = |name: &str| std::env::var(name).unwrap();
-    let level = if variable(LEVEL) == "full" { Synchronous::Full } else { Synchronous::Normal };
-    let engine = engine(Path::new(&variable(FOLDER)), level);
+    let store = variable(STORE);
+    let engine = engine(match variable(LEVEL).as_str() {
+        "server" => Target::Server(&store),
+        "full" => Target::File(Path::new(&store), Synchronous::Full),
+        _ => Target::File(Path::new(&store), Synchronous::Normal),
+    });
     let ledger = OpenOptions::new().append(true).create(true).open(variable(LEDGER)).unwrap();
     let worker = Worker { engine, ledger, output: Mutex::new(()) };
     let (seed, first): (u64, u64) = (variable(SEED).parse().unwrap(), variable(FIRST).parse().unwrap());
@@ -131,9 +151,24 @@ pub(crate) fn work() {
 }
 
 /// Returns an engine with a lease so short that the next worker finds it expired.
-pub(crate) fn engine(folder: &Path, level: Synchronous) -> Engine {
-    let store = SqliteStore::builder(folder.join("keys.db")).synchronous(level).open().unwrap();
-    Engine::builder(store).lease(Duration::from_millis(2)).max_attempts(u32::MAX).build().unwrap()
+pub(crate) fn engine(target: Target<'_>) -> Engine {
+    let (builder, lease) = match target {
+        Target::File(folder, level) => {
+            let file = folder.join("keys.db");
+            (Engine::builder(SqliteStore::builder(file).synchronous(level).open().unwrap()), 2)
+        }
+        // Its calls take longer.
+        Target::Server(url) => (Engine::builder(block_on(PostgresStore::connect(url)).unwrap()), 10),
+    };
+    let builder = builder.lease(Duration::from_millis(lease)).max_attempts(u32::MAX);
+    builder.call_timeout(CALL).finish_timeout(CALL).build().unwrap()
+}
+
+/// Runs a future on a runtime that all threads share, which the PostgreSQL store needs.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let start = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    RUNTIME.get_or_init(|| start().unwrap()).block_on(future)
 }
 
 pub(crate) fn request(key: u64) -> Request {

@@ -60,11 +60,10 @@ impl Troubled {
         }
         let answer = call.await;
         rest(dice.below(3)).await;
-        if fault == 1 {
+        if fault == 1 || answer.is_err() {
             LOST.with(|lost| lost.set(lost.get() + 1));
-            return Err(lost());
         }
-        answer
+        if fault == 1 { Err(lost()) } else { answer }
     }
 }
 
