@@ -1,7 +1,7 @@
 //! A server to be killed: it writes a line to a ledger for each effect, and then may hang.
 //!
-//! Arguments: the SQLite file, the ledger, `marked` or `assumed`, and `hang` to stop behind the
-//! effect. It prints its port.
+//! Arguments: the SQLite file or the URL of a PostgreSQL server, the ledger, `marked` or `assumed`,
+//! and `hang` to stop behind the effect. It prints its port.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,17 +12,22 @@ use axum::body::Bytes;
 use axum::http::request::Parts;
 use axum::routing::post;
 use nevertwice::http::{Effects, HeldLease, IdempotencyLayer};
-use nevertwice::{Engine, SqliteStore};
+use nevertwice::{Engine, PostgresStore, SqliteStore};
 
 #[tokio::main]
 #[allow(clippy::print_stdout)] // the test reads the port
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let mut next = || arguments.next().ok_or("usage: FILE LEDGER marked|assumed [hang]");
-    let (file, ledger, effects) = (next()?, next()?, next()?);
+    let mut next = || arguments.next().ok_or("usage: FILE|URL LEDGER marked|assumed [hang]");
+    let (store, ledger, effects) = (next()?, next()?, next()?);
     let hangs = next().is_ok_and(|argument| argument == "hang");
     let effects = if effects == "marked" { Effects::Marked } else { Effects::Assumed };
-    let engine = Engine::builder(SqliteStore::open(file)?).lease(Duration::from_secs(2)).build()?;
+    let builder = if store.starts_with("postgres://") {
+        Engine::builder(PostgresStore::connect(&store).await?)
+    } else {
+        Engine::builder(SqliteStore::open(store)?)
+    };
+    let engine = builder.lease(Duration::from_secs(2)).build()?;
     let layer = IdempotencyLayer::new(engine, effects, |_: &Parts| Some("acct_1")).wait(Duration::ZERO);
     let pay = async move |lease: HeldLease, body: Bytes| {
         if effects == Effects::Marked && lease.mark_effect().await.is_err() {

@@ -59,17 +59,22 @@ async fn s6_an_answer_that_is_cut_at_any_byte_is_given_again() {
 /// The client hangs up after any number of bytes of the request, and repeats it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s6_a_request_that_is_cut_at_any_byte_is_executed_once() {
-    let server = serve(layer(memory(), Effects::Assumed), charge).await;
-    let length = post("cut 000").bytes().len();
-    for cut in 0..length {
-        let ask = post(&format!("cut {cut:03}"));
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(&ask.bytes()[..cut]).await.unwrap();
-        drop(stream);
-        assert_eq!(ask.send(&server).await.status, 201, "cut at {cut}");
-        assert!(ask.send(&server).await.is_replayed(), "cut at {cut}");
+    for (name, engine, _alive) in stores().await {
+        let server = serve(layer(engine, Effects::Assumed), charge).await;
+        let length = post("cut 000").bytes().len();
+        let step = if name == "memory" { 1 } else { 19 };
+        let mut cuts = 0;
+        for cut in (0..length).step_by(step) {
+            let ask = post(&format!("cut {cut:03}"));
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            stream.write_all(&ask.bytes()[..cut]).await.unwrap();
+            drop(stream);
+            assert_eq!(ask.send(&server).await.status, 201, "{name}, cut at {cut}");
+            assert!(ask.send(&server).await.is_replayed(), "{name}, cut at {cut}");
+            cuts += 1;
+        }
+        assert_eq!(server.shop.charges(), cuts, "{name}");
     }
-    assert_eq!(server.shop.charges(), length);
 }
 
 /// A client that hangs up cancels nothing, wherever its request is.

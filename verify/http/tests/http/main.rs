@@ -9,6 +9,9 @@ mod grpc;
 mod observed;
 mod support;
 
+#[path = "../../../../tests/support/postgres.rs"]
+#[allow(dead_code)] // other tests use the rest
+mod postgres_server;
 #[path = "../../../../tests/support/redis.rs"]
 #[allow(dead_code)] // other tests use the rest
 mod redis_server;

@@ -13,13 +13,13 @@ use axum::response::Response;
 use axum::routing::any;
 use nevertwice::http::{Effects, HeldLease, IdempotencyLayer};
 use nevertwice::store::Store;
-use nevertwice::{Engine, MemoryStore, RedisStore, SqliteStore};
+use nevertwice::{Engine, MemoryStore, PostgresStore, RedisStore, SqliteStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::redis_server;
+use crate::{postgres_server, redis_server};
 
 /// The longest time that a test waits for anything: a hang fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -137,10 +137,13 @@ pub(crate) async fn stores() -> Vec<(&'static str, Engine, Box<dyn Send>)> {
     let sqlite = SqliteStore::open(dir.path().join("http.db")).unwrap();
     let redis = redis_server::Server::start(&["--appendonly", "yes"]);
     let connected = RedisStore::connect(&redis.url()).await.unwrap();
+    let postgres = postgres_server::Server::start(&[]);
+    let tables = PostgresStore::connect(&postgres.url()).await.unwrap();
     vec![
         ("memory", memory(), Box::new(())),
         ("sqlite", engine(sqlite), Box::new(dir)),
         ("redis", engine(connected), Box::new(redis)),
+        ("postgres", engine(tables), Box::new(postgres)),
     ]
 }
 
