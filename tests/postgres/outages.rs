@@ -146,13 +146,13 @@ fn l1_a_server_that_does_not_answer_ends_calls_in_time_and_gets_few_connections(
     block_on_tokio(async {
         let proxy = Proxy::start(server.port()).await;
         let store = PostgresStore::builder(&server.url_at(proxy.port()))
-            .connect_timeout(Duration::from_millis(200))
-            .answer_timeout(Duration::from_millis(200))
+            .connect_timeout(Duration::from_secs(1))
+            .answer_timeout(Duration::from_millis(700))
             .connections(6)
             .connect()
             .await
             .unwrap();
-        let engine = Engine::builder(store).call_timeout(Duration::from_secs(2)).build().unwrap();
+        let engine = Engine::builder(store).call_timeout(Duration::from_secs(4)).build().unwrap();
         drop(acquire(&engine, &request("before")).await);
         proxy.silence();
         let before = proxy.connections();

@@ -220,11 +220,12 @@ fn l1_a_row_that_another_transaction_holds_delays_only_its_own_key() {
 /// server ends it.
 #[test]
 fn l2_a_session_that_idles_with_a_key_is_ended_by_the_server_and_its_key_is_free() {
-    let server = Server::start(&["fsync=off", "idle_in_transaction_session_timeout=300ms"]);
+    let server = Server::start(&["fsync=off"]);
     block_on_tokio(async {
         let engine = Engine::builder(connect(&server).await).call_timeout(Duration::from_secs(60));
         let engine = engine.build().unwrap();
         let own = raw(&server).await;
+        own.batch_execute("SET idle_in_transaction_session_timeout = '300ms'").await.unwrap();
         let id = hex::encode(request("k").id().as_bytes());
         let begun = format!(
             "BEGIN; SELECT nevertwice_swap_one_v1('\\x{id}', NULL, 3600000000, false, 'never', NULL)"

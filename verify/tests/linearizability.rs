@@ -41,7 +41,7 @@ const HISTORIES: u64 = if cfg!(debug_assertions) { 5_000 } else { 50_000 };
 const SEED: u64 = 20_261_122;
 
 /// The most calls of unknown outcome in a history that is checked: each doubles the search.
-const MOST_UNKNOWN: usize = 18;
+const MOST_UNKNOWN: usize = 14;
 
 /// The factor by which the longer run multiplies its work.
 fn factor() -> u64 {
@@ -188,7 +188,7 @@ fn s15_postgres_whose_sessions_end_is_linearizable() {
             tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         let work =
-            tokio::spawn(histories(Arc::new(store), "postgres whose sessions end", 64, HISTORIES / 20));
+            tokio::spawn(histories(Arc::new(store), "postgres whose sessions end", 64, HISTORIES / 50));
         let mut ended = 0;
         while !work.is_finished() {
             tokio::time::sleep(Duration::from_millis(30)).await;
