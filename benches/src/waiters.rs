@@ -1,5 +1,6 @@
-//! `waiters`: the time that 1000 waiters take to wake up. On one key, it counts from before the finish
-//! is sent; on 1000 keys, which are finished together, from the acknowledgement of the own finish.
+//! `waiters`: the time that 1000 waiters take to wake up. On one key, it counts from before the
+//! finish is sent; on 1000 keys, which are finished together, from the acknowledgement of the own
+//! finish.
 
 use std::time::{Duration, Instant};
 
