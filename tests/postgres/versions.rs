@@ -156,8 +156,8 @@ fn s14_a_migration_below_a_running_store_stops_it_at_its_next_connection() {
     });
 }
 
-/// A migration that changes what a running store uses, although its sessions go on: one call fails,
-/// and all sessions are inspected again.
+/// A migration that changes what a running store uses, although its sessions go on: all sessions
+/// are inspected again, and no call fails that the tables still allow.
 #[test]
 fn functions_and_columns_that_go_below_a_running_store_are_noticed_at_once() {
     let server = Server::start(&["fsync=off"]);
@@ -169,15 +169,11 @@ fn functions_and_columns_that_go_below_a_running_store_are_noticed_at_once() {
         let inspected = (0..64).map(|_| engine.inspect("scope", "k"));
         futures_util::future::join_all(inspected).await.into_iter().for_each(|found| drop(found.unwrap()));
         server.sql(DROP_FUNCTIONS);
-        let failed = engine.begin(&request("new")).await;
-        let Err(Error::Store(StoreError::Unusable { detail, .. })) = failed else { panic!("{failed:?}") };
-        assert!(detail.contains("42883"), "{detail}");
         drop(acquire(&engine, &request("new")).await);
         server.sql(&to_newer("ALTER TABLE nevertwice RENAME COLUMN record TO body"));
-        let failed = engine.begin(&request("newer")).await;
-        let Err(Error::Store(StoreError::Unusable { detail, .. })) = failed else { panic!("{failed:?}") };
-        assert!(detail.contains("42703"), "{detail}");
+        let before = dump(&server);
         refused(engine.begin(&request("newer")).await.map(|_| ()));
         refused(lease.complete("done").await);
+        assert_eq!(dump(&server), before);
     });
 }
