@@ -1,5 +1,7 @@
 //! The connections to the server: [`Connections`].
 
+mod named;
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -11,15 +13,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, Error, Notification, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub(super) use self::named::Named;
 use super::backend_pid::backend_pid;
 use super::error::{is_missing, store_error, unavailable, unusable};
 use super::inspection::{Failure, ServerReport, Tables};
 use super::schema::Names;
-use super::swap::Parameter;
 use crate::clock::{Clock, SystemClock};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -373,55 +374,6 @@ impl Connections {
     }
 }
 
-/// The statements that are sent often enough to be prepared.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Named {
-    SwapOne,
-    SwapTogether,
-}
-
-impl Named {
-    const COUNT: usize = Named::SwapTogether as usize + 1;
-}
-
-impl Connection {
-    /// Sends a statement: by its name if the connection seems to lead to one process of the server,
-    /// and with its whole text if a pooler may lend it another process for each transaction, where
-    /// the name is unknown or that of another client's statement. So that the latter writes
-    /// nothing, `sql` has to compare its last parameter with a constant of its own.
-    pub(super) async fn ask(
-        &self,
-        name: Named,
-        sql: &str,
-        parameters: &[Parameter<'_>],
-    ) -> Result<Vec<Row>, Error> {
-        if self.is_direct && !self.is_pooled.load(Ordering::Relaxed) {
-            match self.ask_by_name(name, sql, parameters).await {
-                Err(error) if is_misnamed(&error) => self.is_pooled.store(true, Ordering::Relaxed),
-                // The tables or functions were made anew. Nothing was done.
-                Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {}
-                answer => return answer,
-            }
-        }
-        self.client.query_typed(sql, parameters).await
-    }
-
-    async fn ask_by_name(
-        &self,
-        name: Named,
-        sql: &str,
-        parameters: &[Parameter<'_>],
-    ) -> Result<Vec<Row>, Error> {
-        let prepare = async || {
-            let types: Vec<Type> = parameters.iter().map(|(_, kind)| kind.clone()).collect();
-            self.client.prepare_typed(sql, &types).await
-        };
-        let statement = self.named[name as usize].get_or_try_init(prepare).await?;
-        let values: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|(value, _)| *value).collect();
-        self.client.query(statement, &values).await
-    }
-}
-
 impl Permits {
     /// Waits for its turn. Gives up once the server has answered no call for `limit`: many callers
     /// may wait for longer while it is only slow.
@@ -442,15 +394,6 @@ impl Permits {
             self.answered.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-/// True if the name of a statement is unknown, in use, or that of a statement with other
-/// parameters: a pooler is in between. Nothing was done.
-fn is_misnamed(error: &Error) -> bool {
-    error.code().is_some_and(|code| {
-        [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT, SqlState::PROTOCOL_VIOLATION]
-            .contains(code)
-    })
 }
 
 /// True if the server is stopping, or read-only: the primary became a standby, and the name may

@@ -1,5 +1,6 @@
 //! Swaps: many in one statement, or in single statements where the functions are not there.
 
+mod functions;
 mod statements;
 
 use std::sync::Arc;
@@ -9,11 +10,11 @@ use std::time::Duration;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
+pub(super) use self::functions::Swaps;
 use super::Inner;
-use super::connection::{CallError, Connection, Lane, Named, is_gone};
+use super::connection::{CallError, Connection, Lane, is_gone};
 use super::error::{is_full, is_locked, is_refused, is_repeatable, malformed, store_error, unavailable};
-use super::row::{RowValue, Statements, record, snapshot, stamp};
-use super::schema::Names;
+use super::row::{RowValue, record, snapshot};
 use crate::backends::shared::batcher::Batcher;
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
@@ -69,17 +70,6 @@ impl Item {
     }
 }
 
-/// The statements for swaps.
-#[derive(Debug)]
-pub(super) struct Swaps {
-    one: String,
-    together: String,
-    each: String,
-    /// The schema and table: the last parameter of `one` and `together`.
-    name: String,
-    statements: Statements,
-}
-
 /// The answer to one item; `None`: another transaction holds the row, and nothing was done.
 pub(super) type Answer = Result<Option<Swap>, StoreError>;
 
@@ -95,121 +85,6 @@ enum Way {
     Each,
     /// The same; a row that stays locked fails only its own swap.
     Careful,
-}
-
-impl Swaps {
-    pub(super) fn new(names: &Names) -> Swaps {
-        let name = names.qualify("\"nevertwice").replace('"', "");
-        let call = |function: &str| names.qualify(&format!("SELECT * FROM \"nevertwice_{function}\""));
-        // The condition is evaluated before the function is called: see `Connection::ask`.
-        let checked = |function| format!("{}($1, $2, $3, $4, $5, $6) WHERE $7 = '{name}'", call(function));
-        Swaps {
-            one: checked("swap_one_v1"),
-            together: checked("swap_together_v1"),
-            each: format!("{}($1, $2, $3, $4, $5, $6, $7)", call("swap_v1")),
-            name,
-            statements: Statements::new(names),
-        }
-    }
-
-    async fn send(&self, connection: &Connection, items: &[Item], way: Way) -> Result<Answers, Error> {
-        let answers = match (items, way) {
-            _ if !connection.has_functions => self.statements.send(connection, items).await?,
-            ([item], Way::Together | Way::Each) => vec![self.send_one(connection, item).await?],
-            (items, Way::Together) => return self.send_together(connection, items).await,
-            (items, way) => self.send_each(connection, items, way == Way::Careful).await?,
-        };
-        Ok(answers.into_iter().map(Some).collect())
-    }
-
-    async fn send_one(&self, connection: &Connection, item: &Item) -> Result<Answer, Error> {
-        let (id, expected) = (item.id.as_bytes().as_slice(), item.expected());
-        let parameters: [Parameter<'_>; 7] = [
-            (&id, Type::BYTEA),
-            (&expected, Type::INT8),
-            (&item.value.keep, Type::INT8),
-            (&item.value.evidence, Type::BOOL),
-            (&item.value.record, Type::BYTEA),
-            (&PATIENCE[0], Type::TEXT),
-            (&self.name, Type::TEXT),
-        ];
-        let rows = connection.ask(Named::SwapOne, &self.one, &parameters).await?;
-        rows.first().map_or(Ok(Err(malformed())), |row| answer(&item.id, row, 0))
-    }
-
-    async fn send_together(&self, connection: &Connection, items: &[Item]) -> Result<Answers, Error> {
-        let columns = Columns::of(items);
-        let parameters = columns.with(&PATIENCE[0], (&self.name, Type::TEXT));
-        let rows = connection.ask(Named::SwapTogether, &self.together, &parameters).await?;
-        let mut answers: Answers = items.iter().map(|_| None).collect();
-        for row in &rows {
-            let id: &[u8] = row.try_get(0)?;
-            if let Ok(at) = items.binary_search_by(|item| item.id.as_bytes().as_slice().cmp(id)) {
-                answers[at] = Some(answer(&items[at].id, row, 1)?);
-            }
-        }
-        Ok(answers)
-    }
-
-    async fn send_each(
-        &self,
-        connection: &Connection,
-        items: &[Item],
-        careful: bool,
-    ) -> Result<Vec<Answer>, Error> {
-        let columns = Columns::of(items);
-        let parameters = columns.with(&PATIENCE[usize::from(careful)], (&careful, Type::BOOL));
-        let rows = connection.client.query_typed(&self.each, &parameters).await?;
-        let mut rows = rows.iter();
-        items
-            .iter()
-            .map(|item| rows.next().map_or(Ok(Err(malformed())), |row| answer(&item.id, row, 0)))
-            .collect()
-    }
-}
-
-/// The parameters of many swaps, by column.
-struct Columns<'a> {
-    ids: Vec<&'a [u8]>,
-    expected: Vec<Option<i64>>,
-    keeps: Vec<i64>,
-    evidence: Vec<bool>,
-    records: Vec<Option<&'a [u8]>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(items: &'a [Item]) -> Columns<'a> {
-        Columns {
-            ids: items.iter().map(|item| item.id.as_bytes().as_slice()).collect(),
-            expected: items.iter().map(Item::expected).collect(),
-            keeps: items.iter().map(|item| item.value.keep).collect(),
-            evidence: items.iter().map(|item| item.value.evidence).collect(),
-            records: items.iter().map(|item| item.value.record.as_deref()).collect(),
-        }
-    }
-
-    fn with<'b>(&'b self, patience: &'b &str, last: Parameter<'b>) -> [Parameter<'b>; 7] {
-        [
-            (&self.ids, Type::BYTEA_ARRAY),
-            (&self.expected, Type::INT8_ARRAY),
-            (&self.keeps, Type::INT8_ARRAY),
-            (&self.evidence, Type::BOOL_ARRAY),
-            (&self.records, Type::BYTEA_ARRAY),
-            (patience, Type::TEXT),
-            last,
-        ]
-    }
-}
-
-/// Reads a row of a function's answer, from this column on.
-fn answer(id: &RecordId, row: &Row, from: usize) -> Result<Answer, Error> {
-    let Some(is_done) = row.try_get::<_, Option<bool>>(from)? else { return Ok(Ok(None)) };
-    let (at, now): (i64, i64) = (row.try_get(from + 1)?, row.try_get(from + 2)?);
-    if is_done {
-        return Ok(stamp(id, at).map(|at| Some(Swap::Done(at))));
-    }
-    let present: Option<&[u8]> = row.try_get(from + 3)?;
-    Ok(snapshot(id, now, present.map(|bytes| (at, bytes))).map(|found| Some(Swap::Conflict(found))))
 }
 
 fn locked() -> StoreError {
