@@ -1,7 +1,7 @@
 //! Announcements of changes to the waiters of other processes: [`Notifier`].
 
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
@@ -53,12 +53,15 @@ impl Notifier {
         queue.is_running = true;
         // A runtime that shuts down drops the task at once, which takes the lock.
         drop(queue);
-        let running = Running(Arc::downgrade(inner));
+        let mut running = Running { inner: Arc::clone(inner), is_over: false };
         tokio::spawn(async move { while running.step().await {} });
     }
 
+    /// Takes what was collected. If that is nothing, the task is over.
     fn take(&self) -> Vec<[u8; PREFIX]> {
-        std::mem::take(&mut self.lock().ids)
+        let mut queue = self.lock();
+        queue.is_running = !queue.ids.is_empty();
+        std::mem::take(&mut queue.ids)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -66,16 +69,22 @@ impl Notifier {
     }
 }
 
-/// The task of a notifier. Dropped, another one may start.
-struct Running(Weak<Inner>);
+/// The task of a notifier. It keeps the store's connections until everything is announced, since an
+/// application may drop the store right after its last change. If a runtime that shuts down drops
+/// the task, another one may start.
+struct Running {
+    inner: Arc<Inner>,
+    is_over: bool,
+}
 
 impl Running {
     /// Announces what was collected; false if there was nothing.
-    async fn step(&self) -> bool {
+    async fn step(&mut self) -> bool {
         tokio::time::sleep(COLLECT).await;
-        let Some(inner) = self.0.upgrade() else { return false };
+        let inner = &self.inner;
         let ids = inner.notifier.take();
         if ids.is_empty() {
+            self.is_over = true;
             return false;
         }
         let texts: Vec<String> = ids.chunks(IDS).map(encode).collect();
@@ -91,8 +100,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(inner) = self.0.upgrade() {
-            inner.notifier.lock().is_running = false;
+        if !self.is_over {
+            self.inner.notifier.lock().is_running = false;
         }
     }
 }
