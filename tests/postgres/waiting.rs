@@ -155,8 +155,8 @@ fn l4_a_thousand_waiters_on_a_thousand_keys_wake_in_time() {
             let woken = within(LONG, waiter).await.unwrap();
             delays.push(woken.saturating_duration_since(finished.unwrap()));
         }
-        // `benches/run waiters` measures it. A busy machine takes its time, and no wait ends without
-        // a change before its limit.
+        // `benches/run waiters` measures it. A busy machine takes its time, but no wait ends
+        // without a change before its limit.
         let last = delays.into_iter().max().unwrap();
         assert!(last < LONG / 3, "{last:?}");
     });
