@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_micros(1);
 /// Lets damage in.
 const UNCHECKED: &str = "ALTER TABLE nevertwice DROP CONSTRAINT nevertwice_stamp_check, \
      DROP CONSTRAINT nevertwice_keep_check, DROP CONSTRAINT nevertwice_id_check";
-const NO_FUNCTIONS: &str = "DROP FUNCTION nevertwice_swap_v1, nevertwice_swap_one_v1, nevertwice_swap_together_v1, \
+pub(crate) const NO_FUNCTIONS: &str = "DROP FUNCTION nevertwice_swap_v1, nevertwice_swap_one_v1, nevertwice_swap_together_v1, \
      nevertwice_purge_v1";
 const LIBRARY: &str = "libfaketime.so.1";
 

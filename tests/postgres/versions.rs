@@ -6,12 +6,11 @@ use nevertwice::postgres::{SCHEMA, SCHEMA_VERSION};
 use nevertwice::store::Store;
 use nevertwice::{Engine, Error, PostgresStore, StoreError};
 
+use crate::keeping::NO_FUNCTIONS;
 use crate::races::raw;
 use crate::server::program;
 use crate::{Server, acquire, block_on_tokio, connect, engine, request, response, unusable};
 
-const DROP_FUNCTIONS: &str = "DROP FUNCTION nevertwice_swap_v1, nevertwice_swap_one_v1, nevertwice_swap_together_v1, \
-     nevertwice_purge_v1";
 const END_SESSIONS: &str =
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nevertwice'";
 
@@ -57,7 +56,7 @@ fn s14_tables_of_a_newer_version_are_refused_as_such_whatever_they_look_like() {
         "ALTER TABLE nevertwice_meta ADD COLUMN migrated timestamptz DEFAULT now()",
         "DROP SEQUENCE nevertwice_mark",
         "ALTER TABLE nevertwice RENAME TO nevertwice_records",
-        DROP_FUNCTIONS,
+        NO_FUNCTIONS,
     ] {
         block_on_tokio(async {
             acquire(&engine(&server).await, &request("k")).await.complete("done").await.unwrap();
@@ -168,7 +167,7 @@ fn functions_and_columns_that_go_below_a_running_store_are_noticed_at_once() {
         // Opens more connections.
         let inspected = (0..64).map(|_| engine.inspect("scope", "k"));
         futures_util::future::join_all(inspected).await.into_iter().for_each(|found| drop(found.unwrap()));
-        server.sql(DROP_FUNCTIONS);
+        server.sql(NO_FUNCTIONS);
         drop(acquire(&engine, &request("new")).await);
         server.sql(&to_newer("ALTER TABLE nevertwice RENAME COLUMN record TO body"));
         let before = dump(&server);

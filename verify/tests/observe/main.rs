@@ -219,6 +219,12 @@ fn story() -> Told {
     told
 }
 
+/// Runs the stories of the HTTP layer and the outbox, and that of the engine.
+fn everything() -> Told {
+    edges::edges();
+    story()
+}
+
 /// Runs a purger on a store that fails now and then, and drops it midway through a purge. Returns
 /// the number of purges.
 fn purger() -> u64 {
@@ -517,10 +523,7 @@ mod measured {
 
     #[test]
     fn every_metric_is_documented_with_its_type_labels_and_unit() {
-        let (told, metrics) = recorded(|_| {
-            edges::edges();
-            story()
-        });
+        let (told, metrics) = recorded(|_| everything());
         let mut emitted = BTreeMap::new();
         for (name, (kind, unit, described, _)) in &metrics {
             assert!(!name.contains(SECRET) && !name.contains("orders"), "{name}");
@@ -642,10 +645,7 @@ mod traced {
 
     #[test]
     fn every_span_and_event_is_documented_with_its_level_and_fields() {
-        let (_, trace) = traced(|| {
-            edges::edges();
-            story()
-        });
+        let (_, trace) = traced(everything);
         let fields = ["store", "scope", "outcome", "state", "attempt"].map(str::to_owned);
         let spans = documented("Spans")
             .into_iter()
@@ -659,10 +659,7 @@ mod traced {
 
     #[test]
     fn nothing_secret_is_said() {
-        let (told, trace) = traced(|| {
-            edges::edges();
-            story()
-        });
+        let (told, trace) = traced(everything);
         assert!(trace.lines.len() > 50 && told.hidden.len() == 4);
         for line in &trace.lines {
             assert!(!line.contains(SECRET), "{line}");
