@@ -6,6 +6,7 @@ mod connection;
 mod error;
 mod inspection;
 mod listener;
+mod loads;
 mod migration;
 mod notifier;
 mod outbox;
@@ -34,6 +35,7 @@ pub use self::builder::PostgresStoreBuilder;
 use self::connection::Connections;
 use self::error::{BACKEND, unavailable, unusable};
 use self::listener::PostgresListener;
+use self::loads::Loads;
 use self::notifier::Notifier;
 pub use self::outbox::{PostgresOutbox, PostgresOutboxBuilder, outbox_schema};
 use self::purge::Purges;
@@ -121,6 +123,7 @@ struct Inner {
     notifier: Notifier,
     swaps: Swaps,
     reads: Reads,
+    loads: Arc<Loads>,
     purges: Purges,
     own: Own,
     connections: Arc<Connections>,
@@ -194,7 +197,7 @@ impl fmt::Debug for PostgresStore {
 impl Store for PostgresStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         self.usable()?;
-        self.0.load(id).await
+        self.0.loads.load(id).await
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {

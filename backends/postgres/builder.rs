@@ -13,6 +13,7 @@ use super::connection::{Connections, Settings};
 use super::error::{store_error, unusable};
 use super::inspection::{Failure, READ_ONLY, REPLICA};
 use super::listener::PostgresListener;
+use super::loads::Loads;
 use super::notifier::Notifier;
 use super::purge::Purges;
 use super::reads::Reads;
@@ -157,6 +158,9 @@ impl PostgresStoreBuilder {
         let names = &connections.settings.names;
         let (swaps, reads, own) = (Swaps::new(names), Reads::new(names), Own::new(names));
         let purges = Purges::new(names);
+        // Waiting for a connection, opening it, and the repetitions of a batch.
+        let delivery_limit = (self.connect_timeout.saturating_add(self.answer_timeout)).saturating_mul(5);
+        let loads = Arc::new(Loads::new(&connections, delivery_limit));
         Ok(PostgresStore(Arc::new_cyclic(|inner| Inner {
             waiters: Waiters::new(Arc::new(PostgresListener::new(
                 inner.clone(),
@@ -166,13 +170,13 @@ impl PostgresStoreBuilder {
             notifier: Notifier::new(&identity),
             swaps,
             reads,
+            loads,
             purges,
             own,
             connections: Arc::clone(&connections),
             identity,
             batcher: Batcher::default(),
-            // Waiting for a connection, opening it, and the repetitions of a batch.
-            delivery_limit: (self.connect_timeout.saturating_add(self.answer_timeout)).saturating_mul(5),
+            delivery_limit,
             locked_at: AtomicU64::new(0),
             warnings,
             process: Process::current(),

@@ -1,4 +1,4 @@
-//! Reading, listing and removing rows.
+//! Reading stamps, listing and removing rows.
 
 use std::sync::Arc;
 
@@ -8,13 +8,12 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::connection::{Connection, Lane};
 use super::error::malformed;
-use super::row::snapshot;
 use super::schema::Names;
 use super::swap::{id_of, listed};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
-use crate::store::{Cursor, Page, Snapshot};
+use crate::store::{Cursor, Page};
 
 /// The rows of one page at most.
 const PAGE: usize = 1000;
@@ -22,7 +21,6 @@ const PAGE: usize = 1000;
 /// The statements that read and remove.
 #[derive(Debug)]
 pub(super) struct Reads {
-    load: String,
     pub(super) stamps: String,
     list: String,
     discard: String,
@@ -32,7 +30,6 @@ impl Reads {
     pub(super) fn new(names: &Names) -> Reads {
         const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
         Reads {
-            load: super::row::Statements::new(names).load,
             stamps: names.qualify("SELECT id, stamp FROM \"nevertwice\" WHERE id = ANY ($1) AND record <> ''"),
             list: names.qualify(&format!(
                 "SELECT {NOW}, id, stamp, CASE WHEN evidence OR NOT $3 THEN record ELSE '' END \
@@ -48,18 +45,6 @@ impl Reads {
 }
 
 impl Inner {
-    pub(super) async fn load(self: &Arc<Self>, id: &RecordId) -> Result<Snapshot, StoreError> {
-        let (inner, key) = (Arc::clone(self), *id);
-        let row = self.read(async move |connection: Arc<Connection>| {
-            let key = key.as_bytes().as_slice();
-            connection.client.query_typed_one(&inner.reads.load, &[(&key, Type::BYTEA)]).await
-        });
-        let row = row.await?;
-        let read = || -> Result<_, Error> { Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)) };
-        let (now, at, bytes): (i64, Option<i64>, Option<&[u8]>) = read().map_err(|_| malformed())?;
-        snapshot(id, now, at.zip(bytes))
-    }
-
     /// Returns the stamps of the records that there are.
     pub(super) async fn stamps(
         self: &Arc<Self>,
@@ -108,7 +93,7 @@ impl Inner {
             }
         }
         if rows.is_empty() {
-            page.now = self.load(&RecordId::from_bytes([0; 32])).await?.now;
+            page.now = self.loads.load(&RecordId::from_bytes([0; 32])).await?.now;
         }
         Ok(page)
     }

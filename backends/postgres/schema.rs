@@ -63,6 +63,11 @@ impl Names {
         (self.qualify(tables), self.qualify(SCHEMA))
     }
 
+    /// Returns both in one text, without quotes.
+    pub(super) fn path(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
+
     /// Replaces `"nevertwice` in `sql`, at the start of each name, by these names.
     pub(super) fn qualify(&self, sql: &str) -> String {
         sql.replace(PLACEHOLDER, &format!("\"{}\".\"{}", self.schema, self.table))

@@ -12,6 +12,7 @@ use crate::backends::postgres::swap::Parameter;
 /// The statements that are sent often enough to be prepared.
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) enum Named {
+    Load,
     SwapOne,
     SwapTogether,
 }

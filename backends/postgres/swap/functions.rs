@@ -24,7 +24,7 @@ pub(in super::super) struct Swaps {
 
 impl Swaps {
     pub(in super::super) fn new(names: &Names) -> Swaps {
-        let name = format!("{}.{}", names.schema, names.table);
+        let name = names.path();
         let call = |function: &str| names.qualify(&format!("SELECT * FROM \"nevertwice_{function}\""));
         // The condition is evaluated before the function is called: see `Connection::ask`.
         let checked = |function| format!("{}($1, $2, $3, $4, $5, $6) WHERE $7 = '{name}'", call(function));
