@@ -42,7 +42,15 @@ pub(crate) fn is_linearizable<S: Spec>(start: S, history: &[Event<S::Call, S::An
         let left = || history.iter().enumerate().filter(|(at, _)| done & (1 << at) == 0);
         // The call that was answered first precedes all calls sent after its answer.
         let first = left().filter_map(|(_, event)| event.answered.as_ref()).map(|(at, _)| *at).min();
+        // Attempts of one call whose answers were lost are alike: any order of them stands for all.
+        let is_twin = |at: usize, event: &Event<S::Call, S::Answer>| {
+            let twin = |other: &Event<_, _>| other.answered.is_none() && other.sent == event.sent;
+            event.answered.is_none() && left().any(|(other, earlier)| other < at && twin(earlier))
+        };
         for (at, event) in left().filter(|(_, event)| first.is_none_or(|first| event.sent < first)) {
+            if is_twin(at, event) {
+                continue;
+            }
             let answer = event.answered.as_ref().map(|(_, answer)| answer);
             open.extend(state.after(&event.call, answer).into_iter().map(|next| (done | 1 << at, next)));
         }
