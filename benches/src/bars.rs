@@ -36,6 +36,10 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                 let what = format!("{}: a record, at {} of them", figure.store, count(figure.records as f64));
                 bar(what, " B", Bar::AtMost(limit), figure.bytes_per_record);
             }
+            Figure::Pauses(figure) if figure.store == "postgres" => {
+                let what = "postgres: a removed record, for the purger".to_owned();
+                bar(what, " µs", Bar::AtMost(20.0), figure.per_record_us);
+            }
             Figure::Pauses(figure) if figure.side == "ours" => match figure.lock_ms {
                 None => {
                     let what = format!("{}: the longest cycle while a purge runs", figure.store);

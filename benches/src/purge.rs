@@ -1,5 +1,5 @@
-//! `purge`: the delay of callers while a million records are removed, one step right after the
-//! other (`purge_regularly` would even pause between its steps).
+//! `purge`: the delay of callers while a million records are removed (PostgreSQL: 200 000), one
+//! step right after the other (`purge_regularly` would even pause between its steps).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hand::HandMemory;
 use crate::ours::{self, Ours};
+use crate::postgres::Postgres;
 use crate::side::{RETENTION_MS, Side, key};
 
 /// Times in milliseconds. A cycle is a begin and a complete of a new key by one caller.
@@ -105,6 +106,15 @@ pub(crate) async fn sqlite(folder: &Path, records: u64) -> Pauses {
     stop.store(true, Relaxed);
     let lock = other.join().expect("the probe does not panic");
     pauses("sqlite", "ours", records, &quiet, &busy, Some(lock.as_secs_f64() * 1e3))
+}
+
+/// Measures rows of a server, whose clock cannot be set: the rows are made old instead.
+pub(crate) async fn postgres(ours: &Ours, server: &Postgres, records: u64) -> Pauses {
+    ours.fill(0..records).await;
+    let quiet = cycles(ours, 1 << 40, tokio::time::sleep(Duration::from_secs(1))).await.times;
+    server.age(Duration::from_millis(2 * RETENTION_MS));
+    let busy = cycles(ours, 1 << 41, purged(ours.engine.clone(), records)).await;
+    pauses("postgres", "ours", records, &quiet, &busy, None)
 }
 
 /// Purges and returns the number of removed records. A store that makes room by itself meanwhile

@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
     pub(crate) async fn purge(&mut self, records: Option<u64>) {
         let usual = if self.common.quick { 50_000 } else { 1_000_000 };
         let records = records.unwrap_or(usual);
-        for (store, _) in &self.stores {
+        for (store, server) in &self.stores {
             match store {
                 StoreKind::Memory => {
                     self.results.add(Figure::Pauses(purge::memory(records).await));
@@ -178,7 +178,14 @@ impl<'a> Run<'a> {
                     self.results.add(Figure::Pauses(purge::sqlite(folder.path(), records).await));
                 }
                 StoreKind::Redis | StoreKind::Valkey => {} // the server does it
-                StoreKind::Postgres => {}
+                StoreKind::Postgres => {
+                    let folder = folder(self.common);
+                    let bench = Bench { folder: folder.path(), server: server.as_ref(), peer: false };
+                    let postgres = server.as_ref().and_then(|server| server.postgres.as_ref());
+                    let (ours, postgres) = (bench.ours(*store).await, postgres.expect("started before"));
+                    let figure = purge::postgres(&ours, postgres, records.min(200_000)).await;
+                    self.results.add(Figure::Pauses(figure));
+                }
             }
         }
     }

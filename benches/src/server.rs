@@ -13,7 +13,7 @@ pub(crate) struct Server {
     pub(crate) version: String,
     /// `None` if it was running already.
     own: Option<(Child, tempfile::TempDir)>,
-    postgres: Option<Postgres>,
+    pub(crate) postgres: Option<Postgres>,
 }
 
 impl Server {
