@@ -155,6 +155,14 @@ impl ManualClock {
         self.hands().sleepers.len()
     }
 
+    /// Returns the time until the next pending sleep is over.
+    #[cfg(all(feature = "testing", feature = "memory"))]
+    pub(crate) fn next_sleeper(&self) -> Option<Duration> {
+        let hands = self.hands();
+        let next = hands.sleepers.iter().map(|(until, _)| *until).min();
+        next.map(|until| until.saturating_sub(hands.monotonic))
+    }
+
     fn hands(&self) -> MutexGuard<'_, Hands> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

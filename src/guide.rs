@@ -230,6 +230,49 @@
 //! ([`derive_key`](crate::Lease::derive_key)): a rerun of the outer operation then finds the steps
 //! that are done.
 //!
+//! # Testing a handler
+//!
+//! With the features `testing` and `memory`, `testing::audit` answers the question whether a
+//! handler is safe. It runs the handler some 50 times: with a fault before and after each call of
+//! the store, dropped at each of its awaits, with a second delivery at each of them, and resumed
+//! after its lease ended and another delivery was dealt with. It counts the effects, and says which
+//! schedule breaks the handler and what to change in it. This is the program of the README:
+//!
+//! ```
+//! # #[cfg(all(feature = "testing", feature = "memory"))] {
+//! use nevertwice::testing::{audit, block_on};
+//! use nevertwice::{Begin, Engine, Fingerprint, Request};
+//! use std::cell::Cell;
+//!
+//! let charges = Cell::new(0);
+//! let request = |key: &str| {
+//!     Request::new("acct_42/charges", key).unwrap().fingerprint(Fingerprint::of("42 EUR"))
+//! };
+//! // An outcome is `Ok`; "come back later" and "an operator has to decide" are `Err`.
+//! let charge = async |engine: Engine, key: String| {
+//!     match engine.begin(&request(&key)).await.map_err(drop)? {
+//!         Begin::Acquired(lease) => {
+//!             lease.mark_effect().await.map_err(drop)?;
+//!             let receipt = format!("charged under {}", lease.derive_key("psp"));
+//!             charges.set(charges.get() + 1); // the provider of the test
+//!             lease.complete(receipt.clone()).await.map_err(drop)?;
+//!             Ok(receipt.into_bytes())
+//!         }
+//!         Begin::Completed(done) => Ok(done.response().unwrap().to_vec()),
+//!         _ => Err(()),
+//!     }
+//! };
+//! block_on(audit(request, charge, async || charges.get())).assert_safe();
+//! # }
+//! ```
+//!
+//! Without the call of `mark_effect`, `assert_safe` panics: `dropped at await 3: doubled: the
+//! effect is not marked: call Lease::mark_effect right before the effect ..`, and prints the table
+//! of all schedules. The handler of a queue's messages is audited in the same way: `Ok` is what it
+//! acknowledges. A handler with its own transaction needs no mark; `testing::Auditor::on` takes the
+//! store in whose file or database it works (`tests/audit.rs` has both). What an audit does not
+//! show: faults of the provider, and crashes between two statements without an await between them.
+//!
 //! # What is not promised
 //!
 //! * **Exactly-once effects outside a transaction.** Between the effect and `complete` there is a

@@ -103,7 +103,7 @@
 //! | list, inspect and settle operations | [`Engine::unfinished`], [`inspect`](Engine::inspect), [`resolve`](Engine::resolve), [`amend`](Engine::amend), [`forget`](Engine::forget) |
 //! | remove expired records | [`Engine::purge_regularly`] |
 //! | watch it run | [`observe`] |
-//! | test an application | [`ManualClock`], `testing::FaultyStore` |
+//! | test an application | `testing::audit`, [`ManualClock`], `testing::FaultyStore` |
 //! | choose a store, or write one | [`backends`], [`guide::write_a_store`], [`store`] |
 //!
 //! # Features

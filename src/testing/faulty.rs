@@ -1,8 +1,10 @@
 //! [`FaultyStore`]: a store around a store, which fails on demand.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,6 +63,8 @@ struct Shared {
     calls: AtomicU64,
     plan: Mutex<Plan>,
     clock: Box<dyn Clock>,
+    /// True if every call awaits something before and after it is done.
+    yields: bool,
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +87,18 @@ impl<S: Store> FaultyStore<S> {
 
     /// Wraps `inner`, with delays that are counted on `clock`.
     pub fn with_clock(inner: S, clock: impl Clock) -> FaultyStore<S> {
-        let shared = Shared { calls: AtomicU64::new(0), plan: Mutex::default(), clock: Box::new(clock) };
-        FaultyStore { inner: Arc::new(inner), shared: Arc::new(shared) }
+        FaultyStore::wrap(inner, clock, false)
+    }
+
+    /// The same; each call yields to other tasks before and after it is done.
+    #[cfg(feature = "memory")]
+    pub(super) fn yielding(inner: S, clock: impl Clock) -> FaultyStore<S> {
+        FaultyStore::wrap(inner, clock, true)
+    }
+
+    fn wrap(inner: S, clock: impl Clock, yields: bool) -> FaultyStore<S> {
+        let (calls, plan, clock) = (AtomicU64::new(0), Mutex::default(), Box::new(clock));
+        FaultyStore { inner: Arc::new(inner), shared: Arc::new(Shared { calls, plan, clock, yields }) }
     }
 
     /// Plans the fault of the `n`-th call, counted from 1 over all kinds of calls.
@@ -125,6 +139,29 @@ impl<S: Store> FaultyStore<S> {
     }
 
     async fn call<'a, T>(
+        &self,
+        act: impl Fn() -> BoxFuture<'a, Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        self.rest().await;
+        let answer = self.disturbed(act).await;
+        self.rest().await;
+        answer
+    }
+
+    async fn rest(&self) {
+        let mut left = u8::from(self.shared.yields);
+        poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(());
+            }
+            left -= 1;
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    async fn disturbed<'a, T>(
         &self,
         act: impl Fn() -> BoxFuture<'a, Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {

@@ -3,10 +3,14 @@
 //! * [`conformance!`](crate::conformance) runs one named test per check against any [`Store`], your
 //!   own included.
 //! * [`FaultyStore`] makes the n-th call of a store fail, to show what your service does then.
+//! * [`audit`] runs a handler under every fault, drops it at every await, delivers twice, resumes
+//!   it late, and says what to change (with the feature `memory`).
 //! * [`ManualClock`] lets a lease expire without waiting.
 //! * [`Model`](model::Model) is the state machine written down a second time, and [`history`]
 //!   compares a store with it.
 
+#[cfg(feature = "memory")]
+mod audit;
 pub mod checks;
 mod conformance;
 mod faulty;
@@ -15,6 +19,8 @@ pub mod model;
 
 use std::time::Duration;
 
+#[cfg(feature = "memory")]
+pub use audit::{Audit, Auditor, End, Finding, Row, audit};
 pub use faulty::{Fault, FaultyStore};
 pub use pollster::block_on;
 
