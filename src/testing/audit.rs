@@ -112,8 +112,8 @@ impl Auditor {
     /// Runs the handler under every fault: see [`audit`].
     ///
     /// # Panics
-    /// If the settings are invalid, a delivery that nothing disturbs has no effect or no outcome, or a
-    /// handler waits for more than 30 seconds: then there is nothing to audit. A panic of the
+    /// If the settings are invalid, a delivery that nothing disturbs has no effect or no outcome, or
+    /// a handler waits for more than 30 seconds: then there is nothing to audit. A panic of the
     /// handler is not caught.
     pub async fn run<T, E>(
         &self,

@@ -139,8 +139,9 @@ fn stores_that_connect_at_once_create_one_set_of_tables() {
     block_on_tokio(async {
         let url = server.url();
         let stores = (0..12).map(|_| {
-            let url = url.clone();
-            tokio::spawn(async move { PostgresStore::connect(&url).await.unwrap().identity() })
+            let store = PostgresStore::builder(&url).connect_timeout(Duration::from_secs(60));
+            let store = store.answer_timeout(Duration::from_secs(60));
+            tokio::spawn(async move { store.connect().await.unwrap().identity() })
         });
         let mut identities = Vec::new();
         for store in stores.collect::<Vec<_>>() {

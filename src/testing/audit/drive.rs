@@ -224,8 +224,8 @@ where
         }
     }
 
-    /// Returns once a delivery was woken. If nothing wakes one for a moment, the clock goes on to the
-    /// next time that something waits for.
+    /// Returns once a delivery was woken. If nothing wakes one for a moment, the clock goes on to
+    /// the next time that something waits for.
     ///
     /// # Panics
     /// If there is no such time, and nothing wakes one within `patience`.
