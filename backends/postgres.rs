@@ -165,6 +165,15 @@ impl PostgresStore {
         self.0.warnings.clone()
     }
 
+    /// Refuses writes of a store that was opened for reading only, and calls that
+    /// [`usable`](Self::usable) refuses.
+    fn writable(&self) -> Result<(), StoreError> {
+        if self.0.connections.settings.read_only {
+            return Err(unusable(READ_ONLY));
+        }
+        self.usable()
+    }
+
     /// Refuses calls that would hang or panic: outside of tokio, and in a forked child, which
     /// shares its parent's connections.
     fn usable(&self) -> Result<(), StoreError> {
@@ -201,12 +210,12 @@ impl Store for PostgresStore {
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
-        self.usable()?;
+        self.writable()?;
         self.0.swap(swap).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        if let Err(error) = self.usable() {
+        if let Err(error) = self.writable() {
             return swaps.iter().map(|_| Err(error.clone())).collect();
         }
         self.0.swap_many(swaps).await
@@ -236,12 +245,12 @@ impl Store for PostgresStore {
     }
 
     async fn purge(&self, limit: usize) -> Result<Purge, StoreError> {
-        self.usable()?;
+        self.writable()?;
         self.0.purge(limit).await
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        self.usable()?;
+        self.writable()?;
         self.0.discard(id).await
     }
 
@@ -310,6 +319,9 @@ impl Transport for Inner {
         Inner::deliver(self, items).await
     }
 }
+
+/// The error of a write to a store that was opened for reading only.
+const READ_ONLY: &str = "it was opened for reading only";
 
 /// Refuses calls outside of tokio, where connecting panics.
 fn in_tokio() -> Result<(), StoreError> {

@@ -158,6 +158,7 @@ struct Inner {
     delivery_limit: Duration,
     /// Warnings that later inspections do not change.
     warnings: Vec<Warning>,
+    read_only: bool,
     process: Process,
 }
 
@@ -187,6 +188,15 @@ impl RedisStore {
     /// certificates.
     pub fn builder_with(client: Client) -> RedisStoreBuilder {
         RedisStoreBuilder::new(Ok(client))
+    }
+
+    /// Refuses writes of a store that was opened for reading only, and calls that
+    /// [`usable`](Self::usable) refuses.
+    fn writable(&self) -> Result<(), StoreError> {
+        if self.0.read_only {
+            return Err(unusable("it was opened for reading only"));
+        }
+        self.usable()
     }
 
     /// Refuses calls that would hang or panic: outside of tokio, which the `redis` crate needs, and
@@ -241,7 +251,7 @@ impl Store for RedisStore {
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
-        self.usable()?;
+        self.writable()?;
         let reply = Batcher::send(&self.0, self.0.item(swap)).await;
         if let Ok(ItemReply::Done { stamp, .. }) = reply {
             return Ok(Swap::Done(stamp));
@@ -250,7 +260,7 @@ impl Store for RedisStore {
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        if let Err(error) = self.usable() {
+        if let Err(error) = self.writable() {
             return swaps.iter().map(|_| Err(error.clone())).collect();
         }
         self.0.swap_batch(swaps).await
@@ -274,7 +284,7 @@ impl Store for RedisStore {
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
-        self.usable()?;
+        self.writable()?;
         let item = Item { expected: Expected::Anything, ..self.0.item(&SwapRequest::new(id, None, None)) };
         match Batcher::send(&self.0, item).await? {
             ItemReply::Done { existed, .. } => Ok(existed),

@@ -25,6 +25,7 @@ mod jobs;
 mod log;
 mod outbox;
 mod path;
+mod read_only;
 mod readers;
 mod rows;
 mod scan;
@@ -70,6 +71,7 @@ use writer::Writer;
 
 pub use builder::{SqliteStoreBuilder, Synchronous};
 pub use outbox::{SqliteOutbox, SqliteOutboxBuilder};
+pub use read_only::SqliteReader;
 /// The `rusqlite` that the store is built with. [`begin_in`] and its companions take its
 /// transactions.
 pub use rusqlite;

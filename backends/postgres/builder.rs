@@ -40,6 +40,7 @@ pub struct PostgresStoreBuilder {
     names: Result<Names, StoreError>,
     tls: Option<ClientConfig>,
     creates: bool,
+    read_only: bool,
     connect_timeout: Duration,
     answer_timeout: Duration,
     recheck_every: Duration,
@@ -54,6 +55,7 @@ impl PostgresStoreBuilder {
             names: Ok(Names::default()),
             tls: None,
             creates: true,
+            read_only: false,
             connect_timeout: Duration::from_secs(2),
             answer_timeout: Duration::from_secs(2),
             recheck_every: Duration::from_secs(60),
@@ -75,6 +77,17 @@ impl PostgresStoreBuilder {
     /// [`schema`](super::schema) in migrations of their own set this to false.
     pub fn create_tables(mut self, creates: bool) -> PostgresStoreBuilder {
         self.creates = creates;
+        self
+    }
+
+    /// Opens the store for reading only, as an operator's tool does: `load`, `scan` and `unsettled`
+    /// work, and every write fails with [`StoreError::Unusable`]. **Default: for writing too.**
+    ///
+    /// Nothing is created. The role needs `SELECT` on the table and on the one ending in `_meta`,
+    /// and no more. A standby and a server that is read-only are accepted.
+    pub fn read_only(mut self) -> PostgresStoreBuilder {
+        self.read_only = true;
+        self.creates = false;
         self
     }
 
@@ -135,6 +148,9 @@ impl PostgresStoreBuilder {
         in_tokio()?;
         let (mut config, names) = (self.config?, self.names?);
         normalise(&mut config);
+        if self.read_only {
+            config.target_session_attrs(TargetSessionAttrs::Any);
+        }
         let mut warnings = Vec::new();
         if is_exposed(&config) {
             warnings.push(Warning::PlainTcp);
@@ -146,12 +162,13 @@ impl PostgresStoreBuilder {
             connect_timeout: self.connect_timeout,
             answer_timeout: self.answer_timeout,
             recheck_every: self.recheck_every,
-            replicas: self.replicas,
+            replicas: if self.read_only { 0 } else { self.replicas },
+            read_only: self.read_only,
         };
         let reads = (self.connections / 3).max(1);
         let connections = Arc::new(Connections::new(settings, [reads, self.connections - reads]));
         let has_functions = connections.first(self.creates).await?;
-        if !has_functions {
+        if !has_functions && !self.read_only {
             warnings.push(Warning::NoFunctions);
         }
         let identity = connections.identity().ok_or_else(super::error::malformed)?;
@@ -261,6 +278,7 @@ impl fmt::Debug for PostgresStoreBuilder {
         // Leaves out the URL, which may hold a password.
         f.debug_struct("PostgresStoreBuilder")
             .field("names", &self.names)
+            .field("read_only", &self.read_only)
             .field("connect_timeout", &self.connect_timeout)
             .field("answer_timeout", &self.answer_timeout)
             .field("connections", &self.connections)

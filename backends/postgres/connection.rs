@@ -41,6 +41,8 @@ pub(super) struct Settings {
     pub(super) recheck_every: Duration,
     /// The number of synchronous standbys that every write has to reach.
     pub(super) replicas: u8,
+    /// True if nothing is ever written, so that a standby will do.
+    pub(super) read_only: bool,
 }
 
 /// The purpose of a call. Reads have connections of their own, so that they are answered while
@@ -304,7 +306,8 @@ impl Connections {
         &self,
         notifications: Option<UnboundedSender<Notification>>,
     ) -> Result<(Connection, ServerReport), StoreError> {
-        let Settings { config, tls, names, connect_timeout, answer_timeout, replicas, .. } = &self.settings;
+        let Settings { config, tls, names, connect_timeout, answer_timeout, replicas, read_only, .. } =
+            &self.settings;
         let opened = SystemClock.monotonic();
         // The time limit of the client is for each address.
         let connected = timeout(*connect_timeout, config.connect(tls.clone())).await;
@@ -330,7 +333,7 @@ impl Connections {
             }
         });
         let inspection = async {
-            let report = ServerReport::ask(&client, names).await?;
+            let report = ServerReport::ask(&client, names, *read_only).await?;
             if *replicas > 0 && report.hides_warnings {
                 return Err(Failure::Refused(unusable(
                     "it hides the warning that a wait for standbys was cancelled: set client_min_messages to \

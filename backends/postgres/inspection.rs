@@ -85,9 +85,14 @@ impl From<StoreError> for Failure {
 }
 
 impl ServerReport {
-    /// Inspects the server behind a connection. Refuses one that cannot be used; tables that do not
-    /// exist are for the caller to create.
-    pub(super) async fn ask(client: &Client, names: &Names) -> Result<ServerReport, Failure> {
+    /// Inspects the server behind a connection. Refuses one that cannot be used, or that cannot be
+    /// written to unless the store is `read_only`; tables that do not exist are for the caller to
+    /// create.
+    pub(super) async fn ask(
+        client: &Client,
+        names: &Names,
+        read_only: bool,
+    ) -> Result<ServerReport, Failure> {
         let row = client.query_typed_one(SERVER, &[]).await?;
         let version: i32 = row.try_get(0)?;
         if version < OLDEST {
@@ -96,10 +101,10 @@ impl ServerReport {
                 unusable(format!("it is PostgreSQL {major}; 13 is the oldest that is supported")).into()
             );
         }
-        if row.try_get(1)? {
+        if row.try_get(1)? && !read_only {
             return Err(unavailable(REPLICA).into());
         }
-        if row.try_get(2)? {
+        if row.try_get(2)? && !read_only {
             return Err(unavailable(READ_ONLY).into());
         }
         if row.try_get::<_, &str>(3)? != "read committed" {

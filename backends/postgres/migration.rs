@@ -22,7 +22,7 @@ async fn create_in_transaction(client: &Client, names: &Names) -> Result<(), Fai
     let name = names.qualify("\"nevertwice\"");
     let name: &(dyn ToSql + Sync) = &name;
     client.query_typed(LOCK, &[(name, Type::TEXT)]).await?;
-    if ServerReport::ask(client, names).await?.tables.is_some() {
+    if ServerReport::ask(client, names, false).await?.tables.is_some() {
         return Ok(());
     }
     let (tables, all) = names.definitions();

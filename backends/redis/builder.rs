@@ -30,6 +30,7 @@ pub struct RedisStoreBuilder {
     clock_slack: Duration,
     assumed: Option<Durability>,
     recheck_every: Duration,
+    read_only: bool,
 }
 
 impl RedisStoreBuilder {
@@ -84,6 +85,16 @@ impl RedisStoreBuilder {
         self
     }
 
+    /// Opens the store for reading only, as an operator's tool does: `load`, `scan` and `unsettled`
+    /// work, and every write fails with [`StoreError::Unusable`]. **Default: for writing too.**
+    ///
+    /// No scripts are loaded. The user needs `+get +time` on the keys under the prefix, and `+scan`
+    /// to list them. A replica is accepted.
+    pub fn read_only(mut self) -> RedisStoreBuilder {
+        self.read_only = true;
+        self
+    }
+
     /// Connects and inspects the server within the timeouts.
     ///
     /// # Errors
@@ -96,11 +107,15 @@ impl RedisStoreBuilder {
         let limits = [self.connection_timeout, self.response_timeout];
         let connections =
             Connections::new(client.clone(), limits, ServerWatch::new(self.assumed, self.recheck_every));
-        if let Some(doubt) = connections.get().await?.doubt() {
+        if let Some(doubt) =
+            connections.get().await?.doubt().filter(|doubt| !self.read_only || !doubt.is_readable())
+        {
             return Err(unusable(doubt.detail()));
         }
         let scripts = Scripts::new();
-        scripts.load(&connections).await?;
+        if !self.read_only {
+            scripts.load(&connections).await?;
+        }
         let info = client.get_connection_info();
         let identity = store_id(info.redis_settings().db(), &self.prefix);
         let mut warnings = Vec::new();
@@ -108,7 +123,9 @@ impl RedisStoreBuilder {
             warnings.push(Warning::PlainTcp);
         }
         // Other failures of this extra connection do not prevent using the store.
-        if TrackingConnection::open(&client, limits).await.is_err_and(|error| is_forbidden(&error)) {
+        if !self.read_only
+            && TrackingConnection::open(&client, limits).await.is_err_and(|error| is_forbidden(&error))
+        {
             warnings.push(Warning::ChangesUnannounced);
         }
         let records = Arc::new(Records { connections, prefix: self.prefix.into_bytes() });
@@ -122,6 +139,7 @@ impl RedisStoreBuilder {
             // Opening a connection, an inspection, and up to three rounds of a pipeline.
             delivery_limit: (self.connection_timeout.saturating_add(self.response_timeout)).saturating_mul(5),
             warnings,
+            read_only: self.read_only,
             process: Process::current(),
         })))
     }
@@ -135,6 +153,7 @@ impl RedisStoreBuilder {
             clock_slack: Duration::from_secs(600),
             assumed: None,
             recheck_every: Duration::from_secs(30),
+            read_only: false,
         }
     }
 }
@@ -148,6 +167,7 @@ impl fmt::Debug for RedisStoreBuilder {
             .field("clock_slack", &self.clock_slack)
             .field("assumed", &self.assumed)
             .field("recheck_every", &self.recheck_every)
+            .field("read_only", &self.read_only)
             .finish_non_exhaustive()
     }
 }

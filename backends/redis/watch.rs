@@ -127,6 +127,11 @@ impl Findings {
 }
 
 impl Doubt {
+    /// Returns true if the server's records can still be read.
+    pub(super) fn is_readable(&self) -> bool {
+        !matches!(self, Doubt::Cluster | Doubt::Sentinel)
+    }
+
     /// Returns the error for a caller that wants to begin.
     pub(super) fn error(&self) -> StoreError {
         match self {

@@ -164,6 +164,29 @@ pub(super) fn open(
     Ok(timeline)
 }
 
+/// Determines the store's time as [`open`] does, for a process that only reads: nothing is written
+/// and no claim is taken. Without an anchor of this boot it is the wall clock's, as the next store
+/// that opens the file will find it.
+pub(super) fn timeline(
+    db: &Connection,
+    table: &Table,
+    clock: Arc<dyn Clock>,
+    start: Start,
+) -> Result<Timeline> {
+    let now = Moment::of(&*clock);
+    let Times { mark, anchor } = table.times(db)?;
+    let own = anchor.filter(|anchor| now.boot != 0 && anchor.boot == now.boot);
+    let timeline = match own {
+        Some(anchor) => Timeline::starting(clock, Moment { elapsed: anchor.elapsed, ..now }, anchor.time),
+        None => {
+            let time = start.by_wall(mark, &*clock);
+            Timeline::starting(clock, now, time)
+        }
+    };
+    timeline.observe(mark);
+    Ok(timeline)
+}
+
 /// Writes an anchor of this boot, unless another process already did.
 fn anchor_anew(db: &Connection, table: &Table, claim: &Claim, clock: &dyn Clock, start: Start) -> Result<()> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;

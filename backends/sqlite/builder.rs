@@ -12,6 +12,7 @@ use super::connection::Connector;
 use super::file::{OpenFile, leave_log};
 use super::fork::ForkGuard;
 use super::log::Log;
+use super::read_only::SqliteReader;
 use super::readers::Readers;
 use super::rows::Table;
 use super::waiters::Waiters;
@@ -149,10 +150,7 @@ impl SqliteStoreBuilder {
     /// a container with its own boot id or time namespace. [`StoreError::Unavailable`] if the file
     /// stays locked.
     pub fn open(self) -> Result<SqliteStore, StoreError> {
-        if !is_identifier(&self.table) {
-            let detail = "the table's name is not a plain identifier of 1 to 63 characters";
-            return Err(StoreError::unusable(BACKEND, detail));
-        }
+        self.check_table()?;
         let connector = Connector::new(&self.path, self.busy_timeout)?;
         ForkGuard::check_path(connector.path())?;
         let (db, held) = connector.open_writer(&self.table, self.synchronous)?;
@@ -202,6 +200,38 @@ impl SqliteStoreBuilder {
         }));
         store.warnings().iter().for_each(|warning| observe::store_warning("sqlite", warning));
         Ok(store)
+    }
+}
+
+impl SqliteStoreBuilder {
+    /// Opens an existing file for reading only, as an operator's tool does. Creates and changes
+    /// nothing, in the file or beside it: a file and a folder that cannot be written to will do.
+    ///
+    /// ```
+    /// # use nevertwice::{Engine, SqliteStore};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("keys.db");
+    /// assert!(SqliteStore::builder(&path).open_read_only().is_err()); // there is no file
+    /// # drop(SqliteStore::open(&path)?);
+    /// let engine = Engine::builder(SqliteStore::builder(&path).open_read_only()?).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] if there is no such file, it is not a SQLite database, has no
+    /// tables of a store or those of another release, or has a log without its index (`-shm`).
+    pub fn open_read_only(self) -> Result<SqliteReader, StoreError> {
+        self.check_table()?;
+        let connector = Connector::new(&self.path, self.busy_timeout)?;
+        Ok(SqliteReader::open(connector, Table::new(self.table), self.clock, self.start)?)
+    }
+
+    fn check_table(&self) -> Result<(), StoreError> {
+        if is_identifier(&self.table) {
+            return Ok(());
+        }
+        let detail = "the table's name is not a plain identifier of 1 to 63 characters";
+        Err(StoreError::unusable(BACKEND, detail))
     }
 }
 

@@ -96,9 +96,13 @@ impl Connector {
     }
 
     fn connect(&self) -> Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+    }
+
+    /// Opens a connection by a path or URI of the file.
+    pub(super) fn connect_to(&self, path: &Path, flags: OpenFlags) -> Result<Connection> {
         let connect = || {
-            let db = Connection::open_with_flags(&self.path, flags)?;
+            let db = Connection::open_with_flags(path, flags)?;
             db.busy_timeout(self.busy_timeout)?;
             // The first read shows whether the file is a database at all.
             db.query_row("SELECT count(*) FROM main.sqlite_schema", [], |_| Ok(()))?;

@@ -345,6 +345,11 @@ pub(super) fn prepare<'a>(db: &'a Connection, sql: &str) -> Result<CachedStateme
     Ok(db.prepare_cached(sql)?)
 }
 
+/// Returns true if the column would have the record removed before its deadline.
+pub(super) fn is_due_early(column: i64, record: &Record) -> bool {
+    column.unsigned_abs() < due(record.deadline()).unsigned_abs()
+}
+
 /// Returns the bytes of the database's pages in use, including its other tables.
 fn used_bytes(db: &Connection) -> Result<u64> {
     let number = |pragma: &str| -> Result<u64> {

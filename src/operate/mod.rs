@@ -18,7 +18,9 @@ use crate::error::{Error, StoreError};
 use crate::inspect::{Content, Inspection};
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::observe;
+use crate::record::{Record, Stamp};
 use crate::request::Request;
+use crate::store::Snapshot;
 use crate::token;
 
 impl Engine {
@@ -66,6 +68,28 @@ impl Engine {
     /// As for [`begin`](Engine::begin).
     pub async fn inspect_id(&self, id: &RecordId) -> Result<Option<Inspection>, Error> {
         Ok(Inspection::of(&self.load(id).await?, self.policy()))
+    }
+
+    /// Returns the [`Inspection`] of a record that a [`scan`](crate::store::Store::scan) of this
+    /// engine's store returned with the time `now`; `None` if the record has expired. For tools
+    /// that list finished operations too, which [`unfinished`](Engine::unfinished) leaves out.
+    ///
+    /// ```
+    /// # use nevertwice::{store::Store, *};
+    /// # futures_executor::block_on(async {
+    /// let store = MemoryStore::new();
+    /// let engine = Engine::builder(store.clone()).build()?;
+    /// # let Begin::Acquired(lease) = engine.begin(&Request::new("exports", "1")?).await? else { panic!() };
+    /// # lease.complete("").await?;
+    /// let page = store.scan(None, 500).await?;
+    /// for (id, record) in page.records {
+    ///     let seen = engine.inspection(record, page.now).unwrap();
+    ///     println!("{id} {:?} {}", seen.state, seen.scope);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn inspection(&self, record: Record, now: Stamp) -> Option<Inspection> {
+        Inspection::of(&Snapshot { record: Some(Box::new(record)), now }, self.policy())
     }
 
     /// Returns the content of a key's record, for an operator that needs it; `None` if there is no
