@@ -1,0 +1,101 @@
+//! A walk over the records of a store: [`Walk`].
+
+use std::collections::HashSet;
+
+use indicatif::ProgressBar;
+use nevertwice::store::{Cursor, Record};
+use nevertwice::{Inspection, RecordId, Request, Stamp};
+
+use crate::failure::Failure;
+use crate::output::progress;
+use crate::session::{Kind, Session};
+
+/// The number of records that are read at once.
+const PAGE: usize = 500;
+
+/// A walk over the records of a store, page by page. The purgers' own operation is left out.
+pub(crate) struct Walk<'a> {
+    session: &'a Session,
+    evidence: bool,
+    limit: usize,
+    after: Option<Cursor>,
+    is_over: bool,
+    purger: Option<RecordId>,
+    /// The ids of a store that may return one twice.
+    seen: Option<HashSet<RecordId>>,
+    bar: ProgressBar,
+}
+
+/// A record that was found, with its inspection.
+pub(crate) struct Found {
+    pub(crate) id: RecordId,
+    pub(crate) record: Record,
+    pub(crate) seen: Inspection,
+}
+
+/// A page of a walk.
+pub(crate) struct Step {
+    pub(crate) found: Vec<Found>,
+    pub(crate) unreadable: Vec<RecordId>,
+    /// The number of expired records that were not removed yet.
+    pub(crate) expired: u64,
+    /// The store's time.
+    pub(crate) now: Stamp,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk over all records, shown on a terminal under this title.
+    pub(crate) fn all(session: &'a Session, title: &'static str) -> Walk<'a> {
+        let purger = Request::new(["nevertwice", "background"], "purge").ok().map(|request| request.id());
+        let seen = matches!(session.kind, Kind::Redis(_)).then(HashSet::new);
+        let bar = progress(title);
+        Walk { session, evidence: false, limit: PAGE, after: None, is_over: false, purger, seen, bar }
+    }
+
+    /// The same, over those that may be evidence of an effect only.
+    pub(crate) fn evidence(mut self) -> Walk<'a> {
+        self.evidence = true;
+        self
+    }
+
+    /// The same, from this position on, in pages of this size.
+    pub(crate) fn from(mut self, after: Option<Cursor>, limit: usize) -> Walk<'a> {
+        self.after = after;
+        self.limit = limit.clamp(1, PAGE);
+        self
+    }
+
+    /// The position at which to go on; `None` once the walk is over.
+    pub(crate) fn position(&self) -> Option<&Cursor> {
+        self.after.as_ref()
+    }
+
+    /// Reads the next page; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Step>, Failure> {
+        if self.is_over {
+            self.bar.finish_and_clear();
+            return Ok(None);
+        }
+        let page = self.session.page(self.evidence, self.after.as_ref(), self.limit).await?;
+        self.after = page.next;
+        self.is_over = self.after.is_none();
+        self.bar.inc(page.records.len() as u64);
+        let mut step = Step { found: Vec::new(), unreadable: page.unreadable, expired: 0, now: page.now };
+        for (id, record) in page.records {
+            if self.purger == Some(id) || self.seen.as_mut().is_some_and(|seen| !seen.insert(id)) {
+                continue;
+            }
+            match self.session.engine.inspection(record.clone(), page.now) {
+                Some(seen) => step.found.push(Found { id, record, seen }),
+                None => step.expired += 1,
+            }
+        }
+        Ok(Some(step))
+    }
+}
+
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
