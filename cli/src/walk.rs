@@ -37,8 +37,8 @@ pub(crate) struct Found {
 pub(crate) struct Step {
     pub(crate) found: Vec<Found>,
     pub(crate) unreadable: Vec<RecordId>,
-    /// The number of expired records that were not removed yet.
-    pub(crate) expired: u64,
+    /// Expired records that were not removed yet, each as it was when it was written.
+    pub(crate) expired: Vec<Found>,
     /// The store's time.
     pub(crate) now: Stamp,
 }
@@ -80,14 +80,19 @@ impl<'a> Walk<'a> {
         self.after = page.next;
         self.is_over = self.after.is_none();
         self.bar.inc(page.records.len() as u64);
-        let mut step = Step { found: Vec::new(), unreadable: page.unreadable, expired: 0, now: page.now };
+        let mut step =
+            Step { found: Vec::new(), unreadable: page.unreadable, expired: Vec::new(), now: page.now };
         for (id, record) in page.records {
             if self.purger == Some(id) || self.seen.as_mut().is_some_and(|seen| !seen.insert(id)) {
                 continue;
             }
-            match self.session.engine.inspection(record.clone(), page.now) {
+            let inspect = |now| self.session.engine.inspection(record.clone(), now);
+            match inspect(page.now) {
                 Some(seen) => step.found.push(Found { id, record, seen }),
-                None => step.expired += 1,
+                None => {
+                    let seen = inspect(record.stamp);
+                    step.expired.extend(seen.map(|seen| Found { id, record, seen }));
+                }
             }
         }
         Ok(Some(step))

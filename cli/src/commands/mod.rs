@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod amend;
+mod bulk;
 pub mod check;
 pub mod completions;
 pub mod derive_key;
@@ -11,6 +12,7 @@ pub mod list;
 pub mod purge;
 pub mod reconcile;
 pub mod resolve;
+mod settle;
 pub mod show;
 pub mod stats;
 pub mod unresolved;

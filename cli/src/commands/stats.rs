@@ -74,7 +74,7 @@ impl Figures {
         let (mut figures, mut by_scope) = (Figures::default(), HashMap::new());
         let mut walk = Walk::all(session, "counting");
         while let Some(step) = walk.next().await? {
-            figures.due += step.expired;
+            figures.due += step.expired.len() as u64;
             figures.unreadable += step.unreadable.len() as u64;
             for found in &step.found {
                 figures.count(found, &mut by_scope);
