@@ -10,32 +10,32 @@ use crate::failure::Failure;
 
 /// One operation by its id or its scope and key, or many by a filter.
 #[derive(Debug, Clone, Args)]
-pub struct Select {
+pub(crate) struct Select {
     /// Its scope, in typed form: acct_42,charges has two parts. Without --key: all operations of
     /// this scope, and of those that start with its parts
     #[arg(long)]
-    pub scope: Option<String>,
+    pub(crate) scope: Option<String>,
     /// Its key, in typed form: with --scope
     #[arg(long, requires = "scope")]
-    pub key: Option<String>,
+    pub(crate) key: Option<String>,
     /// Every operation that the filters match
     #[arg(long, conflicts_with = "key")]
-    pub all: bool,
+    pub(crate) all: bool,
     /// Only operations in this state
     #[arg(long, conflicts_with = "key")]
-    pub state: Option<StateName>,
+    pub(crate) state: Option<StateName>,
     /// Only operations that are unresolved for this reason
     #[arg(long, conflicts_with = "key")]
-    pub reason: Option<ReasonName>,
+    pub(crate) reason: Option<ReasonName>,
     /// Only operations that were last written at least this long ago, such as 90m
     #[arg(long, conflicts_with = "key", value_parser = duration, value_name = "TIME")]
-    pub older_than: Option<Duration>,
+    pub(crate) older_than: Option<Duration>,
 }
 
 /// A state as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum StateName {
+pub(crate) enum StateName {
     /// An attempt has, or had, a lease
     InProgress,
     /// It completed
@@ -47,7 +47,7 @@ pub enum StateName {
 /// A reason as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum ReasonName {
+pub(crate) enum ReasonName {
     /// The effect was marked, then the lease expired
     EffectMarked,
     /// The lease expired, and no crashed attempt may be rerun

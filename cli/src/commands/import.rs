@@ -1,16 +1,325 @@
-//! `import`.
+//! `import`: records that `export` wrote.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use clap::Args;
+use nevertwice::store::{Record, Snapshot, Swap, SwapRequest};
+use nevertwice::{RecordId, Stamp};
+use serde_json::json;
 
-use crate::args::Global;
+use super::export::{Line, VERSION};
+use crate::args::{Global, duration};
 use crate::failure::Failure;
+use crate::journal::Journal;
+use crate::output::{Output, progress, time};
+use crate::session::{Access, Session};
 
-/// Not there yet.
+/// The number of records that are written in one call.
+const BATCH: usize = 100;
+/// The number of times that a batch is tried.
+const TRIES: usize = 5;
+/// The number of differing records that are named.
+const NAMED: usize = 20;
+
+/// Writes the records of an export into a store. Their fences stay, and those that the store gives
+/// are above them; leases and retentions begin anew. A record that is there already is left as it is:
+/// repeating an import that ended early is safe.
 #[derive(Debug, Args)]
-pub struct Import {}
+pub struct Import {
+    /// The file, or - for stdin
+    file: PathBuf,
+    /// Creates the SQLite file, or the tables of PostgreSQL, if there are none
+    #[arg(long)]
+    create: bool,
+    /// Only reads the file and compares
+    #[arg(long, conflicts_with = "create")]
+    dry_run: bool,
+    /// The time to wait at most for the store's clock to pass that of the export
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "TIME")]
+    wait: Duration,
+}
+
+/// The counts of an import.
+#[derive(Debug, Default)]
+struct Counts {
+    imported: u64,
+    already: u64,
+    differing: Vec<RecordId>,
+    /// The records of the export, by its last line.
+    expected: Option<u64>,
+    missing: u64,
+}
 
 impl Import {
-    pub(crate) async fn run(self, _global: &Global) -> Result<(), Failure> {
-        Err(Failure::Refused("not there yet".to_owned()))
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        let mut lines = open(&self.file)?;
+        // The first line is read before a store is created.
+        let start = match lines.next()? {
+            Some(Line::Start { version: VERSION, now, .. }) => Stamp(now),
+            Some(Line::Start { version, .. }) => {
+                return Err(Failure::Usage(format!(
+                    "the export is of version {version}, which is not known here"
+                )));
+            }
+            _ => return Err(lines.wrong("it does not begin as an export does")),
+        };
+        let access = match (self.create, self.dry_run) {
+            (_, true) => Access::Read,
+            (true, _) => Access::Create,
+            (false, _) => Access::Write,
+        };
+        let session = Session::open(global, access).await?;
+        let mut counts = Counts::default();
+        let ended = self.read(&session, start, &mut lines, &mut counts).await;
+        if !self.dry_run {
+            let after = json!({
+                "imported": counts.imported, "already": counts.already, "differing": counts.differing.len(),
+            });
+            let before = json!({ "store_time_at_least": start.0 });
+            Journal::new("import").write(&self.file.display().to_string(), &before, &after);
+        }
+        ended?;
+        counts.report(Output { json: global.json }, self.dry_run)
+    }
+
+    async fn read(
+        &self,
+        session: &Session,
+        start: Stamp,
+        lines: &mut Lines,
+        counts: &mut Counts,
+    ) -> Result<(), Failure> {
+        let mut target = Target { session, dry_run: self.dry_run, wait: self.wait, now: Stamp::ZERO };
+        target.pass(start).await?;
+        let mut batch = Vec::with_capacity(BATCH);
+        let bar = progress("importing");
+        while let Some(line) = lines.next()? {
+            match line {
+                Line::Start { .. } => return Err(lines.wrong("it begins a second time")),
+                Line::End { records, unreadable, now } => {
+                    target.pass(Stamp(now)).await?;
+                    (counts.expected, counts.missing) = (Some(records), unreadable);
+                    break;
+                }
+                Line::Record { id, stamp, record, .. } => {
+                    let (Ok(id), Ok(bytes)) = (id.parse::<RecordId>(), BASE64_STANDARD.decode(&record))
+                    else {
+                        return Err(lines.wrong("its id or record is damaged"));
+                    };
+                    let record = Record::decode(&id, Stamp(stamp), Stamp::ZERO, &Bytes::from(bytes));
+                    batch.push((id, record.map_err(|error| lines.wrong(&error.to_string()))?));
+                }
+            }
+            if batch.len() == BATCH {
+                bar.inc(BATCH as u64);
+                target.write(&mut batch, counts).await?;
+            }
+        }
+        target.write(&mut batch, counts).await?;
+        if lines.next()?.is_some() {
+            return Err(lines.wrong("lines follow its end"));
+        }
+        Ok(())
+    }
+}
+
+/// The store that is imported into.
+struct Target<'a> {
+    session: &'a Session,
+    dry_run: bool,
+    wait: Duration,
+    /// A time that the store's clock has passed.
+    now: Stamp,
+}
+
+impl Target<'_> {
+    /// Waits until the store's clock has passed `stamp`, so that no fence is given twice.
+    async fn pass(&mut self, stamp: Stamp) -> Result<(), Failure> {
+        const PAUSE: Duration = Duration::from_millis(50);
+        let nothing = RecordId::from_bytes([0; 32]);
+        let mut waited = Duration::ZERO;
+        while self.now <= stamp {
+            let call = self.session.store.load(&nothing);
+            self.now = match tokio::time::timeout(self.session.timeout(), call).await {
+                Ok(answer) => answer?.now,
+                Err(_) => return Err(Failure::Unreachable("no answer in time: see --timeout".to_owned())),
+            };
+            if self.now > stamp || self.dry_run {
+                break;
+            }
+            if waited >= self.wait {
+                return Err(Failure::Refused(format!(
+                    "the store's clock is {} behind the export's, and fences would repeat: set it right, or wait \
+                     longer by --wait",
+                    time(stamp.since(self.now))
+                )));
+            }
+            tokio::time::sleep(PAUSE).await;
+            waited += PAUSE;
+        }
+        Ok(())
+    }
+
+    /// Writes the batch, and empties it.
+    async fn write(
+        &mut self,
+        batch: &mut Vec<(RecordId, Record)>,
+        counts: &mut Counts,
+    ) -> Result<(), Failure> {
+        let last = batch.iter().map(|(_, record)| record.stamp.max(record.fence)).max();
+        if let Some(last) = last {
+            self.pass(last).await?;
+        }
+        let mut left: Vec<(RecordId, Record)> = std::mem::take(batch);
+        for tries in 1.. {
+            let mut again = Vec::new();
+            let mut failure = None;
+            for ((id, record), answer) in left.iter().zip(self.swap(&left).await?) {
+                match answer {
+                    Ok(Swap::Done(_)) => counts.imported += 1,
+                    Ok(Swap::Conflict(Snapshot { record: Some(present), .. })) => {
+                        match is_same(record, &present) {
+                            true => counts.already += 1,
+                            false => counts.differing.push(*id),
+                        }
+                    }
+                    // Repeated: whether it was written shows then.
+                    Ok(Swap::Conflict(_)) => again.push((*id, record.clone())),
+                    Err(error) if error.is_transient() => {
+                        failure = Some(Failure::from(error));
+                        again.push((*id, record.clone()));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if again.is_empty() {
+                return Ok(());
+            }
+            if tries == TRIES {
+                let failure =
+                    failure.unwrap_or_else(|| Failure::Refused("records change meanwhile".to_owned()));
+                return Err(failure);
+            }
+            left = again;
+        }
+        Ok(())
+    }
+
+    /// Writes the records that are not there, or only looks.
+    async fn swap(
+        &self,
+        records: &[(RecordId, Record)],
+    ) -> Result<Vec<Result<Swap, nevertwice::StoreError>>, Failure> {
+        if self.dry_run {
+            let mut answers = Vec::with_capacity(records.len());
+            for (id, _) in records {
+                let found = self.session.store.load(id).await;
+                answers.push(found.map(|found| match found.record {
+                    None => Swap::Done(found.now),
+                    Some(_) => Swap::Conflict(found),
+                }));
+            }
+            return Ok(answers);
+        }
+        let swaps: Vec<SwapRequest> =
+            records.iter().map(|(id, record)| SwapRequest::new(id, None, Some(record))).collect();
+        let call = self.session.store.swap_many(&swaps);
+        match tokio::time::timeout(self.session.timeout() * 2, call).await {
+            Ok(answers) => Ok(answers),
+            Err(_) => Err(Failure::Unreachable("no answer in time: repeat the import".to_owned())),
+        }
+    }
+}
+
+impl Counts {
+    fn report(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
+        let Counts { imported, already, differing, missing, .. } = self;
+        if output.json {
+            let differing: Vec<String> = differing.iter().map(ToString::to_string).collect();
+            output.json(&json!({
+                "dry_run": dry_run, "imported": imported, "already": already, "differing": differing,
+                "complete": self.expected.is_some(),
+            }))?;
+        } else {
+            let note = if dry_run { " would be imported (dry run)" } else { " imported" };
+            output.line(&format!("{imported}{note}, {already} were there, {} differ", differing.len()))?;
+            for id in differing.iter().take(NAMED) {
+                output.line(&format!("differs, and is left as it is: {id}"))?;
+            }
+        }
+        let found = imported + already + differing.len() as u64;
+        match self.expected {
+            None => Err(Failure::Refused(
+                "the export was cut: its last line is missing. Export it again".to_owned(),
+            )),
+            Some(expected) if expected != found => {
+                Err(Failure::Refused(format!("{found} records were read, and the export says {expected}")))
+            }
+            Some(_) if !differing.is_empty() => {
+                Err(Failure::Refused("records differ from those there".to_owned()))
+            }
+            Some(_) if *missing > 0 => {
+                Err(Failure::Refused(format!("{missing} records could not be exported: see `check` there")))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns true if both are the same but for the time at which they were written.
+fn is_same(record: &Record, present: &Record) -> bool {
+    record.clone().stamped(present.stamp) == *present
+}
+
+/// The lines of a file.
+struct Lines {
+    name: String,
+    number: u64,
+    lines: std::io::Lines<Box<dyn BufRead>>,
+}
+
+fn open(path: &Path) -> Result<Lines, Failure> {
+    let name = path.display().to_string();
+    let reader: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(BufReader::new(std::io::stdin()))
+    } else {
+        let file =
+            File::open(path).map_err(|error| Failure::Usage(format!("{name} cannot be read: {error}")))?;
+        Box::new(BufReader::new(file))
+    };
+    Ok(Lines { name, number: 0, lines: reader.lines() })
+}
+
+impl Lines {
+    fn next(&mut self) -> Result<Option<Line>, Failure> {
+        loop {
+            self.number += 1;
+            match self.lines.next() {
+                None => return Ok(None),
+                Some(Ok(line)) if line.trim().is_empty() => {}
+                // The parser's error may quote what is in the line.
+                Some(Ok(line)) => {
+                    return serde_json::from_str(&line)
+                        .map(Some)
+                        .map_err(|_| self.wrong("it is no line of an export"));
+                }
+                Some(Err(error)) => {
+                    return Err(Failure::Usage(format!("{} cannot be read: {error}", self.name)));
+                }
+            }
+        }
+    }
+
+    fn wrong(&self, what: &str) -> Failure {
+        Failure::Refused(format!(
+            "{}, line {}: {what}. What came before was imported; repeat it with a sound file",
+            self.name, self.number
+        ))
     }
 }

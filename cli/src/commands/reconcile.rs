@@ -1,16 +1,242 @@
-//! `reconcile`.
+//! `reconcile`: asks a program about each unresolved operation.
 
-use clap::Args;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::args::Global;
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use nevertwice::{Body, Inspection, Need, RecordId};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use super::bulk::Plan;
+use super::settle::OutcomeName;
+use crate::args::{Global, duration};
+use crate::confirm::confirm;
 use crate::failure::Failure;
+use crate::journal::Journal;
+use crate::output::Output;
+use crate::select::{Matcher, Select};
+use crate::session::{Access, Session};
+use crate::view::{COLUMNS, View, reason, row};
 
-/// Not there yet.
+/// The longest answer of a program, in bytes.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// Asks a program about each unresolved operation, by the key that it derives for the provider, and
+/// settles what the program answers.
+///
+/// The program finds the operation in its environment: NEVERTWICE_KEY (the derived key),
+/// NEVERTWICE_ID, NEVERTWICE_SCOPE, NEVERTWICE_REASON, NEVERTWICE_ATTEMPT and NEVERTWICE_FENCE. The
+/// first line of its output is completed, failed, rerun or unknown, and what follows is the body.
+/// An operation about which it fails, answers something else or takes too long is left as it is.
 #[derive(Debug, Args)]
-pub struct Reconcile {}
+pub struct Reconcile {
+    /// The program, as a command of the shell
+    #[arg(long, value_name = "COMMAND")]
+    cmd: String,
+    /// The label that the application derives its downstream key for
+    #[arg(long)]
+    label: String,
+    #[command(flatten)]
+    select: Select,
+    /// The time that the program may take for one operation
+    #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+    cmd_timeout: Duration,
+    /// Asks the program, and only shows what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Does not ask the operator
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// The counts of a run.
+#[derive(Debug, Default)]
+struct Counts {
+    settled: u64,
+    unknown: u64,
+    refused: Vec<(RecordId, String)>,
+}
 
 impl Reconcile {
-    pub(crate) async fn run(self, _global: &Global) -> Result<(), Failure> {
-        Err(Failure::Refused("not there yet".to_owned()))
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        if self.select.key.is_some() {
+            return Err(Failure::Usage("one operation is settled by `resolve`".to_owned()));
+        }
+        let matcher = self.select.matcher()?;
+        let matcher = Matcher { filter: matcher.filter.need(Need::Operator), ..matcher };
+        let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
+        let plan = Plan::find(&session, false, |seen| matcher.matches(seen)).await?;
+        let output = Output { json: global.json };
+        let count = plan.operations.len();
+        if count == 0 {
+            return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
+        }
+        if !output.json {
+            output.table(&COLUMNS, plan.operations.iter().map(|(id, seen)| row(id, seen)).collect())?;
+        }
+        if !self.dry_run {
+            confirm(&format!("Ask the program about {count} operations, and settle them?"), self.yes)?;
+        }
+        let mut counts = Counts::default();
+        let journal = Journal::new("reconcile");
+        for (id, seen) in &plan.operations {
+            self.settle(&session, &journal, id, seen, &mut counts, output).await?;
+        }
+        counts.report(output, self.dry_run)
+    }
+
+    async fn settle(
+        &self,
+        session: &Session,
+        journal: &Journal,
+        id: &RecordId,
+        seen: &Inspection,
+        counts: &mut Counts,
+        output: Output,
+    ) -> Result<(), Failure> {
+        let (outcome, body) = match self.ask(session, id, seen).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                counts.unknown += 1;
+                return Ok(());
+            }
+            Err(error) => {
+                counts.refused.push((*id, error));
+                return Ok(());
+            }
+        };
+        if self.dry_run {
+            counts.settled += 1;
+            return match output.json {
+                true => Ok(()),
+                false => output.line(&format!("{id}: the program says {}", name(outcome))),
+            };
+        }
+        match session.engine.resolve_id(id, seen.fence, outcome.with(Body::kept(body))).await {
+            Ok(()) => {
+                counts.settled += 1;
+                let after =
+                    session.engine.inspect_id(id).await.ok().flatten().map(|seen| View::of(id, &seen));
+                journal.write(&id.to_string(), &View::of(id, seen), &after);
+                Ok(())
+            }
+            Err(error) => match Failure::from(error) {
+                Failure::Refused(why) => {
+                    counts.refused.push((*id, why));
+                    Ok(())
+                }
+                other => Err(other),
+            },
+        }
+    }
+
+    /// Runs the program. `None`: it does not know.
+    async fn ask(
+        &self,
+        session: &Session,
+        id: &RecordId,
+        seen: &Inspection,
+    ) -> Result<Option<(OutcomeName, Bytes)>, String> {
+        let shell = if cfg!(windows) { ["cmd", "/C"] } else { ["sh", "-c"] };
+        let mut command = Command::new(shell[0]);
+        command.args([shell[1], &self.cmd]).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        // The URL of the store may hold a password.
+        command.env_remove("NEVERTWICE_STORE");
+        command.env("NEVERTWICE_KEY", session.engine.derive_key(id, &self.label));
+        command.env("NEVERTWICE_ID", id.to_string()).env("NEVERTWICE_SCOPE", &seen.scope);
+        command.env("NEVERTWICE_REASON", seen.reason().map_or("", reason));
+        command.env("NEVERTWICE_ATTEMPT", seen.attempt.to_string());
+        command.env("NEVERTWICE_FENCE", seen.fence.0.to_string());
+        let answer = tokio::time::timeout(self.cmd_timeout, run(command)).await;
+        let answer = answer.map_err(|_| "the program took too long".to_owned())??;
+        parse(&answer)
+    }
+}
+
+/// Runs a program until it ends, and returns its output.
+async fn run(mut command: Command) -> Result<Vec<u8>, String> {
+    let mut child = command.spawn().map_err(|error| format!("the program cannot be started: {error}"))?;
+    let mut answer = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        let read = stdout.take(MAX_ANSWER + 1).read_to_end(&mut answer).await;
+        read.map_err(|error| format!("its answer cannot be read: {error}"))?;
+    }
+    if answer.len() as u64 > MAX_ANSWER {
+        return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
+    }
+    let status = child.wait().await.map_err(|error| format!("the program is lost: {error}"))?;
+    match status.success() {
+        true => Ok(answer),
+        false => Err(format!("the program failed: {status}")),
+    }
+}
+
+fn parse(answer: &[u8]) -> Result<Option<(OutcomeName, Bytes)>, String> {
+    let end = answer.iter().position(|&byte| byte == b'\n');
+    let (word, body) = match end {
+        Some(end) => (&answer[..end], &answer[end + 1..]),
+        None => (answer, &[][..]),
+    };
+    let word = String::from_utf8_lossy(word);
+    if word.trim() == "unknown" {
+        return Ok(None);
+    }
+    // The answer itself may be a response, so it is not repeated.
+    let outcome = OutcomeName::from_str(word.trim(), false)
+        .map_err(|_| "its first line is none of completed, failed, rerun and unknown".to_owned())?;
+    if outcome == OutcomeName::Rerun && !body.iter().all(u8::is_ascii_whitespace) {
+        return Err("a rerun has no body".to_owned());
+    }
+    Ok(Some((outcome, Bytes::copy_from_slice(body))))
+}
+
+fn name(outcome: OutcomeName) -> &'static str {
+    match outcome {
+        OutcomeName::Completed => "completed",
+        OutcomeName::Failed => "failed",
+        OutcomeName::Rerun => "rerun",
+    }
+}
+
+impl Counts {
+    fn report(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
+        let Counts { settled, unknown, refused } = self;
+        if output.json {
+            let refused: Vec<_> =
+                refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
+            output.json(&json!({
+                "dry_run": dry_run, "settled": settled, "unknown": unknown, "refused": refused,
+            }))?;
+        } else {
+            let note = if dry_run { " (dry run: nothing was changed)" } else { "" };
+            output.line(&format!("{settled} settled, {unknown} unknown, {} left{note}", refused.len()))?;
+            for (id, why) in refused {
+                output.line(&format!("left: {id}: {why}"))?;
+            }
+        }
+        match refused.len() {
+            0 => Ok(()),
+            count => Err(Failure::Refused(format!("{count} operations were left as they are"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_an_outcome_and_a_body() {
+        let body = |text: &'static str| Bytes::from(text);
+        assert_eq!(parse(b"completed\n{}\n"), Ok(Some((OutcomeName::Completed, body("{}\n")))));
+        assert_eq!(parse(b"failed"), Ok(Some((OutcomeName::Failed, body("")))));
+        assert_eq!(parse(b"rerun\n\n"), Ok(Some((OutcomeName::Rerun, body("\n")))));
+        assert_eq!(parse(b"unknown\n"), Ok(None));
+        for wrong in [&b""[..], b"done\n", b"\xff", b"Completed", b"rerun\nx"] {
+            assert!(parse(wrong).is_err());
+        }
     }
 }

@@ -14,7 +14,7 @@ const MAX_FILE: u64 = 64 << 20;
 
 /// The outcome that an operator records.
 #[derive(Debug, Clone, Args)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The outcome
     #[arg(value_enum)]
     pub(crate) outcome: OutcomeName,
@@ -31,7 +31,7 @@ pub struct Outcome {
 
 /// The outcome of an operation, as an operator found it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutcomeName {
+pub(crate) enum OutcomeName {
     /// It was done
     Completed,
     /// It failed for good
