@@ -1,0 +1,27 @@
+//! Tests of the command itself, on SQLite and on real servers. Without `redis-server` and
+//! PostgreSQL's programs they fail.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/changing.rs"]
+mod changing;
+#[path = "../../tests/support/children.rs"]
+mod children;
+#[path = "cli/crashes.rs"]
+mod crashes;
+#[path = "cli/lab.rs"]
+mod lab;
+#[path = "cli/moving.rs"]
+mod moving;
+#[path = "../../tests/support/postgres.rs"]
+#[allow(dead_code, reason = "not every test file needs every fault")]
+mod postgres;
+#[path = "cli/read_only.rs"]
+mod read_only;
+#[path = "cli/reading.rs"]
+mod reading;
+#[path = "cli/reconciling.rs"]
+mod reconciling;
+#[path = "../../tests/support/redis.rs"]
+#[allow(dead_code, reason = "not every test file needs every fault")]
+mod redis;

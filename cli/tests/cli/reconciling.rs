@@ -1,0 +1,61 @@
+//! `reconcile`: a program settles.
+
+use serde_json::Value;
+
+use crate::lab::{Lab, report, request};
+
+fn reconcile(lab: &Lab, cmd: &str, options: &[&str]) -> (crate::lab::Ran, Value) {
+    let ran = lab.run(&[&["reconcile", "--cmd", cmd, "--label", "psp", "--json"], options].concat());
+    let answer = serde_json::from_str(&ran.out).unwrap_or_default();
+    (ran, answer)
+}
+
+#[test]
+fn what_a_program_answers_by_the_derived_key_is_settled() {
+    for lab in Lab::all().map(Lab::filled) {
+        let (derived, ids) = lab.application(async |engine| {
+            let ids = ["reported", "marked"].map(|key| request("shop,refunds", key).id());
+            (engine.derive_key(&ids[0], "psp"), ids)
+        });
+        // Knows the first, and not the second.
+        let cmd = format!(
+            "test \"$NEVERTWICE_KEY\" = {derived} && printf 'completed\\nreceipt %s' \"$NEVERTWICE_SCOPE\" || echo unknown"
+        );
+        let (dry, answer) = reconcile(&lab, &cmd, &["--dry-run"]);
+        assert_eq!((dry.code, &answer["settled"], &answer["unknown"]), (0, &1.into(), &1.into()), "{dry:?}");
+        assert_eq!(lab.json(&["stats"])["unresolved"], 2);
+        let (ran, answer) = reconcile(&lab, &cmd, &["--yes"]);
+        assert_eq!((ran.code, &answer["settled"], ran.journal().len()), (0, &1.into(), 1), "{ran:?}");
+        let shown = lab.json(&["show", &ids[0].to_string(), "--content"]);
+        assert_eq!(shown["content"]["response"], "receipt shop,refunds");
+        assert_eq!(lab.json(&["stats"])["unresolved"], 1);
+    }
+}
+
+#[test]
+fn a_program_that_fails_or_babbles_or_hangs_settles_nothing() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 2).await);
+    for cmd in [
+        "exit 1", "echo completed; exit 3", "echo nonsense", "true", "sleep 600", "kill -9 $$", "/nowhere",
+        "printf 'rerun\\nbody'", "head -c 20000000 /dev/zero", "sleep 600 & echo completed",
+    ] {
+        let (ran, answer) = reconcile(&lab, cmd, &["--yes", "--cmd-timeout", "1s"]);
+        assert_eq!((ran.code, &answer["settled"]), (4, &0.into()), "{cmd}: {ran:?}");
+        assert!(ran.journal().is_empty());
+        assert_eq!(lab.json(&["stats"])["unresolved"], 2);
+    }
+    let (ran, _) = reconcile(&lab, "echo unknown", &["--yes"]);
+    assert_eq!(ran.code, 0);
+    assert_eq!(lab.json(&["stats"])["unresolved"], 2);
+}
+
+#[test]
+fn a_program_does_not_get_the_stores_password() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 1).await);
+    let (_, answer) = reconcile(&lab, "env | grep -q NEVERTWICE_STORE && echo rerun || echo failed", &["--yes"]);
+    assert_eq!(answer["settled"], 1);
+    assert_eq!(lab.json(&["stats"])["states"], serde_json::json!({ "failed": 1 }));
+    assert_eq!(lab.json(&["stats"])["retryable"], 0);
+}
