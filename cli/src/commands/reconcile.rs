@@ -158,7 +158,10 @@ impl Reconcile {
 
 /// Runs a program until it ends, and returns its output.
 async fn run(mut command: Command) -> Result<Vec<u8>, String> {
+    #[cfg(unix)]
+    command.process_group(0);
     let mut child = command.spawn().map_err(|error| format!("the program cannot be started: {error}"))?;
+    let _group = Group(child.id());
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         let read = stdout.take(MAX_ANSWER + 1).read_to_end(&mut answer).await;
@@ -171,6 +174,19 @@ async fn run(mut command: Command) -> Result<Vec<u8>, String> {
     match status.success() {
         true => Ok(answer),
         false => Err(format!("the program failed: {status}")),
+    }
+}
+
+/// A program and all that it started, which end when this is dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Some(group) = self.0.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            // There may be none left.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
     }
 }
 

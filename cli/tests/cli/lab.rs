@@ -134,12 +134,12 @@ pub(crate) async fn fill(engine: Engine) {
     acquire(&engine, request("shop,charges", "secret-key")).await.complete("secret-response").await.unwrap();
     let running = acquire(&engine, request("shop,charges", "running")).await;
     running.save_checkpoint("secret-checkpoint").await.unwrap();
-    std::mem::forget(running);
+    drop(running);
     let short = |key| request("shop,refunds", key).lease(Duration::from_millis(100));
-    std::mem::forget(acquire(&engine, short("crashed")).await);
+    drop(acquire(&engine, short("crashed")).await);
     let marked = acquire(&engine, short("marked")).await;
     let _ = marked.mark_effect().await;
-    std::mem::forget(marked);
+    drop(marked);
     acquire(&engine, request("shop,refunds", "reported")).await.fail("secret-error", Retry::Unresolved).await.unwrap();
     acquire(&engine, request("other", "declined")).await.fail("declined", Retry::Never).await.unwrap();
     // Until the short leases are over.
