@@ -233,6 +233,23 @@ fn an_inspection_says_why_no_caller_may_execute_and_until_when_it_is_kept() {
     assert!(settled.stamp > found.stamp);
 }
 
+#[test]
+fn the_inspection_of_a_scanned_record_is_that_of_its_key() {
+    let (clock, store, engine) = setup();
+    block_on(acquire(&engine, &request("s", "done")).complete("x")).unwrap();
+    reported(&engine, &request("s", "reported"));
+    let page = block_on(store.scan(None, 10)).unwrap();
+    assert_eq!(page.records.len(), 2);
+    for (id, record) in &page.records {
+        let known = block_on(engine.inspect_id(id)).unwrap();
+        assert_eq!(engine.inspection(record.clone(), page.now), known);
+        assert!(known.is_some());
+    }
+    clock.advance(100 * DAY);
+    let now = block_on(store.load(&page.records[0].0)).unwrap().now;
+    assert!(page.records.into_iter().all(|(_, record)| engine.inspection(record, now).is_none()));
+}
+
 // Filters
 
 #[test]

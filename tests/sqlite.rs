@@ -39,6 +39,8 @@ mod machines;
 mod paths;
 #[path = "sqlite/prefixes.rs"]
 mod prefixes;
+#[path = "sqlite/read_only.rs"]
+mod read_only;
 #[path = "sqlite/scanning.rs"]
 mod scanning;
 #[path = "sqlite/sharing.rs"]

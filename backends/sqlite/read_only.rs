@@ -3,12 +3,12 @@
 //! A connection creates the log and its index where there are none, even if it only reads. So the
 //! files decide how it is opened:
 //!
-//! * Both are there: with locks, and without writing to the index (`readonly_shm`).
-//! * There is no log, or an empty one without an index: as a file that does not change
-//!   (`immutable`). If it does change, the read is repeated on another connection.
+//! * There are pages in the log: with locks, and without writing to the index (`readonly_shm`).
+//! * There are none: as a file that does not change (`immutable`). If it does change, or the log,
+//!   the read is repeated on another connection.
 
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -31,6 +31,8 @@ use crate::store_id::StoreId;
 
 /// The number of times that a read is repeated because the files changed meanwhile.
 const TRIES: usize = 20;
+/// The length of a log without a single page, in bytes.
+const LOG_HEADER: u64 = 32;
 const READ_ONLY: &str = "it was opened for reading only";
 
 /// A store in a SQLite file, for reading only: opened by
@@ -52,9 +54,9 @@ struct Inner {
 /// The files as they were when a connection was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Files {
-    /// The database and its index, both in use.
+    /// The database and the index of its log, which has pages.
     Logged(FileId, FileId),
-    /// The database alone: its id, length and time of change.
+    /// The database, without a log that has pages: its id, length and time of change.
     Alone(FileId, u64, Option<SystemTime>),
 }
 
@@ -167,12 +169,12 @@ fn look(path: &Path) -> Result<Files> {
     };
     let file = fs::metadata(path).map_err(refused)?;
     let real = fs::canonicalize(path).map_err(refused)?;
-    let log = fs::metadata(beside(&real, "-wal")).ok();
+    let log = fs::metadata(beside(&real, "-wal")).map_or(0, |log| log.len());
     let index = fs::metadata(beside(&real, "-shm")).ok();
-    match (log.as_ref().map_or(0, Metadata::len), log.is_some(), index) {
-        (_, true, Some(index)) => Ok(Files::Logged(FileId::of(&file), FileId::of(&index))),
-        (0, ..) => Ok(Files::Alone(FileId::of(&file), file.len(), file.modified().ok())),
-        _ => Err(Error::unusable(format!(
+    match index {
+        _ if log <= LOG_HEADER => Ok(Files::Alone(FileId::of(&file), file.len(), file.modified().ok())),
+        Some(index) => Ok(Files::Logged(FileId::of(&file), FileId::of(&index))),
+        None => Err(Error::unusable(format!(
             "{} has a log without its index (-shm), which cannot be read without making one: open it once with the \
              application, or copy both files and read the copy",
             path.display()

@@ -376,3 +376,29 @@ fn tls_is_used_where_the_url_demands_it_and_verified() {
         assert_eq!(encrypted, "t");
     });
 }
+
+#[test]
+fn a_store_that_only_reads_needs_select_and_refuses_writes() {
+    let server = Server::start(&["fsync=off"]);
+    block_on_tokio(async {
+        let none = PostgresStore::builder(&server.url()).read_only().connect().await;
+        assert!(unusable(none).contains("there is no table"));
+        assert_eq!(contents(&server), "");
+        let engine = crate::engine(&server).await;
+        crate::acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+    });
+    server.sql("CREATE ROLE reader LOGIN; ALTER ROLE reader SET default_transaction_read_only = on");
+    server.sql("GRANT SELECT ON nevertwice, nevertwice_meta TO reader");
+    let standby = server.standby("eve", &["fsync=off"]);
+    for url in [server.url_as("reader", "", "postgres"), standby.url()] {
+        block_on_tokio(async {
+            let store = PostgresStore::builder(&url).read_only().connect().await.unwrap();
+            assert_eq!(store.scan(None, 10).await.unwrap().records.len(), 1);
+            let engine = Engine::builder(store.clone()).build().unwrap();
+            assert_eq!(engine.content("scope", "k").await.unwrap().unwrap().response.unwrap(), "done");
+            assert!(unusable(store.discard(&request("k").id()).await).contains("for reading only"));
+            assert!(unusable(store.purge(1).await).contains("for reading only"));
+            assert!(engine.begin(&request("new")).await.is_err());
+        });
+    }
+}

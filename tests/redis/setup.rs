@@ -308,3 +308,31 @@ fn a_store_is_known_by_its_database_and_prefix_on_every_server() {
         assert_eq!(server.ask::<u64>("DBSIZE"), 0);
     });
 }
+
+#[test]
+fn a_store_that_only_reads_needs_the_right_to_read_and_refuses_writes() {
+    let server = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &server.port().to_string()]);
+    block_on_tokio(async {
+        let engine = crate::engine(&server).await;
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+    });
+    server.ask::<()>("ACL SETUSER reader on >s3cret resetkeys %R~nevertwice:* -@all +get +time +scan");
+    server.ask::<i64>("WAIT 1 30000");
+    let before: String = server.ask("INFO commandstats");
+    for url in [server.url_as("reader", "s3cret"), replica.url()] {
+        block_on_tokio(async {
+            let store = RedisStore::builder(&url).read_only().connect().await.unwrap();
+            assert_eq!(store.scan(None, 10).await.unwrap().records.len(), 1);
+            let engine = Engine::builder(store.clone()).build().unwrap();
+            assert_eq!(engine.content("scope", "k").await.unwrap().unwrap().response.unwrap(), "done");
+            let refused =
+                |error: StoreError| assert!(error.to_string().contains("for reading only"), "{error}");
+            refused(store.discard(&request("k").id()).await.unwrap_err());
+            assert!(engine.begin(&request("new")).await.is_err());
+            assert!(engine.forget("scope", "k").await.is_err());
+        });
+    }
+    let loads = |text: &str| text.lines().find(|line| line.contains("script|load")).map(str::to_owned);
+    assert_eq!(loads(&server.ask::<String>("INFO commandstats")), loads(&before));
+}

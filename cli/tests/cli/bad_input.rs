@@ -13,18 +13,59 @@ fn wrong_arguments_are_exit_code_2_and_say_what_is_wrong() {
     let before = std::fs::read(lab.dir.path().join("keys.db")).unwrap();
     let id = request("shop,refunds", "reported").id().to_string();
     for line in [
-        "", "nonsense", "list --limit 0", "list --limit x", "list --after xyz", "list --older-than soon",
-        "list --state done", "list --reason because", "list --scope a,,b", "list --scope", "list --key k",
-        "list --scope s --key k", "list extra", "unresolved --limit 0", "unresolved --scope s --key k",
-        "show", "show xyz", "show ID --scope s", "show --all", "show --key k", "show --scope s", "show ID ID",
-        "resolve", "resolve ID", "resolve ID done --yes", "resolve completed --yes", "resolve ID completed --yes",
-        "resolve ID rerun --body x --yes", "resolve ID completed --body x --body-file y --yes",
-        "resolve ID completed --body-file /nowhere --yes", "resolve --all rerun --fence 7 --yes",
-        "resolve ID rerun --all --yes", "amend ID failed --yes", "amend --all rerun --stamp 7 --yes",
-        "forget", "forget xyz --yes", "forget ID --state failed --yes", "forget --older-than -1s --yes",
-        "purge --limit x", "reconcile --yes", "reconcile --cmd true --yes", "derive-key", "derive-key xyz psp",
-        "check extra", "export --output /nowhere/file", "import", "import /nowhere", "watch --every x --once",
-        "completions", "completions tcsh", "stats --scopes 0", "list --prefix p", "list --timeout 0s",
+        "",
+        "nonsense",
+        "list --limit 0",
+        "list --limit x",
+        "list --after xyz",
+        "list --older-than soon",
+        "list --state done",
+        "list --reason because",
+        "list --scope a,,b",
+        "list --scope",
+        "list --key k",
+        "list --scope s --key k",
+        "list extra",
+        "unresolved --limit 0",
+        "unresolved --scope s --key k",
+        "show",
+        "show xyz",
+        "show ID --scope s",
+        "show --all",
+        "show --key k",
+        "show --scope s",
+        "show ID ID",
+        "resolve",
+        "resolve ID",
+        "resolve ID done --yes",
+        "resolve completed --yes",
+        "resolve ID completed --yes",
+        "resolve ID rerun --body x --yes",
+        "resolve ID completed --body x --body-file y --yes",
+        "resolve ID completed --body-file /nowhere --yes",
+        "resolve --all rerun --fence 7 --yes",
+        "resolve ID rerun --all --yes",
+        "amend ID failed --yes",
+        "amend --all rerun --stamp 7 --yes",
+        "forget",
+        "forget xyz --yes",
+        "forget ID --state failed --yes",
+        "forget --older-than -1s --yes",
+        "purge --limit x",
+        "reconcile --yes",
+        "reconcile --cmd true --yes",
+        "derive-key",
+        "derive-key xyz psp",
+        "check extra",
+        "export --output /nowhere/file",
+        "import",
+        "import /nowhere",
+        "watch --every x --once",
+        "completions",
+        "completions tcsh",
+        "stats --scopes 0",
+        "list --prefix p",
+        "list --timeout 0s",
     ] {
         let line = line.replace("ID", &id);
         let arguments: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
@@ -41,8 +82,21 @@ fn help_and_version_are_exit_code_0_and_tell_the_exit_codes() {
     assert!(help.code == 0 && help.out.contains("Exit codes:") && help.out.contains("NEVERTWICE_STORE"));
     assert_eq!(plain("--version").code, 0);
     for command in [
-        "list", "show", "unresolved", "stats", "resolve", "amend", "forget", "purge", "reconcile", "derive-key",
-        "check", "export", "import", "watch", "completions",
+        "list",
+        "show",
+        "unresolved",
+        "stats",
+        "resolve",
+        "amend",
+        "forget",
+        "purge",
+        "reconcile",
+        "derive-key",
+        "check",
+        "export",
+        "import",
+        "watch",
+        "completions",
     ] {
         let ran = plain(&format!("{command} --help"));
         assert!(ran.code == 0 && ran.out.contains("Usage: nevertwice"), "{command}: {ran:?}");
@@ -53,17 +107,32 @@ fn help_and_version_are_exit_code_0_and_tell_the_exit_codes() {
 fn a_store_that_is_none_is_refused_without_being_repeated() {
     assert_eq!(plain("list").code, 2);
     for url in [
-        "mysql://u:s3cret@h/d", "s3cret", "", "sqlite:", "redis", "redis+cluster://u:s3cret@h", "://s3cret",
+        "mysql://u:s3cret@h/d",
+        "s3cret",
+        "",
+        "sqlite:",
+        "redis",
+        "redis+cluster://u:s3cret@h",
+        "://s3cret",
         "redis+sentinel://u:s3cret@h/x",
     ] {
         let ran = crate::lab::run(&["list", "--store", url]);
         assert!(ran.code == 2 && !ran.err.contains("s3cret"), "{url}: {ran:?}");
     }
     for url in [
-        "sqlite:/tmp", "sqlite:/nowhere/keys.db", "sqlite::memory:", "sqlite:keys.db?mode=rwc", "sqlite:/dev/null",
-        "redis://u:s3cret@", "redis://u:s3cret@127.0.0.1:1", "redis://u:s3cret@127.0.0.1:1/x",
-        "redis://nowhere.invalid", "postgres://u:s3cret@127.0.0.1:1/d", "postgres://u:s3 cret@:x/",
-        "postgres://127.0.0.1:1/d?user=u&password=s3cret", "rediss://u:s3cret@127.0.0.1:1",
+        "sqlite:/tmp",
+        "sqlite:/nowhere/keys.db",
+        "sqlite::memory:",
+        "sqlite:keys.db?mode=rwc",
+        "sqlite:/dev/null",
+        "redis://u:s3cret@",
+        "redis://u:s3cret@127.0.0.1:1",
+        "redis://u:s3cret@127.0.0.1:1/x",
+        "redis://nowhere.invalid",
+        "postgres://u:s3cret@127.0.0.1:1/d",
+        "postgres://u:s3 cret@:x/",
+        "postgres://127.0.0.1:1/d?user=u&password=s3cret",
+        "rediss://u:s3cret@127.0.0.1:1",
         "postgresql://u:s3cret@nowhere.invalid/d",
     ] {
         let ran = crate::lab::run(&["list", "--timeout", "3s", "--store", url]);
@@ -78,7 +147,8 @@ fn a_password_is_never_shown() {
     server.ask::<()>("ACL SETUSER carl on >s3cret ~* +@all");
     let url = server.url_as("carl", "s3cret");
     let wrong = server.url_as("carl", "wr0ng");
-    let shows = |ran: &Ran| ["s3cret", "wr0ng"].iter().any(|word| ran.out.contains(word) || ran.err.contains(word));
+    let shows =
+        |ran: &Ran| ["s3cret", "wr0ng"].iter().any(|word| ran.out.contains(word) || ran.err.contains(word));
     // As an argument in a wrong place, of a wrong option, and from the environment.
     for arguments in [
         vec![url.as_str()],
@@ -110,7 +180,9 @@ fn a_password_is_never_shown() {
 fn a_server_that_stays_silent_is_given_up_in_time() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
-    for url in [format!("redis://127.0.0.1:{port}"), format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable")] {
+    for url in
+        [format!("redis://127.0.0.1:{port}"), format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable")]
+    {
         let ran = crate::lab::run(&["list", "--timeout", "1s", "--store", &url]);
         assert!(ran.code == 3 && !ran.err.is_empty(), "{url}: {ran:?}");
     }

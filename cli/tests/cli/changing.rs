@@ -21,13 +21,17 @@ fn an_operation_is_settled_under_its_fence_and_the_change_is_told() {
         let fence = lab.json(&["show", &id])["fence"].as_u64().unwrap();
         let wrong = lab.run(&["resolve", &id, "completed", "--body", "r7", "--yes", "--fence", "7"]);
         assert!(wrong.code == 4 && wrong.journal().is_empty(), "{wrong:?}");
-        let done = lab.run(&["resolve", &id, "completed", "--body", "r7", "--yes", "--fence", &fence.to_string()]);
+        let done =
+            lab.run(&["resolve", &id, "completed", "--body", "r7", "--yes", "--fence", &fence.to_string()]);
         assert_eq!(done.code, 0, "{done:?}");
         assert!(done.out.contains(&fence.to_string()), "the fence is shown before: {done:?}");
         let [line] = done.journal().try_into().unwrap();
         assert!(line["who"].as_str().unwrap().starts_with("ann@") && line["command"] == "resolve");
         assert_eq!((&line["what"], &line["before"]["state"]), (&Value::from(id.as_str()), &"failed".into()));
-        assert_eq!((&line["after"]["state"], &line["after"]["resolved"]), (&"completed".into(), &true.into()));
+        assert_eq!(
+            (&line["after"]["state"], &line["after"]["resolved"]),
+            (&"completed".into(), &true.into())
+        );
         assert!(!done.err.contains("r7"), "no body in the account");
         lab.application(async |engine| {
             let Begin::Completed(done) = engine.begin(&reported).await.unwrap() else { panic!() };
@@ -67,7 +71,13 @@ fn nothing_is_changed_without_a_confirmation() {
     let lab = Lab::sqlite().filled();
     let id = request("shop,refunds", "reported").id().to_string();
     let before = lab.json(&["show", &id])["stamp"].clone();
-    for line in ["resolve ID rerun", "forget ID", "forget --scope shop", "resolve --all rerun", "reconcile --cmd true --label x"] {
+    for line in [
+        "resolve ID rerun",
+        "forget ID",
+        "forget --scope shop",
+        "resolve --all rerun",
+        "reconcile --cmd true --label x",
+    ] {
         let line = line.replace("ID", &id);
         let ran = lab.run(&line.split(' ').collect::<Vec<_>>());
         assert!(ran.code == 4 && ran.err.contains("--yes") && ran.journal().is_empty(), "{line}: {ran:?}");
@@ -145,8 +155,12 @@ fn a_tenant_is_erased_with_all_that_it_has_but_running_leases() {
         assert!(ran.code == 4 && ran.out.contains("its lease runs"), "{ran:?}");
         assert_eq!(ran.journal().len(), 4);
         let left = lab.json(&["list"]);
-        let scopes: Vec<&str> =
-            left["operations"].as_array().unwrap().iter().map(|seen| seen["scope"].as_str().unwrap()).collect();
+        let scopes: Vec<&str> = left["operations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|seen| seen["scope"].as_str().unwrap())
+            .collect();
         assert_eq!(left["operations"].as_array().unwrap().len(), 2, "{left}");
         assert!(scopes.contains(&"other"));
     }
@@ -171,7 +185,10 @@ fn a_purge_removes_what_expired_and_nothing_else() {
     let ran = lab.run(&["purge"]);
     assert!(ran.code == 0 && ran.out.contains("1100 expired records removed"), "{ran:?}");
     assert_eq!(ran.journal()[0]["after"]["removed"], 1100);
-    assert_eq!((lab.json(&["stats"])["operations"].clone(), lab.json(&["stats"])["due"].clone()), (10.into(), 0.into()));
+    assert_eq!(
+        (lab.json(&["stats"])["operations"].clone(), lab.json(&["stats"])["due"].clone()),
+        (10.into(), 0.into())
+    );
     for lab in [Lab::redis().filled(), Lab::postgres().filled()] {
         assert_eq!(lab.json(&["purge"])["removed"], 0);
         assert_eq!(lab.json(&["stats"])["operations"], 6);

@@ -112,7 +112,11 @@ impl Ran {
 
     /// The lines of JSON on stderr: the account of changes.
     pub(crate) fn journal(&self) -> Vec<Value> {
-        self.err.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.err
+            .lines()
+            .filter(|line| line.starts_with('{'))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 }
 
@@ -140,7 +144,11 @@ pub(crate) async fn fill(engine: Engine) {
     let marked = acquire(&engine, short("marked")).await;
     let _ = marked.mark_effect().await;
     drop(marked);
-    acquire(&engine, request("shop,refunds", "reported")).await.fail("secret-error", Retry::Unresolved).await.unwrap();
+    acquire(&engine, request("shop,refunds", "reported"))
+        .await
+        .fail("secret-error", Retry::Unresolved)
+        .await
+        .unwrap();
     acquire(&engine, request("other", "declined")).await.fail("declined", Retry::Never).await.unwrap();
     // Until the short leases are over.
     let marked = short("marked").id();

@@ -48,7 +48,8 @@ fn s5_records_move_between_all_stores_and_fences_stay_below_new_ones() {
             assert_eq!((&again["imported"], &again["already"]), (&0.into(), &6.into()));
             let fences: Vec<u64> = listing(&source).iter().map(|row| row.2).collect();
             target.application(async |engine| {
-                let Begin::Completed(done) = engine.begin(&request("shop,charges", "secret-key")).await.unwrap()
+                let Begin::Completed(done) =
+                    engine.begin(&request("shop,charges", "secret-key")).await.unwrap()
                 else {
                     panic!()
                 };
@@ -68,7 +69,8 @@ fn a_token_of_the_old_store_finishes_on_the_new_one() {
         lease.token()
     });
     let file = export(&source);
-    let start: Value = serde_json::from_str(std::fs::read_to_string(&file).unwrap().lines().next().unwrap()).unwrap();
+    let start: Value =
+        serde_json::from_str(std::fs::read_to_string(&file).unwrap().lines().next().unwrap()).unwrap();
     assert_eq!(import(&target, &file, &["--create"]).code, 0);
     let store = SqliteStore::open(&target.url[7..]).unwrap();
     let old = start["store_id"].as_str().unwrap().parse().unwrap();
@@ -138,7 +140,8 @@ fn a_file_that_is_cut_or_damaged_anywhere_is_noticed() {
         // A change of what is only there for readers is harmless.
         assert!([0, 4].contains(&ran.code), "byte {at}: {ran:?}");
         if ran.code == 0 {
-            let rows = |lab: &Lab| listing(lab).into_iter().map(|row| (row.0, row.1, row.2)).collect::<Vec<_>>();
+            let rows =
+                |lab: &Lab| listing(lab).into_iter().map(|row| (row.0, row.1, row.2)).collect::<Vec<_>>();
             assert_eq!(rows(&fresh), rows(&source), "byte {at}");
         }
     }

@@ -40,7 +40,8 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Runs a command as a user that owns nothing, if this one may do anything.
 fn as_nobody(program: &Path, arguments: &[String], url: &str) -> Ran {
-    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     let mut command = if is_root {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program);
@@ -60,7 +61,8 @@ fn reads_change_no_byte_of_a_file_and_need_no_right_to() {
         std::fs::set_permissions(copy.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let program = copy.path().join("nevertwice");
         std::fs::copy(env!("CARGO_BIN_EXE_nevertwice"), &program).unwrap();
-        let mode = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        let mode =
+            |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         // A store that was killed leaves its log and its index.
         let open = in_use.then(|| nevertwice::SqliteStore::open(&lab.url[7..]).unwrap());
         let folder = tempfile::tempdir().unwrap();
@@ -109,11 +111,27 @@ fn what_is_missing_is_reported_and_not_created() {
     let id = request("s", "k").id().to_string();
     let with_id = |line: &str| line.replace("ID", &id);
     let export = lab.dir.path().join("export");
-    std::fs::write(&export, "{\"line\":\"start\",\"version\":1,\"store\":\"x\",\"store_id\":\"x\",\"now\":0}\n").unwrap();
+    std::fs::write(
+        &export,
+        "{\"line\":\"start\",\"version\":1,\"store\":\"x\",\"store_id\":\"x\",\"now\":0}\n",
+    )
+    .unwrap();
     let lines = [
-        "list", "show ID", "unresolved", "stats", "check", "export", "watch --once", "purge", "purge --dry-run",
-        "resolve ID rerun --yes", "amend ID rerun --yes", "forget ID --yes", "forget --all --yes",
-        "reconcile --cmd true --label psp --yes", &format!("import {}", export.display()),
+        "list",
+        "show ID",
+        "unresolved",
+        "stats",
+        "check",
+        "export",
+        "watch --once",
+        "purge",
+        "purge --dry-run",
+        "resolve ID rerun --yes",
+        "amend ID rerun --yes",
+        "forget ID --yes",
+        "forget --all --yes",
+        "reconcile --cmd true --label psp --yes",
+        &format!("import {}", export.display()),
     ];
     let before = contents(lab.dir.path());
     for line in lines {

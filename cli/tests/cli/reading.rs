@@ -111,7 +111,8 @@ fn what_needs_an_operator_is_listed_oldest_first_with_the_reason() {
             let found = lab.json(arguments);
             assert_eq!(found["count"], 2, "{found}");
             let operations = found["operations"].as_array().unwrap();
-            let ages: Vec<f64> = operations.iter().map(|seen| seen["age_seconds"].as_f64().unwrap()).collect();
+            let ages: Vec<f64> =
+                operations.iter().map(|seen| seen["age_seconds"].as_f64().unwrap()).collect();
             assert!(ages[0] >= ages[1], "{ages:?}");
         }
         let table = lab.run(&["unresolved"]);
@@ -128,7 +129,10 @@ fn stats_and_watch_count_by_state_and_scope() {
         for arguments in [&["stats"][..], &["watch", "--once"]] {
             let figures = lab.json(arguments);
             assert_eq!(figures["operations"], 6, "{figures}");
-            assert_eq!(figures["states"], serde_json::json!({ "completed": 1, "failed": 2, "in_progress": 3 }));
+            assert_eq!(
+                figures["states"],
+                serde_json::json!({ "completed": 1, "failed": 2, "in_progress": 3 })
+            );
             assert_eq!((&figures["unresolved"], &figures["retryable"]), (&2.into(), &1.into()));
             assert!(figures["bytes"].as_u64().unwrap() > 300 && figures["finished_last_minute"] == 3);
             assert_eq!(figures["scopes"][0]["scope"], "shop,refunds");
@@ -144,10 +148,9 @@ fn the_derived_key_is_the_applications_and_needs_no_store() {
     let lab = Lab::sqlite();
     let derived = lab.application(async |engine| engine.derive_key(&request.id(), "psp"));
     let id = request.id().to_string();
-    for arguments in [
-        &["derive-key", &id, "psp"][..],
-        &["derive-key", "psp", "--scope", "shop,charges", "--key", "k"],
-    ] {
+    for arguments in
+        [&["derive-key", &id, "psp"][..], &["derive-key", "psp", "--scope", "shop,charges", "--key", "k"]]
+    {
         let ran = crate::lab::run(arguments);
         assert_eq!((ran.code, ran.out.trim()), (0, derived.as_str()), "{ran:?}");
     }
@@ -182,7 +185,8 @@ fn a_check_tells_levels_and_finds_damage() {
             ));
         } else {
             let db = rusqlite::Connection::open(lab.dir.path().join("keys.db")).unwrap();
-            let sql = "UPDATE nevertwice SET record = (SELECT record FROM nevertwice WHERE id = ?1) WHERE id = ?2";
+            let sql =
+                "UPDATE nevertwice SET record = (SELECT record FROM nevertwice WHERE id = ?1) WHERE id = ?2";
             assert_eq!(db.execute(sql, [from, to]).unwrap(), 1);
         }
         let damaged = lab.run(&["check", "--json"]);

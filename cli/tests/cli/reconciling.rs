@@ -37,8 +37,16 @@ fn a_program_that_fails_or_babbles_or_hangs_settles_nothing() {
     let lab = Lab::sqlite();
     lab.application(async |engine| report(&engine, "s", 2).await);
     for cmd in [
-        "exit 1", "echo completed; exit 3", "echo nonsense", "true", "sleep 600", "kill -9 $$", "/nowhere",
-        "printf 'rerun\\nbody'", "head -c 20000000 /dev/zero", "sleep 600 & echo completed",
+        "exit 1",
+        "echo completed; exit 3",
+        "echo nonsense",
+        "true",
+        "sleep 600",
+        "kill -9 $$",
+        "/nowhere",
+        "printf 'rerun\\nbody'",
+        "head -c 20000000 /dev/zero",
+        "sleep 600 & echo completed",
     ] {
         let (ran, answer) = reconcile(&lab, cmd, &["--yes", "--cmd-timeout", "1s"]);
         assert_eq!((ran.code, &answer["settled"]), (4, &0.into()), "{cmd}: {ran:?}");
@@ -54,7 +62,8 @@ fn a_program_that_fails_or_babbles_or_hangs_settles_nothing() {
 fn a_program_does_not_get_the_stores_password() {
     let lab = Lab::sqlite();
     lab.application(async |engine| report(&engine, "s", 1).await);
-    let (_, answer) = reconcile(&lab, "env | grep -q NEVERTWICE_STORE && echo rerun || echo failed", &["--yes"]);
+    let (_, answer) =
+        reconcile(&lab, "env | grep -q NEVERTWICE_STORE && echo rerun || echo failed", &["--yes"]);
     assert_eq!(answer["settled"], 1);
     assert_eq!(lab.json(&["stats"])["states"], serde_json::json!({ "failed": 1 }));
     assert_eq!(lab.json(&["stats"])["retryable"], 0);
