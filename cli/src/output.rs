@@ -1,4 +1,4 @@
-//! What is written to stdout: [`Output`].
+//! The output on stdout: [`Output`].
 
 use std::io::Write;
 use std::time::Duration;

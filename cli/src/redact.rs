@@ -12,7 +12,7 @@ fn without_logins(text: &str) -> String {
         shown.push_str(before);
         let end = after.find(|c: char| c.is_whitespace() || "'\"`".contains(c)).unwrap_or(after.len());
         let (url, others) = after.split_at(end);
-        // A password may hold an @ or a slash that should have been escaped, so the last one counts.
+        // A password may hold an @ or a slash that should have been escaped: the last one counts.
         match url.rfind('@') {
             Some(at) => shown.extend(["***", &url[at..]]),
             None => shown.push_str(url),

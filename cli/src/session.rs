@@ -56,9 +56,8 @@ pub enum Access {
 impl Session {
     /// Opens the store that the options name.
     ///
-    /// # Errors
-    /// [`Failure::Usage`] if they name none, or not one of a known kind; [`Failure::Unreachable`] if
-    /// it cannot be reached, or is missing. No error shows the URL.
+    /// # Errors [`Failure::Usage`] if they name none, or not one of a known kind;
+    /// [`Failure::Unreachable`] if it cannot be reached, or is missing. No error shows the URL.
     pub async fn open(global: &Global, access: Access) -> Result<Session, Failure> {
         let limit = global.timeout;
         if limit < Duration::from_millis(10) {

@@ -1,5 +1,5 @@
-//! The alerts and the dashboard in `docs/operations` ask for metrics, labels and answers that exist,
-//! in queries that can be read, and each alert has its section in the runbook.
+//! The alerts and the dashboard in `docs/operations` ask for metrics, labels and answers that
+//! exist, in queries that can be read, and each alert has its section in the runbook.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

@@ -40,7 +40,7 @@ fn a_reader_sees_what_is_written_meanwhile_and_across_restarts() {
     assert_eq!(block_on(reader.unsettled(None, 100)).unwrap().records.len(), 1);
     let seen = block_on(reader.load(&id("c"))).unwrap();
     assert!(seen.now >= seen.record.unwrap().stamp);
-    assert_eq!(reader.check(), Ok(Vec::new()));
+    assert!(reader.check().unwrap().is_empty());
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_reader_changes_no_byte_and_creates_no_file_in_any_state_of_the_log() {
         }
         let before = contents(killed.path());
         let reader = open(&beside(""));
-        assert_eq!((count(&reader), reader.check()), (1, Ok(Vec::new())), "{step}");
+        assert_eq!((count(&reader), reader.check().unwrap()), (1, Vec::new()), "{step}");
         drop(reader);
         assert_eq!(contents(killed.path()), before, "{step}");
     }

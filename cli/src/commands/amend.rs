@@ -2,9 +2,10 @@
 
 use clap::Args;
 use nevertwice::{Amendment, Inspection, RecordId};
+use serde_json::json;
 
 use super::bulk::{Mode, Plan};
-use super::resolve::{dry, settled};
+use super::resolve::{after, dry, settled};
 use super::settle::{Outcome, OutcomeName};
 use crate::args::Global;
 use crate::confirm::confirm;
@@ -16,7 +17,8 @@ use crate::session::{Access, Session};
 use crate::view::details;
 
 /// Corrects an operator's earlier resolution of one operation, or of all that the filters match. An
-/// outcome that an application recorded is refused. Duplicates may have received the earlier outcome.
+/// outcome that an application recorded is refused. Duplicates may have received the earlier
+/// outcome.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Amend {
@@ -81,9 +83,10 @@ impl Amend {
         let doing = format!("amend to {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("amend");
         let change = async |id: &RecordId, seen: &Inspection| {
-            Ok(session.engine.amend_id(id, seen.stamp, amendment.clone()).await?)
+            session.engine.amend_id(id, seen.stamp, amendment.clone()).await?;
+            Ok(json!(after(session, id).await))
         };
-        plan.carry_out(session, mode, &journal, &doing, change).await
+        plan.carry_out(mode, &journal, &doing, change).await
     }
 
     fn amendment(&self) -> Result<Amendment, Failure> {

@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub(super) unreadable: Vec<RecordId>,
 }
 
-/// How to change them.
+/// The way in which they are changed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mode {
     pub(super) dry_run: bool,
@@ -51,14 +51,14 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Shows the operations, asks, and changes each by `change`. `doing` says what that is.
+    /// Shows the operations, asks, and changes each by `change`, which returns the state after it.
+    /// `doing` says what that is.
     pub(super) async fn carry_out(
         self,
-        session: &Session,
         mode: Mode,
         journal: &Journal,
         doing: &str,
-        change: impl AsyncFn(&RecordId, &Inspection) -> Result<(), Failure>,
+        change: impl AsyncFn(&RecordId, &Inspection) -> Result<Value, Failure>,
     ) -> Result<(), Failure> {
         let count = self.operations.len();
         if count == 0 && self.unreadable.is_empty() {
@@ -80,9 +80,9 @@ impl Plan {
             for ((id, seen), result) in part.iter().zip(results) {
                 bar.inc(1);
                 match result {
-                    Ok(()) => {
+                    Ok(after) => {
                         done += 1;
-                        bar.suspend(|| journal.write(&id.to_string(), &View::of(id, seen), &json!(doing)));
+                        bar.suspend(|| journal.write(&id.to_string(), &View::of(id, seen), &after));
                     }
                     Err(error @ Failure::Unreachable(_)) => lost = Some(error),
                     Err(error) => refused.push((id, error.to_string())),
@@ -95,7 +95,6 @@ impl Plan {
             }
         }
         bar.finish_and_clear();
-        let _ = session;
         self.report(mode.output, done, &refused)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use nevertwice::store::{Snapshot, Swap, SwapRequest};
 use nevertwice::{Error, Inspection, RecordId, StateKind, StoreError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bulk::{Mode, Plan};
 use crate::args::Global;
@@ -53,8 +53,11 @@ impl Forget {
         let expired = self.select.state.is_none() && self.select.reason.is_none();
         let plan = Plan::find(session, expired, |seen| matcher.matches(seen)).await?;
         let doing = "forget, so that the next begin executes";
-        let change = async |id: &RecordId, seen: &Inspection| remove(session, id, seen).await;
-        plan.carry_out(session, mode, &Journal::new("forget"), doing, change).await
+        let change = async |id: &RecordId, seen: &Inspection| {
+            remove(session, id, seen).await?;
+            Ok(Value::Null)
+        };
+        plan.carry_out(mode, &Journal::new("forget"), doing, change).await
     }
 }
 

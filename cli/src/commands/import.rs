@@ -28,8 +28,8 @@ const TRIES: usize = 5;
 const NAMED: usize = 20;
 
 /// Writes the records of an export into a store. Their fences stay, and those that the store gives
-/// are above them; leases and retentions begin anew. A record that is there already is left as it is:
-/// repeating an import that ended early is safe.
+/// are above them; leases and retentions begin anew. A record that is there already is left as it
+/// is: repeating an import that ended early is safe.
 #[derive(Debug, Args)]
 pub struct Import {
     /// The file, or - for stdin

@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use super::bulk::Plan;
+use super::resolve::after;
 use super::settle::OutcomeName;
 use crate::args::{Global, duration};
 use crate::confirm::confirm;

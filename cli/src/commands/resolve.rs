@@ -15,8 +15,8 @@ use crate::select::{Matcher, Select, Target};
 use crate::session::{Access, Session};
 use crate::view::{View, details};
 
-/// Settles one unresolved operation, or all that the filters match. Repeating the same resolution is
-/// safe. An operation that was executed since it was shown is refused.
+/// Settles one unresolved operation, or all that the filters match. Repeating the same resolution
+/// is safe. An operation that was executed since it was shown is refused.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Resolve {
@@ -78,9 +78,10 @@ impl Resolve {
         let doing = format!("resolve as {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("resolve");
         let change = async |id: &RecordId, seen: &Inspection| {
-            Ok(session.engine.resolve_id(id, seen.fence, resolution.clone()).await?)
+            session.engine.resolve_id(id, seen.fence, resolution.clone()).await?;
+            Ok(json!(after(session, id).await))
         };
-        plan.carry_out(session, mode, &journal, &doing, change).await
+        plan.carry_out(mode, &journal, &doing, change).await
     }
 }
 
@@ -106,11 +107,16 @@ pub(super) async fn settled(
     before: &Inspection,
     consequence: &str,
 ) -> Result<(), Failure> {
-    // The change stands, so an error of reading it again is none of the command's.
-    let after = session.engine.inspect_id(id).await.ok().flatten().map(|seen| View::of(id, &seen));
+    let after = after(session, id).await;
     Journal::new(command).write(&id.to_string(), &View::of(id, before), &after);
     if output.json {
         return output.json(&after);
     }
     output.line(&format!("done: {consequence}"))
+}
+
+/// Returns the state after a change. The change stands, so an error of reading it again is none of
+/// the command's.
+pub(super) async fn after(session: &Session, id: &RecordId) -> Option<View> {
+    session.engine.inspect_id(id).await.ok().flatten().map(|seen| View::of(id, &seen))
 }

@@ -100,6 +100,11 @@ fn many_are_settled_by_filter_after_a_dry_run_that_changes_nothing() {
         let answer: Value = serde_json::from_str(&done.out).unwrap();
         assert_eq!((done.code, &answer["done"], done.journal().len()), (0, &70.into(), 70), "{}", done.out);
         assert_eq!(unresolved(&lab), 3);
+        let line = &done.journal()[0];
+        assert_eq!(
+            (&line["before"]["reason"], &line["after"]["resolved"]),
+            (&"reported".into(), &true.into())
+        );
         let none = lab.run(&["resolve", "--scope", "shop", "rerun", "--yes"]);
         assert_eq!((none.code, none.journal().len()), (1, 0), "{none:?}");
         // All that operators settled, and no other.
