@@ -119,8 +119,7 @@ impl Reconcile {
         match session.engine.resolve_id(id, seen.fence, outcome.with(Body::kept(body))).await {
             Ok(()) => {
                 counts.settled += 1;
-                let after =
-                    session.engine.inspect_id(id).await.ok().flatten().map(|seen| View::of(id, &seen));
+                let after = after(session, id).await;
                 journal.write(&id.to_string(), &View::of(id, seen), &after);
                 Ok(())
             }
