@@ -107,6 +107,9 @@ pub enum Command {
     Import(Import),
     /// Shows rates and what is unresolved, again and again
     Watch(Watch),
+    /// Audits from outside that an HTTP API keeps its word on idempotency keys, whatever it is
+    /// written in; see `nevertwice audit --help`
+    Audit,
     /// Writes completions for a shell
     Completions(Completions),
 }

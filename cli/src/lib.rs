@@ -1,9 +1,10 @@
 //! The operators' command of nevertwice, as a library: `main` only calls [`main`].
 //!
 //! [`args`] has the arguments, [`commands`] one file for each command, [`session`] the store that
-//! they work on.
+//! they work on; `audit` needs none.
 
 pub mod args;
+mod audit;
 pub mod commands;
 mod confirm;
 pub mod failure;
@@ -24,6 +25,9 @@ use crate::failure::Failure;
 
 /// Parses the arguments of the process, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
+    if let Some(code) = audit::asked(std::env::args_os()) {
+        return code;
+    }
     match Cli::try_parse() {
         Ok(cli) => {
             let ended = runtime().and_then(|runtime| runtime.block_on(commands::run(cli)));
