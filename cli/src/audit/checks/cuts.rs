@@ -114,21 +114,21 @@ impl Check for InAnswer {
 
     async fn run(&self, probe: &Probe) -> Step<Verdict> {
         const CUTS: usize = 8;
+        let size = wire_size(&probe.first(&probe.operation().shot("a whole answer, to know its size")).await?);
+        let patience = probe.settings.timeout.min(probe.baseline.borrow().latency * 10 + Duration::from_secs(1));
         let before = probe.count().await?;
-        let mut size = None;
         let mut answers = Vec::new();
         for cut in 0..CUTS {
             let operation = probe.operation();
-            // The first cut is at the first byte, since the size is not known yet.
-            let bytes = size.map_or(1, |size: usize| (size * cut / CUTS).max(1));
+            // From the first byte to the last but one.
+            let bytes = (size.saturating_sub(2) * cut / (CUTS - 1)).max(1);
             let what = format!("an answer cut after {bytes} bytes");
             let mut pending = probe.open(&operation.shot(&what), None).await?;
-            let received = pending.open.read(bytes, probe.settings.timeout).await;
+            let received = pending.open.read(bytes, patience).await;
             probe.cut(pending, format!("cut after {} bytes of the answer", received.len()));
             ensure(!received.is_empty(), || "a request on a connection is not answered".to_owned())?;
             let answer = probe.settled(&operation, &what).await?;
             begins_with(&answer, &received, &what)?;
-            size.get_or_insert_with(|| wire_size(&answer));
             answers.push(answer);
         }
         let all: Vec<_> = answers.iter().collect();

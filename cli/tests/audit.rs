@@ -1,0 +1,470 @@
+//! `nevertwice audit` on services with planted faults, on a good one, and on hostile ones.
+
+#[path = "support/target.rs"]
+mod target;
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+use tokio::time::{sleep, timeout};
+
+use self::target::{Fault, Target};
+
+/// The time in which an audit must end.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// The time that a payment takes.
+const LATENCY: Duration = Duration::from_millis(60);
+
+/// Starts a service in this process.
+async fn start(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, Target::new(fault, LATENCY, None).router()).into_future());
+    address
+}
+
+async fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nevertwice"));
+    command.arg("audit").args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    timeout(PATIENCE, command.output()).await.expect("the audit ends").unwrap()
+}
+
+/// The arguments for a service of these tests.
+fn arguments(address: SocketAddr) -> Vec<String> {
+    let list = [
+        "POST",
+        &format!("http://{address}/pay"),
+        "--header",
+        "Authorization: Bearer alice-secret",
+        "--other-header",
+        "Authorization: Bearer bob-secret",
+        "--json",
+        r#"{"amount": 4200}"#,
+        "--count-url",
+        &format!("http://{address}/count"),
+        "--count-pointer",
+        "/total",
+        "--id-pointer",
+        "/id",
+        "--fail-header",
+        "X-Fail: 1",
+        "--settle-ms",
+        "50",
+        "--patience-ms",
+        "2000",
+    ];
+    list.map(str::to_owned).to_vec()
+}
+
+/// A report and the exit code.
+struct Audited {
+    code: i32,
+    report: Value,
+}
+
+impl Audited {
+    async fn of(address: SocketAddr, more: &[&str]) -> Audited {
+        let base = arguments(address);
+        let all: Vec<_> = base.iter().map(String::as_str).chain(["--report", "json"]).chain(more.iter().copied()).collect();
+        let output = run(&all).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
+        Audited { code: output.status.code().unwrap(), report }
+    }
+
+    /// The names of the checks with an outcome, with the reasons.
+    fn with(&self, outcome: &str) -> Vec<String> {
+        let checks = self.report["checks"].as_array().unwrap().iter();
+        checks
+            .filter(|check| check["outcome"] == outcome)
+            .map(|check| format!("{}: {}", check["name"].as_str().unwrap(), check["because"].as_str().unwrap()))
+            .collect()
+    }
+}
+
+/// Requires that a fault is found by its check.
+async fn finds(fault: Fault) {
+    let (_, name, check, strict) = Fault::ALL.into_iter().find(|(known, ..)| *known == fault).unwrap();
+    let address = start(fault).await;
+    let mut more = vec!["--only", check];
+    if strict {
+        more.push("--strict");
+    }
+    let audited = Audited::of(address, &more).await;
+    let failed = audited.with("fail");
+    assert_eq!((failed.len(), audited.code), (1, 1), "{name}: {}", audited.report);
+    assert!(failed[0].starts_with(check), "{name}: {failed:?}");
+    assert!(audited.report["requests"].as_u64().unwrap() <= 200);
+}
+
+macro_rules! found {
+    ($($test:ident: $fault:ident,)*) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                finds(Fault::$fault).await;
+            }
+        )*
+    };
+}
+
+found! {
+    fault_keys_ignored_is_found: Naive,
+    fault_check_then_run_is_found: ChecksThenRuns,
+    fault_by_key_only_is_found: ByKeyOnly,
+    fault_a_refusal_that_tells_too_much_is_found: TellsTooMuch,
+    fault_freed_on_drop_is_found: FreesOnDrop,
+    fault_stuck_on_drop_is_found: SticksOnDrop,
+    fault_cached_failures_is_found: CachesFailures,
+    fault_failure_after_the_effect_is_found: FailsAfterEffect,
+    fault_mixed_callers_is_found: MixesCallers,
+    fault_blocked_callers_is_found: BlocksCallers,
+    fault_replayed_cookies_is_found: ReplaysCookies,
+    fault_replayed_connection_headers_is_found: ReplaysConnection,
+    fault_truncated_keys_is_found: TruncatesKeys,
+    fault_truncated_answers_is_found: TruncatesAnswers,
+    fault_changed_status_is_found: ChangesStatus,
+    fault_the_empty_text_as_a_key_is_found: EmptyIsAKey,
+    fault_the_first_of_two_keys_is_found: FirstOfTwo,
+    fault_parts_that_run_is_found: RunsParts,
+    fault_keys_spoiled_by_parts_is_found: SpoiledByParts,
+    fault_gets_with_stored_answers_is_found: ReplaysGets,
+    fault_keys_split_by_version_is_found: SplitsVersions,
+    fault_failing_copies_is_found: FailsCopies,
+    fault_no_retry_after_is_found: SaysNoTime,
+    fault_optional_keys_is_found: OptionalKeys,
+    fault_unmarked_replays_is_found: Unmarked,
+    fault_quotes_in_keys_is_found: KeepsQuotes,
+}
+
+#[tokio::test]
+async fn every_fault_has_a_test() {
+    let tests = include_str!("audit.rs");
+    for (fault, name, ..) in Fault::ALL {
+        assert!(tests.contains(&format!("{fault:?}")), "{name} has no test");
+    }
+}
+
+#[tokio::test]
+async fn a_good_service_passes_every_check() {
+    let address = start(Fault::None).await;
+    let slow = ["--strict", "--skip", "crash"];
+    let audited = Audited::of(address, &slow).await;
+    assert_eq!((audited.with("fail"), audited.code), (vec![], 0), "{}", audited.report);
+    // It tells no expiry: a document does.
+    let not_shown = audited.with("not-shown");
+    assert!(not_shown.len() == 1 && not_shown[0].starts_with("expiry-told"), "{not_shown:?}");
+    assert_eq!(audited.with("pass").len(), 19);
+    assert!(audited.report["requests"].as_u64().unwrap() <= 200);
+}
+
+#[tokio::test]
+async fn without_a_count_nothing_is_claimed_that_was_not_seen() {
+    let address = start(Fault::FreesOnDrop).await;
+    let url = format!("http://{address}/pay");
+    let output = run(&[
+        "POST", &url, "--header", "Authorization: Bearer alice", "--json", r#"{"amount": 1}"#, "--report", "json",
+        "--only", "cut-after-request,cut-in-answer,other-caller,crash,failing-first-try", "--patience-ms", "2000",
+    ])
+    .await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    let outcomes: Vec<_> = report["checks"].as_array().unwrap().iter().map(|check| &check["outcome"]).collect();
+    assert_eq!(outcomes, ["not-shown"; 5], "{report}");
+    let unknown = report["unknown"].to_string();
+    for option in ["--count-cmd", "--id-pointer", "--other-header", "--fail-header", "--kill-cmd"] {
+        assert!(unknown.contains(option), "{option}: {unknown}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_seed_sends_the_same_keys_and_a_used_one_is_noticed() {
+    let address = start(Fault::None).await;
+    let only = ["--seed", "7", "--only", "replay-same"];
+    let first = Audited::of(address, &only).await;
+    assert_eq!(first.code, 0, "{}", first.report);
+    let base = arguments(address);
+    let again: Vec<_> = base.iter().map(String::as_str).chain(only).collect();
+    let again = run(&again).await;
+    let stderr = String::from_utf8_lossy(&again.stderr);
+    assert_eq!(again.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--seed"), "{stderr}");
+    let keys = |report: &Value| report["checks"][0]["runs"][0]["events"][1]["request"]["headers"].clone();
+    let elsewhere = Audited::of(start(Fault::None).await, &only).await;
+    assert_eq!(keys(&first.report), keys(&elsewhere.report));
+}
+
+#[tokio::test]
+async fn no_more_requests_are_sent_than_allowed() {
+    let address = start(Fault::None).await;
+    let audited = Audited::of(address, &["--max-requests", "12", "--repeat", "3"]).await;
+    assert_eq!(audited.report["requests"], 12);
+    assert!(audited.with("not-shown").iter().any(|reason| reason.contains("--max-requests")));
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_report() {
+    let address = start(Fault::Naive).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files: Vec<_> = ["r.json", "r.xml", "r.html"].map(|name| dir.path().join(name).display().to_string()).into();
+    let base = arguments(address);
+    let outputs = files.iter().flat_map(|file| ["--output", file]);
+    let all: Vec<_> = base.iter().map(String::as_str).chain(["--only", "replay-same,other-caller"]).chain(outputs).collect();
+    let output = run(&all).await;
+    assert_eq!(output.status.code(), Some(1));
+    let mut texts = vec![String::from_utf8(output.stdout).unwrap()];
+    texts.extend(files.iter().map(|file| std::fs::read_to_string(file).unwrap()));
+    for text in &texts {
+        assert!(text.contains("replay-same"), "{text}");
+        for secret in ["alice-secret", "bob-secret", "_secret\\\""] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+    }
+    // One page that needs nothing else, with a picture of the failing case.
+    let page = &texts[3];
+    assert!(page.contains("<svg") && page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
+    assert!(!page.contains("<script") && !page.contains("<link") && !page.contains("src="), "{page}");
+    assert!(texts[2].contains("<failure") && texts[2].contains(r#"tests="2""#), "{}", texts[2]);
+}
+
+#[tokio::test]
+async fn the_price_of_double_effects_is_told_with_its_arithmetic() {
+    let address = start(Fault::Naive).await;
+    let more = ["--only", "replay-same", "--requests-per-day", "1000000", "--duplicate-rate", "0.001%"];
+    let audited = Audited::of(address, &more).await;
+    let cost = &audited.report["cost"];
+    assert_eq!((cost["doubled"].as_u64(), cost["operations"].as_u64()), (Some(1), Some(1)), "{cost}");
+    assert!((cost["per_day"]["value"].as_f64().unwrap() - 10.0).abs() < 1e-6, "{cost}");
+    assert!(cost["arithmetic"].to_string().contains("Clopper-Pearson"), "{cost}");
+}
+
+#[tokio::test]
+async fn a_line_of_curl_and_a_form_are_understood() {
+    let address = start(Fault::None).await;
+    let curl = format!("curl -s -X POST http://{address}/pay -H 'Authorization: Bearer alice' --json '{{\"amount\": 1}}'");
+    let output = run(&["--curl", &curl, "--only", "replay-same", "--id-pointer", "/id"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let url = format!("http://{address}/pay");
+    let form = ["POST", &url, "-H", "Authorization: Bearer alice", "--form", "amount=1", "--only", "replay-same,other-payload-refused"];
+    let output = run(&form).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).matches("     pass").count(), 2, "{output:?}");
+}
+
+#[tokio::test]
+async fn wrong_usage_ends_with_2_and_says_what_to_do() {
+    let address = start(Fault::None).await;
+    let url = format!("http://{address}/pay");
+    let auth = ["-H", "Authorization: Bearer alice"];
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "--curl"),
+        (&["GET", &url], "no effect"),
+        (&["POST", "ftp://localhost"], "http://"),
+        (&["POST", &url, "--json", "{"], "--json"),
+        (&["POST", &url, "--header", "secretvalue"], "Name: value"),
+        (&["POST", &url, "--only", "nonsense"], "replay-same"),
+        (&["POST", &url, "--data", "@/no/such/file"], "/no/such/file"),
+        (&["POST", &url, "--output", "report.pdf"], ".html"),
+        (&["POST", &url, "--curl", "curl http://localhost"], "cannot be used with"),
+        (&["POST", &url, "--json", "{}"], "401"),
+        (&["POST", &url, "--json", "{}", auth[0], auth[1], "--id-pointer", "/nothing"], "--id-pointer"),
+        (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "echo three"], "no whole number"),
+        (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "echo 3"], "changed the count by 0"),
+        (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "exit 7"], "--count-cmd"),
+        (&["POST", &url, "--requests-per-day", "1", "--duplicate-rate", "200%"], "0.001%"),
+    ];
+    for (arguments, says) in cases {
+        let output = run(arguments).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(says), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("secretvalue"), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_host_is_refused_before_anything_is_sent() {
+    for url in ["http://192.0.2.1/pay", "http://audit.invalid/pay", "http://[2001:db8::1]/pay"] {
+        let output = run(&["POST", url]).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{url}: {stderr}");
+        assert!(stderr.contains("--i-may-test"), "{stderr}");
+    }
+    let address = start(Fault::None).await;
+    let url = format!("http://{address}/pay");
+    let output = run(&["POST", &url, "--count-url", "http://192.0.2.1/count"]).await;
+    assert_eq!(output.status.code(), Some(4));
+}
+
+/// Starts a server that does as told with each connection.
+async fn hostile<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    address
+}
+
+/// Requires that an audit of a server that never answers well ends, with 3 and a reason.
+async fn is_unreachable(address: SocketAddr, says: &str) {
+    let url = format!("http://{address}/pay");
+    let audit = run(&["POST", &url, "--json", "{}", "--timeout-ms", "1000"]);
+    let output = timeout(Duration::from_secs(60), audit).await.expect("it ends soon");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains(says), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up() {
+    let address = hostile(|stream| async move {
+        let _open = stream;
+        pending::<()>().await;
+    });
+    is_unreachable(address.await, "no whole answer within 1000 ms").await;
+}
+
+#[tokio::test]
+async fn a_server_that_answers_garbage_is_given_up() {
+    let address = hostile(|mut stream| async move {
+        let _ = stream.write_all(&[0xff; 4096]).await;
+        let _ = stream.read(&mut [0; 1024]).await;
+    });
+    is_unreachable(address.await, "no valid answer").await;
+}
+
+#[tokio::test]
+async fn a_server_that_closes_at_once_is_given_up() {
+    is_unreachable(hostile(|stream| async move { drop(stream) }).await, "no valid answer").await;
+}
+
+#[tokio::test]
+async fn an_endless_body_is_bounded() {
+    let address = hostile(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+    });
+    is_unreachable(address.await, "more than 1048576 bytes").await;
+}
+
+#[tokio::test]
+async fn an_endless_head_is_bounded() {
+    let address = hostile(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
+        while stream.write_all(b"x-more: and more and more and more\r\n").await.is_ok() {}
+    });
+    is_unreachable(address.await, "no valid answer").await;
+}
+
+#[tokio::test]
+async fn a_server_that_drips_is_given_up() {
+    let address = hostile(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+        while stream.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    is_unreachable(address.await, "no whole answer").await;
+}
+
+#[tokio::test]
+async fn a_closed_port_is_unreachable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    is_unreachable(address, "no connections").await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_after_the_first_requests_fails_and_ends_in_time() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let seen = Arc::new(AtomicU32::new(0));
+    let address = hostile(move |mut stream| {
+        let number = seen.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            if number < 3 {
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+            pending::<()>().await;
+        }
+    })
+    .await;
+    let url = format!("http://{address}/pay");
+    let output = run(&["POST", &url, "--json", r#"{"a": 1}"#, "--timeout-ms", "500", "--max-seconds", "4"]).await;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("no whole answer within 500 ms"), "{stdout}");
+    assert!(stdout.contains("--max-seconds"), "{stdout}");
+}
+
+/// A service that runs in a process of its own, for [`served`]: its fault, port and log.
+const SERVED: &str = "NEVERTWICE_AUDIT_TARGET";
+
+/// Runs a service, if it is started as one; as a test it does nothing.
+#[tokio::test]
+async fn served() {
+    let Ok(what) = std::env::var(SERVED) else { return };
+    let [fault, port, log] = what.split(' ').collect::<Vec<_>>()[..] else { panic!("{what}") };
+    let listener = TcpListener::bind(("127.0.0.1", port.parse().unwrap())).await.unwrap();
+    let target = Target::new(Fault::named(fault).unwrap(), Duration::from_millis(400), Some(Path::new(log)));
+    axum::serve(listener, target.router()).await.unwrap();
+}
+
+/// Audits a service that is killed and started again.
+async fn crashed(fault: Fault) -> Audited {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (log, pid) = (path("log"), path("pid"));
+    let program = std::env::current_exe().unwrap().display().to_string();
+    let start = format!(
+        "{SERVED}='{} {} {log}' '{program}' served --exact --nocapture & echo $! > '{pid}'",
+        fault.name(),
+        address.port()
+    );
+    let kill = format!("kill -9 $(cat '{pid}')");
+    assert!(Command::new("sh").args(["-c", &start]).stdout(Stdio::null()).status().await.unwrap().success());
+    let up = async {
+        while TcpStream::connect(address).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, up).await.expect("it starts");
+    let audited = Audited::of(address, &["--only", "crash", "--kill-cmd", &kill, "--start-cmd", &start]).await;
+    assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
+    audited
+}
+
+#[tokio::test]
+async fn fault_records_that_a_crash_forgets_is_found() {
+    let audited = crashed(Fault::ForgetsOnCrash).await;
+    assert_eq!((audited.with("fail").len(), audited.code), (1, 1), "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_service_that_survives_crashes_passes() {
+    let audited = crashed(Fault::None).await;
+    assert_eq!((audited.with("pass").len(), audited.code), (1, 0), "{}", audited.report);
+    assert!(audited.with("pass")[0].contains("2 crashes under way"), "{}", audited.report);
+}
