@@ -38,9 +38,10 @@ async fn run(arguments: &[&str]) -> Output {
 
 /// The arguments for a service of these tests.
 fn arguments(address: SocketAddr) -> Vec<String> {
+    let (url, count) = (format!("http://{address}/pay"), format!("http://{address}/count"));
     let list = [
         "POST",
-        &format!("http://{address}/pay"),
+        &url,
         "--header",
         "Authorization: Bearer alice-secret",
         "--other-header",
@@ -48,7 +49,7 @@ fn arguments(address: SocketAddr) -> Vec<String> {
         "--json",
         r#"{"amount": 4200}"#,
         "--count-url",
-        &format!("http://{address}/count"),
+        &count,
         "--count-pointer",
         "/total",
         "--id-pointer",
@@ -321,8 +322,8 @@ where
 /// Requires that an audit of a server that never answers well ends, with 3 and a reason.
 async fn is_unreachable(address: SocketAddr, says: &str) {
     let url = format!("http://{address}/pay");
-    let audit = run(&["POST", &url, "--json", "{}", "--timeout-ms", "1000"]);
-    let output = timeout(Duration::from_secs(60), audit).await.expect("it ends soon");
+    let arguments = ["POST", &url, "--json", "{}", "--timeout-ms", "1000"];
+    let output = timeout(Duration::from_secs(60), run(&arguments)).await.expect("it ends soon");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains(says), "{stderr}");
