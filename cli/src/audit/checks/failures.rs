@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::audit::check::{About, Check, ENFORCEMENT, ERRORS, STRIPE, STRIPE_ERRORS, Step, Verdict, ensure};
 use crate::audit::command;
 use crate::audit::evidence::Kind;
-use crate::audit::probe::{Operation, Pending, Probe};
+use crate::audit::probe::{Operation, Pending, Probe, Shot};
 use crate::audit::wire::Answer;
 
 /// A first try that fails does not spoil the key.
@@ -76,6 +76,8 @@ pub(in crate::audit) struct Crash;
 
 /// The time in which a service must start again.
 const START: Duration = Duration::from_secs(60);
+/// The time that its end may take. A proxy before it accepts connections for ever.
+const DEATH: Duration = Duration::from_secs(2);
 /// The time in which a command must kill it.
 const KILL: Duration = Duration::from_secs(30);
 
@@ -99,7 +101,7 @@ impl Check for Crash {
         let operation = probe.operation();
         let first = probe.first(&operation.shot("first").with(slow)).await?;
         crash(probe, kill, start).await?;
-        let again = probe.settle(&operation.shot("repeated after the crash"), probe.settings.patience).await?;
+        let again = recovered(probe, &operation.shot("repeated after the crash")).await?;
         let counted = match probe.effects_since(before).await? {
             Some(effects) => {
                 ensure(effects <= 1, || format!("killed after the answer: {effects} effects of 1 operation"))?;
@@ -171,7 +173,7 @@ impl Moment {
 /// Repeats the operation after a crash. Returns whether it is left unresolved.
 async fn after_crash(probe: &Probe, operation: &Operation, before: Option<i64>, moment: Moment) -> Step<bool> {
     let what = format!("killed {}", moment.name());
-    let answer = probe.settle(&operation.shot(format!("repeated, {what}")), probe.settings.patience).await?;
+    let answer = recovered(probe, &operation.shot(format!("repeated, {what}"))).await?;
     let effects = probe.effects_since(before).await?.unwrap_or(1);
     ensure(effects <= 1, || format!("{what}: {effects} effects of 1 operation"))?;
     if answer.is_success() {
@@ -183,11 +185,36 @@ async fn after_crash(probe: &Probe, operation: &Operation, before: Option<i64>, 
     Ok(true)
 }
 
+/// Repeats a request after a crash. What a proxy or a dying process does with the first tries is
+/// no fault of the service.
+async fn recovered(probe: &Probe, shot: &Shot) -> Step<Answer> {
+    let began = Instant::now();
+    loop {
+        let sent = probe.send(shot).await;
+        let late = began.elapsed() > START;
+        match sent {
+            Ok(Ok(answer)) if !matches!(answer.status, 502 | 504) || late => break,
+            Err(verdict) if !probe.run.down.get() || late => return Err(verdict),
+            Ok(Err(failure)) if late => return Err(probe.unanswered("repeated after a crash", &failure)),
+            Ok(_) | Err(_) => {
+                probe.run.down.set(false);
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+    probe.settle(shot, probe.settings.patience).await
+}
+
 /// Kills the service and starts it again.
 async fn crash(probe: &Probe, kill: &str, start: &str) -> Step<()> {
     let from = probe.now_ms();
     command::output(kill, KILL).await.map_err(|why| Verdict::not_shown(format!("--kill-cmd: {why}")))?;
     probe.note(Kind::Crash, from, "--kill-cmd", "killed".to_owned());
+    // A process dies a moment after its signal, and accepts connections until then.
+    let began = Instant::now();
+    while began.elapsed() < DEATH && probe.endpoint.is_reachable().await {
+        sleep(Duration::from_millis(10)).await;
+    }
     let from = probe.now_ms();
     command::start(start).map_err(|why| Verdict::not_shown(format!("--start-cmd: {why}")))?;
     let began = Instant::now();
