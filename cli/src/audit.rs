@@ -168,7 +168,15 @@ async fn prepare(args: &Args) -> Result<Probe, Problem> {
         kill_cmd: args.kill_cmd.clone(),
         start_cmd: args.start_cmd.clone(),
     };
-    Ok(Probe { endpoint, spec, secrets, counter, settings, baseline: Default::default(), run: RunState::new() })
+    Ok(Probe {
+        endpoint,
+        spec,
+        secrets,
+        counter,
+        settings,
+        baseline: Default::default(),
+        run: RunState::new(),
+    })
 }
 
 /// Runs a check as often as asked, or until it fails.

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -73,10 +75,12 @@ struct Audited {
 impl Audited {
     async fn of(address: SocketAddr, more: &[&str]) -> Audited {
         let base = arguments(address);
-        let all: Vec<_> = base.iter().map(String::as_str).chain(["--report", "json"]).chain(more.iter().copied()).collect();
+        let all: Vec<_> =
+            base.iter().map(String::as_str).chain(["--report", "json"]).chain(more.iter().copied()).collect();
         let output = run(&all).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
+        let report =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {stderr}"));
         Audited { code: output.status.code().unwrap(), report }
     }
 
@@ -85,7 +89,9 @@ impl Audited {
         let checks = self.report["checks"].as_array().unwrap().iter();
         checks
             .filter(|check| check["outcome"] == outcome)
-            .map(|check| format!("{}: {}", check["name"].as_str().unwrap(), check["because"].as_str().unwrap()))
+            .map(|check| {
+                format!("{}: {}", check["name"].as_str().unwrap(), check["because"].as_str().unwrap())
+            })
             .collect()
     }
 }
@@ -171,13 +177,24 @@ async fn without_a_count_nothing_is_claimed_that_was_not_seen() {
     let address = start(Fault::FreesOnDrop).await;
     let url = format!("http://{address}/pay");
     let output = run(&[
-        "POST", &url, "--header", "Authorization: Bearer alice", "--json", r#"{"amount": 1}"#, "--report", "json",
-        "--only", "cut-after-request,cut-in-answer,other-caller,crash,failing-first-try", "--patience-ms", "2000",
+        "POST",
+        &url,
+        "--header",
+        "Authorization: Bearer alice",
+        "--json",
+        r#"{"amount": 1}"#,
+        "--report",
+        "json",
+        "--only",
+        "cut-after-request,cut-in-answer,other-caller,crash,failing-first-try",
+        "--patience-ms",
+        "2000",
     ])
     .await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{report}");
-    let outcomes: Vec<_> = report["checks"].as_array().unwrap().iter().map(|check| &check["outcome"]).collect();
+    let outcomes: Vec<_> =
+        report["checks"].as_array().unwrap().iter().map(|check| &check["outcome"]).collect();
     assert_eq!(outcomes, ["not-shown"; 5], "{report}");
     let unknown = report["unknown"].to_string();
     for option in ["--count-cmd", "--id-pointer", "--other-header", "--fail-header", "--kill-cmd"] {
@@ -214,10 +231,16 @@ async fn no_more_requests_are_sent_than_allowed() {
 async fn secrets_are_in_no_report() {
     let address = start(Fault::Naive).await;
     let dir = tempfile::tempdir().unwrap();
-    let files: Vec<_> = ["r.json", "r.xml", "r.html"].map(|name| dir.path().join(name).display().to_string()).into();
+    let files: Vec<_> =
+        ["r.json", "r.xml", "r.html"].map(|name| dir.path().join(name).display().to_string()).into();
     let base = arguments(address);
     let outputs = files.iter().flat_map(|file| ["--output", file]);
-    let all: Vec<_> = base.iter().map(String::as_str).chain(["--only", "replay-same,other-caller"]).chain(outputs).collect();
+    let all: Vec<_> = base
+        .iter()
+        .map(String::as_str)
+        .chain(["--only", "replay-same,other-caller"])
+        .chain(outputs)
+        .collect();
     let output = run(&all).await;
     assert_eq!(output.status.code(), Some(1));
     let mut texts = vec![String::from_utf8(output.stdout).unwrap()];
@@ -232,7 +255,11 @@ async fn secrets_are_in_no_report() {
     }
     // One page that needs nothing else, with a picture of the failing case.
     let page = &texts[3];
-    assert!(page.contains("<svg") && page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
+    assert!(
+        page.contains("<svg")
+            && page.contains("prefers-color-scheme: dark")
+            && page.contains("width=device-width")
+    );
     assert!(!page.contains("<script") && !page.contains("<link") && !page.contains("src="), "{page}");
     assert!(texts[2].contains("<failure") && texts[2].contains(r#"tests="2""#), "{}", texts[2]);
 }
@@ -251,11 +278,22 @@ async fn the_price_of_double_effects_is_told_with_its_arithmetic() {
 #[tokio::test]
 async fn a_line_of_curl_and_a_form_are_understood() {
     let address = start(Fault::None).await;
-    let curl = format!("curl -s -X POST http://{address}/pay -H 'Authorization: Bearer alice' --json '{{\"amount\": 1}}'");
+    let curl = format!(
+        "curl -s -X POST http://{address}/pay -H 'Authorization: Bearer alice' --json '{{\"amount\": 1}}'"
+    );
     let output = run(&["--curl", &curl, "--only", "replay-same", "--id-pointer", "/id"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let url = format!("http://{address}/pay");
-    let form = ["POST", &url, "-H", "Authorization: Bearer alice", "--form", "amount=1", "--only", "replay-same,other-payload-refused"];
+    let form = [
+        "POST",
+        &url,
+        "-H",
+        "Authorization: Bearer alice",
+        "--form",
+        "amount=1",
+        "--only",
+        "replay-same,other-payload-refused",
+    ];
     let output = run(&form).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout).matches("     pass").count(), 2, "{output:?}");
@@ -279,7 +317,10 @@ async fn wrong_usage_ends_with_2_and_says_what_to_do() {
         (&["POST", &url, "--json", "{}"], "401"),
         (&["POST", &url, "--json", "{}", auth[0], auth[1], "--id-pointer", "/nothing"], "--id-pointer"),
         (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "echo three"], "no whole number"),
-        (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "echo 3"], "changed the count by 0"),
+        (
+            &["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "echo 3"],
+            "changed the count by 0",
+        ),
         (&["POST", &url, "--json", "{}", auth[0], auth[1], "--count-cmd", "exit 7"], "--count-cmd"),
         (&["POST", &url, "--requests-per-day", "1", "--duplicate-rate", "200%"], "0.001%"),
     ];
@@ -304,6 +345,90 @@ async fn a_foreign_host_is_refused_before_anything_is_sent() {
     let url = format!("http://{address}/pay");
     let output = run(&["POST", &url, "--count-url", "http://192.0.2.1/count"]).await;
     assert_eq!(output.status.code(), Some(4));
+}
+
+#[tokio::test]
+async fn the_document_names_every_check() {
+    let output = run(&["--list"]).await;
+    let list = String::from_utf8(output.stdout).unwrap();
+    let names: Vec<_> = list.lines().filter(|line| !line.starts_with(' ')).collect();
+    let page = include_str!("../../docs/AUDIT.md");
+    assert_eq!(names.len(), 21);
+    assert_eq!(
+        page.lines()
+            .filter(|line| names.iter().any(|name| line.starts_with(&format!("| `{name}` |"))))
+            .count(),
+        21
+    );
+}
+
+/// A certificate for localhost, made by openssl.
+async fn certificate(dir: &Path) {
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]);
+    openssl.args([
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]);
+    let output = openssl.current_dir(dir).output().await.expect("openssl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn https_is_audited_with_a_certificate_of_the_users() {
+    let dir = tempfile::tempdir().unwrap();
+    certificate(dir.path()).await;
+    let pem = |name: &str| dir.path().join(name);
+    let certificate = CertificateDer::from_pem_file(pem("cert.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(pem("key.pem")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let numbers = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let address = hostile(move |stream| {
+        let (acceptor, numbers) = (acceptor.clone(), numbers.clone());
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let id = numbers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let body = format!(r#"{{"id":"{id:04}"}}"#);
+            let _ = stream
+                .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{body}").as_bytes())
+                .await;
+            let _ = stream.read(&mut [0; 4096]).await;
+        }
+    })
+    .await;
+    let url = format!("https://localhost:{}/pay", address.port());
+    let trusted = pem("cert.pem").display().to_string();
+    let arguments =
+        ["POST", &url, "--json", "{}", "--only", "replay-same,http2,cut-in-answer", "--id-pointer", "/id"];
+    let output = run(&[&arguments[..], &["--ca-cert", &trusted]].concat()).await;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("3 different ids of 1 operation"), "{stdout}");
+    assert!(stdout.contains("does not speak HTTP/2"), "{stdout}");
+    let output = run(&arguments).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("no TLS"), "{stderr}");
 }
 
 /// Starts a server that does as told with each connection.
@@ -412,7 +537,8 @@ async fn a_server_that_hangs_after_the_first_requests_fails_and_ends_in_time() {
     })
     .await;
     let url = format!("http://{address}/pay");
-    let output = run(&["POST", &url, "--json", r#"{"a": 1}"#, "--timeout-ms", "500", "--max-seconds", "4"]).await;
+    let output =
+        run(&["POST", &url, "--json", r#"{"a": 1}"#, "--timeout-ms", "500", "--max-seconds", "4"]).await;
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{stdout}");
     assert!(stdout.contains("no whole answer within 500 ms"), "{stdout}");
@@ -454,7 +580,8 @@ async fn crashed(fault: Fault) -> Audited {
         }
     };
     timeout(PATIENCE, up).await.expect("it starts");
-    let audited = Audited::of(address, &["--only", "crash", "--kill-cmd", &kill, "--start-cmd", &start]).await;
+    let audited =
+        Audited::of(address, &["--only", "crash", "--kill-cmd", &kill, "--start-cmd", &start]).await;
     assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
     audited
 }

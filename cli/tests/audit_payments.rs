@@ -45,7 +45,13 @@ async fn the_payments_example_passes_every_check() {
     drop(listener);
     let (start, kill) = commands(&program, dir.path(), address.port());
     let sh = |line: String| async move {
-        Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).status().await.unwrap()
+        Command::new("sh")
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .await
+            .unwrap()
     };
     assert!(sh(start.clone()).await.success());
     let up = async {
@@ -58,7 +64,12 @@ async fn the_payments_example_passes_every_check() {
     let ledger = format!("http://{address}/ledger");
     let mut audit = Command::new(env!("CARGO_BIN_EXE_nevertwice"));
     audit.args(["audit", "POST", &url, "--header", "Authorization: Bearer sk_test_1"]);
-    audit.args(["--other-header", "Authorization: Bearer sk_test_2", "--json", r#"{"amount": 4200, "currency": "eur"}"#]);
+    audit.args([
+        "--other-header",
+        "Authorization: Bearer sk_test_2",
+        "--json",
+        r#"{"amount": 4200, "currency": "eur"}"#,
+    ]);
     audit.args(["--count-url", &ledger, "--id-pointer", "/id", "--patience-ms", "6000"]);
     audit.args(["--kill-cmd", &kill, "--start-cmd", &start, "--report", "json"]);
     let output = timeout(PATIENCE, audit.kill_on_drop(true).output()).await.expect("it ends").unwrap();
@@ -67,7 +78,10 @@ async fn the_payments_example_passes_every_check() {
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     let with = |outcome: &str| -> Vec<_> {
         let checks = report["checks"].as_array().unwrap().iter();
-        checks.filter(|check| check["outcome"] == outcome).map(|check| check["name"].as_str().unwrap()).collect()
+        checks
+            .filter(|check| check["outcome"] == outcome)
+            .map(|check| check["name"].as_str().unwrap())
+            .collect()
     };
     assert_eq!((with("fail"), output.status.code()), (vec![], Some(0)), "{report}");
     assert_eq!(with("advice"), [""; 0], "{report}");

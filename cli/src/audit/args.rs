@@ -89,7 +89,14 @@ pub(crate) struct Args {
 
     /// The place of the number in the answer of --count-url, as a JSON pointer; a list counts its
     /// members
-    #[arg(long, value_name = "POINTER", requires = "count_url", default_value = "", hide_default_value = true, help_heading = "Effects")]
+    #[arg(
+        long,
+        value_name = "POINTER",
+        requires = "count_url",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Effects"
+    )]
     pub(super) count_pointer: String,
 
     /// A header for --count-url

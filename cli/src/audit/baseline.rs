@@ -24,7 +24,10 @@ pub(super) async fn take(probe: &Probe) -> Result<Vec<Event>, Problem> {
             Ok(Ok(answer)) => answer,
             Ok(Err(failure)) => return Err(unanswered(probe, &failure)),
             Err(verdict) if probe.run.down.get() => {
-                return Err(Problem::Unreachable(format!("{}: {}", probe.endpoint.authority, verdict.because)));
+                return Err(Problem::Unreachable(format!(
+                    "{}: {}",
+                    probe.endpoint.authority, verdict.because
+                )));
             }
             Err(verdict) => return Err(Problem::Usage(verdict.because)),
         };
@@ -80,7 +83,8 @@ async fn counted(probe: &Probe, before: Option<i64>) -> Result<(), Problem> {
     let Some(before) = before else { return Ok(()) };
     let mut effects = 0;
     for _ in 0..5 {
-        let now = probe.effects_since(Some(before)).await.map_err(|verdict| Problem::Usage(verdict.because))?;
+        let now =
+            probe.effects_since(Some(before)).await.map_err(|verdict| Problem::Usage(verdict.because))?;
         effects = now.unwrap_or_default();
         if effects >= OPERATIONS {
             break;

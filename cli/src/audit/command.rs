@@ -28,7 +28,9 @@ pub(super) async fn output(command: &str, patience: Duration) -> Result<String, 
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
-    timeout(patience, run).await.unwrap_or_else(|_| Err(format!("it did not end within {} s", patience.as_secs())))
+    timeout(patience, run)
+        .await
+        .unwrap_or_else(|_| Err(format!("it did not end within {} s", patience.as_secs())))
 }
 
 /// Starts a command and lets it run.

@@ -46,7 +46,9 @@ impl Cost {
         let per_year = per_day.times(365.0);
         let percent = Interval::times(share, 100.0);
         let mut arithmetic = vec![
-            format!("{operations} operations were delivered more than once and counted, {doubled} had more than one effect"),
+            format!(
+                "{operations} operations were delivered more than once and counted, {doubled} had more than one effect"
+            ),
             format!(
                 "share of duplicates with a second effect: {doubled}/{operations} = {:.2} %, 95 % interval {:.2} to {:.2} % (Clopper-Pearson)",
                 percent.value, percent.low, percent.high
@@ -60,14 +62,31 @@ impl Cost {
         }
         arithmetic.push(format!(
             "{} requests a day x {} % delivered again x share = {} double effects a day ({} to {})",
-            number(requests_per_day), number(duplicate_rate * 100.0), number(per_day.value), number(per_day.low), number(per_day.high)
+            number(requests_per_day),
+            number(duplicate_rate * 100.0),
+            number(per_day.value),
+            number(per_day.low),
+            number(per_day.high)
         ));
         arithmetic.push(format!(
             "x 365 = {} a year ({} to {})",
-            number(per_year.value), number(per_year.low), number(per_year.high)
+            number(per_year.value),
+            number(per_year.low),
+            number(per_year.high)
         ));
-        arithmetic.push("assumes that duplicates come in the mix of this audit, which seeks the bad moments".to_owned());
-        Some(Cost { requests_per_day, duplicate_rate, operations, doubled, share, per_day, per_year, arithmetic })
+        arithmetic.push(
+            "assumes that duplicates come in the mix of this audit, which seeks the bad moments".to_owned(),
+        );
+        Some(Cost {
+            requests_per_day,
+            duplicate_rate,
+            operations,
+            doubled,
+            share,
+            per_day,
+            per_year,
+            arithmetic,
+        })
     }
 }
 
@@ -123,7 +142,10 @@ mod tests {
         let cost = Cost::of(tally, 1e6, 1e-5).unwrap();
         near(cost.per_day.value, 1.0);
         near(cost.per_year.value, 365.0);
-        assert!(cost.arithmetic.iter().any(|line| line.contains("1000000 requests a day x 0.001 %")), "{cost:?}");
+        assert!(
+            cost.arithmetic.iter().any(|line| line.contains("1000000 requests a day x 0.001 %")),
+            "{cost:?}"
+        );
         assert!(Cost::of(Tally::default(), 1e6, 1e-5).is_none());
         let none = Cost::of(Tally { operations: 30, doubled: 0 }, 1e6, 1e-5).unwrap();
         assert!(none.arithmetic.iter().any(|line| line.contains("3/30 = 10.00 %")), "{none:?}");

@@ -80,8 +80,8 @@ struct Ignored {
 impl Curl {
     /// Reads the line as a shell would.
     pub(super) fn parse_line(line: &str) -> Result<Curl, Problem> {
-        let words = shell_words::split(line.trim())
-            .map_err(|_| Problem::usage("--curl: a quote is not closed"))?;
+        let words =
+            shell_words::split(line.trim()).map_err(|_| Problem::usage("--curl: a quote is not closed"))?;
         if words.first().map(String::as_str) != Some("curl") {
             return Err(Problem::usage("--curl takes a whole line that begins with curl"));
         }

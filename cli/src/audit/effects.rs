@@ -49,13 +49,17 @@ impl Counter {
     pub(super) async fn count(&self) -> Result<i64, String> {
         match self {
             Counter::Command(command) => {
-                let output = command::output(command, PATIENCE).await.map_err(|error| format!("--count-cmd: {error}"))?;
+                let output = command::output(command, PATIENCE)
+                    .await
+                    .map_err(|error| format!("--count-cmd: {error}"))?;
                 let line = output.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
                 line.parse().map_err(|_| "--count-cmd: its last line is no whole number".to_owned())
             }
             Counter::Url { endpoint, message, pointer } => {
-                let answer = fetch(endpoint, message).await.map_err(|failure| format!("--count-url: {failure}"))?;
-                let value: Value = serde_json::from_slice(&answer).map_err(|_| "--count-url: the answer is no JSON")?;
+                let answer =
+                    fetch(endpoint, message).await.map_err(|failure| format!("--count-url: {failure}"))?;
+                let value: Value =
+                    serde_json::from_slice(&answer).map_err(|_| "--count-url: the answer is no JSON")?;
                 number(value.pointer(pointer)).ok_or_else(|| {
                     format!("--count-url: {} holds no whole number and no list", shown(pointer))
                 })

@@ -144,7 +144,11 @@ impl RequestSpec {
         if self.url.username().is_empty() && self.url.password().is_none() {
             return Ok(());
         }
-        self.headers.push(basic(&format!("{}:{}", self.url.username(), self.url.password().unwrap_or_default())));
+        self.headers.push(basic(&format!(
+            "{}:{}",
+            self.url.username(),
+            self.url.password().unwrap_or_default()
+        )));
         let cleared = self.url.set_username("").and_then(|()| self.url.set_password(None));
         cleared.map_err(|()| Problem::usage("the URL has no host"))
     }
@@ -197,7 +201,8 @@ impl RequestSpec {
         }
         headers.extend(extra.iter().cloned());
         for key in keys {
-            let value = HeaderValue::from_bytes(key.as_bytes()).map_err(|_| Problem::usage("a key is not sendable"))?;
+            let value = HeaderValue::from_bytes(key.as_bytes())
+                .map_err(|_| Problem::usage("a key is not sendable"))?;
             headers.push((self.key_header.clone(), value));
         }
         Ok(Message { method: self.method.clone(), path, headers, body: body.into() })
@@ -207,7 +212,8 @@ impl RequestSpec {
 impl Message {
     /// The bytes of the message in HTTP/1.1.
     pub(super) fn raw(&self, authority: &str) -> Vec<u8> {
-        let mut bytes = format!("{} {} HTTP/1.1\r\nHost: {authority}\r\n", self.method, self.path).into_bytes();
+        let mut bytes =
+            format!("{} {} HTTP/1.1\r\nHost: {authority}\r\n", self.method, self.path).into_bytes();
         for (name, value) in &self.headers {
             if *name == http::header::HOST {
                 continue;
@@ -251,8 +257,9 @@ fn split(text: &str) -> Result<(String, String), Problem> {
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Problem> {
-    let name: HeaderName =
-        name.parse().map_err(|_| Problem::usage("the name of a header has characters that it may not have"))?;
+    let name: HeaderName = name
+        .parse()
+        .map_err(|_| Problem::usage("the name of a header has characters that it may not have"))?;
     let value = HeaderValue::from_bytes(value.as_bytes())
         .map_err(|_| Problem::usage(format!("the header {name} has characters that it may not have")))?;
     Ok((name, value))
@@ -292,17 +299,25 @@ fn other_body(body: &[u8], content_type: &str) -> Option<Vec<u8>> {
     }
     if content_type.contains("json") {
         let mut value = serde_json::from_slice(body).ok()?;
-        return (change(&mut value, Kind::Number) || change(&mut value, Kind::Text)).then(|| value.to_string().into());
+        return (change(&mut value, Kind::Number) || change(&mut value, Kind::Text))
+            .then(|| value.to_string().into());
     }
     if content_type.contains("x-www-form-urlencoded") {
         let text = std::str::from_utf8(body).ok()?;
         let fields: Vec<_> = text.split('&').collect();
-        let number = |field: &&str| field.split_once('=').is_some_and(|(_, value)| value.parse::<i64>().is_ok());
-        let at = fields.iter().position(|field| number(&field)).or_else(|| fields.iter().rposition(|f| f.contains('=')))?;
+        let number =
+            |field: &&str| field.split_once('=').is_some_and(|(_, value)| value.parse::<i64>().is_ok());
+        let at = fields
+            .iter()
+            .position(|field| number(&field))
+            .or_else(|| fields.iter().rposition(|f| f.contains('=')))?;
         let (name, value) = fields[at].split_once('=')?;
-        let value = value.parse::<i64>().map_or_else(|_| format!("{value}x"), |value| value.wrapping_add(1).to_string());
+        let value = value
+            .parse::<i64>()
+            .map_or_else(|_| format!("{value}x"), |value| value.wrapping_add(1).to_string());
         let changed = format!("{name}={value}");
-        let fields: Vec<_> = fields.iter().enumerate().map(|(n, field)| if n == at { &*changed } else { field }).collect();
+        let fields: Vec<_> =
+            fields.iter().enumerate().map(|(n, field)| if n == at { &*changed } else { field }).collect();
         return Some(fields.join("&").into_bytes());
     }
     None
@@ -346,9 +361,15 @@ mod tests {
 
     #[test]
     fn the_other_payload_differs_in_one_value() {
-        assert_eq!(other(r#"{"amount":1,"to":"a"}"#, "application/json").as_deref(), Some(r#"{"amount":2,"to":"a"}"#));
+        assert_eq!(
+            other(r#"{"amount":1,"to":"a"}"#, "application/json").as_deref(),
+            Some(r#"{"amount":2,"to":"a"}"#)
+        );
         assert_eq!(other(r#"{"to":"a"}"#, "application/json").as_deref(), Some(r#"{"to":"ax"}"#));
-        assert_eq!(other(r#"{"a":{"n":7},"m":1}"#, "application/json").as_deref(), Some(r#"{"a":{"n":7},"m":2}"#));
+        assert_eq!(
+            other(r#"{"a":{"n":7},"m":1}"#, "application/json").as_deref(),
+            Some(r#"{"a":{"n":7},"m":2}"#)
+        );
         let form = "application/x-www-form-urlencoded";
         assert_eq!(other("currency=eur&amount=7", form).as_deref(), Some("currency=eur&amount=8"));
         assert_eq!(other("to=a", form).as_deref(), Some("to=ax"));

@@ -204,7 +204,15 @@ impl Probe {
     /// Writes down an event that is no request, and ends now.
     pub(super) fn note(&self, kind: Kind, from_ms: f64, label: &str, result: String) {
         let result = self.secrets.hide(&result);
-        let event = Event { from_ms, to_ms: self.now_ms(), kind, label: label.to_owned(), request: None, answer: None, result };
+        let event = Event {
+            from_ms,
+            to_ms: self.now_ms(),
+            kind,
+            label: label.to_owned(),
+            request: None,
+            answer: None,
+            result,
+        };
         self.run.events.borrow_mut().push(event);
     }
 
@@ -333,7 +341,10 @@ impl Probe {
         }
         if !answer.is_success() {
             let status = answer.status;
-            return Err(Verdict::not_shown(format!("{}: a request under a fresh key was answered {status}", shot.label)));
+            return Err(Verdict::not_shown(format!(
+                "{}: a request under a fresh key was answered {status}",
+                shot.label
+            )));
         }
         Ok(answer)
     }
@@ -355,7 +366,8 @@ impl Probe {
 
     /// Settles an interrupted operation, which must end in success.
     pub(super) async fn settled(&self, operation: &Operation, what: &str) -> Step<Answer> {
-        let answer = self.settle(&operation.shot(format!("repeated after {what}")), self.settings.patience).await?;
+        let answer =
+            self.settle(&operation.shot(format!("repeated after {what}")), self.settings.patience).await?;
         ensure(!answer.says_wait(), || {
             let seconds = self.settings.patience.as_secs_f64();
             format!("{what}: the key is stuck, repeats are answered {} for {seconds} s", answer.status)
@@ -451,11 +463,17 @@ impl Probe {
             let unit = if expected == 1 { "operation" } else { "operations" };
             ensure(effects <= operations, || format!("{what}: {effects} effects of {expected} {unit}"))?;
             ensure(effects == operations, || {
-                format!("{what}: answered with success, but {effects} effects of {expected} {unit} are counted (late ones: --settle-ms)")
+                format!(
+                    "{what}: answered with success, but {effects} effects of {expected} {unit} are counted (late ones: --settle-ms)"
+                )
             })?;
             return Ok(Seen::Counted);
         }
-        let ids: BTreeSet<_> = answers.iter().filter(|answer| answer.is_success()).filter_map(|answer| self.id(answer)).collect();
+        let ids: BTreeSet<_> = answers
+            .iter()
+            .filter(|answer| answer.is_success())
+            .filter_map(|answer| self.id(answer))
+            .collect();
         if ids.is_empty() {
             return Ok(Seen::Unseen);
         }
@@ -495,8 +513,13 @@ impl Probe {
         let marks = answer.headers.iter().find(|(name, value)| {
             let known = matches!(
                 name.as_str(),
-                "idempotency-replayed" | "idempotent-replayed" | "idempotency-replay" | "idempotent-replay"
-                    | "x-idempotency-replayed" | "x-idempotent-replayed" | "x-idempotent-replay"
+                "idempotency-replayed"
+                    | "idempotent-replayed"
+                    | "idempotency-replay"
+                    | "idempotent-replay"
+                    | "x-idempotency-replayed"
+                    | "x-idempotent-replayed"
+                    | "x-idempotent-replay"
             );
             let named = self.settings.replay_header.as_ref() == Some(name);
             (known || named) && !matches!(value.as_bytes(), b"false" | b"0" | b"?0" | b"no")
@@ -521,8 +544,14 @@ impl Probe {
             format!("{what}: answered {} first, and then {}", first.status, again.status)
         })?;
         ensure(first.body == again.body, || match (self.id(first), self.id(again)) {
-            (Some(first), Some(again)) if first != again => format!("{what}: another id, {again} in place of {first}"),
-            _ => format!("{what}: the bytes differ from the first answer's ({} and {} bytes)", first.body.len(), again.body.len()),
+            (Some(first), Some(again)) if first != again => {
+                format!("{what}: another id, {again} in place of {first}")
+            }
+            _ => format!(
+                "{what}: the bytes differ from the first answer's ({} and {} bytes)",
+                first.body.len(),
+                again.body.len()
+            ),
         })?;
         for name in [http::header::CONTENT_TYPE, http::header::LOCATION] {
             ensure(first.headers.get(&name) == again.headers.get(&name), || {

@@ -130,7 +130,9 @@ impl Report {
         if probe.settings.kill_cmd.is_none() {
             say("what a crash leaves behind: --kill-cmd and --start-cmd crash the service");
         }
-        say("for how long keys are kept, and what happens to many at once: no audit of some seconds shows it");
+        say(
+            "for how long keys are kept, and what happens to many at once: no audit of some seconds shows it",
+        );
     }
 
     /// Counts outcomes and prices them.
@@ -191,7 +193,8 @@ pub(super) fn print(report: &Report, format: Format) -> Result<(), Problem> {
 }
 
 fn render(report: &Report, format: Format) -> Result<String, Problem> {
-    let failed = |error: &dyn std::fmt::Display| Problem::Refused(format!("the report cannot be written: {error}"));
+    let failed =
+        |error: &dyn std::fmt::Display| Problem::Refused(format!("the report cannot be written: {error}"));
     match format {
         Format::Json => serde_json::to_string_pretty(report).map_err(|error| failed(&error)),
         Format::Junit => junit::render(report).map_err(|error| failed(&error)),

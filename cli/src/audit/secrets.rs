@@ -151,7 +151,9 @@ impl Secrets {
                 }
                 hidden
             }
-            Value::Array(values) => values.iter_mut().fold(false, |hidden, value| self.hide_members(value) | hidden),
+            Value::Array(values) => {
+                values.iter_mut().fold(false, |hidden, value| self.hide_members(value) | hidden)
+            }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
         }
     }

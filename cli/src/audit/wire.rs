@@ -74,7 +74,11 @@ type Stream = Box<dyn Io>;
 
 impl Endpoint {
     /// Looks the host up. Refused unless it is this machine or named in `allowed`.
-    pub(super) async fn of(url: &Url, allowed: &[String], ca_cert: Option<&std::path::Path>) -> Result<Endpoint, Problem> {
+    pub(super) async fn of(
+        url: &Url,
+        allowed: &[String],
+        ca_cert: Option<&std::path::Path>,
+    ) -> Result<Endpoint, Problem> {
         let host = url.host().ok_or_else(|| Problem::usage("the URL has no host"))?;
         let port = url.port_or_known_default().ok_or_else(|| Problem::usage("the URL has no port"))?;
         let name = host.to_string();
@@ -90,7 +94,9 @@ impl Endpoint {
                     Ok(Ok(found)) => found.collect(),
                     // Not told before it is known that the host may be tested at all.
                     Ok(Err(_)) | Err(_) if !is_allowed => return Err(Problem::refused(&name)),
-                    Ok(Err(error)) => return Err(Problem::unreachable(format!("{name} is not found: {error}"))),
+                    Ok(Err(error)) => {
+                        return Err(Problem::unreachable(format!("{name} is not found: {error}")));
+                    }
                     Err(_) => return Err(Problem::unreachable(format!("{name} is not found in time"))),
                 }
             }
@@ -152,13 +158,19 @@ impl Endpoint {
                     let mut builder = hyper::client::conn::http1::Builder::new();
                     builder.max_buf_size(MAX_HEAD).max_headers(256);
                     let (sender, connection) = builder.handshake(stream).await?;
-                    Ok(Ready { sender: Sender::Http1(sender), task: Abort(tokio::spawn(async { drop(connection.await) })) })
+                    Ok(Ready {
+                        sender: Sender::Http1(sender),
+                        task: Abort(tokio::spawn(async { drop(connection.await) })),
+                    })
                 }
                 Protocol::Http2 => {
                     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
                     builder.max_header_list_size(MAX_HEAD as u32);
                     let (sender, connection) = builder.handshake(stream).await?;
-                    Ok(Ready { sender: Sender::Http2(sender), task: Abort(tokio::spawn(async { drop(connection.await) })) })
+                    Ok(Ready {
+                        sender: Sender::Http2(sender),
+                        task: Abort(tokio::spawn(async { drop(connection.await) })),
+                    })
                 }
             }
         };
@@ -170,7 +182,12 @@ impl Endpoint {
     }
 
     /// Sends a request on a connection, and reads the whole answer.
-    pub(super) async fn exchange(&self, ready: Ready, message: &Message, patience: Duration) -> Result<Answer, Failure> {
+    pub(super) async fn exchange(
+        &self,
+        ready: Ready,
+        message: &Message,
+        patience: Duration,
+    ) -> Result<Answer, Failure> {
         let start = Instant::now();
         let Ready { sender, task } = ready;
         let request = self.request(message, &sender)?;
@@ -186,7 +203,12 @@ impl Endpoint {
                 }
                 Failure::Broken(format!("its body broke off: {error}"))
             })?;
-            Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes(), took: start.elapsed() })
+            Ok(Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.to_bytes(),
+                took: start.elapsed(),
+            })
         };
         let result = timeout(patience, exchange).await.unwrap_or(Err(Failure::TimedOut));
         drop(task);
@@ -200,7 +222,8 @@ impl Endpoint {
             Sender::Http2(_) => (format!("{scheme}://{}{}", self.authority, message.path), Version::HTTP_2),
         };
         let mut request = Request::builder().method(message.method.clone()).uri(uri).version(version);
-        if version == Version::HTTP_11 && !message.headers.iter().any(|(name, _)| *name == http::header::HOST) {
+        if version == Version::HTTP_11 && !message.headers.iter().any(|(name, _)| *name == http::header::HOST)
+        {
             request = request.header(http::header::HOST, &self.authority);
         }
         for (name, value) in &message.headers {
@@ -283,11 +306,15 @@ fn is_this_machine(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
 }
 
-fn tls(host: &Host<&str>, ca_cert: Option<&std::path::Path>) -> Result<(TlsConnector, TlsConnector, ServerName<'static>), Problem> {
+fn tls(
+    host: &Host<&str>,
+    ca_cert: Option<&std::path::Path>,
+) -> Result<(TlsConnector, TlsConnector, ServerName<'static>), Problem> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_cert {
-        let failed = |error: &dyn std::fmt::Display| Problem::usage(format!("--ca-cert {}: {error}", path.display()));
+        let failed =
+            |error: &dyn std::fmt::Display| Problem::usage(format!("--ca-cert {}: {error}", path.display()));
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))?;
         for certificate in certificates {
             let certificate = certificate.map_err(|error| failed(&error))?;

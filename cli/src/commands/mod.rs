@@ -42,7 +42,9 @@ pub async fn run(Cli { global, command }: Cli) -> Result<(), Failure> {
         Command::Import(command) => command.run(&global).await,
         Command::Watch(command) => command.run(&global).await,
         // Its options are its own: it is found before these arguments are parsed.
-        Command::Audit => Err(Failure::Usage("`audit` must be the first argument: nevertwice audit ..".to_owned())),
+        Command::Audit => {
+            Err(Failure::Usage("`audit` must be the first argument: nevertwice audit ..".to_owned()))
+        }
         Command::Completions(command) => command.run(&global),
     }
 }

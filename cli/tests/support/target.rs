@@ -220,7 +220,8 @@ async fn count(State(target): State<Arc<Target>>) -> Json<Value> {
 
 fn problem(status: u16, title: &str) -> Response {
     let body = json!({ "title": title, "status": status }).to_string();
-    (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/problem+json")], body).into_response()
+    (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/problem+json")], body)
+        .into_response()
 }
 
 async fn pay(State(target): State<Arc<Target>>, request: Request) -> Response {
@@ -279,7 +280,8 @@ async fn part(body: Body) -> Bytes {
 
 /// The key of a request; none if it may be left out.
 fn key(headers: &HeaderMap, fault: Fault) -> Result<Option<String>, &'static str> {
-    let values: Vec<_> = headers.get_all("idempotency-key").iter().filter_map(|value| value.to_str().ok()).collect();
+    let values: Vec<_> =
+        headers.get_all("idempotency-key").iter().filter_map(|value| value.to_str().ok()).collect();
     let key = match &*values {
         [] if fault == Fault::OptionalKeys => return Ok(None),
         [] => return Err("the key is missing"),
@@ -399,7 +401,11 @@ impl Work {
     fn fail(&self, payload: &Bytes) -> Response {
         let mut book = self.target.book();
         if self.target.fault == Fault::CachesFailures {
-            let answer = Stored { status: StatusCode::INTERNAL_SERVER_ERROR, headers: HeaderMap::new(), body: "failed".into() };
+            let answer = Stored {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                headers: HeaderMap::new(),
+                body: "failed".into(),
+            };
             book.records.insert(self.scope.clone(), Record::Done { payload: payload.clone(), answer });
         } else {
             book.records.remove(&self.scope);
@@ -413,13 +419,17 @@ impl Work {
         let id = effect["id"].as_str().unwrap_or_default();
         let mut first = answer.clone();
         first.headers.insert(SET_COOKIE, format!("session={id}; HttpOnly").parse().unwrap());
-        if self.version == Version::HTTP_11 && self.headers.get(CONNECTION).is_some_and(|value| value == "close") {
+        if self.version == Version::HTTP_11
+            && self.headers.get(CONNECTION).is_some_and(|value| value == "close")
+        {
             first.headers.insert(CONNECTION, "close".parse().unwrap());
         }
         if fault == Fault::ReplaysCookies {
             answer.headers.insert(SET_COOKIE, first.headers[SET_COOKIE].clone());
         }
-        if fault == Fault::ReplaysConnection && let Some(value) = first.headers.get(CONNECTION) {
+        if fault == Fault::ReplaysConnection
+            && let Some(value) = first.headers.get(CONNECTION)
+        {
             answer.headers.insert(CONNECTION, value.clone());
         }
         let record = Record::Done { payload: payload.clone(), answer: answer.clone() };

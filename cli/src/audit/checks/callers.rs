@@ -24,20 +24,29 @@ impl Check for OtherCaller {
             return Ok(Verdict::not_shown("no other caller is known: see --other-header"));
         }
         let before = probe.count().await?;
-        let control = probe.answer(&probe.operation().shot("the other caller, with a key of its own").with(others)).await?;
+        let control = probe
+            .answer(&probe.operation().shot("the other caller, with a key of its own").with(others))
+            .await?;
         if !control.is_success() {
             let status = control.status;
-            return Ok(Verdict::not_shown(format!("the other caller is answered {status}, also with a key of its own")));
+            return Ok(Verdict::not_shown(format!(
+                "the other caller is answered {status}, also with a key of its own"
+            )));
         }
         let operation = probe.operation();
         let first = probe.first(&operation.shot("first")).await?;
         let other = probe.answer(&operation.shot("the other caller, with the same key").with(others)).await?;
         ensure(other.is_success(), || {
-            format!("the other caller is answered {}: it learns that the key is used, and is blocked by it", other.status)
+            format!(
+                "the other caller is answered {}: it learns that the key is used, and is blocked by it",
+                other.status
+            )
         })?;
         let same = probe.same_operation(&first, &other);
         ensure(same != Some(true), || "the other caller reads the answer of the first one".to_owned())?;
-        let seen = probe.effects_are(before, 3, &[&control, &first, &other], "the same key of two callers", false).await?;
+        let seen = probe
+            .effects_are(before, 3, &[&control, &first, &other], "the same key of two callers", false)
+            .await?;
         Ok(if seen == Seen::Unseen && same.is_none() {
             Verdict::not_shown("answers do not tell operations apart, and effects are not counted")
         } else {

@@ -32,7 +32,11 @@ impl Check for Simultaneous {
             let before = probe.count().await?;
             let operation = probe.operation();
             let mut answers = at_once(probe, &operation, copies).await?;
-            answers.push(probe.settle(&operation.shot("repeated when all are answered"), probe.settings.patience).await?);
+            answers.push(
+                probe
+                    .settle(&operation.shot("repeated when all are answered"), probe.settings.patience)
+                    .await?,
+            );
             let what = format!("{copies} copies at once");
             let all: Vec<_> = answers.iter().collect();
             let seen = probe.one_effect_each(before, 1, &all, &what).await?;
@@ -49,13 +53,18 @@ impl Check for Simultaneous {
             for pair in done.windows(2) {
                 probe.same_answer(pair[0], pair[1], &what)?;
             }
-            known &= seen != Seen::Unseen || done.len() < 2 || probe.same_operation(done[0], done[1]).is_some();
+            known &=
+                seen != Seen::Unseen || done.len() < 2 || probe.same_operation(done[0], done[1]).is_some();
         }
         if !known {
-            return Ok(Verdict::not_shown("all answers agree, but so do those of different operations, and effects are not counted"));
+            return Ok(Verdict::not_shown(
+                "all answers agree, but so do those of different operations, and effects are not counted",
+            ));
         }
         Ok(if unsaid > 0 {
-            Verdict::advice(format!("one effect; {unsaid} of {waits} copies are told to wait without Retry-After"))
+            Verdict::advice(format!(
+                "one effect; {unsaid} of {waits} copies are told to wait without Retry-After"
+            ))
         } else if waits > 0 {
             Verdict::pass(format!("{ROUNDS} times {copies} copies: one effect each, {waits} told to wait"))
         } else {

@@ -114,8 +114,10 @@ impl Check for InAnswer {
 
     async fn run(&self, probe: &Probe) -> Step<Verdict> {
         const CUTS: usize = 8;
-        let size = wire_size(&probe.first(&probe.operation().shot("a whole answer, to know its size")).await?);
-        let patience = probe.settings.timeout.min(probe.baseline.borrow().latency * 10 + Duration::from_secs(1));
+        let size =
+            wire_size(&probe.first(&probe.operation().shot("a whole answer, to know its size")).await?);
+        let patience =
+            probe.settings.timeout.min(probe.baseline.borrow().latency * 10 + Duration::from_secs(1));
         let before = probe.count().await?;
         let mut answers = Vec::new();
         for cut in 0..CUTS {
@@ -156,8 +158,12 @@ fn begins_with(answer: &Answer, part: &[u8], what: &str) -> Step<()> {
         })?;
     }
     let chunked = text.to_ascii_lowercase().contains("transfer-encoding");
-    let Some(at) = part.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| !chunked) else { return Ok(()) };
-    ensure(answer.body.starts_with(&part[at + 4..]), || format!("{what}: the repeated answer has another body"))
+    let Some(at) = part.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| !chunked) else {
+        return Ok(());
+    };
+    ensure(answer.body.starts_with(&part[at + 4..]), || {
+        format!("{what}: the repeated answer has another body")
+    })
 }
 
 /// A client that gives up, and repeats at once.
@@ -178,7 +184,10 @@ impl Check for ClientTimeOut {
         let slow = &probe.settings.slow_headers;
         let usual = probe.first(&probe.operation().shot("the usual time").with(slow)).await?.took;
         if usual < Duration::from_millis(10) {
-            let because = format!("the service answers in {} ms, before any time-out: see --slow-header", usual.as_millis());
+            let because = format!(
+                "the service answers in {} ms, before any time-out: see --slow-header",
+                usual.as_millis()
+            );
             return Ok(Verdict::not_shown(because));
         }
         let (mut timed_out, mut counted) = (0, true);
@@ -201,7 +210,9 @@ impl Check for ClientTimeOut {
             let seen = probe.one_effect_each(before, 1, &all, &what).await?;
             counted &= seen == Seen::Counted;
             let bad = answers.iter().find(|answer| !answer.is_success() && !answer.says_wait());
-            ensure(bad.is_none(), || format!("{what}: a retry is answered {}", bad.map_or(0, |answer| answer.status)))?;
+            ensure(bad.is_none(), || {
+                format!("{what}: a retry is answered {}", bad.map_or(0, |answer| answer.status))
+            })?;
             let done: Vec<_> = answers.iter().filter(|answer| answer.is_success()).collect();
             for pair in done.windows(2) {
                 probe.same_answer(pair[0], pair[1], &what)?;

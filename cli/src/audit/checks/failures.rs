@@ -34,7 +34,10 @@ impl Check for FirstTry {
         let operation = probe.operation();
         let failed = probe.answer(&operation.shot("a first try that fails").with(fail)).await?;
         if failed.status < 500 {
-            return Ok(Verdict::not_shown(format!("--fail-header: the try was answered {}, no 5xx", failed.status)));
+            return Ok(Verdict::not_shown(format!(
+                "--fail-header: the try was answered {}, no 5xx",
+                failed.status
+            )));
         }
         let effects = probe.effects_since(before).await?;
         let patience = probe.settings.patience.min(Duration::from_secs(4));
@@ -45,7 +48,9 @@ impl Check for FirstTry {
                     probe.one_effect_each(before, 1, &[&again], "failed and repeated").await?;
                     Verdict::pass("the repeat succeeds, one effect in all")
                 }
-                None => Verdict::not_shown("the repeat succeeds; a second effect would be known only by a count"),
+                None => {
+                    Verdict::not_shown("the repeat succeeds; a second effect would be known only by a count")
+                }
             });
         }
         Ok(Self::unhealed(&again, effects))
@@ -57,10 +62,12 @@ impl FirstTry {
     fn unhealed(again: &Answer, effects: Option<i64>) -> Verdict {
         let status = again.status;
         match effects {
-            Some(1..) => Verdict::pass(format!("the failed try had its effect, and repeats are answered {status}")),
-            Some(_) if again.says_wait() => {
-                Verdict::advice(format!("nothing happened, and repeats are answered {status}: somebody must resolve the key"))
+            Some(1..) => {
+                Verdict::pass(format!("the failed try had its effect, and repeats are answered {status}"))
             }
+            Some(_) if again.says_wait() => Verdict::advice(format!(
+                "nothing happened, and repeats are answered {status}: somebody must resolve the key"
+            )),
             Some(_) => Verdict::fail(format!(
                 "nothing happened, but repeats get the failure ({status}): the operation can never succeed under its key"
             )),
@@ -104,7 +111,9 @@ impl Check for Crash {
         let again = recovered(probe, &operation.shot("repeated after the crash")).await?;
         let counted = match probe.effects_since(before).await? {
             Some(effects) => {
-                ensure(effects <= 1, || format!("killed after the answer: {effects} effects of 1 operation"))?;
+                ensure(effects <= 1, || {
+                    format!("killed after the answer: {effects} effects of 1 operation")
+                })?;
                 true
             }
             None => false,
@@ -130,7 +139,9 @@ impl Check for Crash {
         Ok(if !counted {
             Verdict::not_shown("answers survive a crash; second effects are known only by a count")
         } else if hits == 0 {
-            Verdict::not_shown("answers survive a crash, but the service was faster than the kill: see --slow-header")
+            Verdict::not_shown(
+                "answers survive a crash, but the service was faster than the kill: see --slow-header",
+            )
         } else if waits > 0 {
             Verdict::pass(format!("{hits} crashes under way: no second effect; {waits} left unresolved"))
         } else {
@@ -154,7 +165,13 @@ impl Moment {
         }
     }
 
-    async fn wait(self, probe: &Probe, pending: &mut Pending, before: Option<i64>, usual: Duration) -> Step<()> {
+    async fn wait(
+        self,
+        probe: &Probe,
+        pending: &mut Pending,
+        before: Option<i64>,
+        usual: Duration,
+    ) -> Step<()> {
         let start = Instant::now();
         if self == Moment::Half || before.is_none() {
             sleep(usual / 2).await;
@@ -171,7 +188,12 @@ impl Moment {
 }
 
 /// Repeats the operation after a crash. Returns whether it is left unresolved.
-async fn after_crash(probe: &Probe, operation: &Operation, before: Option<i64>, moment: Moment) -> Step<bool> {
+async fn after_crash(
+    probe: &Probe,
+    operation: &Operation,
+    before: Option<i64>,
+    moment: Moment,
+) -> Step<bool> {
     let what = format!("killed {}", moment.name());
     let answer = recovered(probe, &operation.shot(format!("repeated, {what}"))).await?;
     let effects = probe.effects_since(before).await?.unwrap_or(1);

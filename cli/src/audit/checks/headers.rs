@@ -33,7 +33,9 @@ impl Check for Cookies {
         let own = fresh.iter().find(|cookie| !usual.contains(cookie) && replayed.contains(cookie));
         if let Some(cookie) = own {
             let name = cookie.split('=').next().unwrap_or_default();
-            return Ok(Verdict::fail(format!("the cookie {name} of the first answer is set again by the replay")));
+            return Ok(Verdict::fail(format!(
+                "the cookie {name} of the first answer is set again by the replay"
+            )));
         }
         Ok(if replayed.is_empty() {
             Verdict::pass("a replay sets no cookie")
@@ -79,7 +81,8 @@ impl Check for HopByHop {
         probe.first(&operation.shot("first, on a connection that closes").with(&close)).await?;
         let again = probe.answer(&operation.shot("repeated, on one that stays")).await?;
         for name in HOP_BY_HOP {
-            let stored = again.headers.contains_key(name) && again.headers.get(name) != control.headers.get(name);
+            let stored =
+                again.headers.contains_key(name) && again.headers.get(name) != control.headers.get(name);
             ensure(!stored, || format!("the replay has the header {name} of the first connection"))?;
         }
         for name in [DATE, HeaderName::from_static("server"), HeaderName::from_static("content-type")] {
@@ -109,7 +112,8 @@ impl Check for Expiry {
         let again = probe.answer(&operation.shot("repeated")).await?;
         let tells = |name: &HeaderName| {
             let name = name.as_str();
-            name.contains("idempoten") && ["expir", "ttl", "retention", "valid"].iter().any(|word| name.contains(word))
+            name.contains("idempoten")
+                && ["expir", "ttl", "retention", "valid"].iter().any(|word| name.contains(word))
         };
         let told = first.headers.keys().chain(again.headers.keys()).find(|name| tells(name));
         Ok(match told {

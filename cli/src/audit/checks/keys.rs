@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 
-use crate::audit::check::{About, Check, ERRORS, ITEMS, PROBLEMS, SECURITY, STRIPE, SYNTAX, Step, Verdict, ensure};
+use crate::audit::check::{
+    About, Check, ERRORS, ITEMS, PROBLEMS, SECURITY, STRIPE, SYNTAX, Step, Verdict, ensure,
+};
 use crate::audit::probe::{Probe, Seen};
 
 /// Lengths of keys: over the usual limit of 255, and over what a column holds.
@@ -64,7 +66,9 @@ impl Check for Empty {
         let second = if probe.spec.has_other() { second.other_payload() } else { second };
         let second = probe.answer(&second).await?;
         let shared = "the empty text is a key: clients that send it share one operation";
-        ensure(second.is_success() && probe.same_operation(&first, &second) != Some(true), || shared.to_owned())?;
+        ensure(second.is_success() && probe.same_operation(&first, &second) != Some(true), || {
+            shared.to_owned()
+        })?;
         if let Some(effects) = probe.effects_since(before).await? {
             ensure(effects == 2, || format!("{shared} ({effects} effects of 2 operations)"))?;
         } else if probe.same_operation(&first, &second).is_none() {
@@ -98,7 +102,9 @@ impl Check for Long {
                 probe.operation().shot(format!("a key of {length} characters, ending in {end}")).keys(&[&key])
             };
             let first = probe.answer(&shot("a")).await?;
-            ensure(first.status < 500, || format!("a key of {length} characters is answered {}", first.status))?;
+            ensure(first.status < 500, || {
+                format!("a key of {length} characters is answered {}", first.status)
+            })?;
             if !first.is_success() {
                 refused_without_effect(probe, before, "with a long key").await?;
                 says.push(format!("{length} characters: refused with {}", first.status));
@@ -107,11 +113,16 @@ impl Check for Long {
             let second = probe.answer(&shot("b")).await?;
             let same = probe.same_operation(&first, &second);
             ensure(second.is_success() && same != Some(true), || {
-                format!("two keys of {length} characters that differ in the last one are the same key (the second is answered {})", second.status)
+                format!(
+                    "two keys of {length} characters that differ in the last one are the same key (the second is answered {})",
+                    second.status
+                )
             })?;
             let seen = probe.effects_are(before, 2, &[&first, &second], "two long keys", false).await?;
             if seen == Seen::Unseen && same.is_none() {
-                return Ok(Verdict::not_shown("answers do not tell operations apart, and effects are not counted"));
+                return Ok(Verdict::not_shown(
+                    "answers do not tell operations apart, and effects are not counted",
+                ));
             }
             says.push(format!("{length} characters: told apart"));
         }
@@ -138,7 +149,10 @@ impl Check for Quoted {
         let first = probe.answer(&operation.shot("a key in quotes").keys(&[&quoted])).await?;
         ensure(first.status < 500, || format!("a key in quotes is answered {}", first.status))?;
         if !first.is_success() {
-            return Ok(Verdict::advice(format!("a key in quotes, as the draft writes it, is answered {}", first.status)));
+            return Ok(Verdict::advice(format!(
+                "a key in quotes, as the draft writes it, is answered {}",
+                first.status
+            )));
         }
         let again = probe.answer(&operation.shot("in quotes again").keys(&[&quoted])).await?;
         probe.same_answer(&first, &again, "a key in quotes, repeated")?;

@@ -68,7 +68,9 @@ impl Check for Http2 {
         let seen = probe.one_effect_each(before, 1, &[&first, &again], "by HTTP/2, then HTTP/1.1").await?;
         probe.same_answer(&first, &again, "by HTTP/2, then HTTP/1.1")?;
         Ok(match (seen, probe.same_operation(&first, &again)) {
-            (Seen::Unseen, None) => Verdict::not_shown("answers do not tell operations apart, and effects are not counted"),
+            (Seen::Unseen, None) => {
+                Verdict::not_shown("answers do not tell operations apart, and effects are not counted")
+            }
             _ => Verdict::pass("one answer by both versions"),
         })
     }

@@ -3,7 +3,9 @@
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::audit::check::{About, Check, ENFORCEMENT, ERRORS, PROBLEMS, STRIPE, Step, UNIQUENESS, Verdict, ensure};
+use crate::audit::check::{
+    About, Check, ENFORCEMENT, ERRORS, PROBLEMS, STRIPE, Step, UNIQUENESS, Verdict, ensure,
+};
 use crate::audit::probe::{Probe, Seen};
 use crate::audit::wire::Answer;
 
@@ -84,33 +86,51 @@ impl Check for OtherPayload {
 
     async fn run(&self, probe: &Probe) -> Step<Verdict> {
         if !probe.spec.has_other() {
-            let because = if probe.spec.has_body() { "no other payload is known" } else { "the request has no payload" };
+            let because = if probe.spec.has_body() {
+                "no other payload is known"
+            } else {
+                "the request has no payload"
+            };
             return Ok(Verdict::not_shown(format!("{because}: see --other-data")));
         }
         let before = probe.count().await?;
-        let control = probe.answer(&probe.operation().shot("the other payload under a key of its own").other_payload()).await?;
+        let control = probe
+            .answer(&probe.operation().shot("the other payload under a key of its own").other_payload())
+            .await?;
         if !control.is_success() {
             let status = control.status;
-            return Ok(Verdict::not_shown(format!("the other payload alone is answered {status}: give a valid one by --other-data")));
+            return Ok(Verdict::not_shown(format!(
+                "the other payload alone is answered {status}: give a valid one by --other-data"
+            )));
         }
         let operation = probe.operation();
         let first = probe.first(&operation.shot("first")).await?;
-        let other = probe.answer(&operation.shot("the other payload under the used key").other_payload()).await?;
+        let other =
+            probe.answer(&operation.shot("the other payload under the used key").other_payload()).await?;
         if other.is_success() {
             let replayed = probe.same_operation(&first, &other) == Some(true);
             let happened = if replayed { "gets the answer to the first" } else { "is accepted" };
-            return Ok(Verdict::fail(format!("another payload under a used key {happened} ({})", other.status)));
+            return Ok(Verdict::fail(format!(
+                "another payload under a used key {happened} ({})",
+                other.status
+            )));
         }
-        ensure(other.is_refusal(), || format!("another payload under a used key is answered {}", other.status))?;
+        ensure(other.is_refusal(), || {
+            format!("another payload under a used key is answered {}", other.status)
+        })?;
         if let Some(leak) = leaked(probe, &first, &other, &control) {
             return Ok(Verdict::fail(format!("the refusal gives away {leak} of the first answer")));
         }
         let again = probe.answer(&operation.shot("the first payload again")).await?;
         probe.same_answer(&first, &again, "repeated after the refusal")?;
-        probe.effects_are(before, 2, &[&control, &first, &again], "with another payload refused", false).await?;
+        probe
+            .effects_are(before, 2, &[&control, &first, &again], "with another payload refused", false)
+            .await?;
         Ok(match other.status {
             400 | 422 => Verdict::pass(format!("refused with {}", other.status)),
-            409 => Verdict::advice("refused with 409, which tells clients to repeat: 422 asks for a correction"),
+            409 => {
+                Verdict::advice("refused with 409, which tells clients to repeat: 422 asks for a correction")
+            }
             status => Verdict::advice(format!("refused with {status}: the draft says 422")),
         })
     }
@@ -134,7 +154,9 @@ fn leaked(probe: &Probe, first: &Answer, refusal: &Answer, control: &Answer) -> 
 fn find(value: &Value, place: &str, is_leak: &dyn Fn(&str) -> bool) -> Option<String> {
     match value {
         Value::String(text) => is_leak(text).then(|| place.to_owned()),
-        Value::Object(members) => members.iter().find_map(|(name, value)| find(value, &format!("{place}/{name}"), is_leak)),
+        Value::Object(members) => {
+            members.iter().find_map(|(name, value)| find(value, &format!("{place}/{name}"), is_leak))
+        }
         Value::Array(values) => values.iter().find_map(|value| find(value, place, is_leak)),
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }

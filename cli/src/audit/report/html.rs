@@ -7,7 +7,8 @@ use super::{CheckReport, Report, Run};
 use crate::audit::check::Outcome;
 
 pub(super) fn render(report: &Report) -> Result<String, askama::Error> {
-    let checks = report.checks.iter().map(|check| Section { check, runs: check.runs.iter().map(Case::of).collect() });
+    let checks =
+        report.checks.iter().map(|check| Section { check, runs: check.runs.iter().map(Case::of).collect() });
     Page { report, sections: checks.collect() }.render()
 }
 

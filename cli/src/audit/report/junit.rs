@@ -38,9 +38,11 @@ fn case(check: &CheckReport) -> TestCase {
 }
 
 fn evidence(check: &CheckReport) -> String {
-    let mut text = format!("{}\nexpected: {}\nsource: {}\n", check.verdict.because, check.about.says, check.sources());
+    let mut text =
+        format!("{}\nexpected: {}\nsource: {}\n", check.verdict.because, check.about.says, check.sources());
     for event in check.worst().map(|run| &*run.events).unwrap_or_default() {
-        let line = format!("{:.0} - {:.0} ms  {}: {}\n", event.from_ms, event.to_ms, event.label, event.result);
+        let line =
+            format!("{:.0} - {:.0} ms  {}: {}\n", event.from_ms, event.to_ms, event.label, event.result);
         text.push_str(&line);
     }
     text

@@ -49,7 +49,13 @@ pub(in crate::audit) fn check(check: &CheckReport) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
     let outcome = check.verdict.outcome;
     let style = style(outcome);
-    writeln!(out, "{style}{:>9}{style:#}  {:<22} {}", outcome.name(), check.about.name, check.verdict.because)?;
+    writeln!(
+        out,
+        "{style}{:>9}{style:#}  {:<22} {}",
+        outcome.name(),
+        check.about.name,
+        check.verdict.because
+    )?;
     if outcome != Outcome::Fail {
         return out.flush();
     }
@@ -61,7 +67,11 @@ pub(in crate::audit) fn check(check: &CheckReport) -> io::Result<()> {
         writeln!(out, "{:11}{DIM}.. {skipped} earlier events{DIM:#}", "")?;
     }
     for event in &events[skipped..] {
-        writeln!(out, "{:11}{:>6.0} - {:>6.0} ms  {}: {}", "", event.from_ms, event.to_ms, event.label, event.result)?;
+        writeln!(
+            out,
+            "{:11}{:>6.0} - {:>6.0} ms  {}: {}",
+            "", event.from_ms, event.to_ms, event.label, event.result
+        )?;
     }
     out.flush()
 }
