@@ -5,7 +5,6 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program talks to its terminal")]
 
-#[allow(dead_code, reason = "the tests need more of it")]
 #[path = "../tests/support/target.rs"]
 mod target;
 
@@ -13,7 +12,7 @@ use std::error::Error;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
-use anstyle_svg::Term;
+use anstyle_svg::{Term, WIN10_CONSOLE};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
@@ -61,7 +60,9 @@ async fn picture() -> Result<String, Box<dyn Error>> {
     let mut text =
         "$ nevertwice audit POST http://localhost:3000/pay --json '{\"amount\": 4200}' ..\n".to_owned();
     text.push_str(&shortened(&String::from_utf8(output.stdout)?));
-    Ok(Term::new().min_width_px(800).render_svg(&text))
+    let svg = Term::new().palette(WIN10_CONSOLE).min_width_px(800).render_svg(&text);
+    // Dimmed text of the terminal would be too faint in a page.
+    Ok(svg.replace("opacity: 0.4", "opacity: 0.75"))
 }
 
 /// Cuts wide lines, and leaves out all copies but three.

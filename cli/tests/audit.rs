@@ -432,9 +432,9 @@ async fn https_is_audited_with_a_certificate_of_the_users() {
 }
 
 /// Starts a server that does as told with each connection.
-async fn hostile<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+async fn hostile<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
-    F: 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

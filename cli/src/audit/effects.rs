@@ -16,7 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A way to count effects.
 pub(super) enum Counter {
     Command(String),
-    Url { endpoint: Endpoint, message: Message, pointer: String },
+    Url(Box<CountUrl>),
+}
+
+/// A request whose answer holds the number.
+pub(super) struct CountUrl {
+    endpoint: Endpoint,
+    message: Message,
+    pointer: String,
 }
 
 impl Counter {
@@ -34,14 +41,14 @@ impl Counter {
         let path = url[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
         let headers = headers(&args.count_header)?;
         let message = Message { method: Method::GET, path, headers, body: bytes::Bytes::new() };
-        Ok(Some(Counter::Url { endpoint, message, pointer }))
+        Ok(Some(Counter::Url(Box::new(CountUrl { endpoint, message, pointer }))))
     }
 
     /// The name of the way, for reports. The command itself may hold a password.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Counter::Command(_) => "--count-cmd",
-            Counter::Url { .. } => "--count-url",
+            Counter::Url(_) => "--count-url",
         }
     }
 
@@ -55,7 +62,8 @@ impl Counter {
                 let line = output.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
                 line.parse().map_err(|_| "--count-cmd: its last line is no whole number".to_owned())
             }
-            Counter::Url { endpoint, message, pointer } => {
+            Counter::Url(url) => {
+                let CountUrl { endpoint, message, pointer } = &**url;
                 let answer =
                     fetch(endpoint, message).await.map_err(|failure| format!("--count-url: {failure}"))?;
                 let value: Value =

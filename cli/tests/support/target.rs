@@ -1,6 +1,7 @@
 //! A small payment service with one fault that is chosen, to audit.
 //!
 //! It keeps its records in a log, so that it can be killed and started again.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

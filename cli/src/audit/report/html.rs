@@ -7,9 +7,10 @@ use super::{CheckReport, Report, Run};
 use crate::audit::check::Outcome;
 
 pub(super) fn render(report: &Report) -> Result<String, askama::Error> {
-    let checks =
-        report.checks.iter().map(|check| Section { check, runs: check.runs.iter().map(Case::of).collect() });
-    Page { report, sections: checks.collect() }.render()
+    let mut checks: Vec<_> = report.checks.iter().collect();
+    // The worst first; otherwise as they ran.
+    checks.sort_by_key(|check| std::cmp::Reverse(check.verdict.outcome));
+    Page { report, sections: checks.into_iter().map(Section::of).collect() }.render()
 }
 
 #[derive(Template)]
@@ -25,6 +26,10 @@ struct Section<'a> {
 }
 
 impl Section<'_> {
+    fn of(check: &CheckReport) -> Section<'_> {
+        Section { check, runs: check.runs.iter().map(Case::of).collect() }
+    }
+
     /// The class of an outcome.
     fn class(&self) -> &'static str {
         class(self.check.verdict.outcome)

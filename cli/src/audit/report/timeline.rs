@@ -3,13 +3,13 @@
 use crate::audit::evidence::Event;
 
 /// The width of the picture, near that of a phone, so that its text is readable there.
-pub(super) const WIDTH: f64 = 400.0;
+const WIDTH: f64 = 320.0;
 /// The height of an event: a line of text, and its bar.
 const ROW: f64 = 34.0;
 /// The space at the left and right.
 const MARGIN: f64 = 6.0;
 /// The most characters of a line.
-const CHARACTERS: usize = 58;
+const CHARACTERS: usize = 48;
 
 /// A picture.
 #[derive(Debug)]
