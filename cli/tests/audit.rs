@@ -313,6 +313,7 @@ async fn wrong_usage_ends_with_2_and_says_what_to_do() {
         (&["POST", &url, "--only", "nonsense"], "replay-same"),
         (&["POST", &url, "--data", "@/no/such/file"], "/no/such/file"),
         (&["POST", &url, "--output", "report.pdf"], ".html"),
+        (&["POST", &url, "--output", "/no/such/folder/report.html"], "no such folder"),
         (&["POST", &url, "--curl", "curl http://localhost"], "cannot be used with"),
         (&["POST", &url, "--json", "{}"], "401"),
         (&["POST", &url, "--json", "{}", auth[0], auth[1], "--id-pointer", "/nothing"], "--id-pointer"),

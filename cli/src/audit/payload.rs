@@ -307,10 +307,7 @@ fn other_body(body: &[u8], content_type: &str) -> Option<Vec<u8>> {
         let fields: Vec<_> = text.split('&').collect();
         let number =
             |field: &&str| field.split_once('=').is_some_and(|(_, value)| value.parse::<i64>().is_ok());
-        let at = fields
-            .iter()
-            .position(number)
-            .or_else(|| fields.iter().rposition(|f| f.contains('=')))?;
+        let at = fields.iter().position(number).or_else(|| fields.iter().rposition(|f| f.contains('=')))?;
         let (name, value) = fields[at].split_once('=')?;
         let value = value
             .parse::<i64>()

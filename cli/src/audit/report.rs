@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Problem;
 use super::args::Format;
 use super::check::{About, Outcome, Verdict};
+use super::checked;
 use super::cost::Cost;
 use super::evidence::Event;
 use super::probe::{Probe, Tally};
@@ -163,9 +164,18 @@ impl Report {
     }
 }
 
-/// Requires that each file's name tells its format.
+/// Requires that each file's name tells its format, and that it has a folder: that is said before
+/// anything is sent.
 pub(super) fn check_outputs(paths: &[PathBuf]) -> Result<(), Problem> {
-    paths.iter().try_for_each(|path| format_of(path).map(drop))
+    for path in paths {
+        format_of(path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let exists = folder.unwrap_or(Path::new(".")).is_dir();
+        checked(exists && !path.is_dir(), || {
+            format!("--output {}: there is no such folder", path.display())
+        })?;
+    }
+    Ok(())
 }
 
 fn format_of(path: &Path) -> Result<Format, Problem> {

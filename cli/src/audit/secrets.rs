@@ -79,6 +79,31 @@ impl Secrets {
                 self.learn(&value);
             }
         }
+        match serde_json::from_slice(&message.body) {
+            Ok(value) => self.learn_members(&value),
+            Err(_) => {
+                for (name, value) in url::form_urlencoded::parse(&message.body) {
+                    if self.is_secret(&name) {
+                        self.learn(&value);
+                    }
+                }
+            }
+        }
+    }
+
+    fn learn_members(&mut self, value: &Value) {
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    match value {
+                        Value::String(text) if self.is_secret(name) => self.learn(text),
+                        value => self.learn_members(value),
+                    }
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|value| self.learn_members(value)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
     }
 
     fn is_secret(&self, name: &str) -> bool {
@@ -187,6 +212,17 @@ mod tests {
         let body = secrets.hide_body(br#"{"id": "x", "a": [{"client_secret": "pi_secret"}]}"#, 1000);
         assert_eq!(body, r#"{"a":[{"client_secret":"[hidden]"}],"id":"x"}"#);
         assert_eq!(secrets.hide_body(b"amount=1&password=p", 1000), "amount=1&password=[hidden]");
+    }
+
+    #[test]
+    fn a_secret_of_the_body_is_hidden_where_it_is_repeated() {
+        for body in [r#"{"card": {"token": "tok_12345"}}"#, "card[token]=tok_12345"] {
+            let mut secrets = Secrets::named(&[]);
+            let body = bytes::Bytes::from(body);
+            let path = "/".to_owned();
+            secrets.learn_message(&Message { method: http::Method::POST, path, headers: Vec::new(), body });
+            assert_eq!(secrets.hide("tok_12345 is used up"), "[hidden] is used up");
+        }
     }
 
     #[test]
