@@ -1,7 +1,7 @@
 //! `nevertwice audit`: the auditor of any HTTP API's idempotency, from outside.
 //!
-//! [`check`] has the kinds of claims and outcomes, [`checks`] the checks themselves, [`probe`] their
-//! hands, [`wire`] the connections, [`report`] the reports.
+//! [`check`] has the kinds of claims and outcomes, [`checks`] the checks themselves, [`probe`] what
+//! they act with, [`wire`] the connections, [`report`] the reports.
 
 mod args;
 mod baseline;

@@ -11,8 +11,8 @@ use clap::{Args as ClapArgs, ValueEnum};
 /// with the evidence. It needs no access to the service, which may be written in any language.
 /// EFFECTS REALLY HAPPEN: run it against a test environment.
 ///
-/// Exit codes: 0 no check failed, 1 a check failed, 2 wrong usage or a request that the service does
-/// not accept, 3 the service cannot be reached, 4 the host is not local and not named by
+/// Exit codes: 0 no check failed, 1 a check failed, 2 wrong usage or a request that the service
+/// does not accept, 3 the service cannot be reached, 4 the host is not local and not named by
 /// --i-may-test.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {

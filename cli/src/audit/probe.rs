@@ -1,4 +1,4 @@
-//! The hands of a check: it sends, cuts, counts and writes down the evidence, within the limits.
+//! [`Probe`]: the sending, cutting, counting and recording that checks do, within the limits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;

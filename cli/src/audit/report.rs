@@ -47,7 +47,7 @@ pub(super) struct Report {
 pub(super) struct CheckReport {
     #[serde(flatten)]
     pub(super) about: About,
-    /// That of the worst run.
+    /// The verdict of the worst run.
     #[serde(flatten)]
     pub(super) verdict: Verdict,
     pub(super) runs: Vec<Run>,

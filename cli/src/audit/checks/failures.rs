@@ -66,7 +66,7 @@ impl FirstTry {
                 Verdict::pass(format!("the failed try had its effect, and repeats are answered {status}"))
             }
             Some(_) if again.says_wait() => Verdict::advice(format!(
-                "nothing happened, and repeats are answered {status}: somebody must resolve the key"
+                "nothing happened, and repeats are answered {status}: an operator must resolve the key"
             )),
             Some(_) => Verdict::fail(format!(
                 "nothing happened, but repeats get the failure ({status}): the operation can never succeed under its key"
