@@ -3,8 +3,6 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -41,7 +39,9 @@ pub(super) fn start(command: &str) -> Result<(), String> {
 fn shell(command: &str, stdout: Stdio) -> std::io::Result<Child> {
     let mut shell = Command::new("sh");
     // A group of its own: it can be ended whole, and Ctrl-C at the audit does not end the service.
-    shell.args(["-c", command]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).process_group(0);
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());
+    #[cfg(unix)]
+    shell.process_group(0);
     shell.spawn()
 }
 
@@ -50,9 +50,12 @@ struct Group(Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+        #[cfg(unix)]
+        if let Some(id) = self.0.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
             // It may have ended meanwhile.
-            let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+            let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
         }
+        #[cfg(not(unix))]
+        let _ = self.0.start_kill();
     }
 }

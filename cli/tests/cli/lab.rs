@@ -144,7 +144,6 @@ pub(crate) async fn fill(engine: Engine) {
     let marked = acquire(&engine, short("marked")).await;
     let _ = marked.mark_effect().await;
     drop(marked);
-    std::mem::forget(marked);
     acquire(&engine, request("shop,refunds", "reported"))
         .await
         .fail("secret-error", Retry::Unresolved)
