@@ -124,8 +124,9 @@ fn a_file_that_is_cut_or_damaged_anywhere_is_noticed() {
     let file = export(&source);
     let whole = std::fs::read(&file).unwrap();
     let target = Lab::sqlite();
-    for step in 0..12 {
-        let cut = whole.len() * step / 12;
+    let ends = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let ends: Vec<usize> = ends.filter(|at| *at < whole.len()).collect();
+    for cut in (0..12).map(|step| whole.len() * step / 12).chain(ends) {
         std::fs::write(&file, &whole[..cut]).unwrap();
         let ran = import(&target, &file, &["--create"]);
         assert!(ran.code == 4 && !ran.err.contains("secret"), "cut at {cut}: {ran:?}");
