@@ -40,7 +40,7 @@ use nevertwice::{Body, Engine, Request, Resolution, RunError, SqliteStore};
 use crate::job::{Job, Step, Stopped};
 use crate::slots::{Slot, Slots};
 
-/// Runs each slot of a job that is due and was not run, on whichever machine comes first.
+/// Runs each slot of a job that is due and was not run, on the machine that comes first.
 #[derive(Debug, Parser)]
 #[command(name = "cron_job")]
 struct Args {
