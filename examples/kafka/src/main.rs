@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `--dedup key` takes the record's key for the message's identity: it finds a message that its
-//! producer sent twice, in whichever partition. The key must name the message, as an order's number
+//! producer sent twice, in any partition. The key must name the message, as an order's number
 //! does, and not something that has many messages. `--dedup offset` needs nothing from the producer
 //! and finds only what the broker delivers twice.
 //!
