@@ -384,8 +384,8 @@ fn a_store_that_only_reads_needs_select_and_refuses_writes() {
         let none = PostgresStore::builder(&server.url()).read_only().connect().await;
         assert!(unusable(none).contains("there is no table"));
         assert_eq!(contents(&server), "");
-        let engine = crate::engine(&server).await;
-        crate::acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        let engine = engine(&server).await;
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
     });
     server.sql("CREATE ROLE reader LOGIN; ALTER ROLE reader SET default_transaction_read_only = on");
     server.sql("GRANT SELECT ON nevertwice, nevertwice_meta TO reader");
