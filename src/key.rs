@@ -61,8 +61,12 @@ pub enum KeyError {
         /// Its position, in bytes from the start.
         at: usize,
     },
-    /// The typed form of the scope was cut when it was displayed: its end is unknown.
-    #[error("the scope was truncated (it ends in …): write it in full (\\… is the character itself)")]
+    /// The typed form of the scope was cut when it was displayed: its end is unknown. Or it is too
+    /// long to choose records by, which show no more of theirs.
+    #[error(
+        "the scope was truncated (it ends in …): write it in full (\\… is the character itself); or it is over 44 \
+         bytes, too long for a filter"
+    )]
     Cut,
     /// The text is not a record id, which has 64 hexadecimal digits.
     #[error("a record id has 64 hexadecimal digits")]

@@ -150,6 +150,96 @@ impl Failure for Declined {
     }
 }
 
+/// The classic fault of consumers: the duplicate in flight is acknowledged, and the holder crashes.
+#[test]
+fn s7_a_consumer_that_acknowledges_a_duplicate_in_flight_is_found() {
+    let provider = Provider::default();
+    let consume = async |engine: Engine, message: String| match engine.begin(&request(&message)).await {
+        Ok(Begin::Acquired(lease)) => {
+            lease.mark_effect().await.map_err(drop)?;
+            provider.charge();
+            lease.complete("").await.map_err(drop)
+        }
+        Ok(Begin::Completed(_) | Begin::InProgress(_)) => Ok(()),
+        _ => Err(()),
+    };
+    let audit = block_on(audit(request, consume, async || provider.charges.get()));
+    assert!(audit.failures().any(|row| row.finding == Some(Finding::AnsweredEarly)), "{audit}");
+}
+
+#[test]
+fn s8_a_mark_in_the_first_attempt_only_is_found() {
+    let audit = audited(async |lease, provider| {
+        if lease.attempt() == 1 {
+            lease.mark_effect().await?;
+        }
+        provider.charge();
+        lease.complete("receipt").await?;
+        Ok("receipt".to_owned())
+    });
+    assert!(audit.failures().any(|row| row.finding == Some(Finding::Unmarked)), "{audit}");
+}
+
+/// Two effects whose provider knows the derived keys, one after the other.
+#[test]
+fn s8_two_effects_with_a_key_each_are_safe_if_they_are_expected() {
+    let charged = RefCell::new(HashSet::new());
+    let handler = async |engine: Engine, key: String| {
+        let request = request(&key).recovery(Recovery::Rerun);
+        match engine.begin(&request).await.map_err(drop)? {
+            Begin::Acquired(lease) => {
+                for label in ["book", "charge"] {
+                    charged.borrow_mut().insert(lease.derive_key(label));
+                    lease.save_checkpoint(label).await.map_err(drop)?;
+                }
+                lease.complete("").await.map_err(drop)
+            }
+            Begin::Completed(_) => Ok(()),
+            _ => Err(()),
+        }
+    };
+    let count = async || charged.borrow().len() as u64;
+    block_on(Auditor::new().effects(2).run(request, handler, count)).assert_safe();
+    let audit = block_on(audit(request, handler, count));
+    assert_eq!(simplest(&audit), ("undisturbed", Finding::SeveralEffects));
+}
+
+/// The store is back after a while for a handler that does not give up.
+#[test]
+fn a_handler_that_repeats_until_the_store_is_back_is_audited() {
+    let provider = Provider::default();
+    let handler = async |engine: Engine, key: String| {
+        let begin = loop {
+            match engine.begin(&request(&key)).await {
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Ok(begin) => break begin,
+            }
+        };
+        match begin {
+            Begin::Acquired(lease) => {
+                lease.mark_effect().await.map_err(drop)?;
+                provider.charge();
+                lease.complete("").await.map_err(drop)
+            }
+            Begin::Completed(_) => Ok(()),
+            _ => Err(()),
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(audit(request, handler, async || provider.charges.get())).assert_safe();
+}
+
+#[test]
+#[should_panic(expected = "nothing to disturb")]
+fn an_audit_that_disturbs_nothing_is_refused() {
+    let provider = Provider::default();
+    let handler = async |_, _| -> Result<(), ()> {
+        provider.charge();
+        Ok(())
+    };
+    drop(block_on(audit(request, handler, async || provider.charges.get())));
+}
+
 /// The provider knows a repetition by the derived key, so that nothing has to be marked.
 #[test]
 fn s8_a_provider_that_knows_the_derived_key_needs_no_mark() {

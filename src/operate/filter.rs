@@ -21,6 +21,9 @@ pub enum Need {
     Retry,
 }
 
+/// The longest typed form of which a cut label shows all, and the comma after it, before its mark.
+const LONGEST: usize = Label::MAX_BYTES - "…".len() - 1;
+
 /// Conditions on unfinished operations, all of which must hold. **Default: none, so that every
 /// unfinished operation matches.**
 ///
@@ -60,18 +63,19 @@ impl Filter {
     /// `["acct_42"]` matches `["acct_42", "charges"]` too, but not `["acct_421"]`.
     ///
     /// # Errors
-    /// [`KeyError`], if it is not a scope; [`KeyError::Cut`], if its typed form is over 48 bytes,
-    /// since records show no more of their scope.
+    /// [`KeyError`], if it is not a scope; [`KeyError::Cut`], if its typed form is over 44 bytes:
+    /// records show so much of a longer scope that starts with it, and its comma.
     pub fn scope<S>(mut self, scope: S) -> Result<Filter, KeyError>
     where
         S: TryInto<Scope>,
         KeyError: From<S::Error>,
     {
         let scope = scope.try_into()?;
-        if scope.is_cut() {
+        let label = scope.label();
+        if scope.is_cut() || label.len() > LONGEST {
             return Err(KeyError::Cut);
         }
-        self.scope = Some(scope.label());
+        self.scope = Some(label);
         Ok(self)
     }
 

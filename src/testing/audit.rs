@@ -13,7 +13,7 @@ pub use self::verdict::{End, Finding, Row};
 use super::FaultyStore;
 use crate::backends::memory::MemoryStore;
 use crate::builder::EngineBuilder;
-use crate::clock::ManualClock;
+use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::engine::Engine;
 use crate::request::Request;
 use crate::store::Store;
@@ -27,7 +27,8 @@ use crate::store::Store;
 /// * one store call fails before or after it is done, is lost, is done with its answer lost, or is
 ///   done twice: for every call;
 /// * the store is away from a call on, until the next delivery: from every call on;
-/// * the handler is dropped, as by a crash: at each of its awaits;
+/// * the handler is dropped, as by a crash, and delivered again after its lease or at once; or the
+///   delivery that takes over is dropped too: at each of its awaits;
 /// * a second delivery comes while the first is in progress: at each of its awaits;
 /// * the handler stops, its lease ends, a second delivery is dealt with, and the first goes on: at
 ///   each of its awaits.
@@ -39,7 +40,7 @@ use crate::store::Store;
 ///
 /// Engine and store have one [`ManualClock`], which is advanced while the handler waits for it
 /// alone. The handler may wait for anything else too (a server of the test, a channel, a timer of
-/// the executor's), at most for 30 seconds at a time; it must not be `spawn`ed, since only its own
+/// the executor's), at most for 30 seconds; it must not be `spawn`ed, since only its own
 /// future can be dropped. Handlers that do real work decide how long an audit takes: it runs them
 /// some 50 times.
 ///
@@ -86,6 +87,7 @@ pub struct Auditor {
     settings: Arc<dyn Fn(EngineBuilder) -> EngineBuilder>,
     store: Arc<dyn Store>,
     clock: ManualClock,
+    effects: u64,
 }
 
 impl Auditor {
@@ -100,7 +102,7 @@ impl Auditor {
     /// [`SqliteStore`](crate::SqliteStore) on a file in which the handler has transactions of its
     /// own. The handler may use the store too.
     pub fn on(store: impl Store, clock: ManualClock) -> Auditor {
-        Auditor { settings: Arc::new(|engine| engine), store: Arc::new(store), clock }
+        Auditor { settings: Arc::new(|engine| engine), store: Arc::new(store), clock, effects: 1 }
     }
 
     /// Sets the settings of the engines. Their clock is the auditor's.
@@ -109,11 +111,18 @@ impl Auditor {
         self
     }
 
+    /// Sets the number of effects of one operation. **Default: 1.**
+    pub fn effects(mut self, number: u64) -> Auditor {
+        self.effects = number;
+        self
+    }
+
     /// Runs the handler under every fault: see [`audit`].
     ///
     /// # Panics
-    /// If the settings are invalid, a delivery that nothing disturbs has no effect or no outcome, or
-    /// a handler waits for more than 30 seconds: then there is nothing to audit. A panic of the
+    /// If the settings are invalid, a delivery that nothing disturbs has no effect, no outcome, or
+    /// neither an await nor a call of the engine, or
+    /// a delivery takes more than 30 seconds: then there is nothing to audit. A panic of the
     /// handler is not caught.
     pub async fn run<T, E>(
         &self,
@@ -124,16 +133,24 @@ impl Auditor {
     where
         T: PartialEq + Debug,
     {
+        // A store and a provider may know the keys of earlier audits.
+        let audit = SystemClock.wall().as_nanos();
         let run = async |number: usize, case: Case| {
-            let key = format!("audit-{number}");
+            let key = format!("audit-{audit}-{number}");
             let clock = self.clock.clone();
             let store = FaultyStore::yielding(Arc::clone(&self.store), clock.clone());
-            let world =
-                drive::World { engine: self.build(&store), id: request(&key).id(), key, clock, store };
+            let world = drive::World {
+                engine: self.build(&store),
+                id: request(&key).id(),
+                key,
+                clock,
+                store,
+                effects: self.effects,
+            };
             world.play(case, &handler, &effects).await
         };
         let (first, size) = run(0, Case::Undisturbed).await;
-        verdict::check(&first);
+        verdict::check(&first, size);
         let mut rows = vec![first];
         for case in cases(size) {
             let (row, _) = run(rows.len(), case).await;
@@ -167,6 +184,8 @@ fn cases(size: Size) -> impl Iterator<Item = Case> {
     let at_awaits = |case: fn(usize) -> Case| (1..=size.awaits).map(case);
     let faults = (1..=size.calls).flat_map(|call| FAULTS.map(|fault| Case::Fault { call, fault }));
     at_awaits(|at| Case::Dropped { at })
+        .chain(at_awaits(|at| Case::DroppedThenAtOnce { at }))
+        .chain(at_awaits(|at| Case::DroppedTwice { at }))
         .chain(faults)
         .chain((1..=size.calls).map(|call| Case::Away { call }))
         .chain(at_awaits(|at| Case::Twice { at }))
@@ -224,5 +243,10 @@ impl fmt::Display for Audit {
 
 /// The real time after which a handler that nothing wakes waits for the clock, if it can.
 const IDLE: Duration = Duration::from_millis(2);
-/// The real time that a handler may wait for something else than the clock.
+/// The real time after which the store is back for a handler that tries for ever.
+const AWAY: Duration = Duration::from_secs(2);
+/// The real time after which a second delivery is believed to wait for the first.
+const BLOCKED: Duration = Duration::from_secs(1);
+/// The real time that a delivery may take, and that a handler may wait for something else than the
+/// clock.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -16,6 +16,14 @@ pub(super) enum Case {
     Dropped {
         at: usize,
     },
+    /// The same, and the next delivery comes while its lease runs.
+    DroppedThenAtOnce {
+        at: usize,
+    },
+    /// The handler is dropped after its begin, and the one that takes over is dropped too.
+    DroppedTwice {
+        at: usize,
+    },
     Fault {
         call: u64,
         fault: Fault,
@@ -39,6 +47,8 @@ impl fmt::Display for Case {
         match self {
             Case::Undisturbed => write!(f, "undisturbed"),
             Case::Dropped { at } => write!(f, "dropped at await {at}"),
+            Case::DroppedThenAtOnce { at } => write!(f, "dropped at await {at}, delivered again at once"),
+            Case::DroppedTwice { at } => write!(f, "dropped after its begin, then at await {at}"),
             Case::Fault { call, fault } => {
                 let what = match fault {
                     Fault::FailBefore => "fails before it is done",

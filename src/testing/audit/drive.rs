@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 
 use super::case::Case;
 use super::verdict::{End, Row, Seen, Sighting, judge};
-use super::{IDLE, PATIENCE, Size};
+use super::{AWAY, BLOCKED, IDLE, PATIENCE, Size};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::engine::Engine;
 use crate::key::RecordId;
@@ -23,6 +23,8 @@ use crate::testing::{Fault, FaultyStore};
 
 /// The repetitions after which an operation has to have an end.
 const DELIVERIES: usize = 6;
+/// The await after the store call of a begin: the lease is granted.
+const AFTER_BEGIN: usize = 2;
 
 /// One schedule's engine, store, clock and key.
 pub(super) struct World {
@@ -31,6 +33,7 @@ pub(super) struct World {
     pub(super) clock: ManualClock,
     pub(super) id: RecordId,
     pub(super) key: String,
+    pub(super) effects: u64,
 }
 
 type Delivery<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + 'a>>;
@@ -73,7 +76,8 @@ impl World {
         self.store.heal();
         let end = play.repeat().await;
         let effects = count().await.saturating_sub(before);
-        let finding = judge(case == Case::Undisturbed, effects, &play.answers, end, play.sighting);
+        let finding =
+            judge(case == Case::Undisturbed, [effects, self.effects], &play.answers, end, play.sighting);
         (Row { schedule: case.to_string(), effects, end, finding }, size)
     }
 
@@ -124,6 +128,21 @@ where
                 let mut first = self.deliver();
                 self.advance(&mut first, at).await;
             }
+            Case::DroppedThenAtOnce { at } => {
+                let mut first = self.deliver();
+                self.advance(&mut first, at).await;
+                drop(first);
+                let mut second = self.deliver();
+                self.finish(&mut second).await;
+            }
+            Case::DroppedTwice { at } => {
+                let mut first = self.deliver();
+                self.advance(&mut first, AFTER_BEGIN).await;
+                drop(first);
+                self.world.outlast_lease().await;
+                let mut second = self.deliver();
+                self.advance(&mut second, at).await;
+            }
             Case::Twice { at } => {
                 let mut first = self.deliver();
                 let is_over = self.advance(&mut first, at).await;
@@ -138,9 +157,12 @@ where
                 let is_over = self.advance(&mut first, at).await;
                 self.world.outlast_lease().await;
                 let mut second = self.deliver();
-                self.finish(&mut second).await;
-                if !is_over {
+                if is_over {
+                    self.finish(&mut second).await;
+                } else if self.finish_unless_blocked(&mut second).await {
                     self.finish(&mut first).await;
+                } else {
+                    self.finish_both(&mut first, &mut second).await;
                 }
             }
         }
@@ -177,6 +199,8 @@ where
         if let Poll::Ready(Ok(answer)) = polled {
             self.answers.push(answer);
             self.look().await;
+            let is_open = matches!(self.world.seen().await, Seen::Unmarked | Seen::Marked);
+            self.sighting.was_answered_early |= is_open;
             return true;
         }
         self.look().await;
@@ -206,42 +230,95 @@ where
         false
     }
 
+    /// Polls a delivery to its end.
+    ///
+    /// # Panics
+    /// If that takes too long: see [`Limit`].
     async fn finish(&mut self, delivery: &mut Delivery<'_, T, E>) {
+        let limit = Limit::new();
         while !self.poll(delivery).await {
             self.awaits += 1;
+            limit.check(self.world);
             self.wait(PATIENCE).await;
         }
     }
 
+    /// The same, unless the delivery waits for something that neither it nor the clock brings, such
+    /// as a lock that another delivery holds. Returns false then.
+    async fn finish_unless_blocked(&mut self, delivery: &mut Delivery<'_, T, E>) -> bool {
+        let limit = Limit::new();
+        while !self.poll(delivery).await {
+            limit.check(self.world);
+            if !self.moves_on(BLOCKED).await {
+                return false;
+            }
+        }
+        true
+    }
+
     async fn finish_both(&mut self, first: &mut Delivery<'_, T, E>, second: &mut Delivery<'_, T, E>) {
+        let limit = Limit::new();
         let (mut first_is_over, mut second_is_over) = (false, false);
         while !(first_is_over && second_is_over) {
             second_is_over = second_is_over || self.poll(second).await;
             first_is_over = first_is_over || self.poll(first).await;
             if !(first_is_over && second_is_over) {
+                limit.check(self.world);
                 self.wait(PATIENCE).await;
             }
         }
     }
 
-    /// Returns once a delivery was woken. If nothing wakes one for a moment, the clock goes on to
-    /// the next time that something waits for.
+    /// Returns once a delivery may go on.
     ///
     /// # Panics
-    /// If there is no such time, and nothing wakes one within `patience`.
+    /// If nothing lets one go on within `patience`.
     #[allow(clippy::panic)] // a check fails by panicking
     async fn wait(&self, patience: Duration) {
+        if !self.moves_on(patience).await {
+            panic!("the handler waits for more than {patience:?}, and not for the engine or its clock");
+        }
+    }
+
+    /// Returns true once a delivery was woken. If nothing wakes one for a moment, the clock goes on
+    /// to the next time that something waits for. Returns false if there is no such time, and
+    /// nothing wakes one within `patience`.
+    async fn moves_on(&self, patience: Duration) -> bool {
         let until = SystemClock.monotonic() + patience;
         loop {
             if self.alarm.rings(IDLE).await {
-                return;
+                return true;
             }
             if let Some(left) = self.world.clock.next_sleeper() {
-                return self.world.clock.advance(left);
+                self.world.clock.advance(left);
+                return true;
             }
             if SystemClock.monotonic() >= until {
-                panic!("the handler waits for more than {patience:?}, and not for the engine or its clock");
+                return false;
             }
+        }
+    }
+}
+
+/// The limit of the real time that a delivery takes. The store is back before, for a handler that
+/// tries again until it is.
+struct Limit(Duration);
+
+impl Limit {
+    fn new() -> Limit {
+        Limit(SystemClock.monotonic())
+    }
+
+    /// # Panics
+    /// If the time is over.
+    #[allow(clippy::panic)] // a check fails by panicking
+    fn check(&self, world: &World) {
+        let taken = SystemClock.monotonic().saturating_sub(self.0);
+        if taken > AWAY {
+            world.store.heal();
+        }
+        if taken > PATIENCE {
+            panic!("a delivery takes more than {PATIENCE:?}: does the handler repeat for ever?");
         }
     }
 }

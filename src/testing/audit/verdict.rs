@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Debug};
 
+use super::Size;
+
 /// One schedule of an audit, and what became of it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -46,7 +48,7 @@ impl fmt::Display for End {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Finding {
-    /// One delivery has several effects under one key.
+    /// One delivery has more effects under one key than it should.
     SeveralEffects,
     /// An effect happened twice: it is not marked.
     Unmarked,
@@ -56,6 +58,8 @@ pub enum Finding {
     Unguarded,
     /// The operation completed without its effect.
     CompletedBefore,
+    /// A delivery was answered with an outcome, and there was none: the operation was in progress.
+    AnsweredEarly,
     /// Two deliveries got different outcomes, in this order.
     OtherAnswer(String, String),
     /// No delivery got an outcome, and nothing says that an operator has to decide.
@@ -71,6 +75,7 @@ impl Finding {
             Finding::MarkedAfterwards => "doubled: the effect is marked afterwards",
             Finding::Unguarded => "doubled: the effect is not guarded",
             Finding::CompletedBefore => "lost: completed before the effect",
+            Finding::AnsweredEarly => "answered before there was an outcome",
             Finding::OtherAnswer(..) => "answers differ",
             Finding::NeverEnds => "never ends",
         }
@@ -80,7 +85,8 @@ impl Finding {
         match self {
             Finding::SeveralEffects => {
                 "give each effect a key of its own, or record a checkpoint between them: a crash between two \
-                 effects cannot be told from one after both (`Lease::checkpoint`, `Lease::derive_key`)"
+                 effects cannot be told from one after both (`Lease::checkpoint`, `Lease::derive_key`); then \
+                 state their number (`Auditor::effects`)"
             }
             Finding::Unmarked => {
                 "call `Lease::mark_effect` right before the effect, so that a crash from there on is unresolved \
@@ -96,6 +102,10 @@ impl Finding {
             Finding::CompletedBefore => {
                 "call `Lease::complete` after the effect: a crash between the two loses it, and every repetition \
                  is told that it happened"
+            }
+            Finding::AnsweredEarly => {
+                "acknowledge nothing at `Begin::InProgress`, nor after an error of `Lease::complete`: whoever holds \
+                 the lease may have crashed, and the message would be gone"
             }
             Finding::OtherAnswer(..) => {
                 "answer with what was recorded, the first time too: values made anew (a time, a random id, a \
@@ -124,6 +134,8 @@ impl fmt::Display for Finding {
 pub(super) struct Sighting {
     pub(super) at_effect: Option<Seen>,
     pub(super) was_marked_later: bool,
+    /// True if a delivery was answered while the operation was in progress.
+    pub(super) was_answered_early: bool,
 }
 
 /// A record as an audit sees it.
@@ -139,21 +151,23 @@ pub(super) enum Seen {
 /// Judges a schedule by its effects, its outcomes and the record.
 pub(super) fn judge<T: PartialEq + Debug>(
     is_undisturbed: bool,
-    effects: u64,
+    [effects, expected]: [u64; 2],
     answers: &[T],
     end: End,
     sighting: Sighting,
 ) -> Option<Finding> {
     let differs = answers.iter().find(|answer| **answer != answers[0]);
-    if effects > 1 && is_undisturbed {
+    if effects > expected && is_undisturbed {
         Some(Finding::SeveralEffects)
-    } else if effects > 1 {
+    } else if effects > expected {
         Some(match sighting.at_effect {
             Some(Seen::Unmarked) if sighting.was_marked_later => Finding::MarkedAfterwards,
             Some(Seen::Unmarked) => Finding::Unmarked,
             _ => Finding::Unguarded,
         })
-    } else if effects == 0 && end == End::Answered {
+    } else if sighting.was_answered_early {
+        Some(Finding::AnsweredEarly)
+    } else if effects < expected && end == End::Answered {
         Some(Finding::CompletedBefore)
     } else if let Some(other) = differs {
         Some(Finding::OtherAnswer(format!("{:?}", answers[0]), format!("{other:?}")))
@@ -167,11 +181,16 @@ pub(super) fn judge<T: PartialEq + Debug>(
 /// # Panics
 /// If there is not.
 #[allow(clippy::panic)] // a check fails by panicking
-pub(super) fn check(undisturbed: &Row) {
+pub(super) fn check(undisturbed: &Row, size: Size) {
     if undisturbed.end != End::Answered {
         panic!("a delivery that nothing disturbs ends without an outcome: the handler returned no `Ok`");
     }
     if undisturbed.effects == 0 {
         panic!("a delivery that nothing disturbs has no effect: does `effects` count what the handler does?");
+    }
+    if size.calls == 0 && size.awaits == 0 {
+        panic!(
+            "there is nothing to disturb: the handler awaits nothing and does not use the engine it is given"
+        );
     }
 }
