@@ -23,7 +23,8 @@ pub enum Failure {
     /// The command was refused or not confirmed, or ended early: exit code 4.
     #[error("{0}")]
     Refused(String),
-    /// The reader of the output has gone, as that of `| head` does: no failure of the command.
+    /// The reader of the output has gone, as that of `| head` does: no failure of a command that
+    /// only reads. The others use [`or_no_reader`].
     #[error("the reader of the output has gone")]
     NoReader,
 }
@@ -48,6 +49,15 @@ impl Failure {
             let _ = writeln!(anstream::stderr(), "{text}");
         }
         ExitCode::from(self.code())
+    }
+}
+
+/// Turns [`Failure::NoReader`] into success, for output that a command goes on without: a change
+/// that was confirmed is made, and its verdict told by the exit code, whether or not it is read.
+pub(crate) fn or_no_reader(written: Result<(), Failure>) -> Result<(), Failure> {
+    match written {
+        Err(Failure::NoReader) => Ok(()),
+        other => other,
     }
 }
 

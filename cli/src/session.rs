@@ -1,5 +1,6 @@
 //! The store that a command works on: [`Session`].
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::failure::Failure;
 
 /// The largest response that an operator may record, in bytes.
 const MAX_RESPONSE: usize = 16 << 20;
+/// The bounds of `--timeout`. No sum or multiple of what is in them overflows.
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(86_400);
 /// The number of times that a page is read before its error counts.
 const TRIES: u32 = 3;
 
@@ -59,9 +62,8 @@ impl Session {
     /// # Errors [`Failure::Usage`] if they name none, or not one of a known kind;
     /// [`Failure::Unreachable`] if it cannot be reached, or is missing. No error shows the URL.
     pub async fn open(global: &Global, access: Access) -> Result<Session, Failure> {
-        let limit = global.timeout;
-        if limit < Duration::from_millis(10) {
-            return Err(Failure::Usage("--timeout is at least 10ms".to_owned()));
+        if !TIMEOUTS.contains(&global.timeout) {
+            return Err(Failure::Usage("--timeout is at least 10ms, and at most 1day".to_owned()));
         }
         let Some(url) = global.store.as_deref().filter(|url| !url.is_empty()) else {
             return Err(Failure::Usage(
@@ -197,7 +199,7 @@ async fn in_time<T>(
     global: &Global,
     opening: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(global.timeout * 5, opening).await {
+    match tokio::time::timeout(global.timeout.saturating_mul(5), opening).await {
         Ok(opened) => Ok(opened?),
         Err(_) => Err(Failure::Unreachable("the store does not answer: see --timeout".to_owned())),
     }

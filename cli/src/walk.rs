@@ -1,6 +1,7 @@
 //! A walk over the records of a store: [`Walk`].
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 use nevertwice::store::{Cursor, Record};
@@ -37,7 +38,8 @@ pub(crate) struct Found {
 pub(crate) struct Step {
     pub(crate) found: Vec<Found>,
     pub(crate) unreadable: Vec<RecordId>,
-    /// Expired records that were not removed yet, each as it was when it was written.
+    /// Expired records that were not removed yet: each in the state in which it was written, and
+    /// kept for no time any more.
     pub(crate) expired: Vec<Found>,
     /// The store's time.
     pub(crate) now: Stamp,
@@ -86,17 +88,29 @@ impl<'a> Walk<'a> {
             if self.purger == Some(id) || self.seen.as_mut().is_some_and(|seen| !seen.insert(id)) {
                 continue;
             }
-            let inspect = |now| self.session.engine.inspection(record.clone(), now);
-            match inspect(page.now) {
+            match self.session.engine.inspection(record.clone(), page.now) {
                 Some(seen) => step.found.push(Found { id, record, seen }),
                 None => {
-                    let seen = inspect(record.stamp);
+                    let seen = expired(self.session, &record, page.now);
                     step.expired.extend(seen.map(|seen| Found { id, record, seen }));
                 }
             }
         }
         Ok(Some(step))
     }
+}
+
+/// Returns the inspection of a record that has expired at `now`.
+fn expired(session: &Session, record: &Record, now: Stamp) -> Option<Inspection> {
+    let mut kept = record.clone();
+    // One that is kept for no time counts as absent from its start.
+    kept.retention = kept.retention.max(Duration::from_secs(1));
+    let mut seen = session.engine.inspection(kept, record.stamp)?;
+    let passed = now.since(record.stamp);
+    (seen.age, seen.granted_ago) = (passed, now.since(record.fence));
+    seen.lease_remaining = seen.lease_remaining.map(|left| left.saturating_sub(passed));
+    seen.kept_for = Duration::ZERO;
+    Some(seen)
 }
 
 impl Drop for Walk<'_> {

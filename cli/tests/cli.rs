@@ -1,12 +1,19 @@
 //! Tests of the command itself, on SQLite and on real servers. Without `redis-server` and
 //! PostgreSQL's programs they fail.
 
+#[cfg(target_os = "linux")]
+#[path = "cli/asking.rs"]
+mod asking;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/bodies.rs"]
+mod bodies;
 #[path = "cli/changing.rs"]
 mod changing;
 #[path = "../../tests/support/children.rs"]
 mod children;
+#[path = "cli/closed.rs"]
+mod closed;
 #[path = "cli/crashes.rs"]
 mod crashes;
 #[path = "cli/lab.rs"]

@@ -9,7 +9,7 @@ use super::resolve::{after, dry, settled};
 use super::settle::{Outcome, OutcomeName};
 use crate::args::Global;
 use crate::confirm::confirm;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::Output;
 use crate::select::{Matcher, Select, Target};
@@ -42,24 +42,32 @@ pub struct Amend {
 impl Amend {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let target = self.select.target(self.id.as_deref())?;
-        self.amendment()?;
+        let amendment = self.amendment()?;
         let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
         let mode = Mode { dry_run: self.dry_run, yes: self.yes, output: Output { json: global.json } };
         match target {
-            Target::One(id) => self.one(&session, mode, id).await,
-            Target::Many(matcher) if self.stamp.is_none() => self.many(&session, mode, matcher).await,
+            Target::One(id) => self.one(&session, mode, id, amendment).await,
+            Target::Many(matcher) if self.stamp.is_none() => {
+                self.many(&session, mode, matcher, amendment).await
+            }
             Target::Many(_) => Err(Failure::Usage("a stamp belongs to one operation".to_owned())),
         }
     }
 
-    async fn one(&self, session: &Session, mode: Mode, id: RecordId) -> Result<(), Failure> {
+    async fn one(
+        &self,
+        session: &Session,
+        mode: Mode,
+        id: RecordId,
+        amendment: Amendment,
+    ) -> Result<(), Failure> {
         let Some(before) = session.engine.inspect_id(&id).await? else {
             return Err(Failure::NothingFound(format!(
                 "there is no record of {id}: the next begin executes"
             )));
         };
         if !mode.output.json {
-            mode.output.table(&[], details(&id, &before))?;
+            or_no_reader(mode.output.table(&[], details(&id, &before)))?;
         }
         if self.stamp.is_some_and(|stamp| stamp != before.stamp.0) {
             return Err(Failure::Refused(format!("its stamp is {}: it changed since", before.stamp.0)));
@@ -73,13 +81,18 @@ impl Amend {
         }
         let question = "Duplicates may have received the earlier outcome. Amend it";
         confirm(&format!("{question}: {consequence}?"), mode.yes)?;
-        session.engine.amend_id(&id, before.stamp, self.amendment()?).await?;
+        session.engine.amend_id(&id, before.stamp, amendment).await?;
         settled(session, mode.output, "amend", &id, &before, consequence).await
     }
 
-    async fn many(&self, session: &Session, mode: Mode, matcher: Matcher) -> Result<(), Failure> {
+    async fn many(
+        &self,
+        session: &Session,
+        mode: Mode,
+        matcher: Matcher,
+        amendment: Amendment,
+    ) -> Result<(), Failure> {
         let plan = Plan::find(session, false, |seen| seen.resolved && matcher.matches(seen)).await?;
-        let amendment = self.amendment()?;
         let doing = format!("amend to {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("amend");
         let change = async |id: &RecordId, seen: &Inspection| {

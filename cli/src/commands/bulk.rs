@@ -5,7 +5,7 @@ use nevertwice::{Inspection, RecordId};
 use serde_json::{Value, json};
 
 use crate::confirm::confirm;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, progress};
 use crate::session::Session;
@@ -64,11 +64,11 @@ impl Plan {
         if count == 0 && self.unreadable.is_empty() {
             return Err(Failure::NothingFound("no operation matches".to_owned()));
         }
-        if mode.dry_run || !mode.output.json {
-            self.show(mode)?;
-        }
         if mode.dry_run {
-            return Ok(());
+            return self.show(mode);
+        }
+        if !mode.output.json {
+            or_no_reader(self.show(mode))?;
         }
         confirm(&format!("{doing}: {count} operations?"), mode.yes)?;
         let (mut done, mut refused) = (0_u64, Vec::new());
@@ -120,22 +120,52 @@ impl Plan {
 
     fn report(&self, output: Output, done: u64, refused: &[(&RecordId, String)]) -> Result<(), Failure> {
         let unreadable = self.unreadable.len();
-        if output.json {
-            let refused: Vec<Value> =
-                refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
-            output.json(&json!({ "done": done, "refused": refused, "unreadable": unreadable }))?;
-        } else {
-            output.line(&format!("{done} changed, {} refused", refused.len()))?;
-            for (id, why) in refused.iter().take(SHOWN) {
-                output.line(&format!("refused: {id}: {why}"))?;
-            }
-        }
+        let written = write(output, done, refused, unreadable);
         if refused.is_empty() && unreadable == 0 {
-            return Ok(());
+            return or_no_reader(written);
         }
         Err(Failure::Refused(format!(
             "{} operations were refused, and {unreadable} records cannot be read",
             refused.len()
         )))
     }
+}
+
+fn write(
+    output: Output,
+    done: u64,
+    refused: &[(&RecordId, String)],
+    unreadable: usize,
+) -> Result<(), Failure> {
+    if output.json {
+        let refused: Vec<Value> =
+            refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
+        return output.json(&json!({ "done": done, "refused": refused, "unreadable": unreadable }));
+    }
+    output.line(&format!("{done} changed, {} refused", refused.len()))?;
+    for (id, why) in refused.iter().take(SHOWN) {
+        output.line(&format!("refused: {id}: {why}"))?;
+    }
+    Ok(())
+}
+
+/// Refuses if an operation is not as it was `seen`. A settlement is decided by the fence, which
+/// stays when a holder renews, marks, saves a checkpoint or fails, and when another operator
+/// settles: what was shown is compared by the stamp, which each of these changes. Called right
+/// before the settlement, which a write in between can still overtake.
+pub(super) async fn refuse_if_changed(
+    session: &Session,
+    id: &RecordId,
+    seen: &Inspection,
+) -> Result<(), Failure> {
+    let now = session.engine.inspect_id(id).await?;
+    if now.is_some_and(|now| now.stamp == seen.stamp) {
+        return Ok(());
+    }
+    Err(changed())
+}
+
+/// The refusal of an operation that is not as it was shown.
+pub(super) fn changed() -> Failure {
+    Failure::Refused("it changed since it was shown: look at it again".to_owned())
 }

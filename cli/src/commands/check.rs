@@ -45,12 +45,12 @@ impl Check {
             report.read(&session).await?;
         }
         let output = Output { json: global.json };
-        match output.json {
-            true => output.json(&report)?,
-            false => report.show(output)?,
-        }
+        let written = match output.json {
+            true => output.json(&report),
+            false => report.show(output),
+        };
         match report.faults.len() {
-            0 => Ok(()),
+            0 => written,
             count => Err(Failure::Refused(format!("{count} faults were found"))),
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::session::{Access, Session};
+use crate::session::{Access, Kind, Session};
 use crate::view::state;
 use crate::walk::{Found, Walk};
 
@@ -21,7 +21,7 @@ pub(super) const VERSION: u32 = 1;
 
 /// Writes all records that have not expired as JSON Lines, for `import` into another store. The
 /// output holds responses and checkpoints. Stop the applications first: what they change meanwhile
-/// may be missing.
+/// may be missing. The events of an outbox are not exported: let its relay deliver them first.
 #[derive(Debug, Args)]
 pub struct Export {
     /// A new file, readable for its owner only, instead of stdout
@@ -67,7 +67,14 @@ impl Export {
         }
         let session = Session::open(global, Access::Read).await?;
         let counts = match &self.output {
-            None => write(&session, &mut std::io::stdout().lock()).await?,
+            None => {
+                write(&session, &mut std::io::stdout().lock()).await.map_err(|failure| match failure {
+                    Failure::NoReader => Failure::Refused(
+                        "the reader of the export has gone before its end: export it again".to_owned(),
+                    ),
+                    other => other,
+                })?
+            }
             Some(path) => {
                 let mut file = create(path)?;
                 let counts = write(&session, &mut file).await?;
@@ -75,6 +82,14 @@ impl Export {
                 counts
             }
         };
+        if !matches!(session.kind, Kind::Redis(_)) {
+            // Its tables are the application's to name, so it is not known if there is one.
+            let _ = writeln!(
+                anstream::stderr(),
+                "warning: the events of an outbox are not in an export: let its relay deliver those \
+                 that are pending before the old store is given up"
+            );
+        }
         let (records, unreadable) = counts;
         if unreadable > 0 {
             return Err(Failure::Refused(format!(

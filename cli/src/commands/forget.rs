@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 use nevertwice::store::{Snapshot, Swap, SwapRequest};
-use nevertwice::{Error, Inspection, RecordId, StateKind, StoreError};
+use nevertwice::{Error, Inspection, RecordId, Stamp, StateKind, StoreError};
 use serde_json::{Value, json};
 
-use super::bulk::{Mode, Plan};
+use super::bulk::{Mode, Plan, changed};
 use crate::args::Global;
 use crate::confirm::confirm;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, time};
 use crate::select::{Matcher, Select, Target};
@@ -21,14 +21,18 @@ use crate::view::{View, details};
 const TRIES: usize = 3;
 
 /// Removes the record of one operation, or of all that the filters match, finished ones included:
-/// --scope erases a tenant. The next begin of each executes. In bulk, operations whose lease runs
-/// are refused, and records that cannot be read are left alone.
+/// --scope erases a tenant. The next begin of each executes. A record that changed since it was
+/// shown is left as it is. In bulk, operations whose lease runs are refused, and records that
+/// cannot be read are left alone.
 #[derive(Debug, Args)]
 pub struct Forget {
     /// Its id, as `list` shows it; also that of a record that cannot be read
     id: Option<String>,
     #[command(flatten)]
     select: Select,
+    /// Refuses if the record has another stamp, as `show` tells it
+    #[arg(long)]
+    stamp: Option<u64>,
     /// Only shows what would be done
     #[arg(long)]
     dry_run: bool,
@@ -43,8 +47,9 @@ impl Forget {
         let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
         let mode = Mode { dry_run: self.dry_run, yes: self.yes, output: Output { json: global.json } };
         match target {
-            Target::One(id) => one(&session, mode, id).await,
-            Target::Many(matcher) => self.many(&session, mode, &matcher).await,
+            Target::One(id) => self.one(&session, mode, id).await,
+            Target::Many(matcher) if self.stamp.is_none() => self.many(&session, mode, &matcher).await,
+            Target::Many(_) => Err(Failure::Usage("a stamp belongs to one operation".to_owned())),
         }
     }
 
@@ -54,67 +59,89 @@ impl Forget {
         let plan = Plan::find(session, expired, |seen| matcher.matches(seen)).await?;
         let doing = "forget, so that the next begin executes";
         let change = async |id: &RecordId, seen: &Inspection| {
-            remove(session, id, seen).await?;
+            if let Some(left) = seen.lease_remaining.filter(|left| !left.is_zero()) {
+                let left = time(left);
+                return Err(Failure::Refused(format!(
+                    "its lease runs for {left}: repeat the command after that"
+                )));
+            }
+            // One that is gone already is erased.
+            remove(session, id, seen.stamp).await?;
             Ok(Value::Null)
         };
         plan.carry_out(mode, &Journal::new("forget"), doing, change).await
     }
-}
 
-async fn one(session: &Session, mode: Mode, id: RecordId) -> Result<(), Failure> {
-    let (before, warning) = match session.engine.inspect_id(&id).await {
-        Ok(Some(seen)) => {
-            if !mode.output.json {
-                mode.output.table(&[], details(&id, &seen))?;
+    async fn one(&self, session: &Session, mode: Mode, id: RecordId) -> Result<(), Failure> {
+        let (shown, before, warning) = match session.engine.inspect_id(&id).await {
+            Ok(Some(seen)) => {
+                if !mode.output.json {
+                    or_no_reader(mode.output.table(&[], details(&id, &seen)))?;
+                }
+                (Some(seen.stamp), json!(View::of(&id, &seen)), consequence(&seen))
             }
-            (json!(View::of(&id, &seen)), consequence(&seen))
+            Ok(None) => return Err(Failure::NothingFound(format!("there is no record of {id}"))),
+            Err(Error::Store(error @ StoreError::Corrupt { .. })) => {
+                let warning = "It cannot be read: its effect may have happened, and the next begin executes";
+                (None, json!({ "unreadable": error.to_string() }), warning.to_owned())
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if self.stamp.is_some_and(|stamp| shown != Some(Stamp(stamp))) {
+            return Err(Failure::Refused(match shown {
+                Some(stamp) => format!("its stamp is {}: it changed since", stamp.0),
+                None => "it cannot be read, and its stamp is not known: leave out --stamp".to_owned(),
+            }));
         }
-        Ok(None) => return Err(Failure::NothingFound(format!("there is no record of {id}"))),
-        Err(Error::Store(error @ StoreError::Corrupt { .. })) => {
-            let warning = "It cannot be read: its effect may have happened, and the next begin executes";
-            (json!({ "unreadable": error.to_string() }), warning.to_owned())
+        if mode.dry_run {
+            if mode.output.json {
+                return mode.output.json(&json!({ "dry_run": true, "then": warning, "before": before }));
+            }
+            return mode.output.line(&format!("dry run, nothing was changed. {warning}."));
         }
-        Err(error) => return Err(error.into()),
-    };
-    if mode.dry_run {
-        if mode.output.json {
-            return mode.output.json(&json!({ "dry_run": true, "then": warning, "before": before }));
+        confirm(&format!("{warning}. Remove the record?"), mode.yes)?;
+        let existed = match shown {
+            Some(stamp) => remove(session, &id, stamp).await?,
+            None => discard(session, &id).await?,
+        };
+        if !existed {
+            return Err(Failure::NothingFound(format!("there is no record of {id} any more")));
         }
-        return mode.output.line(&format!("dry run, nothing was changed. {warning}."));
+        Journal::new("forget").removed(&id.to_string(), &before);
+        or_no_reader(match mode.output.json {
+            true => mode.output.json(&json!({ "done": 1 })),
+            false => mode.output.line("done: the next begin executes"),
+        })
     }
-    confirm(&format!("{warning}. Remove the record?"), mode.yes)?;
-    if !session.engine.forget_id(&id).await? {
-        return Err(Failure::NothingFound(format!("there is no record of {id} any more")));
-    }
-    Journal::new("forget").removed(&id.to_string(), &before);
-    if mode.output.json {
-        return mode.output.json(&json!({ "done": 1 }));
-    }
-    mode.output.line("done: the next begin executes")
 }
 
-/// Removes a record if it is still as it was found, and its lease does not run.
-async fn remove(session: &Session, id: &RecordId, seen: &Inspection) -> Result<(), Failure> {
-    if let Some(left) = seen.lease_remaining.filter(|left| *left > Duration::ZERO && !seen.kept_for.is_zero())
-    {
-        let left = time(left);
-        return Err(Failure::Refused(format!("its lease runs for {left}: repeat the command after that")));
-    }
-    let swap = SwapRequest { id: *id, expected: Some(seen.stamp), next: None };
+/// Removes the record with this stamp, and returns false if there is none any more. Another one is
+/// left as it is.
+async fn remove(session: &Session, id: &RecordId, stamp: Stamp) -> Result<bool, Failure> {
+    let swap = SwapRequest { id: *id, expected: Some(stamp), next: None };
     let mut last = None;
-    for _ in 0..TRIES {
+    for tries in 1..=TRIES {
         match tokio::time::timeout(session.timeout(), session.store.swap(&swap)).await {
-            // Without a record an earlier try has removed it.
-            Ok(Ok(Swap::Done(_) | Swap::Conflict(Snapshot { record: None, .. }))) => return Ok(()),
-            Ok(Ok(Swap::Conflict(_))) => {
-                return Err(Failure::Refused("it changed since it was found".to_owned()));
-            }
+            Ok(Ok(Swap::Done(_))) => return Ok(true),
+            // An earlier try, whose answer was lost, has most likely removed it.
+            Ok(Ok(Swap::Conflict(Snapshot { record: None, .. }))) => return Ok(tries > 1),
+            Ok(Ok(Swap::Conflict(_))) => return Err(changed()),
             Ok(Err(error)) if error.is_transient() => last = Some(error.into()),
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => {}
         }
     }
     Err(last.unwrap_or_else(|| Failure::Unreachable("no answer in time: see --timeout".to_owned())))
+}
+
+/// Removes a record that cannot be read, unless it can be read by now.
+async fn discard(session: &Session, id: &RecordId) -> Result<bool, Failure> {
+    match session.engine.inspect_id(id).await {
+        Err(Error::Store(StoreError::Corrupt { .. })) => Ok(session.engine.forget_id(id).await?),
+        Err(error) => Err(error.into()),
+        Ok(Some(_)) => Err(changed()),
+        Ok(None) => Ok(false),
+    }
 }
 
 /// Says what the next begin of a forgotten operation does.

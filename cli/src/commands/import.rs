@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::export::{Line, VERSION};
 use crate::args::{Global, duration};
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, progress, time};
 use crate::session::{Access, Session};
@@ -230,7 +230,7 @@ impl Target<'_> {
         let swaps: Vec<SwapRequest> =
             records.iter().map(|(id, record)| SwapRequest::new(id, None, Some(record))).collect();
         let call = self.session.store.swap_many(&swaps);
-        match tokio::time::timeout(self.session.timeout() * 2, call).await {
+        match tokio::time::timeout(self.session.timeout().saturating_mul(2), call).await {
             Ok(answers) => Ok(answers),
             Err(_) => Err(Failure::Unreachable("no answer in time: repeat the import".to_owned())),
         }
@@ -238,21 +238,32 @@ impl Target<'_> {
 }
 
 impl Counts {
+    /// Writes the counts, and returns the verdict, which does not depend on their reader.
     fn report(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
-        let Counts { imported, already, differing, missing, .. } = self;
+        let written = self.write(output, dry_run);
+        self.verdict()?;
+        or_no_reader(written)
+    }
+
+    fn write(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
+        let Counts { imported, already, differing, .. } = self;
         if output.json {
             let differing: Vec<String> = differing.iter().map(ToString::to_string).collect();
-            output.json(&json!({
+            return output.json(&json!({
                 "dry_run": dry_run, "imported": imported, "already": already, "differing": differing,
                 "complete": self.expected.is_some(),
-            }))?;
-        } else {
-            let note = if dry_run { " would be imported (dry run)" } else { " imported" };
-            output.line(&format!("{imported}{note}, {already} were there, {} differ", differing.len()))?;
-            for id in differing.iter().take(NAMED) {
-                output.line(&format!("differs, and is left as it is: {id}"))?;
-            }
+            }));
         }
+        let note = if dry_run { " would be imported (dry run)" } else { " imported" };
+        output.line(&format!("{imported}{note}, {already} were there, {} differ", differing.len()))?;
+        for id in differing.iter().take(NAMED) {
+            output.line(&format!("differs, and is left as it is: {id}"))?;
+        }
+        Ok(())
+    }
+
+    fn verdict(&self) -> Result<(), Failure> {
+        let Counts { imported, already, differing, missing, .. } = self;
         let found = imported + already + differing.len() as u64;
         match self.expected {
             None => Err(Failure::Refused(

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use clap::Args;
-use nevertwice::Cursor;
+use nevertwice::{Cursor, RecordId};
 use serde_json::json;
 
 use crate::args::Global;
@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::select::Select;
 use crate::session::{Access, Session};
 use crate::view::{COLUMNS, View, row};
-use crate::walk::Walk;
+use crate::walk::{Found, Walk};
 
 /// Lists operations in the store's own order. Within a page, those unchanged for the longest time
 /// come first.
@@ -51,25 +51,33 @@ impl List {
         found.sort_by_key(|found| Reverse(found.seen.age));
         let next = walk.position().map(|next| hex::encode(&next.0));
         drop(walk);
-        let output = Output { json: global.json };
-        if output.json {
-            let operations: Vec<View> = found.iter().map(|found| View::of(&found.id, &found.seen)).collect();
-            let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-            output.json(&json!({ "operations": operations, "unreadable": unreadable, "next": next }))?;
-        } else if !found.is_empty() {
-            output.table(&COLUMNS, found.iter().map(|found| row(&found.id, &found.seen)).collect())?;
-        }
-        if !output.json {
-            for id in &unreadable {
-                output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
-            }
-            if let Some(next) = &next {
-                output.line(&format!("more: --after {next}"))?;
-            }
-        }
+        let written = write(Output { json: global.json }, &found, &unreadable, next.as_deref());
         if found.is_empty() && unreadable.is_empty() && next.is_none() {
             return Err(Failure::NothingFound("no such operation".to_owned()));
         }
-        Ok(())
+        written
     }
+}
+
+fn write(
+    output: Output,
+    found: &[Found],
+    unreadable: &[RecordId],
+    next: Option<&str>,
+) -> Result<(), Failure> {
+    if output.json {
+        let operations: Vec<View> = found.iter().map(|found| View::of(&found.id, &found.seen)).collect();
+        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        return output.json(&json!({ "operations": operations, "unreadable": unreadable, "next": next }));
+    }
+    if !found.is_empty() {
+        output.table(&COLUMNS, found.iter().map(|found| row(&found.id, &found.seen)).collect())?;
+    }
+    for id in unreadable {
+        output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
+    }
+    if let Some(next) = next {
+        output.line(&format!("more: --after {next}"))?;
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::args::Global;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, progress};
 use crate::session::{Access, Kind, Session};
@@ -47,11 +47,11 @@ impl Purge {
         Journal::new("purge").write("expired records", &before, &json!({ "removed": removed }));
         ended?;
         if output.json {
-            return output.json(&json!({ "removed": removed }));
+            return or_no_reader(output.json(&json!({ "removed": removed })));
         }
         let redis =
             if matches!(session.kind, Kind::Redis(_)) { "; Redis removes them by itself" } else { "" };
-        output.line(&format!("{removed} expired records removed{redis}"))
+        or_no_reader(output.line(&format!("{removed} expired records removed{redis}")))
     }
 
     /// Removes step by step, and counts in `removed` also if a later step fails.

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use nevertwice::{Body, Inspection, Need, RecordId};
+use nevertwice::{Body, Inspection, Need, RecordId, Resolution};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::bulk::Plan;
+use super::bulk::{Plan, refuse_if_changed};
 use super::resolve::after;
 use super::settle::OutcomeName;
 use crate::args::{Global, duration};
 use crate::confirm::confirm;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::Output;
 use crate::select::{Matcher, Select};
@@ -30,8 +30,9 @@ const MAX_ANSWER: u64 = 16 << 20;
 ///
 /// The program finds the operation in its environment: NEVERTWICE_KEY (the derived key),
 /// NEVERTWICE_ID, NEVERTWICE_SCOPE, NEVERTWICE_REASON, NEVERTWICE_ATTEMPT and NEVERTWICE_FENCE. The
-/// first line of its output is completed, failed, rerun or unknown, and what follows is the body.
-/// An operation about which it fails, answers something else or takes too long is left as it is.
+/// first line of its output is completed, failed, rerun or unknown, and what follows is the body:
+/// an empty line for an empty one. An operation about which it fails, answers something else or
+/// takes too long, or that changes meanwhile, is left as it is.
 #[derive(Debug, Args)]
 pub struct Reconcile {
     /// The program, as a command of the shell
@@ -59,6 +60,8 @@ struct Counts {
     settled: u64,
     unknown: u64,
     refused: Vec<(RecordId, String)>,
+    /// Ids whose record could not be read: they may need an operator too.
+    unreadable: Vec<RecordId>,
 }
 
 impl Reconcile {
@@ -72,16 +75,17 @@ impl Reconcile {
         let plan = Plan::find(&session, false, |seen| matcher.matches(seen)).await?;
         let output = Output { json: global.json };
         let count = plan.operations.len();
-        if count == 0 {
+        if count == 0 && plan.unreadable.is_empty() {
             return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
         }
-        if !output.json {
-            output.table(&COLUMNS, plan.operations.iter().map(|(id, seen)| row(id, seen)).collect())?;
+        if !output.json && count > 0 {
+            let rows = plan.operations.iter().map(|(id, seen)| row(id, seen)).collect();
+            or_no_reader(output.table(&COLUMNS, rows))?;
         }
-        if !self.dry_run {
+        if !self.dry_run && count > 0 {
             confirm(&format!("Ask the program about {count} operations, and settle them?"), self.yes)?;
         }
-        let mut counts = Counts::default();
+        let mut counts = Counts { unreadable: plan.unreadable, ..Counts::default() };
         let journal = Journal::new("reconcile");
         for (id, seen) in &plan.operations {
             self.settle(&session, &journal, id, seen, &mut counts, output).await?;
@@ -113,23 +117,21 @@ impl Reconcile {
             counts.settled += 1;
             return match output.json {
                 true => Ok(()),
-                false => output.line(&format!("{id}: the program says {}", name(outcome))),
+                false => or_no_reader(output.line(&format!("{id}: the program says {}", name(outcome)))),
             };
         }
-        match session.engine.resolve_id(id, seen.fence, outcome.with(Body::kept(body))).await {
+        match resolve(session, id, seen, outcome.with(Body::kept(body))).await {
             Ok(()) => {
                 counts.settled += 1;
                 let after = after(session, id).await;
                 journal.write(&id.to_string(), &View::of(id, seen), &after);
                 Ok(())
             }
-            Err(error) => match Failure::from(error) {
-                Failure::Refused(why) => {
-                    counts.refused.push((*id, why));
-                    Ok(())
-                }
-                other => Err(other),
-            },
+            Err(Failure::Refused(why)) => {
+                counts.refused.push((*id, why));
+                Ok(())
+            }
+            Err(other) => Err(other),
         }
     }
 
@@ -154,6 +156,17 @@ impl Reconcile {
         let answer = answer.map_err(|_| "the program took too long".to_owned())??;
         parse(&answer)
     }
+}
+
+/// Settles an operation, unless it changed while the program was asked.
+async fn resolve(
+    session: &Session,
+    id: &RecordId,
+    seen: &Inspection,
+    resolution: Resolution,
+) -> Result<(), Failure> {
+    refuse_if_changed(session, id, seen).await?;
+    Ok(session.engine.resolve_id(id, seen.fence, resolution).await?)
 }
 
 /// Runs a program until it ends, and returns its output.
@@ -190,6 +203,8 @@ impl Drop for Group {
     }
 }
 
+/// Reads an answer. Nothing after the first line is no body, which is not taken for an empty one:
+/// every duplicate would get it.
 fn parse(answer: &[u8]) -> Result<Option<(OutcomeName, Bytes)>, String> {
     let end = answer.iter().position(|&byte| byte == b'\n');
     let (word, body) = match end {
@@ -206,6 +221,12 @@ fn parse(answer: &[u8]) -> Result<Option<(OutcomeName, Bytes)>, String> {
     if outcome == OutcomeName::Rerun && !body.iter().all(u8::is_ascii_whitespace) {
         return Err("a rerun has no body".to_owned());
     }
+    if outcome != OutcomeName::Rerun && body.is_empty() {
+        return Err(
+            "it says no body: print it after the first line, or an empty line for an empty one".to_owned()
+        );
+    }
+    let body = if [&b"\n"[..], b"\r\n"].contains(&body) { &body[..0] } else { body };
     Ok(Some((outcome, Bytes::copy_from_slice(body))))
 }
 
@@ -218,25 +239,38 @@ fn name(outcome: OutcomeName) -> &'static str {
 }
 
 impl Counts {
+    /// Writes the counts, and returns the verdict, which does not depend on their reader.
     fn report(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
-        let Counts { settled, unknown, refused } = self;
+        let written = self.write(output, dry_run);
+        match (self.refused.len(), self.unreadable.len()) {
+            (0, 0) => or_no_reader(written),
+            (left, 0) => Err(Failure::Refused(format!("{left} operations were left as they are"))),
+            (left, unreadable) => Err(Failure::Refused(format!(
+                "{left} operations were left as they are, and {unreadable} records cannot be read: see `check`"
+            ))),
+        }
+    }
+
+    fn write(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
+        let Counts { settled, unknown, refused, unreadable } = self;
         if output.json {
             let refused: Vec<_> =
                 refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
-            output.json(&json!({
+            let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+            return output.json(&json!({
                 "dry_run": dry_run, "settled": settled, "unknown": unknown, "refused": refused,
-            }))?;
-        } else {
-            let note = if dry_run { " (dry run: nothing was changed)" } else { "" };
-            output.line(&format!("{settled} settled, {unknown} unknown, {} left{note}", refused.len()))?;
-            for (id, why) in refused {
-                output.line(&format!("left: {id}: {why}"))?;
-            }
+                "unreadable": unreadable,
+            }));
         }
-        match refused.len() {
-            0 => Ok(()),
-            count => Err(Failure::Refused(format!("{count} operations were left as they are"))),
+        let note = if dry_run { " (dry run: nothing was changed)" } else { "" };
+        output.line(&format!("{settled} settled, {unknown} unknown, {} left{note}", refused.len()))?;
+        for (id, why) in refused {
+            output.line(&format!("left: {id}: {why}"))?;
         }
+        for id in unreadable {
+            output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
+        }
+        Ok(())
     }
 }
 
@@ -248,10 +282,13 @@ mod tests {
     fn an_answer_is_an_outcome_and_a_body() {
         let body = |text: &'static str| Bytes::from(text);
         assert_eq!(parse(b"completed\n{}\n"), Ok(Some((OutcomeName::Completed, body("{}\n")))));
-        assert_eq!(parse(b"failed"), Ok(Some((OutcomeName::Failed, body("")))));
-        assert_eq!(parse(b"rerun\n\n"), Ok(Some((OutcomeName::Rerun, body("\n")))));
+        assert_eq!(parse(b"failed\n\n"), Ok(Some((OutcomeName::Failed, body("")))));
+        assert_eq!(parse(b"failed\r\n\r\n"), Ok(Some((OutcomeName::Failed, body("")))));
+        assert_eq!(parse(b"failed\n\n\n"), Ok(Some((OutcomeName::Failed, body("\n\n")))));
+        assert_eq!(parse(b"rerun"), Ok(Some((OutcomeName::Rerun, body("")))));
+        assert_eq!(parse(b"rerun\n\n"), Ok(Some((OutcomeName::Rerun, body("")))));
         assert_eq!(parse(b"unknown\n"), Ok(None));
-        for wrong in [&b""[..], b"done\n", b"\xff", b"Completed", b"rerun\nx"] {
+        for wrong in [&b""[..], b"done\n", b"\xff", b"Completed", b"rerun\nx", b"completed", b"failed\n"] {
             assert!(parse(wrong).is_err());
         }
     }

@@ -1,14 +1,14 @@
 //! `resolve`: settles unresolved operations.
 
 use clap::Args;
-use nevertwice::{Inspection, Need, RecordId};
+use nevertwice::{Inspection, Need, RecordId, Resolution};
 use serde_json::json;
 
-use super::bulk::{Mode, Plan};
+use super::bulk::{Mode, Plan, refuse_if_changed};
 use super::settle::Outcome;
 use crate::args::Global;
 use crate::confirm::confirm;
-use crate::failure::Failure;
+use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::Output;
 use crate::select::{Matcher, Select, Target};
@@ -16,7 +16,7 @@ use crate::session::{Access, Session};
 use crate::view::{View, details};
 
 /// Settles one unresolved operation, or all that the filters match. Repeating the same resolution
-/// is safe. An operation that was executed since it was shown is refused.
+/// is safe. An operation that changed since it was shown is refused.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Resolve {
@@ -29,6 +29,9 @@ pub struct Resolve {
     /// Refuses if the operation has another fence, as `show` tells it
     #[arg(long)]
     fence: Option<u64>,
+    /// Refuses if the record has another stamp, as `show` tells it: if anything changed since
+    #[arg(long)]
+    stamp: Option<u64>,
     /// Only shows what would be done
     #[arg(long)]
     dry_run: bool,
@@ -40,44 +43,62 @@ pub struct Resolve {
 impl Resolve {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let target = self.select.target(self.id.as_deref())?;
-        self.outcome.resolution()?;
+        let resolution = self.outcome.resolution()?;
         let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
         let mode = Mode { dry_run: self.dry_run, yes: self.yes, output: Output { json: global.json } };
         match target {
-            Target::One(id) => self.one(&session, mode, id).await,
-            Target::Many(matcher) if self.fence.is_none() => self.many(&session, mode, matcher).await,
-            Target::Many(_) => Err(Failure::Usage("a fence belongs to one operation".to_owned())),
+            Target::One(id) => self.one(&session, mode, id, resolution).await,
+            Target::Many(matcher) if self.fence.is_none() && self.stamp.is_none() => {
+                self.many(&session, mode, matcher, resolution).await
+            }
+            Target::Many(_) => Err(Failure::Usage("a fence or stamp belongs to one operation".to_owned())),
         }
     }
 
-    async fn one(&self, session: &Session, mode: Mode, id: RecordId) -> Result<(), Failure> {
+    async fn one(
+        &self,
+        session: &Session,
+        mode: Mode,
+        id: RecordId,
+        resolution: Resolution,
+    ) -> Result<(), Failure> {
         let Some(before) = session.engine.inspect_id(&id).await? else {
             return Err(Failure::NothingFound(format!(
                 "there is no record of {id}: the next begin executes"
             )));
         };
         if !mode.output.json {
-            mode.output.table(&[], details(&id, &before))?;
+            or_no_reader(mode.output.table(&[], details(&id, &before)))?;
         }
         if self.fence.is_some_and(|fence| fence != before.fence.0) {
             return Err(Failure::Refused(format!("its fence is {}: it was executed since", before.fence.0)));
+        }
+        if self.stamp.is_some_and(|stamp| stamp != before.stamp.0) {
+            return Err(Failure::Refused(format!("its stamp is {}: it changed since", before.stamp.0)));
         }
         let consequence = self.outcome.consequence();
         if mode.dry_run {
             return dry(mode.output, &id, &before, consequence);
         }
         confirm(&format!("Settle it under fence {}: {consequence}?", before.fence.0), mode.yes)?;
-        session.engine.resolve_id(&id, before.fence, self.outcome.resolution()?).await?;
+        refuse_if_changed(session, &id, &before).await?;
+        session.engine.resolve_id(&id, before.fence, resolution).await?;
         settled(session, mode.output, "resolve", &id, &before, consequence).await
     }
 
-    async fn many(&self, session: &Session, mode: Mode, matcher: Matcher) -> Result<(), Failure> {
+    async fn many(
+        &self,
+        session: &Session,
+        mode: Mode,
+        matcher: Matcher,
+        resolution: Resolution,
+    ) -> Result<(), Failure> {
         let matcher = Matcher { filter: matcher.filter.need(Need::Operator), ..matcher };
         let plan = Plan::find(session, false, |seen| matcher.matches(seen)).await?;
-        let resolution = self.outcome.resolution()?;
         let doing = format!("resolve as {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("resolve");
         let change = async |id: &RecordId, seen: &Inspection| {
+            refuse_if_changed(session, id, seen).await?;
             session.engine.resolve_id(id, seen.fence, resolution.clone()).await?;
             Ok(json!(after(session, id).await))
         };
@@ -109,10 +130,10 @@ pub(super) async fn settled(
 ) -> Result<(), Failure> {
     let after = after(session, id).await;
     Journal::new(command).write(&id.to_string(), &View::of(id, before), &after);
-    if output.json {
-        return output.json(&after);
-    }
-    output.line(&format!("done: {consequence}"))
+    or_no_reader(match output.json {
+        true => output.json(&after),
+        false => output.line(&format!("done: {consequence}")),
+    })
 }
 
 /// Returns the state after a change. The change stands, so an error of reading it again is none of

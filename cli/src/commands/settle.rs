@@ -41,8 +41,11 @@ pub(crate) enum OutcomeName {
 }
 
 impl Outcome {
-    /// Reads the body, and returns the resolution.
+    /// Reads the body, and returns the resolution. Called once: a pipe cannot be read again.
     pub(crate) fn resolution(&self) -> Result<Resolution, Failure> {
+        if self.body_file.is_some() && self.body_file == self.head_file {
+            return Err(Failure::Usage("the body and the head need a file each".to_owned()));
+        }
         let body = match (&self.body, &self.body_file) {
             (Some(text), _) => Some(Bytes::from(text.clone())),
             (None, Some(path)) => Some(read(path)?),

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use clap::Args;
-use nevertwice::Need;
+use nevertwice::{Inspection, Need, RecordId};
 use serde_json::json;
 
 use crate::args::Global;
@@ -54,23 +54,31 @@ impl Unresolved {
         found.sort_by_key(|(_, seen)| Reverse(seen.age));
         found.truncate(limit);
         drop(walk);
-        let output = Output { json: global.json };
-        if output.json {
-            let operations: Vec<View> = found.iter().map(|(id, seen)| View::of(id, seen)).collect();
-            let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-            output.json(&json!({ "count": count, "operations": operations, "unreadable": unreadable }))?;
-        } else {
-            if !found.is_empty() {
-                output.table(&COLUMNS, found.iter().map(|(id, seen)| row(id, seen)).collect())?;
-                output.line(&format!("{count} unresolved, {} shown", found.len()))?;
-            }
-            for id in &unreadable {
-                output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
-            }
-        }
+        let written = write(Output { json: global.json }, count, &found, &unreadable);
         if count == 0 && unreadable.is_empty() {
             return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
         }
-        Ok(())
+        written
     }
+}
+
+fn write(
+    output: Output,
+    count: u64,
+    found: &[(RecordId, Inspection)],
+    unreadable: &[RecordId],
+) -> Result<(), Failure> {
+    if output.json {
+        let operations: Vec<View> = found.iter().map(|(id, seen)| View::of(id, seen)).collect();
+        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        return output.json(&json!({ "count": count, "operations": operations, "unreadable": unreadable }));
+    }
+    if !found.is_empty() {
+        output.table(&COLUMNS, found.iter().map(|(id, seen)| row(id, seen)).collect())?;
+        output.line(&format!("{count} unresolved, {} shown", found.len()))?;
+    }
+    for id in unreadable {
+        output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
+    }
+    Ok(())
 }

@@ -66,6 +66,11 @@ fn wrong_arguments_are_exit_code_2_and_say_what_is_wrong() {
         "stats --scopes 0",
         "list --prefix p",
         "list --timeout 0s",
+        "list --timeout 2days",
+        "list --timeout 200000000000y",
+        "resolve ID completed --body-file - --head-file - --yes",
+        "resolve --all rerun --stamp 7 --yes",
+        "forget --all --stamp 7 --yes",
     ] {
         let line = line.replace("ID", &id);
         let arguments: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
@@ -174,6 +179,31 @@ fn a_password_is_never_shown() {
     let server = lab.postgres.as_ref().unwrap();
     let ran = crate::lab::run(&["list", "--store", &server.url_as("postgres", "s3cret", "nowhere")]);
     assert!(ran.code == 3 && !shows(&ran), "{ran:?}");
+}
+
+#[test]
+fn a_password_that_holds_quotes_and_spaces_is_never_shown() {
+    for url in [
+        "redis://u:p'w0rd@h",
+        "redis://u:p\"w0rd s3cret@h",
+        "postgres://h/d?user=u&password=p'w0rd s3cret",
+        "host=h password='w0rd s3cret' dbname=d",
+        "host=h password='a\\' s3cret' dbname=d",
+    ] {
+        for arguments in [&["list", url][..], &["list", "--limit", url], &[url]] {
+            let ran = crate::lab::run(arguments);
+            assert!(ran.code == 2 && !ran.err.is_empty(), "{ran:?}");
+            assert!(!["w0rd", "s3cret"].iter().any(|word| ran.err.contains(word)), "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_time_limit_without_sense_is_refused() {
+    for url in ["redis://127.0.0.1:1", "postgres://u@127.0.0.1:1/d"] {
+        let ran = crate::lab::run(&["list", "--timeout", "200000000000y", "--store", url]);
+        assert!(ran.code == 2 && ran.err.contains("timeout"), "{ran:?}");
+    }
 }
 
 #[test]

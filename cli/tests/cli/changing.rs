@@ -181,6 +181,45 @@ fn a_tenant_is_erased_with_its_expired_records() {
 }
 
 #[test]
+fn a_tenant_is_erased_with_attempts_that_crashed_and_expired() {
+    let lab = Lab::sqlite();
+    lab.application_of_the_past(async |engine| {
+        for key in ["a", "b"] {
+            let lease = acquire(&engine, request("old", key)).await;
+            lease.save_checkpoint("personal data").await.unwrap();
+        }
+        complete(&engine, "old", 3).await;
+    });
+    assert_eq!(lab.json(&["purge", "--dry-run"])["due"], 5);
+    let young = lab.run(&["forget", "--scope", "old", "--older-than", "3days", "--yes"]);
+    assert_eq!(young.code, 1, "{young:?}");
+    let ran = lab.run(&["forget", "--scope", "old", "--older-than", "1h", "--yes"]);
+    assert_eq!((ran.code, ran.journal().len()), (0, 5), "{ran:?}");
+    assert_eq!(lab.json(&["purge", "--dry-run"])["due"], 0);
+}
+
+#[test]
+fn s3_a_stamp_names_the_record_that_is_forgotten_or_settled() {
+    for lab in Lab::all().map(Lab::filled) {
+        let id = request("shop,refunds", "reported").id().to_string();
+        let stamp = lab.json(&["show", &id])["stamp"].to_string();
+        // The fence stays as it is.
+        assert_eq!(lab.run(&["resolve", &id, "rerun", "--yes", "--stamp", &stamp]).code, 0);
+        for stale in [
+            &["resolve", &id, "completed", "--body", "x", "--yes", "--stamp", &stamp][..],
+            &["forget", &id, "--yes", "--stamp", &stamp],
+        ] {
+            let ran = lab.run(stale);
+            assert!(ran.code == 4 && ran.journal().is_empty(), "{ran:?}");
+        }
+        assert_eq!(lab.json(&["show", &id])["retry"], "now");
+        let stamp = lab.json(&["show", &id])["stamp"].to_string();
+        assert_eq!(lab.run(&["forget", &id, "--yes", "--stamp", &stamp]).code, 0);
+        assert_eq!(lab.run(&["show", &id]).code, 1);
+    }
+}
+
+#[test]
 fn a_purge_removes_what_expired_and_nothing_else() {
     let lab = Lab::sqlite();
     lab.fill_with_expired(1500);

@@ -4,8 +4,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use nevertwice::{
-    Begin, Clock, Engine, Lease, ManualClock, PostgresStore, RedisStore, Request, Retry, SqliteStore,
-    SystemClock,
+    Begin, Clock, Engine, Lease, ManualClock, PostgresStore, RecordId, RedisStore, Request, Retry,
+    SqliteStore, SystemClock,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -77,11 +77,39 @@ impl Lab {
 
     /// Fills a SQLite file with this many operations that expired a day ago.
     pub(crate) fn fill_with_expired(&self, count: usize) {
+        self.application_of_the_past(async |engine| complete(&engine, "old", count).await);
+    }
+
+    /// Calls an application on a SQLite file two days ago, which kept its records for a day.
+    pub(crate) fn application_of_the_past<T>(&self, run: impl AsyncFnOnce(Engine) -> T) -> T {
         let day = Duration::from_secs(86_400);
         let clock = ManualClock::starting_at(SystemClock.wall() - 2 * day);
         let store = SqliteStore::builder(&self.url[7..]).clock(clock.clone()).open().unwrap();
         let engine = Engine::builder(store).clock(clock).retention(day).build().unwrap();
-        self.runtime.block_on(complete(&engine, "old", count));
+        self.runtime.block_on(run(engine))
+    }
+
+    /// Writes another record's bytes under this id into a SQLite file, and returns its own.
+    pub(crate) fn spoil(&self, id: &RecordId) -> Vec<u8> {
+        let id = id.as_bytes();
+        let bytes = |condition: &str| -> Vec<u8> {
+            let sql = format!("SELECT record FROM nevertwice WHERE id {condition} ?1 LIMIT 1");
+            self.db().query_row(&sql, [id], |row| row.get(0)).unwrap()
+        };
+        let own = bytes("=");
+        self.write(id, &bytes("<>"));
+        own
+    }
+
+    /// Writes the record of a SQLite file.
+    pub(crate) fn write(&self, id: &[u8; 32], bytes: &[u8]) {
+        let changed =
+            self.db().execute("UPDATE nevertwice SET record = ?1 WHERE id = ?2", (bytes, id)).unwrap();
+        assert_eq!(changed, 1);
+    }
+
+    fn db(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(&self.url[7..]).unwrap()
     }
 
     /// The command with the URL of the store in its environment.

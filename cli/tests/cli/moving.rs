@@ -162,6 +162,7 @@ fn exports_are_private_and_replace_nothing() {
     assert_eq!(again.code, 2, "{again:?}");
     assert_eq!(std::fs::read(&file).unwrap(), before);
     let piped = lab.run(&["export"]);
+    assert!(piped.err.contains("warning: the events of an outbox are not in an export"), "{piped:?}");
     assert_eq!((piped.code, piped.out.lines().count()), (0, 8));
     assert_eq!(Lab::redis().run(&["export"]).code, 1);
 }

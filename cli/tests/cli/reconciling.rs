@@ -40,6 +40,8 @@ fn a_program_that_fails_or_babbles_or_hangs_settles_nothing() {
         "exit 1",
         "echo completed; exit 3",
         "echo nonsense",
+        "echo completed",
+        "printf failed",
         "true",
         "sleep 600",
         "kill -9 $$",
@@ -63,8 +65,40 @@ fn a_program_does_not_get_the_stores_password() {
     let lab = Lab::sqlite();
     lab.application(async |engine| report(&engine, "s", 1).await);
     let (_, answer) =
-        reconcile(&lab, "env | grep -q NEVERTWICE_STORE && echo rerun || echo failed", &["--yes"]);
+        reconcile(&lab, "env | grep -q NEVERTWICE_STORE && echo rerun || printf 'failed\\n\\n'", &["--yes"]);
     assert_eq!(answer["settled"], 1);
     assert_eq!(lab.json(&["stats"])["states"], serde_json::json!({ "failed": 1 }));
     assert_eq!(lab.json(&["stats"])["retryable"], 0);
+}
+
+#[test]
+fn records_that_cannot_be_read_are_told() {
+    let lab = Lab::sqlite().filled();
+    let spoiled = request("shop,refunds", "marked").id();
+    lab.spoil(&spoiled);
+    let unreadable = serde_json::json!([spoiled.to_string()]);
+    let (ran, answer) = reconcile(&lab, "echo rerun", &["--yes"]);
+    assert_eq!((ran.code, &answer["settled"]), (4, &1.into()), "{ran:?}");
+    assert_eq!(answer["unreadable"], unreadable);
+    // Also if nothing else needs an operator.
+    let (ran, answer) = reconcile(&lab, "echo rerun", &[]);
+    assert_eq!((ran.code, &answer["settled"], &answer["unreadable"]), (4, &0.into(), &unreadable), "{ran:?}");
+    let table = lab.run(&["reconcile", "--cmd", "echo rerun", "--label", "psp", "--yes"]);
+    assert!(table.code == 4 && table.out.contains(&spoiled.to_string()), "{table:?}");
+}
+
+#[test]
+fn s3_an_operation_that_another_operator_settles_meanwhile_is_left() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 1).await);
+    // The fence stays as it is.
+    let cmd = format!(
+        "NEVERTWICE_STORE={} {} resolve $NEVERTWICE_ID rerun --yes >&2 && printf 'completed\\nreceipt'",
+        lab.url,
+        env!("CARGO_BIN_EXE_nevertwice")
+    );
+    let (ran, answer) = reconcile(&lab, &cmd, &["--yes"]);
+    assert_eq!((ran.code, &answer["settled"]), (4, &0.into()), "{ran:?}");
+    assert!(answer["refused"][0]["why"].as_str().unwrap().contains("changed"), "{answer}");
+    assert_eq!(lab.json(&["stats"])["retryable"], 1);
 }
