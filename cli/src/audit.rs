@@ -3,6 +3,7 @@
 //! [`check`] has the kinds of claims and outcomes, [`checks`] the checks themselves, [`probe`] what
 //! they act with, [`wire`] the connections, [`report`] the reports.
 
+mod answer;
 mod args;
 mod baseline;
 mod check;
@@ -24,10 +25,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::HeaderName;
+use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use self::args::{Args, Format};
-use self::check::{About, Check, Outcome, Verdict};
+use self::check::{About, Check, Outcome, Step, Verdict};
 use self::effects::Counter;
 use self::payload::RequestSpec;
 use self::probe::{Probe, RunState, Settings};
@@ -95,25 +97,55 @@ async fn run(args: Args) -> Result<ExitCode, Problem> {
     let preflight = baseline::take(&probe).await?;
     let live = args.report == Format::Terminal;
     let mut report = Report::new(&probe, args.repeat, preflight);
+    let mut written = Written::default();
     if live {
-        report::terminal::head(&report)?;
+        written.keep(report::terminal::head(&report));
     }
     for check in checks {
         let checked = run_check(check.as_ref(), &probe, args.repeat, args.strict).await;
         if live {
-            report::terminal::check(&checked)?;
+            written.keep(report::terminal::check(&checked));
         }
         report.checks.push(checked);
     }
     report.finish(&probe, args.requests_per_day.zip(args.duplicate_rate.map(|rate| rate.0)));
     match args.report {
-        Format::Terminal => report::terminal::summary(&report)?,
-        format => report::print(&report, format)?,
+        Format::Terminal => written.keep(report::terminal::summary(&report)),
+        format => written.keep(report::print(&report, format)),
     }
     for path in &args.output {
-        report::write(&report, path)?;
+        written.keep(report::write(&report, path));
     }
-    Ok(ExitCode::from(u8::from(report.has_failed())))
+    Ok(written.code(&report))
+}
+
+/// The exit code if no check could show anything.
+const NOTHING_SHOWN: u8 = 5;
+
+/// The problems of writing reports, which neither end an audit nor hide its verdict.
+#[derive(Debug, Default)]
+struct Written {
+    problems: Vec<Problem>,
+}
+
+impl Written {
+    fn keep(&mut self, result: Result<(), impl Into<Problem>>) {
+        match result.map_err(Into::into) {
+            // The reader has gone: files and the exit code still tell the verdict.
+            Ok(()) | Err(Problem::NoReader) => {}
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    /// Reports the problems, and returns the exit code.
+    fn code(&self, report: &Report) -> ExitCode {
+        let codes: Vec<_> = self.problems.iter().map(Problem::report).collect();
+        if report.has_failed() {
+            return ExitCode::from(1);
+        }
+        let verdict = if report.has_shown() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING_SHOWN) };
+        codes.first().copied().unwrap_or(verdict)
+    }
 }
 
 /// Returns the checks that `--only` and `--skip` leave.
@@ -145,21 +177,29 @@ async fn prepare(args: &Args) -> Result<Probe, Problem> {
     if let Some(pointer) = &args.id_pointer {
         checked(pointer.starts_with('/'), || "--id-pointer: a JSON pointer begins with /".to_owned())?;
     }
-    let mut secrets = Secrets::named(&args.secret);
-    secrets.learn_message(&spec.message("unique", &[], payload::Payload::Described, &[])?);
-    secrets.learn_message(&spec.message("unique", &[], payload::Payload::None, &other_headers)?);
-    let endpoint = Endpoint::of(&spec.url, &args.i_may_test, args.ca_cert.as_deref()).await?;
-    let counter = Counter::of(args).await?;
     let millis = |millis: u32| Duration::from_millis(millis.into());
+    let timeout = millis(args.timeout_ms);
+    let endpoint = Endpoint::of(&spec.url, &args.i_may_test, args.ca_cert.as_deref(), timeout).await?;
+    let counter = Counter::of(args).await?;
+    let mut secrets = Secrets::named(&args.secret, spec.key_header.as_str());
+    secrets.learn_message(&spec.message("unique", &[], payload::Payload::Described, &[])?);
+    secrets.learn_message(&spec.message("unique", &[], payload::Payload::Other, &[])?);
+    for headers in [&other_headers, &fail_headers, &slow_headers] {
+        secrets.learn_message(&spec.message("unique", &[], payload::Payload::None, headers)?);
+    }
+    if let Some(message) = counter.as_ref().and_then(Counter::message) {
+        secrets.learn_message(message);
+    }
     let settings = Settings {
         // Short enough to be typed.
         seed: args.seed.unwrap_or_else(|| u64::from(Uuid::new_v4().as_fields().0)),
         copies: args.copies,
         max_requests: args.max_requests,
         max_time: Duration::from_secs(args.max_seconds.into()),
-        timeout: millis(args.timeout_ms),
+        timeout,
         patience: millis(args.patience_ms),
         settle: millis(args.settle_ms),
+        pause: millis(args.pause_ms),
         id_pointer: args.id_pointer.clone(),
         replay_header,
         other_headers,
@@ -179,21 +219,20 @@ async fn prepare(args: &Args) -> Result<Probe, Problem> {
     })
 }
 
-/// Runs a check as often as asked, or until it fails.
+/// Runs a check as often as asked, or until it fails or the budget is used up.
 async fn run_check(check: &dyn Check, probe: &Probe, repeat: u32, strict: bool) -> CheckReport {
     let about = check.about();
     let mut runs = Vec::new();
     for number in 1..=repeat {
+        if number > 1 && probe.has_budget().is_err() {
+            break;
+        }
         probe.begin(format!("{}/{number}", about.name));
-        let mut verdict = if probe.run.down.get() {
-            Verdict::not_shown("the service had ended before")
-        } else {
-            check.run(probe).await.unwrap_or_else(|verdict| verdict)
-        };
+        let mut verdict = run_once(check, probe).await.unwrap_or_else(|verdict| verdict);
         if strict && verdict.outcome == Outcome::Advice {
             verdict.outcome = Outcome::Fail;
         }
-        verdict.because = probe.secrets.hide(&verdict.because);
+        verdict.because = probe.secrets.hide_line(&verdict.because);
         let failed = verdict.outcome == Outcome::Fail;
         runs.push(Run { verdict, events: probe.take_events() });
         if failed {
@@ -201,4 +240,15 @@ async fn run_check(check: &dyn Check, probe: &Probe, repeat: u32, strict: bool) 
         }
     }
     CheckReport::of(about, runs)
+}
+
+/// Runs a check within the time that is left, and leaves no service dead.
+async fn run_once(check: &dyn Check, probe: &Probe) -> Step<Verdict> {
+    if probe.run.down.get() {
+        return Ok(Verdict::not_shown("the service had ended before"));
+    }
+    probe.has_budget()?;
+    let ended = timeout_at(probe.deadline(), check.run(probe)).await;
+    checks::failures::revive(probe).await?;
+    ended.unwrap_or_else(|_| Err(probe.time_is_over()))
 }

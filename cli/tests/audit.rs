@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use self::target::{Fault, Target};
+use self::target::{Fault, NAMED, Target};
 
 /// The time in which an audit must end.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -172,6 +172,160 @@ async fn a_good_service_passes_every_check() {
     assert!(audited.report["requests"].as_u64().unwrap() <= 200);
 }
 
+/// Requires that a service without a fault passes these checks, whatever its manners.
+async fn is_good(manners: Fault, more: &[&str]) -> Audited {
+    let audited = Audited::of(start(manners).await, more).await;
+    assert_eq!((audited.with("fail"), audited.code), (vec![], 0), "{}", audited.report);
+    assert_eq!(audited.with("advice"), [""; 0], "{}", audited.report);
+    audited
+}
+
+#[tokio::test]
+async fn effects_that_are_counted_late_accuse_no_check() {
+    let audited = is_good(Fault::CountsLate, &["--strict", "--skip", "crash"]).await;
+    assert_eq!(audited.with("pass").len(), 19, "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_failure_that_may_be_repeated_later_is_no_end() {
+    let audited = is_good(Fault::BacksOff, &["--only", "failing-first-try"]).await;
+    assert_eq!(audited.with("pass").len(), 1, "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_refusal_that_repeats_the_key_gives_nothing_away() {
+    let audited = is_good(Fault::EchoesKey, &["--only", "other-payload-refused"]).await;
+    assert_eq!(audited.with("pass").len(), 1, "{}", audited.report);
+}
+
+#[tokio::test]
+async fn the_host_of_the_user_is_sent_with_every_request() {
+    let host = format!("Host: {NAMED}");
+    let checks = "replay-same,cut-after-request,cut-in-request,cut-in-answer,client-time-out,http2";
+    let audited = is_good(Fault::NeedsHost, &["--header", &host, "--only", checks]).await;
+    assert_eq!(audited.with("pass").len(), 6, "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_limit_of_the_rate_is_neither_a_fault_nor_a_refusal_of_a_key() {
+    let checks =
+        "replay-same,other-payload-refused,missing-key,empty-key,long-keys,doubled-key,cut-in-answer";
+    let audited = is_good(Fault::LimitsRate, &["--only", checks]).await;
+    assert_eq!(audited.with("pass").len(), 7, "{}", audited.report);
+    assert!(!audited.report["checks"].to_string().contains("refused with 429"), "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_redirection_is_not_audited() {
+    let base = arguments(start(Fault::Redirects).await);
+    let output = run(&base.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("answered 307") && stderr.contains("/pay/?token=[hidden]"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_count_that_hangs_does_not_outlast_the_audit() {
+    let count = hostile(|stream| async move {
+        let _open = stream;
+        pending::<()>().await;
+    })
+    .await;
+    let (url, count) = (format!("http://{}/pay", start(Fault::None).await), format!("http://{count}/"));
+    let auth = "Authorization: Bearer alice-secret";
+    let arguments =
+        ["POST", &url, "--header", auth, "--json", "{}", "--count-url", &count, "--max-seconds", "2"];
+    let began = std::time::Instant::now();
+    let output = run(&arguments).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("--max-seconds"), "{stderr}");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_count_that_breaks_is_not_asked_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = dir.path().join("asked").display().to_string();
+    let address = start(Fault::None).await;
+    // It counts well for the first requests, and then breaks.
+    let count = format!(
+        "echo x >> '{asked}'; n=$(wc -l < '{asked}'); if [ $n -eq 1 ]; then echo 0; elif [ $n -le 3 ]; then echo 3; \
+         else exit 1; fi"
+    );
+    let url = format!("http://{address}/pay");
+    let auth = "Authorization: Bearer alice-secret";
+    let output =
+        run(&["POST", &url, "--header", auth, "--json", "{}", "--count-cmd", &count, "--repeat", "3"]).await;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("cannot be counted any more"), "{stdout}");
+    let asked = std::fs::read_to_string(asked).unwrap().lines().count();
+    assert!(asked <= 5, "asked {asked} times: {stdout}");
+}
+
+#[tokio::test]
+async fn a_verdict_survives_a_reader_that_goes_and_a_file_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (full, file) = (path("full.json"), path("r.html"));
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    for (fault, outputs, code) in [
+        (Fault::Naive, vec![&full, &file], 1),
+        (Fault::None, vec![&full, &file], 2),
+        (Fault::Naive, vec![&file], 1),
+        (Fault::None, vec![&file], 0),
+    ] {
+        let _ = std::fs::remove_file(&file);
+        let base = arguments(start(fault).await);
+        let mut audit = Command::new(env!("CARGO_BIN_EXE_nevertwice"));
+        audit.arg("audit").args(base).args(["--only", "replay-same"]);
+        audit.args(outputs.iter().flat_map(|file| ["--output", file.as_str()]));
+        let mut audit =
+            audit.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        drop(audit.stdout.take());
+        let status = timeout(PATIENCE, audit.wait()).await.expect("it ends").unwrap();
+        assert_eq!(status.code(), Some(code), "{fault:?} {outputs:?}");
+        assert!(std::fs::read_to_string(&file).unwrap().contains("replay-same"), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn text_of_answers_draws_no_lines_and_no_markup() {
+    let numbers = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let address = hostile(move |mut stream| {
+        let number = numbers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let id = r#"\u001b]52;c;eA\u0007\r\n     pass  fake\r\n::error::fake <img onerror=x> ]]>"#;
+            let body = format!(r#"{{"id":"{number:04}{id}"}}"#);
+            let head = format!("HTTP/1.1 201 Created\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            let _ = stream.read(&mut [0; 4096]).await;
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let files = [path("r.json"), path("r.xml"), path("r.html")];
+    let url = format!("http://{address}/pay");
+    let arguments = ["POST", &url, "--json", "{}", "--id-pointer", "/id", "--only", "quoted-key"];
+    let outputs: Vec<_> = files.iter().flat_map(|file| ["--output", file]).collect();
+    let output = run(&[&arguments[..], &outputs].concat()).await;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("another id") && !stdout.contains('\u{1b}'), "{stdout}");
+    assert!(
+        !stdout.lines().any(|line| line.starts_with("     pass  fake") || line.starts_with("::")),
+        "{stdout}"
+    );
+    let [json, xml, html] = files.map(|file| std::fs::read_to_string(file).unwrap());
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let because = report["checks"][0]["because"].as_str().unwrap();
+    assert!(because.contains("fake") && !because.contains(char::is_control), "{because}");
+    assert!(html.contains("onerror") && !html.contains("<img"), "{html}");
+    assert!(!xml.contains("<img") && !xml.contains('\u{1b}'), "{xml}");
+}
+
 #[tokio::test]
 async fn without_a_count_nothing_is_claimed_that_was_not_seen() {
     let address = start(Fault::FreesOnDrop).await;
@@ -192,7 +346,7 @@ async fn without_a_count_nothing_is_claimed_that_was_not_seen() {
     ])
     .await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!(output.status.code(), Some(5), "nothing was shown: {report}");
     let outcomes: Vec<_> =
         report["checks"].as_array().unwrap().iter().map(|check| &check["outcome"]).collect();
     assert_eq!(outcomes, ["not-shown"; 5], "{report}");
@@ -250,7 +404,8 @@ async fn secrets_are_in_no_report() {
         for secret in ["alice-secret", "bob-secret"] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
-        // The client secret of an answer.
+        // A cookie and the client secret of an answer.
+        assert!(!text.contains("session=pay_"), "{text}");
         assert!((0..10).all(|digit| !text.contains(&format!("{digit}_secret"))), "{text}");
     }
     // One page that needs nothing else, with a picture of the failing case.
@@ -390,22 +545,39 @@ async fn certificate(dir: &Path) {
 
 #[tokio::test]
 async fn https_is_audited_with_a_certificate_of_the_users() {
+    https(Vec::new()).await;
+}
+
+#[tokio::test]
+async fn https_without_http2_is_not_down_nor_is_a_connection_that_breaks_once() {
+    https(vec![b"http/1.1".to_vec()]).await;
+}
+
+/// Audits a service by HTTPS with these protocols, which drops some connections unanswered.
+async fn https(protocols: Vec<Vec<u8>>) {
     let dir = tempfile::tempdir().unwrap();
     certificate(dir.path()).await;
     let pem = |name: &str| dir.path().join(name);
     let certificate = CertificateDer::from_pem_file(pem("cert.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(pem("key.pem")).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
+    let mut config =
+        rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+    config.alpn_protocols = protocols;
     let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
     let numbers = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let connections = std::sync::atomic::AtomicU32::new(0);
     let address = hostile(move |stream| {
         let (acceptor, numbers) = (acceptor.clone(), numbers.clone());
+        let breaks = connections.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 5 == 4;
         async move {
+            if breaks {
+                return;
+            }
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
             let _ = stream.read(&mut [0; 4096]).await;
             let id = numbers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -426,6 +598,7 @@ async fn https_is_audited_with_a_certificate_of_the_users() {
     assert_eq!(output.status.code(), Some(1), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
     assert!(stdout.contains("3 different ids of 1 operation"), "{stdout}");
     assert!(stdout.contains("does not speak HTTP/2"), "{stdout}");
+    assert!(!stdout.contains("accepts no connections"), "{stdout}");
     let output = run(&arguments).await;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");

@@ -13,7 +13,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 ///
 /// Exit codes: 0 no check failed, 1 a check failed, 2 wrong usage or a request that the service
 /// does not accept, 3 the service cannot be reached, 4 the host is not local and not named by
-/// --i-may-test.
+/// --i-may-test, 5 no check could show anything.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
     /// The method and the address of the request; the method may be left out
@@ -73,6 +73,10 @@ pub(crate) struct Args {
     /// milliseconds
     #[arg(long, value_name = "MS", default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(1..=600_000), help_heading = "Safety")]
     pub(super) patience_ms: u32,
+
+    /// The pause before each request, in milliseconds, for services that limit the rate
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000), help_heading = "Safety")]
+    pub(super) pause_ms: u32,
 
     /// Another name of a header, field or parameter whose value is hidden in reports
     #[arg(long, value_name = "NAME", help_heading = "Safety")]

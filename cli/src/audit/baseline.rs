@@ -2,8 +2,10 @@
 //! the count count?
 
 use super::Problem;
+use super::check::Step;
 use super::evidence::Event;
-use super::probe::{Baseline, Probe, told};
+use super::probe::{Baseline, Probe, Shot, told};
+use super::secrets::tamed;
 use super::wire::{Answer, Failure};
 
 /// The number of plain operations.
@@ -16,11 +18,17 @@ const OPERATIONS: i64 = 3;
 /// it does not answer.
 pub(super) async fn take(probe: &Probe) -> Result<Vec<Event>, Problem> {
     probe.begin("baseline".to_owned());
+    let all = tokio::time::timeout_at(probe.deadline(), measured(probe)).await;
+    all.unwrap_or_else(|_| Err(Problem::unreachable(probe.time_is_over().because)))?;
+    Ok(probe.take_events())
+}
+
+async fn measured(probe: &Probe) -> Result<(), Problem> {
     let before = count(probe).await?;
     let mut answers = Vec::new();
     for _ in 0..OPERATIONS {
         let shot = probe.operation().shot("a plain request");
-        let answer = match probe.send(&shot).await {
+        let answer = match sent(probe, &shot).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(failure)) => return Err(unanswered(probe, &failure)),
             Err(verdict) if probe.run.down.get() => {
@@ -46,7 +54,15 @@ pub(super) async fn take(probe: &Probe) -> Result<Vec<Event>, Problem> {
     }
     let distinct = answers[0].body != answers[1].body && answers[1].body != answers[2].body;
     *probe.baseline.borrow_mut() = Baseline { latency: latencies[1], distinct };
-    Ok(probe.take_events())
+    Ok(())
+}
+
+/// Sends a request, again if the service takes none for now.
+async fn sent(probe: &Probe, shot: &Shot) -> Step<Result<Answer, Failure>> {
+    match probe.send(shot).await? {
+        Ok(answer) if answer.is_overload() => probe.answer(shot).await.map(Ok),
+        sent => Ok(sent),
+    }
 }
 
 async fn count(probe: &Probe) -> Result<Option<i64>, Problem> {
@@ -58,7 +74,7 @@ fn unanswered(probe: &Probe, failure: &Failure) -> Problem {
         Failure::TimedOut => format!("no whole answer within {} ms", probe.settings.timeout.as_millis()),
         failure => told(failure),
     };
-    Problem::Unreachable(probe.secrets.hide(&format!("{}: {why}", probe.endpoint.authority)))
+    Problem::Unreachable(probe.secrets.hide_line(&format!("{}: {why}", probe.endpoint.authority)))
 }
 
 fn accepted(probe: &Probe, answer: &Answer) -> Result<(), Problem> {
@@ -70,7 +86,18 @@ fn accepted(probe: &Probe, answer: &Answer) -> Result<(), Problem> {
     if answer.is_success() {
         return Ok(());
     }
-    let body = probe.secrets.hide_body(&answer.body, 300);
+    if (300..400).contains(&answer.status) {
+        let place = answer.headers.get(http::header::LOCATION).map(|place| {
+            let place = String::from_utf8_lossy(place.as_bytes());
+            tamed(&probe.secrets.hide_header(&http::header::LOCATION, &place))
+        });
+        return Err(Problem::Usage(format!(
+            "the request as described is answered {}, which sends it elsewhere ({}): give that address",
+            answer.status,
+            place.as_deref().unwrap_or("no Location")
+        )));
+    }
+    let body = tamed(&probe.secrets.hide_body(&answer.body, 300));
     Err(Problem::Usage(format!(
         "the request as described is answered {}, so that nothing can be audited: {body}\n\
          If it may happen only once, put {{{{unique}}}} in its place",
@@ -81,15 +108,11 @@ fn accepted(probe: &Probe, answer: &Answer) -> Result<(), Problem> {
 /// Requires that the operations were counted, and nothing else.
 async fn counted(probe: &Probe, before: Option<i64>) -> Result<(), Problem> {
     let Some(before) = before else { return Ok(()) };
-    let mut effects = 0;
-    for _ in 0..5 {
-        let now =
-            probe.effects_since(Some(before)).await.map_err(|verdict| Problem::Usage(verdict.because))?;
-        effects = now.unwrap_or_default();
-        if effects >= OPERATIONS {
-            break;
-        }
-    }
+    let effects = probe
+        .settled_effects(Some(before), OPERATIONS)
+        .await
+        .map_err(|verdict| Problem::Usage(verdict.because))?
+        .unwrap_or_default();
     if effects == OPERATIONS {
         return Ok(());
     }

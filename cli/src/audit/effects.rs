@@ -37,11 +37,19 @@ impl Counter {
             return Err(Problem::usage("--count-pointer: a JSON pointer begins with /"));
         }
         let url = parse_url(url)?;
-        let endpoint = Endpoint::of(&url, &args.i_may_test, args.ca_cert.as_deref()).await?;
+        let endpoint = Endpoint::of(&url, &args.i_may_test, args.ca_cert.as_deref(), PATIENCE / 3).await?;
         let path = url[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
         let headers = headers(&args.count_header)?;
         let message = Message { method: Method::GET, path, headers, body: bytes::Bytes::new() };
         Ok(Some(Counter::Url(Box::new(CountUrl { endpoint, message, pointer }))))
+    }
+
+    /// The request that counts, if it is one.
+    pub(super) fn message(&self) -> Option<&Message> {
+        match self {
+            Counter::Command(_) => None,
+            Counter::Url(url) => Some(&url.message),
+        }
     }
 
     /// The name of the way, for reports. The command itself may hold a password.

@@ -212,6 +212,7 @@ impl RequestSpec {
 impl Message {
     /// The bytes of the message in HTTP/1.1.
     pub(super) fn raw(&self, authority: &str) -> Vec<u8> {
+        let authority = self.host().unwrap_or(authority);
         let mut bytes =
             format!("{} {} HTTP/1.1\r\nHost: {authority}\r\n", self.method, self.path).into_bytes();
         for (name, value) in &self.headers {
@@ -226,6 +227,12 @@ impl Message {
         bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", self.body.len()).as_bytes());
         bytes.extend_from_slice(&self.body);
         bytes
+    }
+
+    /// The host that the user named in place of that of the address.
+    pub(super) fn host(&self) -> Option<&str> {
+        let host = self.headers.iter().find(|(name, _)| *name == http::header::HOST);
+        host.and_then(|(_, value)| value.to_str().ok())
     }
 
     /// The number of bytes before the body.
@@ -373,5 +380,17 @@ mod tests {
         assert_eq!(other(r#"{"a":true}"#, "application/json"), None);
         assert_eq!(other("", "application/json"), None);
         assert_eq!(other("<xml/>", "application/xml"), None);
+    }
+
+    #[test]
+    fn a_host_that_the_user_named_is_sent() {
+        let host = (http::header::HOST, HeaderValue::from_static("api.example.com"));
+        let message =
+            |headers| Message { method: Method::POST, path: "/".to_owned(), headers, body: Bytes::new() };
+        let raw = |message: Message| String::from_utf8(message.raw("127.0.0.1:1")).unwrap();
+        let named = raw(message(vec![host]));
+        assert!(named.contains("\r\nHost: api.example.com\r\n"), "{named}");
+        assert_eq!(named.to_ascii_lowercase().matches("host:").count(), 1);
+        assert!(raw(message(Vec::new())).contains("\r\nHost: 127.0.0.1:1\r\n"));
     }
 }

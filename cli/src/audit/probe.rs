@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::check::{Step, Verdict, ensure};
@@ -18,6 +18,14 @@ use super::wire::{Answer, Endpoint, Failure, Open, Protocol, Ready};
 
 /// The most characters of a body that evidence shows.
 const SHOWN: usize = 2000;
+/// The tries to make a connection, before the service counts as ended.
+const CONNECTIONS: u32 = 3;
+/// The pause before the next try, times the number of tries.
+const AGAIN: Duration = Duration::from_millis(150);
+/// The failures of the counter, one after the other, after which it is not asked any more.
+const COUNT_FAILURES: u32 = 2;
+/// The readings that a count may take until it is stable.
+const READINGS: u32 = 6;
 
 /// Everything that a check needs.
 pub(super) struct Probe {
@@ -40,7 +48,9 @@ pub(super) struct Settings {
     pub(super) max_time: Duration,
     pub(super) timeout: Duration,
     pub(super) patience: Duration,
+    /// The least time after which an effect is counted.
     pub(super) settle: Duration,
+    pub(super) pause: Duration,
     pub(super) id_pointer: Option<String>,
     pub(super) replay_header: Option<HeaderName>,
     pub(super) other_headers: Vec<(HeaderName, HeaderValue)>,
@@ -69,6 +79,13 @@ pub(super) struct RunState {
     pub(super) spent: Cell<u32>,
     /// The service accepts no connection any more.
     pub(super) down: Cell<bool>,
+    /// The service was killed, and not yet started again.
+    pub(super) killed: Cell<bool>,
+    /// The time after which an effect was seen to be counted, if that is late.
+    lag: Cell<Duration>,
+    /// Effects of requests that were sent since the last stable count may not be counted yet.
+    unsettled: Cell<bool>,
+    count_failures: Cell<u32>,
     events: RefCell<Vec<Event>>,
     /// Operations that were delivered more than once and counted, and effects too many.
     pub(super) tally: Cell<Tally>,
@@ -91,6 +108,10 @@ impl RunState {
             keys: Cell::new(0),
             spent: Cell::new(0),
             down: Cell::new(false),
+            killed: Cell::new(false),
+            lag: Cell::default(),
+            unsettled: Cell::new(false),
+            count_failures: Cell::new(0),
             events: RefCell::default(),
             tally: Cell::default(),
         }
@@ -203,7 +224,7 @@ impl Probe {
 
     /// Writes down an event that is no request, and ends now.
     pub(super) fn note(&self, kind: Kind, from_ms: f64, label: &str, result: String) {
-        let result = self.secrets.hide(&result);
+        let result = self.secrets.hide_line(&result);
         let event = Event {
             from_ms,
             to_ms: self.now_ms(),
@@ -216,18 +237,35 @@ impl Probe {
         self.run.events.borrow_mut().push(event);
     }
 
-    /// Takes a request from the budget.
-    fn spend(&self) -> Step<()> {
+    /// The time at which everything ends.
+    pub(super) fn deadline(&self) -> Instant {
+        self.run.start + self.settings.max_time
+    }
+
+    /// The verdict of a check that time ends.
+    pub(super) fn time_is_over(&self) -> Verdict {
+        let seconds = self.settings.max_time.as_secs();
+        Verdict::not_shown(format!("the {seconds} s of --max-seconds are over"))
+    }
+
+    /// Requires that the budget has a request left.
+    pub(super) fn has_budget(&self) -> Step<()> {
         let spent = self.run.spent.get();
         if spent >= self.settings.max_requests {
             let limit = self.settings.max_requests;
             return Err(Verdict::not_shown(format!("the {limit} requests of --max-requests are used up")));
         }
-        if self.run.start.elapsed() >= self.settings.max_time {
-            let seconds = self.settings.max_time.as_secs();
-            return Err(Verdict::not_shown(format!("the {seconds} s of --max-seconds are over")));
+        if Instant::now() >= self.deadline() {
+            return Err(self.time_is_over());
         }
-        self.run.spent.set(spent + 1);
+        Ok(())
+    }
+
+    /// Takes a request from the budget.
+    fn spend(&self) -> Step<()> {
+        self.has_budget()?;
+        self.run.spent.set(self.run.spent.get() + 1);
+        self.run.unsettled.set(true);
         Ok(())
     }
 
@@ -244,7 +282,7 @@ impl Probe {
         let now = self.now_ms();
         let shown = |(name, value): &(HeaderName, HeaderValue)| {
             let value = String::from_utf8_lossy(value.as_bytes());
-            (name.to_string(), self.secrets.hide_header(name, &value))
+            (name.to_string(), self.secrets.hide_sent_header(name, &value))
         };
         let request = ShownRequest {
             method: message.method.to_string(),
@@ -267,23 +305,29 @@ impl Probe {
     fn record(&self, mut event: Event, kind: Kind, result: String) {
         event.to_ms = self.now_ms();
         event.kind = kind;
-        event.result = self.secrets.hide(&result);
+        event.result = self.secrets.hide_line(&result);
         self.run.events.borrow_mut().push(event);
     }
 
     /// Sends a request on a new connection, and waits for the whole answer.
     pub(super) async fn send(&self, shot: &Shot) -> Step<Result<Answer, Failure>> {
+        sleep(self.settings.pause).await;
         match self.prepare(shot.protocol).await? {
             Ok(ready) => self.send_on(ready, shot).await,
             Err(failure) => Ok(Err(failure)),
         }
     }
 
-    /// Makes a connection. A service that refuses it has ended.
+    /// Makes a connection. A service that refuses it again and again has ended.
     pub(super) async fn prepare(&self, protocol: Protocol) -> Step<Result<Ready, Failure>> {
-        match self.endpoint.prepare(protocol).await {
-            Err(Failure::Unreachable(why)) => Err(self.is_down(&why)),
-            prepared => Ok(prepared),
+        let mut attempt = 1;
+        loop {
+            match self.endpoint.prepare(protocol).await {
+                Err(Failure::Unreachable(why)) if attempt >= CONNECTIONS => return Err(self.is_down(&why)),
+                Err(Failure::Unreachable(_)) => sleep(AGAIN * attempt).await,
+                prepared => return Ok(prepared),
+            }
+            attempt += 1;
         }
     }
 
@@ -300,6 +344,7 @@ impl Probe {
         let result = self.endpoint.exchange(ready, &message, self.settings.timeout).await;
         match &result {
             Ok(answer) => {
+                self.secrets.learn_answer(&answer.headers, &answer.body);
                 event.answer = Some(ShownAnswer {
                     status: answer.status,
                     headers: self.secrets.hide_headers(&answer.headers),
@@ -318,8 +363,35 @@ impl Probe {
         format!("no whole answer within {} ms", self.settings.timeout.as_millis())
     }
 
-    /// Sends a request that must be answered, with whatever status.
+    /// Sends a request that must be answered, with whatever status. A service that takes none for
+    /// now is asked again.
     pub(super) async fn answer(&self, shot: &Shot) -> Step<Answer> {
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let answer = self.answer_once(shot).await?;
+            if !answer.is_overload() {
+                return Ok(answer);
+            }
+            let wait = answer.retry_after().unwrap_or(pause).max(pause);
+            if start.elapsed() + wait > self.settings.patience {
+                let limits = answer.status == 429;
+                return if limits { Err(self.rate_is_limited(&shot.label)) } else { Ok(answer) };
+            }
+            sleep(wait).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    fn rate_is_limited(&self, label: &str) -> Verdict {
+        let patience = self.settings.patience.as_millis();
+        Verdict::not_shown(format!(
+            "{label}: answered 429 for {patience} ms, or told to wait longer: see --pause-ms and --patience-ms"
+        ))
+    }
+
+    /// Sends a request once that must be answered, with whatever status.
+    pub(super) async fn answer_once(&self, shot: &Shot) -> Step<Answer> {
         match self.send(shot).await? {
             Ok(answer) => Ok(answer),
             Err(failure) => Err(self.unanswered(&shot.label, &failure)),
@@ -350,15 +422,21 @@ impl Probe {
     }
 
     /// Repeats a request while the service says to wait, and returns its last answer.
-    pub(super) async fn settle(&self, shot: &Shot, patience: Duration) -> Step<Answer> {
+    pub(super) async fn settle(&self, shot: &Shot) -> Step<Answer> {
+        self.settle_while(shot, Answer::says_wait).await
+    }
+
+    /// Repeats a request while its answers are such.
+    pub(super) async fn settle_while(&self, shot: &Shot, waits: fn(&Answer) -> bool) -> Step<Answer> {
+        let patience = self.settings.patience;
         let start = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
             let answer = self.answer(shot).await?;
-            if !answer.says_wait() || start.elapsed() + pause > patience {
+            if !waits(&answer) || start.elapsed() + pause > patience {
                 return Ok(answer);
             }
-            let told = answer.retry_after().map_or(pause, |seconds| Duration::from_secs(seconds.min(2)));
+            let told = answer.retry_after().map_or(pause, |told| told.min(Duration::from_secs(2)));
             sleep(told.max(pause).min(patience)).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
@@ -366,8 +444,7 @@ impl Probe {
 
     /// Settles an interrupted operation, which must end in success.
     pub(super) async fn settled(&self, operation: &Operation, what: &str) -> Step<Answer> {
-        let answer =
-            self.settle(&operation.shot(format!("repeated after {what}")), self.settings.patience).await?;
+        let answer = self.settle(&operation.shot(format!("repeated after {what}"))).await?;
         ensure(!answer.says_wait(), || {
             let seconds = self.settings.patience.as_secs_f64();
             format!("{what}: the key is stuck, repeats are answered {} for {seconds} s", answer.status)
@@ -383,14 +460,20 @@ impl Probe {
         let event = self.event(shot, &message);
         let raw = message.raw(&self.endpoint.authority);
         let part = &raw[..bytes.unwrap_or(raw.len()).min(raw.len())];
-        match self.endpoint.open(part, self.settings.timeout).await {
-            Ok(open) => Ok(Pending { open, event }),
-            Err(Failure::Unreachable(why)) => Err(self.is_down(&why)),
-            Err(failure) => {
-                let verdict = self.unanswered(&shot.label, &failure);
-                self.record(event, Kind::Broken, told(&failure));
-                Err(verdict)
+        sleep(self.settings.pause).await;
+        let mut attempt = 1;
+        loop {
+            match self.endpoint.open(part, self.settings.timeout).await {
+                Ok(open) => return Ok(Pending { open, event }),
+                Err(Failure::Unreachable(why)) if attempt >= CONNECTIONS => return Err(self.is_down(&why)),
+                Err(Failure::Unreachable(_)) => sleep(AGAIN * attempt).await,
+                Err(failure) => {
+                    let verdict = self.unanswered(&shot.label, &failure);
+                    self.record(event, Kind::Broken, told(&failure));
+                    return Err(verdict);
+                }
             }
+            attempt += 1;
         }
     }
 
@@ -408,24 +491,87 @@ impl Probe {
         Ok((message.head_len(authority), message.raw(authority).len()))
     }
 
-    /// Counts the effects, if the user has said how.
+    /// Returns the bytes of a request, as text.
+    pub(super) fn sent(&self, shot: &Shot) -> Step<String> {
+        let raw = self.message(shot)?.raw(&self.endpoint.authority);
+        Ok(String::from_utf8_lossy(&raw).into_owned())
+    }
+
+    /// The time after which an effect is counted: as the user says, or longer if that was seen.
+    fn settle_time(&self) -> Duration {
+        self.settings.settle.max(self.run.lag.get())
+    }
+
+    /// Counts the effects, if the user has said how, when those of earlier requests are counted.
     pub(super) async fn count(&self) -> Step<Option<i64>> {
+        let mut count = self.count_now().await?;
+        for _ in 1..READINGS {
+            if count.is_none() || !self.run.unsettled.get() {
+                break;
+            }
+            sleep(self.settle_time()).await;
+            let now = self.count_now().await?;
+            self.run.unsettled.set(now != count);
+            count = now;
+        }
+        self.run.unsettled.set(false);
+        Ok(count)
+    }
+
+    /// Counts the effects, if the user has said how, as they are counted now.
+    pub(super) async fn count_now(&self) -> Step<Option<i64>> {
         let Some(counter) = &self.counter else { return Ok(None) };
+        let failures = self.run.count_failures.get();
+        if failures >= COUNT_FAILURES {
+            return Err(Verdict::not_shown("the effects cannot be counted any more"));
+        }
         let from = self.now_ms();
-        match counter.count().await {
-            Ok(count) => {
+        match timeout_at(self.deadline(), counter.count()).await {
+            Ok(Ok(count)) => {
+                self.run.count_failures.set(0);
                 self.note(Kind::Count, from, "effects counted", count.to_string());
                 Ok(Some(count))
             }
-            Err(why) => Err(Verdict::not_shown(format!("the effects cannot be counted: {why}"))),
+            Ok(Err(why)) => {
+                self.run.count_failures.set(failures + 1);
+                Err(Verdict::not_shown(format!("the effects cannot be counted: {why}")))
+            }
+            Err(_) => Err(self.time_is_over()),
         }
     }
 
     /// Counts the effects since `before`, after the time that one may take to be counted.
     pub(super) async fn effects_since(&self, before: Option<i64>) -> Step<Option<i64>> {
         let Some(before) = before else { return Ok(None) };
-        sleep(self.settings.settle).await;
-        Ok(self.count().await?.map(|now| now - before))
+        sleep(self.settle_time()).await;
+        Ok(self.count_now().await?.map(|now| now - before))
+    }
+
+    /// Counts the effects since `before` until they are as many as expected, and no more come. A
+    /// count that lags behind gets more time, and its lag is remembered.
+    pub(super) async fn settled_effects(&self, before: Option<i64>, expected: i64) -> Step<Option<i64>> {
+        let start = Instant::now();
+        let Some(mut effects) = self.effects_since(before).await? else { return Ok(None) };
+        let mut late = effects < expected;
+        for _ in 1..READINGS {
+            if effects > expected {
+                break;
+            }
+            let more = if effects < expected { Duration::from_millis(100) } else { Duration::ZERO };
+            sleep(more).await;
+            let now = self.effects_since(before).await?.unwrap_or(effects);
+            if late && now >= expected {
+                late = false;
+                self.run.lag.set(self.run.lag.get().max(start.elapsed()));
+            }
+            let stable = now == effects && now >= expected;
+            effects = now;
+            if stable {
+                self.run.unsettled.set(false);
+                break;
+            }
+        }
+        Ok(Some(effects))
     }
 
     /// Requires that as many operations as `expected`, each delivered more than once, had one
@@ -450,15 +596,7 @@ impl Probe {
         repeated: bool,
     ) -> Step<Seen> {
         let operations = i64::from(expected);
-        if let Some(mut effects) = self.effects_since(before).await? {
-            // A count that lags behind gets more time.
-            for _ in 0..4 {
-                if effects >= operations {
-                    break;
-                }
-                sleep(self.settings.settle.max(Duration::from_millis(100))).await;
-                effects = self.effects_since(before).await?.unwrap_or(effects);
-            }
+        if let Some(effects) = self.settled_effects(before, operations).await? {
             self.tally(repeated, expected, effects - operations);
             let unit = if expected == 1 { "operation" } else { "operations" };
             ensure(effects <= operations, || format!("{what}: {effects} effects of {expected} {unit}"))?;
@@ -559,26 +697,6 @@ impl Probe {
             })?;
         }
         Ok(())
-    }
-}
-
-impl Answer {
-    pub(super) fn is_success(&self) -> bool {
-        (200..400).contains(&self.status)
-    }
-
-    pub(super) fn is_refusal(&self) -> bool {
-        (400..500).contains(&self.status)
-    }
-
-    /// Returns whether it tells to repeat the request later.
-    pub(super) fn says_wait(&self) -> bool {
-        matches!(self.status, 409 | 425 | 429) || self.status == 503 && self.retry_after().is_some()
-    }
-
-    /// The seconds of `Retry-After`.
-    pub(super) fn retry_after(&self) -> Option<u64> {
-        self.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
     }
 }
 

@@ -152,6 +152,11 @@ impl Report {
         }
     }
 
+    /// Returns whether a check ended with anything else than *not shown*.
+    pub(super) fn has_shown(&self) -> bool {
+        self.not_shown < self.checks.len()
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.failed > 0
     }

@@ -26,7 +26,7 @@ use super::payload::Message;
 pub(super) const MAX_ANSWER: usize = 1 << 20;
 /// The longest head of an answer that is read.
 const MAX_HEAD: usize = 128 << 10;
-/// The time in which a connection must be made.
+/// The least time in which a connection must be made.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// An address that may be tested, looked up once.
@@ -35,6 +35,8 @@ pub(super) struct Endpoint {
     addresses: Vec<SocketAddr>,
     pub(super) authority: String,
     secure: bool,
+    /// The time in which a connection must be made.
+    connect: Duration,
     tls: Option<(TlsConnector, TlsConnector, ServerName<'static>)>,
 }
 
@@ -73,11 +75,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 type Stream = Box<dyn Io>;
 
 impl Endpoint {
-    /// Looks the host up. Refused unless it is this machine or named in `allowed`.
+    /// Looks the host up. Refused unless it is this machine or named in `allowed`. A connection may
+    /// take `patience`, and some seconds at least.
     pub(super) async fn of(
         url: &Url,
         allowed: &[String],
         ca_cert: Option<&std::path::Path>,
+        patience: Duration,
     ) -> Result<Endpoint, Problem> {
         let host = url.host().ok_or_else(|| Problem::usage("the URL has no host"))?;
         let port = url.port_or_known_default().ok_or_else(|| Problem::usage("the URL has no port"))?;
@@ -108,7 +112,7 @@ impl Endpoint {
         let secure = url.scheme() == "https";
         let tls = if secure { Some(tls(&host, ca_cert)?) } else { None };
         let authority = url[url::Position::BeforeHost..url::Position::AfterPort].to_owned();
-        Ok(Endpoint { addresses, authority, secure, tls })
+        Ok(Endpoint { addresses, authority, secure, connect: patience.max(CONNECT), tls })
     }
 
     async fn connect(&self, protocol: Protocol) -> Result<Stream, Failure> {
@@ -123,24 +127,28 @@ impl Endpoint {
             }
             Err(last)
         };
-        let stream = match timeout(CONNECT, connect).await {
+        let late =
+            |what: &str| Failure::Unreachable(format!("no {what} within {} s", self.connect.as_secs()));
+        let stream = match timeout(self.connect, connect).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(Failure::Unreachable(error.to_string())),
-            Err(_) => return Err(Failure::Unreachable("no connection within 5 s".to_owned())),
+            Err(_) => return Err(late("connection")),
         };
         // A lack of it only delays.
         let _ = stream.set_nodelay(true);
         let Some((http1, http2, name)) = &self.tls else { return Ok(Box::new(stream)) };
         let connector = if protocol == Protocol::Http2 { http2 } else { http1 };
-        match timeout(CONNECT, connector.connect(name.clone(), stream)).await {
+        match timeout(self.connect, connector.connect(name.clone(), stream)).await {
             Ok(Ok(stream)) => {
                 if protocol == Protocol::Http2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                     return Err(Failure::NoHttp2);
                 }
                 Ok(Box::new(stream))
             }
+            // A server may end the handshake that offers what it does not speak.
+            Ok(Err(_)) if protocol == Protocol::Http2 => Err(Failure::NoHttp2),
             Ok(Err(error)) => Err(Failure::Unreachable(format!("no TLS: {error}"))),
-            Err(_) => Err(Failure::Unreachable("no TLS within 5 s".to_owned())),
+            Err(_) => Err(late("TLS")),
         }
     }
 
@@ -174,7 +182,7 @@ impl Endpoint {
                 }
             }
         };
-        match timeout(CONNECT, handshake).await {
+        match timeout(self.connect, handshake).await {
             Ok(Ok(ready)) => Ok(ready),
             Ok(Err(error)) => Err(broken(&error)),
             Err(_) => Err(Failure::TimedOut),
@@ -219,7 +227,10 @@ impl Endpoint {
         let scheme = if self.secure { "https" } else { "http" };
         let (uri, version) = match sender {
             Sender::Http1(_) => (message.path.clone(), Version::HTTP_11),
-            Sender::Http2(_) => (format!("{scheme}://{}{}", self.authority, message.path), Version::HTTP_2),
+            Sender::Http2(_) => {
+                let authority = message.host().unwrap_or(&self.authority);
+                (format!("{scheme}://{authority}{}", message.path), Version::HTTP_2)
+            }
         };
         let mut request = Request::builder().method(message.method.clone()).uri(uri).version(version);
         if version == Version::HTTP_11 && !message.headers.iter().any(|(name, _)| *name == http::header::HOST)
@@ -227,7 +238,10 @@ impl Endpoint {
             request = request.header(http::header::HOST, &self.authority);
         }
         for (name, value) in &message.headers {
-            request = request.header(name, value);
+            // In HTTP/2 it is a part of the address.
+            if version == Version::HTTP_11 || *name != http::header::HOST {
+                request = request.header(name, value);
+            }
         }
         request.body(Full::new(message.body.clone())).map_err(|error| Failure::Broken(error.to_string()))
     }
@@ -328,7 +342,7 @@ fn tls(
         .with_root_certificates(roots)
         .with_no_client_auth();
     let mut http2 = config.clone();
-    http2.alpn_protocols = vec![b"h2".to_vec()];
+    http2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let name = match host {
         Host::Ipv4(ip) => ServerName::IpAddress(IpAddr::from(*ip).into()),
         Host::Ipv6(ip) => ServerName::IpAddress(IpAddr::from(*ip).into()),

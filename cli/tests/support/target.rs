@@ -13,14 +13,22 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SET_COOKIE};
+use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER, SET_COOKIE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, body};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
+
+/// The host of a service that serves one only.
+pub(crate) const NAMED: &str = "api.example.com";
+/// The time after which an effect is counted by a service that counts late.
+const LATE: Duration = Duration::from_millis(100);
+/// The time after which a repeat of a stored failure is due.
+const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// The fault of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +89,24 @@ pub(crate) enum Fault {
     Unmarked,
     /// Quotes are a part of the key.
     KeepsQuotes,
+    /// No fault: effects are counted late.
+    CountsLate,
+    /// No fault: a failure is stored until a repeat is due.
+    BacksOff,
+    /// No fault: answers and refusals repeat the key.
+    EchoesKey,
+    /// No fault: it serves one host only.
+    NeedsHost,
+    /// No fault: it limits the rate.
+    LimitsRate,
+    /// No service at all: it redirects.
+    Redirects,
 }
 
 impl Fault {
-    /// All faults, and the check that must find each. Those with `--strict` are advice.
-    pub(crate) const ALL: [(Fault, &str, &str, bool); 28] = [
+    /// All faults, and the check that must find each, if it is one. Those with `--strict` are
+    /// advice.
+    pub(crate) const ALL: [(Fault, &str, &str, bool); 34] = [
         (Fault::None, "none", "", false),
         (Fault::Naive, "naive", "replay-same", false),
         (Fault::ChecksThenRuns, "checks-then-runs", "simultaneous-copies", false),
@@ -114,6 +135,12 @@ impl Fault {
         (Fault::OptionalKeys, "optional-keys", "missing-key", true),
         (Fault::Unmarked, "unmarked", "replay-marked", true),
         (Fault::KeepsQuotes, "keeps-quotes", "quoted-key", true),
+        (Fault::CountsLate, "counts-late", "", false),
+        (Fault::BacksOff, "backs-off", "", false),
+        (Fault::EchoesKey, "echoes-key", "", false),
+        (Fault::NeedsHost, "needs-host", "", false),
+        (Fault::LimitsRate, "limits-rate", "", false),
+        (Fault::Redirects, "redirects", "", false),
     ];
 
     pub(crate) fn named(name: &str) -> Option<Fault> {
@@ -135,14 +162,20 @@ pub(crate) struct Target {
 /// Its records and effects.
 struct Book {
     records: HashMap<String, Record>,
-    effects: Vec<Value>,
+    effects: Vec<(Instant, Value)>,
+    requests: u32,
     log: Option<File>,
 }
 
 #[derive(Clone)]
 enum Record {
     InProgress,
-    Done { payload: Bytes, answer: Stored },
+    /// A failure, until a repeat is due.
+    Failed(Instant),
+    Done {
+        payload: Bytes,
+        answer: Stored,
+    },
 }
 
 /// An answer as it is stored.
@@ -156,7 +189,7 @@ struct Stored {
 impl Target {
     /// Makes a service; with a log it remembers what happened before.
     pub(crate) fn new(fault: Fault, latency: Duration, log: Option<&Path>) -> Arc<Target> {
-        let mut book = Book { records: HashMap::new(), effects: Vec::new(), log: None };
+        let mut book = Book { records: HashMap::new(), effects: Vec::new(), requests: 0, log: None };
         if let Some(path) = log {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
@@ -187,7 +220,7 @@ impl Book {
             let key = line["key"].as_str().unwrap_or_default().to_owned();
             self.records.insert(key, Record::Done { payload, answer });
         }
-        self.effects.push(effect);
+        self.effects.push((Instant::now(), effect));
     }
 
     /// The effect, with its key in one write.
@@ -199,7 +232,7 @@ impl Book {
             let line = json!({ "key": key, "payload": String::from_utf8_lossy(payload), "effect": effect });
             log.write_all(format!("{line}\n").as_bytes()).unwrap();
         }
-        self.effects.push(effect.clone());
+        self.effects.push((Instant::now(), effect.clone()));
         effect
     }
 }
@@ -216,7 +249,32 @@ impl Stored {
 }
 
 async fn count(State(target): State<Arc<Target>>) -> Json<Value> {
-    Json(json!({ "total": target.book().effects.len() }))
+    let late = if target.fault == Fault::CountsLate { LATE } else { Duration::ZERO };
+    let book = target.book();
+    let counted = book.effects.iter().filter(|(at, _)| at.elapsed() >= late).count();
+    Json(json!({ "total": counted }))
+}
+
+/// Refuses a request before anything is known of it, if the service is such.
+fn refused(target: &Target, parts: &Parts) -> Option<Response> {
+    // In HTTP/2 the host is a part of the address.
+    let host = parts.uri.host().or_else(|| parts.headers.get(HOST)?.to_str().ok());
+    match target.fault {
+        Fault::NeedsHost if host != Some(NAMED) => Some(problem(404, "no such host")),
+        Fault::LimitsRate => {
+            let mut book = target.book();
+            book.requests += 1;
+            let mut response = problem(429, "too fast");
+            response.headers_mut().insert(RETRY_AFTER, "0".parse().unwrap());
+            (book.requests % 3 == 0).then_some(response)
+        }
+        Fault::Redirects => {
+            let mut response = problem(307, "elsewhere");
+            response.headers_mut().insert(LOCATION, "/pay/?token=abcdefgh".parse().unwrap());
+            Some(response)
+        }
+        _ => None,
+    }
 }
 
 fn problem(status: u16, title: &str) -> Response {
@@ -228,6 +286,9 @@ fn problem(status: u16, title: &str) -> Response {
 async fn pay(State(target): State<Arc<Target>>, request: Request) -> Response {
     let fault = target.fault;
     let (parts, body) = request.into_parts();
+    if let Some(response) = refused(&target, &parts) {
+        return response;
+    }
     let Some(caller) = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
         return problem(401, "who are you?");
     };
@@ -341,13 +402,21 @@ impl Work {
         if fails && fault != Fault::FailsAfterEffect {
             return self.fail(&known);
         }
-        let effect = self.target.book().effect(&self.scope, &payload);
+        let mut effect = self.target.book().effect(&self.scope, &payload);
+        if fault == Fault::EchoesKey {
+            effect["idempotency_key"] = self.sent_key().into();
+        }
         sleep(self.target.latency / 2).await;
         if fails {
             return self.fail(&known);
         }
         let mut answer = Stored::paid(&effect);
         self.store(&known, &mut answer, &effect)
+    }
+
+    fn sent_key(&self) -> String {
+        let key = self.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        key.unwrap_or_default().to_owned()
     }
 
     /// Claims the key, or returns the answer of a duplicate.
@@ -362,6 +431,11 @@ impl Work {
                 None
             }
             Some(Record::InProgress) => Some(self.wait()),
+            Some(Record::Failed(due)) if Instant::now() < *due => Some(self.failed(*due)),
+            Some(Record::Failed(_)) => {
+                book.records.insert(self.scope.clone(), Record::InProgress);
+                None
+            }
             Some(Record::Done { payload: first, answer }) => Some(self.replay(first == payload, answer)),
         }
     }
@@ -378,10 +452,22 @@ impl Work {
         }
     }
 
+    /// The stored failure, which tells when a repeat is due.
+    fn failed(&self, due: Instant) -> Response {
+        let left = due.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
+        let mut response = problem(500, "failed");
+        response.headers_mut().insert(RETRY_AFTER, format!("{left}").parse().unwrap());
+        response.headers_mut().insert("idempotency-replayed", "true".parse().unwrap());
+        response
+    }
+
     fn replay(&self, same: bool, answer: &Stored) -> Response {
         let fault = self.target.fault;
         if !same && fault == Fault::TellsTooMuch {
             return problem(422, &format!("used before: {}", String::from_utf8_lossy(&answer.body)));
+        }
+        if !same && fault == Fault::EchoesKey {
+            return problem(422, &format!("{} was used for another payment", self.sent_key()));
         }
         if !same && fault != Fault::ByKeyOnly {
             return problem(422, "the key was used for another payment");
@@ -408,6 +494,8 @@ impl Work {
                 body: "failed".into(),
             };
             book.records.insert(self.scope.clone(), Record::Done { payload: payload.clone(), answer });
+        } else if self.target.fault == Fault::BacksOff {
+            book.records.insert(self.scope.clone(), Record::Failed(Instant::now() + BACK_OFF));
         } else {
             book.records.remove(&self.scope);
         }

@@ -32,11 +32,7 @@ impl Check for Simultaneous {
             let before = probe.count().await?;
             let operation = probe.operation();
             let mut answers = at_once(probe, &operation, copies).await?;
-            answers.push(
-                probe
-                    .settle(&operation.shot("repeated when all are answered"), probe.settings.patience)
-                    .await?,
-            );
+            answers.push(probe.settle(&operation.shot("repeated when all are answered")).await?);
             let what = format!("{copies} copies at once");
             let all: Vec<_> = answers.iter().collect();
             let seen = probe.one_effect_each(before, 1, &all, &what).await?;

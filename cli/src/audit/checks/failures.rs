@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::audit::check::{About, Check, ENFORCEMENT, ERRORS, STRIPE, STRIPE_ERRORS, Step, Verdict, ensure};
 use crate::audit::command;
 use crate::audit::evidence::Kind;
-use crate::audit::probe::{Operation, Pending, Probe, Shot};
+use crate::audit::probe::{Operation, Pending, Probe, Seen, Shot};
 use crate::audit::wire::Answer;
 
 /// A first try that fails does not spoil the key.
@@ -32,16 +32,17 @@ impl Check for FirstTry {
         }
         let before = probe.count().await?;
         let operation = probe.operation();
-        let failed = probe.answer(&operation.shot("a first try that fails").with(fail)).await?;
+        let failed = probe.answer_once(&operation.shot("a first try that fails").with(fail)).await?;
         if failed.status < 500 {
             return Ok(Verdict::not_shown(format!(
                 "--fail-header: the try was answered {}, no 5xx",
                 failed.status
             )));
         }
-        let effects = probe.effects_since(before).await?;
-        let patience = probe.settings.patience.min(Duration::from_secs(4));
-        let again = probe.settle(&operation.shot("repeated without the failure"), patience).await?;
+        let effects = probe.settled_effects(before, 0).await?;
+        // A failure that tells when to repeat is not the last word.
+        let again =
+            probe.settle_while(&operation.shot("repeated without the failure"), Answer::says_later).await?;
         if again.is_success() {
             return Ok(match effects {
                 Some(_) => {
@@ -65,7 +66,7 @@ impl FirstTry {
             Some(1..) => {
                 Verdict::pass(format!("the failed try had its effect, and repeats are answered {status}"))
             }
-            Some(_) if again.says_wait() => Verdict::advice(format!(
+            Some(_) if again.says_later() => Verdict::advice(format!(
                 "nothing happened, and repeats are answered {status}: an operator must resolve the key"
             )),
             Some(_) => Verdict::fail(format!(
@@ -109,29 +110,24 @@ impl Check for Crash {
         let first = probe.first(&operation.shot("first").with(slow)).await?;
         crash(probe, kill, start).await?;
         let again = recovered(probe, &operation.shot("repeated after the crash")).await?;
-        let counted = match probe.effects_since(before).await? {
-            Some(effects) => {
-                ensure(effects <= 1, || {
-                    format!("killed after the answer: {effects} effects of 1 operation")
-                })?;
-                true
-            }
-            None => false,
-        };
+        let answers = [&first, &again];
+        let seen = probe.effects_are(before, 1, &answers, "killed after the answer", false).await?;
+        let counted = seen == Seen::Counted;
         probe.same_answer(&first, &again, "repeated after a crash")?;
-        let mut hits = 0;
-        let mut waits = 0;
+        // A crash between effect and answer is the one that matters.
+        let (mut hits, mut between, mut waits) = (0, 0, 0);
         for moment in [Moment::Half, Moment::Effect] {
             let before = probe.count().await?;
             let operation = probe.operation();
             let shot = operation.shot(format!("killed {}", moment.name())).with(slow);
             let mut pending = probe.open(&shot, None).await?;
-            moment.wait(probe, &mut pending, before, first.took).await?;
+            let happened = moment.wait(probe, &mut pending, before, first.took).await?;
             if pending.open.is_answered().await {
                 probe.cut(pending, "answered before the kill".to_owned());
                 continue;
             }
             hits += 1;
+            between += u32::from(happened);
             crash(probe, kill, start).await?;
             probe.cut(pending, "the service died".to_owned());
             waits += u32::from(after_crash(probe, &operation, before, moment).await?);
@@ -142,6 +138,10 @@ impl Check for Crash {
             Verdict::not_shown(
                 "answers survive a crash, but the service was faster than the kill: see --slow-header",
             )
+        } else if between == 0 {
+            Verdict::not_shown(format!(
+                "{hits} crashes under way: no second effect, but none came between effect and answer: see --slow-header"
+            ))
         } else if waits > 0 {
             Verdict::pass(format!("{hits} crashes under way: no second effect; {waits} left unresolved"))
         } else {
@@ -165,25 +165,29 @@ impl Moment {
         }
     }
 
+    /// Waits for the moment. Returns whether the effect was counted.
     async fn wait(
         self,
         probe: &Probe,
         pending: &mut Pending,
         before: Option<i64>,
         usual: Duration,
-    ) -> Step<()> {
+    ) -> Step<bool> {
         let start = Instant::now();
         if self == Moment::Half || before.is_none() {
             sleep(usual / 2).await;
-            return Ok(());
+            return Ok(false);
         }
         while start.elapsed() < usual * 2 + Duration::from_secs(1) {
-            if probe.count().await? > before || pending.open.is_answered().await {
+            if probe.count_now().await? > before {
+                return Ok(true);
+            }
+            if pending.open.is_answered().await {
                 break;
             }
             sleep(Duration::from_millis(5)).await;
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -196,7 +200,8 @@ async fn after_crash(
 ) -> Step<bool> {
     let what = format!("killed {}", moment.name());
     let answer = recovered(probe, &operation.shot(format!("repeated, {what}"))).await?;
-    let effects = probe.effects_since(before).await?.unwrap_or(1);
+    let expected = i64::from(answer.is_success());
+    let effects = probe.settled_effects(before, expected).await?.unwrap_or(1);
     ensure(effects <= 1, || format!("{what}: {effects} effects of 1 operation"))?;
     if answer.is_success() {
         ensure(effects == 1, || format!("{what}: answered with success, and no effect is counted"))?;
@@ -215,7 +220,7 @@ async fn recovered(probe: &Probe, shot: &Shot) -> Step<Answer> {
         let sent = probe.send(shot).await;
         let late = began.elapsed() > START;
         match sent {
-            Ok(Ok(answer)) if !matches!(answer.status, 502 | 504) || late => break,
+            Ok(Ok(answer)) if !matches!(answer.status, 502..=504) || late => break,
             Err(verdict) if !probe.run.down.get() || late => return Err(verdict),
             Ok(Err(failure)) if late => return Err(probe.unanswered("repeated after a crash", &failure)),
             Ok(_) | Err(_) => {
@@ -224,12 +229,14 @@ async fn recovered(probe: &Probe, shot: &Shot) -> Step<Answer> {
             }
         }
     }
-    probe.settle(shot, probe.settings.patience).await
+    probe.settle(shot).await
 }
 
 /// Kills the service and starts it again.
 async fn crash(probe: &Probe, kill: &str, start: &str) -> Step<()> {
     let from = probe.now_ms();
+    // Until it is started again: whatever ends the check, a service is not left dead.
+    probe.run.killed.set(true);
     command::output(kill, KILL).await.map_err(|why| Verdict::not_shown(format!("--kill-cmd: {why}")))?;
     probe.note(Kind::Crash, from, "--kill-cmd", "killed".to_owned());
     // A process dies a moment after its signal, and accepts connections until then.
@@ -237,7 +244,13 @@ async fn crash(probe: &Probe, kill: &str, start: &str) -> Step<()> {
     while began.elapsed() < DEATH && probe.endpoint.is_reachable().await {
         sleep(Duration::from_millis(10)).await;
     }
+    restart(probe, start).await
+}
+
+/// Starts a service that was killed.
+async fn restart(probe: &Probe, start: &str) -> Step<()> {
     let from = probe.now_ms();
+    probe.run.killed.set(false);
     command::start(start).map_err(|why| Verdict::not_shown(format!("--start-cmd: {why}")))?;
     let began = Instant::now();
     while !probe.endpoint.is_reachable().await {
@@ -249,4 +262,13 @@ async fn crash(probe: &Probe, kill: &str, start: &str) -> Step<()> {
     }
     probe.note(Kind::Crash, from, "--start-cmd", "started again".to_owned());
     Ok(())
+}
+
+/// Starts a service again that an ended check left dead.
+pub(in crate::audit) async fn revive(probe: &Probe) -> Step<()> {
+    let killed = probe.run.killed.replace(false);
+    let Some(start) = probe.settings.start_cmd.as_ref().filter(|_| killed) else { return Ok(()) };
+    // A process dies a moment after its signal.
+    sleep(DEATH / 4).await;
+    if probe.endpoint.is_reachable().await { Ok(()) } else { restart(probe, start).await }
 }

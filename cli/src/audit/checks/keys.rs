@@ -6,6 +6,7 @@ use crate::audit::check::{
     About, Check, ERRORS, ITEMS, PROBLEMS, SECURITY, STRIPE, SYNTAX, Step, Verdict, ensure,
 };
 use crate::audit::probe::{Probe, Seen};
+use crate::audit::wire::Answer;
 
 /// Lengths of keys: over the usual limit of 255, and over what a column holds.
 const LENGTHS: [usize; 2] = [300, 4000];
@@ -32,6 +33,7 @@ impl Check for Missing {
                 "keys are optional here: a client that forgets one and repeats has two effects",
             ));
         }
+        is_refused(&answer, "a request without a key")?;
         refused_without_effect(probe, before, "without a key").await?;
         Ok(match answer.status {
             400 => Verdict::pass("refused with 400"),
@@ -59,18 +61,27 @@ impl Check for Empty {
         let first = probe.answer(&shot("with an empty key")).await?;
         ensure(first.status < 500, || format!("an empty key is answered {}", first.status))?;
         if !first.is_success() {
+            is_refused(&first, "an empty key")?;
             refused_without_effect(probe, before, "with an empty key").await?;
             return Ok(Verdict::pass(format!("refused with {}", first.status)));
         }
         let second = shot("another operation with an empty key");
-        let second = if probe.spec.has_other() { second.other_payload() } else { second };
+        // Another payload is sent only if the service accepts it.
+        let (other, mut operations) = (probe.spec.has_other(), 2);
+        let second = if other && other_is_valid(probe, &mut operations).await? {
+            second.other_payload()
+        } else {
+            second
+        };
         let second = probe.answer(&second).await?;
         let shared = "the empty text is a key: clients that send it share one operation";
         ensure(second.is_success() && probe.same_operation(&first, &second) != Some(true), || {
             shared.to_owned()
         })?;
-        if let Some(effects) = probe.effects_since(before).await? {
-            ensure(effects == 2, || format!("{shared} ({effects} effects of 2 operations)"))?;
+        if let Some(effects) = probe.settled_effects(before, operations).await? {
+            ensure(effects == operations, || {
+                format!("{shared} ({effects} effects of {operations} operations)")
+            })?;
         } else if probe.same_operation(&first, &second).is_none() {
             return Ok(Verdict::not_shown("it is accepted, and answers do not tell operations apart"));
         }
@@ -106,6 +117,7 @@ impl Check for Long {
                 format!("a key of {length} characters is answered {}", first.status)
             })?;
             if !first.is_success() {
+                is_refused(&first, "a long key")?;
                 refused_without_effect(probe, before, "with a long key").await?;
                 says.push(format!("{length} characters: refused with {}", first.status));
                 continue;
@@ -192,7 +204,10 @@ impl Check for Doubled {
             refused_without_effect(probe, before, "with two keys").await?;
             return Ok(Verdict::pass(format!("refused with {}", both.status)));
         }
-        ensure(both.is_success(), || format!("a request with two keys is answered {}", both.status))?;
+        ensure(both.status < 500, || format!("a request with two keys is answered {}", both.status))?;
+        if !both.is_success() {
+            is_refused(&both, "a request with two keys")?;
+        }
         let first = probe.answer(&one.shot("with the first of them")).await?;
         let taken = match probe.same_operation(&both, &first) {
             Some(true) => "the first one counts",
@@ -200,6 +215,22 @@ impl Check for Doubled {
         };
         Ok(Verdict::fail(format!("a request with two keys is accepted ({}); {taken}", both.status)))
     }
+}
+
+/// Returns whether the other payload is accepted under a key of its own, which is an operation more.
+async fn other_is_valid(probe: &Probe, operations: &mut i64) -> Step<bool> {
+    let shot = probe.operation().shot("the other payload under a key of its own").other_payload();
+    let is_valid = probe.answer(&shot).await?.is_success();
+    *operations += i64::from(is_valid);
+    Ok(is_valid)
+}
+
+/// Ends the check as not shown if an answer without success says nothing of the key.
+pub(super) fn is_refused(answer: &Answer, what: &str) -> Step<()> {
+    if answer.is_refusal() {
+        return Ok(());
+    }
+    Err(Verdict::not_shown(format!("{what} is answered {}, which does not tell of the key", answer.status)))
 }
 
 /// Requires that a refused request had no effect.
