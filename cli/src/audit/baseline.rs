@@ -2,7 +2,7 @@
 //! the count count?
 
 use super::Problem;
-use super::check::Step;
+use super::check::{Step, Verdict};
 use super::evidence::Event;
 use super::probe::{Baseline, Probe, Shot, told};
 use super::secrets::tamed;
@@ -37,7 +37,7 @@ async fn measured(probe: &Probe) -> Result<(), Problem> {
                     probe.endpoint.authority, verdict.because
                 )));
             }
-            Err(verdict) => return Err(Problem::Usage(verdict.because)),
+            Err(verdict) => return Err(ended(probe, verdict)),
         };
         accepted(probe, &answer)?;
         answers.push(answer);
@@ -66,7 +66,16 @@ async fn sent(probe: &Probe, shot: &Shot) -> Step<Result<Answer, Failure>> {
 }
 
 async fn count(probe: &Probe) -> Result<Option<i64>, Problem> {
-    probe.count().await.map_err(|verdict| Problem::Usage(verdict.because))
+    probe.count().await.map_err(|verdict| ended(probe, verdict))
+}
+
+/// The problem that a verdict tells of before there is any check.
+fn ended(probe: &Probe, verdict: Verdict) -> Problem {
+    if tokio::time::Instant::now() >= probe.deadline() {
+        Problem::Unreachable(verdict.because)
+    } else {
+        Problem::Usage(verdict.because)
+    }
 }
 
 fn unanswered(probe: &Probe, failure: &Failure) -> Problem {
@@ -111,7 +120,7 @@ async fn counted(probe: &Probe, before: Option<i64>) -> Result<(), Problem> {
     let effects = probe
         .settled_effects(Some(before), OPERATIONS)
         .await
-        .map_err(|verdict| Problem::Usage(verdict.because))?
+        .map_err(|verdict| ended(probe, verdict))?
         .unwrap_or_default();
     if effects == OPERATIONS {
         return Ok(());
