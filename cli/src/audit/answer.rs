@@ -1,8 +1,9 @@
 //! The meaning of an answer: success, refusal, a wish to wait.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::HeaderMap;
+use nevertwice::{Clock, SystemClock};
 
 use super::wire::Answer;
 
@@ -47,8 +48,9 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(text).ok()?;
     // By the clock of the service, if it tells its time.
+    let wall = UNIX_EPOCH + Duration::from_secs(SystemClock.wall().as_secs());
     let now = headers.get(http::header::DATE).and_then(|now| now.to_str().ok());
-    let now = now.and_then(|now| httpdate::parse_http_date(now).ok()).unwrap_or_else(SystemTime::now);
+    let now = now.and_then(|now| httpdate::parse_http_date(now).ok()).unwrap_or(wall);
     Some(date.duration_since(now).unwrap_or_default())
 }
 

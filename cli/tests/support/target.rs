@@ -266,7 +266,7 @@ fn refused(target: &Target, parts: &Parts) -> Option<Response> {
             book.requests += 1;
             let mut response = problem(429, "too fast");
             response.headers_mut().insert(RETRY_AFTER, "0".parse().unwrap());
-            (book.requests % 3 == 0).then_some(response)
+            book.requests.is_multiple_of(3).then_some(response)
         }
         Fault::Redirects => {
             let mut response = problem(307, "elsewhere");

@@ -210,7 +210,7 @@ fn luhn(digits: &[u8]) -> bool {
             if n % 2 == 0 { digit } else { digit * 2 / 10 + digit * 2 % 10 }
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 /// A name of a form, decoded.
