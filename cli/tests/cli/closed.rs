@@ -1,4 +1,4 @@
-//! A reader of stdout that has gone: what was confirmed is done, and the exit code says how it went.
+//! A reader of stdout that has gone: what was confirmed is done, and the exit code tells the verdict.
 
 use std::process::Stdio;
 
