@@ -1,4 +1,4 @@
-//! A reader of stdout that has gone: a confirmed change is made, and the exit code tells the verdict.
+//! A reader of stdout that has gone: a confirmed change is made, and the exit code tells the end.
 
 use std::process::Stdio;
 
