@@ -235,12 +235,10 @@ async fn a_count_that_hangs_does_not_outlast_the_audit() {
     let auth = "Authorization: Bearer alice-secret";
     let arguments =
         ["POST", &url, "--header", auth, "--json", "{}", "--count-url", &count, "--max-seconds", "2"];
-    let began = std::time::Instant::now();
-    let output = run(&arguments).await;
+    let output = timeout(Duration::from_secs(25), run(&arguments)).await.expect("it ends soon");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("--max-seconds"), "{stderr}");
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
