@@ -100,7 +100,7 @@ fn bare(text: &str, after_colon: bool, form: Form) -> usize {
     text.find(ends).unwrap_or(text.len())
 }
 
-/// The longest head of an element or a part: a text of an attacker may not cost more than its length.
+/// The longest head of an element or a part: a hostile text costs no more than its length.
 const HEAD: usize = 4096;
 
 /// Returns the place behind the first `end` in the head that begins at `from`.
