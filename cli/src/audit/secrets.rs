@@ -1,4 +1,4 @@
-//! Hiding secrets in evidence: by the names of their values, and by the values wherever they appear.
+//! Hiding secrets in evidence: by the names of their values, and by the values wherever they are.
 
 mod names;
 mod text;

@@ -217,7 +217,7 @@ impl Check for Doubled {
     }
 }
 
-/// Returns whether the other payload is accepted under a key of its own, which is an operation more.
+/// Returns true if the other payload is accepted under a key of its own: one operation more.
 async fn other_is_valid(probe: &Probe, operations: &mut i64) -> Step<bool> {
     let shot = probe.operation().shot("the other payload under a key of its own").other_payload();
     let is_valid = probe.answer(&shot).await?.is_success();
