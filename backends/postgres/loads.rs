@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::Error;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Error, Row};
 
 use super::connection::{CallError, Connection, Connections, Lane, Named, is_gone};
 use super::error::{malformed, unavailable};
-use super::row::snapshot;
 use super::schema::Names;
-use super::swap::Parameter;
+use super::swap::{Parameter, loaded};
 use crate::backends::shared::batcher::{Batcher, Transport};
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -71,7 +70,7 @@ impl Loads {
             // Numbered from 1.
             let at = usize::try_from(row.try_get::<_, i64>(0)? - 1).unwrap_or(usize::MAX);
             if let (Some(answer), Some(id)) = (answers.get_mut(at), ids.get(at)) {
-                *answer = found(id, row)?;
+                *answer = loaded(id, row, 1)?;
             }
         }
         Ok(answers)
@@ -122,10 +121,4 @@ impl Transport for Loads {
         };
         ids.iter().map(|_| Err(error.clone())).collect()
     }
-}
-
-fn found(id: &RecordId, row: &Row) -> Result<Answer, Error> {
-    let (now, at): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
-    let bytes: Option<&[u8]> = row.try_get(3)?;
-    Ok(snapshot(id, now, at.zip(bytes)))
 }

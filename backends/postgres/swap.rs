@@ -350,10 +350,11 @@ fn not_full(error: StoreError) -> StoreError {
     }
 }
 
-/// Reads a conflict from a row of [`Statements::load`].
-fn loaded(id: &RecordId, row: &Row) -> Result<Result<Snapshot, StoreError>, Error> {
-    let (now, at): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    let bytes: Option<&[u8]> = row.try_get(2)?;
+/// Reads the time, the stamp and the record, the latter two null without a row, from this column
+/// on.
+pub(super) fn loaded(id: &RecordId, row: &Row, from: usize) -> Result<Result<Snapshot, StoreError>, Error> {
+    let (now, at): (i64, Option<i64>) = (row.try_get(from)?, row.try_get(from + 1)?);
+    let bytes: Option<&[u8]> = row.try_get(from + 2)?;
     Ok(snapshot(id, now, at.zip(bytes)))
 }
 

@@ -147,7 +147,7 @@ impl Statements {
 /// Judges the row that is there after an item hit nothing: its answer, or what to try next.
 fn judge(item: &Item, row: &Row) -> Result<(Option<Answer>, Step), Error> {
     let is_tombstone = row.try_get::<_, Option<&[u8]>>(2)?.is_some_and(<[u8]>::is_empty);
-    let found = match loaded(&item.id, row)? {
+    let found = match loaded(&item.id, row, 0)? {
         Ok(found) => found,
         Err(error) => return Ok((Some(Err(error)), Step::Write)),
     };

@@ -17,7 +17,7 @@ use super::{AWAY, BLOCKED, IDLE, PATIENCE, Size};
 use crate::clock::{Clock, ManualClock, SystemClock};
 use crate::engine::Engine;
 use crate::key::RecordId;
-use crate::record::{Retry, State};
+use crate::record::{Record, Retry, State};
 use crate::store::Store;
 use crate::testing::{Fault, FaultyStore};
 
@@ -81,8 +81,12 @@ impl World {
         (Row { schedule: case.to_string(), effects, end, finding }, size)
     }
 
+    async fn record(&self) -> Option<Box<Record>> {
+        self.store.inner().load(&self.id).await.ok()?.record
+    }
+
     async fn seen(&self) -> Seen {
-        let record = self.store.inner().load(&self.id).await.ok().and_then(|found| found.record);
+        let record = self.record().await;
         match record.as_deref().map(|record| &record.state) {
             None => Seen::Absent,
             Some(State::InProgress { effect: false, .. }) => Seen::Unmarked,
@@ -179,7 +183,7 @@ where
                 return End::Answered;
             }
         }
-        let record = self.world.store.inner().load(&self.world.id).await.ok().and_then(|found| found.record);
+        let record = self.world.record().await;
         match record.as_deref() {
             Some(record) if record.is_evidence() => End::Unresolved,
             Some(record) if matches!(record.state, State::Failed(_, Retry::Never)) => End::Failed,
@@ -224,7 +228,7 @@ where
                 return true;
             }
             if n < at {
-                self.wait(PATIENCE).await;
+                self.wait().await;
             }
         }
         false
@@ -239,7 +243,7 @@ where
         while !self.poll(delivery).await {
             self.awaits += 1;
             limit.check(self.world);
-            self.wait(PATIENCE).await;
+            self.wait().await;
         }
     }
 
@@ -264,7 +268,7 @@ where
             first_is_over = first_is_over || self.poll(first).await;
             if !(first_is_over && second_is_over) {
                 limit.check(self.world);
-                self.wait(PATIENCE).await;
+                self.wait().await;
             }
         }
     }
@@ -272,11 +276,11 @@ where
     /// Returns once a delivery may go on.
     ///
     /// # Panics
-    /// If nothing lets one go on within `patience`.
+    /// If nothing lets one go on for too long.
     #[allow(clippy::panic)] // a check fails by panicking
-    async fn wait(&self, patience: Duration) {
-        if !self.moves_on(patience).await {
-            panic!("the handler waits for more than {patience:?}, and not for the engine or its clock");
+    async fn wait(&self) {
+        if !self.moves_on(PATIENCE).await {
+            panic!("the handler waits for more than {PATIENCE:?}, and not for the engine or its clock");
         }
     }
 
