@@ -1,10 +1,14 @@
 //! Batches of swaps: splitting a batch into pipelines, and settling the answers.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
 
 use super::Inner;
 use super::error::malformed;
-use super::item::ItemReply;
+use super::item::{Item, ItemReply};
+use super::shard::Shard;
 use super::value::snapshot;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -15,29 +19,59 @@ use crate::store::{Swap, SwapRequest};
 const MAX_ITEMS: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 
+/// The items of one pipeline, each with its place in the batch.
+struct Part {
+    shard: Arc<Shard>,
+    items: Vec<Item>,
+    places: Vec<usize>,
+    bytes: usize,
+}
+
 impl Inner {
     /// Applies the swaps in their order. A batch without repeated ids takes one round trip per few
-    /// hundred swaps.
+    /// hundred swaps and shard; all shards are asked at the same time.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        let mut replies = Vec::with_capacity(swaps.len());
-        let (mut items, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
-        for swap in swaps {
+        let mut replies: Vec<Option<Result<ItemReply, StoreError>>> = swaps.iter().map(|_| None).collect();
+        let (mut parts, mut ids) = (Vec::<Part>::new(), HashSet::new());
+        for (place, swap) in swaps.iter().enumerate() {
+            let shard = match self.topology.shard(&swap.id) {
+                Ok(shard) => shard,
+                Err(error) => {
+                    replies[place] = Some(Err(error));
+                    continue;
+                }
+            };
             let item = self.item(swap);
-            let is_full =
-                items.len() == MAX_ITEMS || bytes.saturating_add(item.bytes.len()) > MAX_BYTES && bytes > 0;
+            let part = parts.iter().position(|part| Arc::ptr_eq(&part.shard, &shard));
+            let is_full = part.is_some_and(|part| parts[part].is_full(&item));
             // A swap must see the effect of an earlier one with the same id.
             if is_full || ids.contains(&swap.id) {
-                replies.append(&mut self.deliver(items).await);
-                (bytes, items, ids) = (0, Vec::new(), HashSet::new());
+                self.send_parts(&mut parts, &mut replies).await;
+                ids.clear();
             }
-            bytes = bytes.saturating_add(item.bytes.len());
+            let part = parts.iter().position(|part| Arc::ptr_eq(&part.shard, &shard)).unwrap_or_else(|| {
+                parts.push(Part { shard, items: Vec::new(), places: Vec::new(), bytes: 0 });
+                parts.len() - 1
+            });
             ids.insert(swap.id);
-            items.push(item);
+            parts[part].add(place, item);
         }
-        if !items.is_empty() {
-            replies.append(&mut self.deliver(items).await);
-        }
+        self.send_parts(&mut parts, &mut replies).await;
+        let missing = || Err(malformed());
+        let replies = replies.into_iter().map(|reply| reply.unwrap_or_else(missing)).collect();
         self.settle(swaps, replies).await
+    }
+
+    /// Sends the parts to their shards at the same time. Items that another node serves follow.
+    async fn send_parts(&self, parts: &mut Vec<Part>, replies: &mut [Option<Result<ItemReply, StoreError>>]) {
+        let sent = join_all(std::mem::take(parts).into_iter().map(async |part| {
+            let answers = part.shard.deliver(part.items).await;
+            let followed = answers.into_iter().map(|reply| self.follow(reply));
+            (part.places, join_all(followed).await)
+        }));
+        for (place, reply) in sent.await.into_iter().flat_map(|(places, found)| places.into_iter().zip(found)) {
+            replies[place] = Some(reply);
+        }
     }
 
     /// Translates replies into results. Swaps whose reply does not suffice have their records
@@ -52,22 +86,34 @@ impl Inner {
         let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
         let open = settled.iter().filter(|(_, settled)| is_open(settled));
         let ids: Vec<_> = open.map(|(swap, _)| swap.id).collect();
-        let mut found = self.records.load_many(&ids).await.map(Vec::into_iter);
-        let mut load = || match &mut found {
-            Ok(found) => found.next().unwrap_or_else(|| Err(malformed())),
-            Err(error) => Err(error.clone()),
-        };
+        let mut found = self.load_many(&ids).await.into_iter();
+        let mut load = || found.next().unwrap_or_else(|| Err(malformed()));
         let settle = |(swap, settled): (&SwapRequest, Settled)| match settled {
             Settled::Done(result) => result,
-            Settled::Open(refused) => match (load()?, refused) {
+            Settled::Open(refused) => match (load(), refused) {
                 // A duplicate is answered from the record even while begins are refused.
-                (found, Some(why)) if found.record.as_ref().map(|record| record.stamp) == swap.expected => {
+                (Ok(found), Some(why))
+                    if found.record.as_ref().map(|record| record.stamp) == swap.expected =>
+                {
                     Err(why)
                 }
-                (found, _) => Ok(Swap::Conflict(found)),
+                (Err(error), Some(why)) if error.is_transient() && !why.is_transient() => Err(why),
+                (found, _) => found.map(Swap::Conflict),
             },
         };
         settled.into_iter().map(settle).collect()
+    }
+}
+
+impl Part {
+    fn is_full(&self, item: &Item) -> bool {
+        self.items.len() == MAX_ITEMS || self.bytes.saturating_add(item.bytes.len()) > MAX_BYTES && self.bytes > 0
+    }
+
+    fn add(&mut self, place: usize, item: Item) {
+        self.bytes = self.bytes.saturating_add(item.bytes.len());
+        self.items.push(item);
+        self.places.push(place);
     }
 }
 
@@ -90,6 +136,8 @@ fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled 
             found => found.map(Swap::Conflict),
         },
         Ok(ItemReply::Refused(why)) => return Settled::Open(Some(why)),
+        // Followed before it comes here.
+        Ok(ItemReply::Elsewhere(..)) => Err(malformed()),
         Err(error) => Err(error),
     })
 }

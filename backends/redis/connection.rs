@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
-use ::redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, ServerErrorKind, Value};
+use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::time::timeout;
 
+use super::address::{Address, Redirect};
 use super::error::{diagnose, is_lost, malformed, store_error, unavailable};
 use super::grant_cache::GrantCache;
 use super::inspection::{self, ServerReport};
+use super::shard::Settings;
 use super::time::ServerTime;
 use super::watch::{Doubt, ServerWatch};
 use crate::clock::{Clock, SystemClock};
@@ -32,7 +34,9 @@ pub(super) struct Connections {
     config: AsyncConnectionConfig,
     /// Timeouts for connecting and for an answer.
     limits: [Duration; 2],
-    pub(super) watch: ServerWatch,
+    pub(super) watch: Arc<ServerWatch>,
+    address: Address,
+    is_cluster: bool,
     current: Mutex<Current>,
     /// Held by the caller that opens a connection for all callers.
     opening: tokio::sync::Mutex<()>,
@@ -55,6 +59,8 @@ pub(super) struct Connection {
     /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
+    /// The address of the node of a cluster, relative to which its redirects are read.
+    node: Option<Address>,
     last_inspection: Mutex<LastInspection>,
 }
 
@@ -67,13 +73,19 @@ struct LastInspection {
 
 impl Connections {
     /// Creates them unconnected; the first call connects.
-    pub(super) fn new(client: Client, limits: [Duration; 2], watch: ServerWatch) -> Connections {
+    pub(super) fn new(client: Client, address: &Address, settings: &Settings) -> Connections {
+        let (limits, watch) = (settings.limits, Arc::clone(&settings.watch));
+        let (address, is_cluster) = (address.clone(), settings.is_cluster);
         let [connect, answer] = limits;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(connect))
             .set_response_timeout(Some(answer));
         let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Connections { client, config, limits, watch, current, opening }
+        Connections { client, config, limits, watch, address, is_cluster, current, opening }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Returns the current connection. If there is none, the first caller opens one and the others
@@ -105,6 +117,9 @@ impl Connections {
         let opened = match timeout(self.limit(), self.open()).await {
             Ok(Ok(opened)) => opened.map(Arc::new),
             Ok(Err(error)) => Err(diagnose(&self.client, &self.config, &error).await),
+            Err(_) if matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. }) => {
+                Err(unavailable("no answer in time: is TLS expected on this port?"))
+            }
             Err(_) => Err(unavailable("no answer in time")),
         };
         let mut current = self.lock();
@@ -150,15 +165,30 @@ impl Connections {
 
     /// Fails if this server must be given no more grants, by an inspection that is recent enough.
     pub(super) async fn check_grants(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
+        let every = self.watch.every();
+        self.check_grants_since(connection, every).await
+    }
+
+    /// Inspects the server now. Fails if it does not answer, or must be given no more grants.
+    pub(super) async fn inspect(&self) -> Result<(), StoreError> {
+        let connection = self.get().await?;
+        self.check_grants_since(&connection, Duration::ZERO).await
+    }
+
+    async fn check_grants_since(
+        &self,
+        connection: &Arc<Connection>,
+        every: Duration,
+    ) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
-        if connection.lock().is_over(now, self.watch.every()) {
+        if connection.lock().is_over(now, every) {
             let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
             let report = ServerReport::parse(replies)?;
             if report.run_id != connection.run_id && report.run_id.is_some() {
                 self.discard(connection);
                 return Err(unavailable("another server answers on the same connection"));
             }
-            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&report) };
+            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&self.address, &report) };
         }
         let Some(doubt) = connection.doubt().or_else(|| self.watch.doubt()) else { return Ok(()) };
         if doubt == Doubt::Replica {
@@ -196,8 +226,9 @@ impl Connections {
             time: ServerTime::default(),
             grants: GrantCache::default(),
             compares: AtomicBool::new(report.compares),
-            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&report) }),
+            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&self.address, &report) }),
             run_id: report.run_id,
+            node: self.is_cluster.then(|| self.address.clone()),
         }))
     }
 
@@ -213,6 +244,11 @@ impl Connections {
 }
 
 impl Connection {
+    /// Reads a redirect from the error of a node of a cluster.
+    pub(super) fn redirect(&self, error: &RedisError) -> Option<Redirect> {
+        Redirect::of(error, self.node.as_ref()?)
+    }
+
     /// Returns the reason to refuse grants that the last inspection found.
     pub(super) fn doubt(&self) -> Option<Doubt> {
         self.lock().doubt.clone()

@@ -1,33 +1,54 @@
 //! The fitness of a server for grants: [`ServerWatch`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Warning;
+use super::address::Address;
 use super::error::{unavailable, unusable};
-use super::inspection::{Role, ServerReport};
+use super::inspection::{Replicas, Role, ServerReport};
 use crate::durability::Durability;
 use crate::error::StoreError;
+use crate::record::Stamp;
+
+/// Difference between two readings of a clock, beyond the time between them, that is worth a
+/// warning.
+const JUMP: Duration = Duration::from_secs(1);
 
 /// Judges each inspection of a server by the level of the first one.
 #[derive(Debug)]
 pub(super) struct ServerWatch {
     assumed: Option<Durability>,
     every: Duration,
+    is_cluster: bool,
+    /// The number of replicas that each primary needs.
+    replicas: Option<u8>,
     findings: Mutex<Findings>,
 }
 
 #[derive(Debug)]
 struct Findings {
-    /// The level of the first inspection. On a weaker one no grants are given.
+    /// The weakest level that the first inspections found. On a weaker one no grants are given.
     promised: Option<Durability>,
-    durability: Durability,
-    warnings: Vec<Warning>,
+    /// True once the first inspections are over.
+    is_settled: bool,
+    nodes: BTreeMap<Address, Node>,
+    /// The last reading of a server's clock, and when it was taken on the monotonic clock.
+    clock: Option<(Stamp, Duration)>,
+    has_clock_jumped: bool,
     /// For each start of a server, the number of keys it had evicted by its last inspection.
     evicted: HashMap<String, u64>,
     /// True if keys were evicted and no operator has accepted it.
     has_evicted: bool,
+}
+
+/// The result of the last inspection of a node.
+#[derive(Debug, Clone)]
+struct Node {
+    durability: Durability,
+    warnings: Vec<Warning>,
+    replicas: Option<Replicas>,
 }
 
 /// A reason to give a server no more grants.
@@ -36,6 +57,7 @@ pub(super) enum Doubt {
     Replica,
     Cluster,
     Sentinel,
+    TooFewReplicas { online: usize, needed: u8 },
     Evicts { limit: u64, policy: String },
     HasEvicted,
     LessDurable { promised: Durability, durability: Durability, is_verified: bool },
@@ -43,15 +65,41 @@ pub(super) enum Doubt {
 
 impl ServerWatch {
     /// Creates a watch under which grants rely on inspections no older than `every`.
-    pub(super) fn new(assumed: Option<Durability>, every: Duration) -> ServerWatch {
+    pub(super) fn new(
+        assumed: Option<Durability>,
+        every: Duration,
+        is_cluster: bool,
+        replicas: Option<u8>,
+    ) -> ServerWatch {
         let findings = Findings {
             promised: None,
-            durability: assumed.unwrap_or(Durability::Memory),
-            warnings: Vec::new(),
+            is_settled: false,
+            nodes: BTreeMap::new(),
+            clock: None,
+            has_clock_jumped: false,
             evicted: HashMap::new(),
             has_evicted: false,
         };
-        ServerWatch { assumed, every, findings: Mutex::new(findings) }
+        ServerWatch { assumed, every, is_cluster, replicas, findings: Mutex::new(findings) }
+    }
+
+    /// Ends the first inspections: their weakest level is the promise from now on.
+    pub(super) fn settle(&self) {
+        self.lock().is_settled = true;
+    }
+
+    /// Forgets the nodes that are not primaries any more.
+    pub(super) fn retain(&self, is_primary: impl Fn(&Address) -> bool) {
+        self.lock().nodes.retain(|address, _| is_primary(address));
+    }
+
+    /// Compares a reading of a server's clock with the one before, possibly of another server.
+    pub(super) fn clock(&self, server: Stamp, at: Duration) {
+        let mut findings = self.lock();
+        if let Some((before, then)) = findings.clock.replace((server, at)) {
+            let expected = before.after(at.saturating_sub(then));
+            findings.has_clock_jumped |= expected.since(server).max(server.since(expected)) > JUMP;
+        }
     }
 
     pub(super) fn every(&self) -> Duration {
@@ -60,9 +108,10 @@ impl ServerWatch {
 
     /// Records an inspection. Returns the fault that it shows, except for evictions, which
     /// [`doubt`](ServerWatch::doubt) reports.
-    pub(super) fn judge(&self, inspection: &ServerReport) -> Option<Doubt> {
+    pub(super) fn judge(&self, node: &Address, inspection: &ServerReport) -> Option<Doubt> {
         let mut warnings = Vec::new();
-        let role = role(inspection, &mut warnings);
+        let role = self.role(inspection, &mut warnings);
+        let replicas = if role.is_none() { self.replicas(inspection, &mut warnings) } else { None };
         let eviction = eviction(inspection, &mut warnings);
         let durability = durability(inspection, self.assumed, &mut warnings);
         let mut findings = self.lock();
@@ -70,11 +119,38 @@ impl ServerWatch {
         if role.is_none() {
             findings.count_evicted(inspection, &mut warnings);
         }
-        let promised = *findings.promised.get_or_insert(durability);
-        (findings.durability, findings.warnings) = (durability, warnings);
-        let is_verified = !findings.warnings.contains(&Warning::DurabilityUnverified);
+        let promised = match findings.promised {
+            Some(promised) if findings.is_settled || durability.satisfies(promised) => promised,
+            Some(_) | None => *findings.promised.insert(durability),
+        };
+        let is_verified = !warnings.contains(&Warning::DurabilityUnverified);
+        findings.nodes.insert(node.clone(), Node { durability, warnings, replicas: inspection.replicas });
         let less = || Doubt::LessDurable { promised, durability, is_verified };
-        role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less))
+        role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less)).or(replicas)
+    }
+
+    fn role(&self, inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+        match inspection.role {
+            Some(Role::Primary) => None,
+            Some(Role::Cluster { is_primary: true }) if self.is_cluster => None,
+            Some(Role::Cluster { is_primary: false }) if self.is_cluster => Some(Doubt::Replica),
+            Some(Role::Replica) => Some(Doubt::Replica),
+            Some(Role::Cluster { .. }) => Some(Doubt::Cluster),
+            Some(Role::Sentinel) => Some(Doubt::Sentinel),
+            None => {
+                warnings.push(Warning::RoleUnverified);
+                None
+            }
+        }
+    }
+
+    fn replicas(&self, inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
+        let needed = self.replicas?;
+        let Some(Replicas { online, .. }) = inspection.replicas else {
+            warnings.push(Warning::ReplicasUnverified);
+            return None;
+        };
+        (online < usize::from(needed)).then_some(Doubt::TooFewReplicas { online, needed })
     }
 
     /// Returns the fault that no later inspection clears: keys were evicted.
@@ -86,14 +162,34 @@ impl ServerWatch {
         self.lock().has_evicted = false;
     }
 
-    /// Returns the level as of the last inspection.
+    /// Returns the level as of the last inspections: that of the weakest node.
     pub(super) fn durability(&self) -> Durability {
-        self.lock().durability
+        if let Some(replicas) = self.replicas {
+            return Durability::Replicated(replicas);
+        }
+        let findings = self.lock();
+        let levels = findings.nodes.values().map(|node| node.durability);
+        let weaker = |a: Durability, b: Durability| if a.satisfies(b) { b } else { a };
+        levels.reduce(weaker).or(self.assumed).unwrap_or(Durability::Memory)
     }
 
-    /// Returns the warnings as of the last inspection.
+    /// Returns the warnings as of the last inspections of all nodes.
     pub(super) fn warnings(&self) -> Vec<Warning> {
-        self.lock().warnings.clone()
+        let findings = self.lock();
+        let mut warnings = Vec::new();
+        let jumped = findings.has_clock_jumped.then_some(Warning::ClockJumped);
+        let found = findings.nodes.values().flat_map(|node| node.warnings.iter().copied()).chain(jumped);
+        for warning in found {
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+        warnings
+    }
+
+    /// Returns the replicas of a node as of its last inspection.
+    pub(super) fn replicas_of(&self, node: &Address) -> Option<Replicas> {
+        self.lock().nodes.get(node)?.replicas
     }
 
     fn lock(&self) -> MutexGuard<'_, Findings> {
@@ -118,7 +214,7 @@ impl Findings {
         }
         let before = match self.evicted.insert(run_id.clone(), count) {
             Some(before) if before <= count => before,
-            None if self.promised.is_none() => count,
+            None if !self.is_settled => count,
             // The server, or its statistics, started again since then.
             Some(_) | None => 0,
         };
@@ -131,7 +227,7 @@ impl Doubt {
     pub(super) fn error(&self) -> StoreError {
         match self {
             // There is a primary, or soon will be: the next connection may lead there.
-            Doubt::Replica => unavailable(self.detail()),
+            Doubt::Replica | Doubt::TooFewReplicas { .. } => unavailable(self.detail()),
             Doubt::Cluster
             | Doubt::Sentinel
             | Doubt::Evicts { .. }
@@ -145,8 +241,11 @@ impl Doubt {
         let records = "it would drop records, and their operations would be executed again";
         match self {
             Doubt::Replica => "it is a replica: connect to the primary".to_owned(),
-            Doubt::Cluster => "it is a node of a cluster, which this release does not support".to_owned(),
-            Doubt::Sentinel => "it is a sentinel: connect to the primary that it watches".to_owned(),
+            Doubt::Cluster => "it is a node of a cluster: use RedisStore::cluster".to_owned(),
+            Doubt::Sentinel => "it is a sentinel: use RedisStore::sentinel, with the name of the service".to_owned(),
+            Doubt::TooFewReplicas { online, needed } => format!(
+                "{online} replicas are in step, and {needed} must confirm every write: start more, or ask for fewer"
+            ),
             Doubt::Evicts { limit, policy } => {
                 format!("maxmemory-policy {policy} with maxmemory {limit}: {records}: set noeviction")
             }
@@ -167,19 +266,6 @@ impl Doubt {
     }
 }
 
-fn role(inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
-    match inspection.role {
-        Some(Role::Primary) => None,
-        Some(Role::Replica) => Some(Doubt::Replica),
-        Some(Role::Cluster) => Some(Doubt::Cluster),
-        Some(Role::Sentinel) => Some(Doubt::Sentinel),
-        None => {
-            warnings.push(Warning::RoleUnverified);
-            None
-        }
-    }
-}
-
 fn eviction(inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
     match &inspection.memory {
         None => warnings.push(Warning::EvictionUnverified),
@@ -195,6 +281,10 @@ fn durability(
     assumed: Option<Durability>,
     warnings: &mut Vec<Warning>,
 ) -> Durability {
+    // A service that keeps a log of its own does so whatever its settings say.
+    if let Some(assumed @ Durability::Replicated(_)) = assumed {
+        return assumed;
+    }
     match (inspection.append_only, inspection.sync.as_deref()) {
         (Some(false), _) => {
             warnings.push(Warning::NoAppendOnlyFile);
@@ -232,9 +322,14 @@ mod tests {
     }
 
     fn watch(first: &ServerReport) -> ServerWatch {
-        let watch = ServerWatch::new(None, Duration::ZERO);
-        assert_eq!((watch.judge(first), watch.doubt()), (None, None));
+        let watch = ServerWatch::new(None, Duration::ZERO, false, None);
+        assert_eq!((judge(&watch, first), watch.doubt()), (None, None));
+        watch.settle();
         watch
+    }
+
+    fn judge(watch: &ServerWatch, inspection: &ServerReport) -> Option<Doubt> {
+        watch.judge(&Address::new("server", 6379), inspection)
     }
 
     /// True if a watch that saw the first inspections notices evictions in the last one.
@@ -242,10 +337,10 @@ mod tests {
         let mut seen = seen.iter().map(|&(run_id, evicted)| inspection(run_id, evicted));
         let watch = watch(&seen.next().unwrap());
         for inspection in seen {
-            watch.judge(&inspection);
+            judge(&watch, &inspection);
         }
         watch.accept_evictions();
-        watch.judge(&inspection(last.0, last.1));
+        judge(&watch, &inspection(last.0, last.1));
         watch.doubt().is_some()
     }
 
@@ -264,19 +359,19 @@ mod tests {
     fn s2_what_a_replica_evicts_is_noticed_when_it_is_promoted() {
         let watch = watch(&inspection("a", 0));
         let replica = ServerReport { role: Some(Role::Replica), ..inspection("b", 2) };
-        assert_eq!((watch.judge(&replica), watch.doubt()), (Some(Doubt::Replica), None));
-        assert_eq!((watch.judge(&inspection("b", 2)), watch.doubt()), (None, Some(Doubt::HasEvicted)));
+        assert_eq!((judge(&watch, &replica), watch.doubt()), (Some(Doubt::Replica), None));
+        assert_eq!((judge(&watch, &inspection("b", 2)), watch.doubt()), (None, Some(Doubt::HasEvicted)));
     }
 
     #[test]
     fn s9_the_promise_is_that_of_the_first_inspection() {
         let weak = |sync: &str| ServerReport { sync: Some(sync.to_owned()), ..inspection("a", 0) };
         let strict = watch(&inspection("a", 0));
-        assert!(matches!(strict.judge(&weak("everysec")), Some(Doubt::LessDurable { .. })));
+        assert!(matches!(judge(&strict, &weak("everysec")), Some(Doubt::LessDurable { .. })));
         assert_eq!(strict.durability(), Durability::Process);
         let lax = watch(&weak("everysec"));
-        assert_eq!(lax.judge(&weak("always")), None);
+        assert_eq!(judge(&lax, &weak("always")), None);
         assert_eq!(lax.durability(), Durability::Power);
-        assert_eq!(lax.judge(&weak("no")), None, "as at first");
+        assert_eq!(judge(&lax, &weak("no")), None, "as at first");
     }
 }

@@ -28,6 +28,7 @@ pub(crate) struct Server {
 
 /// The options and environment of a server.
 struct Setup {
+    binary: String,
     options: Vec<String>,
     variables: Vec<(String, String)>,
 }
@@ -40,8 +41,18 @@ impl Server {
 
     /// Starts a server with options and environment variables.
     pub(crate) fn start_with(options: &[&str], variables: &[(&str, &str)]) -> Server {
+        Server::start_all(binary(), options, variables)
+    }
+
+    /// Starts this program, whatever the environment names.
+    pub(crate) fn start_of(binary: &str, options: &[&str]) -> Server {
+        Server::start_all(binary.to_owned(), options, &[])
+    }
+
+    fn start_all(binary: String, options: &[&str], variables: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let setup = Setup {
+            binary,
             options: options.iter().map(|&option| option.to_owned()).collect(),
             variables: variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         };
@@ -53,7 +64,7 @@ impl Server {
                 return Server { child, port, setup, dir };
             }
         }
-        panic!("{} did not start: {}", binary(), std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!("{} did not start: {}", setup.binary, std::fs::read_to_string(dir.path().join("log")).unwrap());
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -140,7 +151,7 @@ fn free_port() -> u16 {
 struct Starting(Child);
 
 fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
-    let child = Command::new(binary())
+    let child = Command::new(&setup.binary)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
         .arg(dir.path())
         .args(&setup.options)
@@ -149,7 +160,7 @@ fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary())))
+    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", setup.binary)))
 }
 
 impl Starting {

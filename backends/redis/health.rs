@@ -1,0 +1,109 @@
+//! The state of a store's servers, for readiness probes: [`Health`].
+
+use futures_util::future::join_all;
+
+use super::shard::Shard;
+use super::topology::Topology;
+use super::{Inner, Warning};
+use crate::durability::Durability;
+use crate::error::StoreError;
+
+/// The state of the servers of a [`RedisStore`](super::RedisStore), from
+/// [`RedisStore::health`](super::RedisStore::health).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Health {
+    /// The arrangement of the servers.
+    pub topology: TopologyKind,
+    /// The primaries.
+    pub nodes: Vec<NodeHealth>,
+    /// The number of slots of a cluster that no known node serves. Otherwise 0.
+    pub unserved_slots: usize,
+    /// The failures that acknowledged writes survive.
+    pub durability: Durability,
+    /// The warnings for the operator.
+    pub warnings: Vec<Warning>,
+}
+
+/// The arrangement of a store's servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TopologyKind {
+    /// One server, or a service behind one address.
+    Server,
+    /// The primary that sentinels name.
+    Sentinel,
+    /// The primaries of a cluster.
+    Cluster,
+}
+
+/// The state of one primary.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NodeHealth {
+    /// The host and port.
+    pub address: String,
+    /// The reason why it gives no grants at present, if there is one.
+    pub fault: Option<StoreError>,
+    /// The number of replicas in step; `None` if `INFO` is forbidden.
+    pub replicas: Option<usize>,
+    /// The most bytes that one of them is behind; `None` if `INFO` is forbidden or there are none.
+    pub replica_lag_bytes: Option<u64>,
+}
+
+impl Health {
+    /// Returns true if begins of every key can be granted at present.
+    pub fn is_ready(&self) -> bool {
+        let is_well = |node: &NodeHealth| node.fault.is_none();
+        self.unserved_slots == 0 && !self.nodes.is_empty() && self.nodes.iter().all(is_well)
+    }
+}
+
+impl Inner {
+    /// Reports that the store cannot be used here, for this reason.
+    pub(super) fn unusable(&self, fault: StoreError) -> Health {
+        let mut health = self.report(Vec::new());
+        let (_, shards) = self.topology.shards();
+        health.nodes.extend(shards.iter().map(|shard| NodeHealth {
+            address: shard.address.to_string(),
+            fault: Some(fault.clone()),
+            replicas: None,
+            replica_lag_bytes: None,
+        }));
+        health
+    }
+
+    /// Inspects all primaries at the same time.
+    pub(super) async fn health(&self) -> Health {
+        let (_, shards) = self.topology.shards();
+        let nodes = join_all(shards.iter().map(|shard| node_health(shard))).await;
+        for fault in nodes.iter().filter_map(|node| node.fault.as_ref()) {
+            self.topology.suspect(fault);
+        }
+        self.report(nodes)
+    }
+
+    fn report(&self, nodes: Vec<NodeHealth>) -> Health {
+        let (topology, unserved_slots) = match &self.topology {
+            Topology::One(_) => (TopologyKind::Server, 0),
+            Topology::Sentinels(_) => (TopologyKind::Sentinel, 0),
+            Topology::Cluster(cluster) => (TopologyKind::Cluster, cluster.unserved_slots()),
+        };
+        let durability = self.settings.watch.durability();
+        Health { topology, nodes, unserved_slots, durability, warnings: self.warnings() }
+    }
+}
+
+async fn node_health(shard: &Shard) -> NodeHealth {
+    let mut fault = None;
+    for connections in shard.records.lanes() {
+        fault = fault.or(connections.inspect().await.err());
+    }
+    let replicas = shard.settings.watch.replicas_of(&shard.address).filter(|_| fault.is_none());
+    NodeHealth {
+        address: shard.address.to_string(),
+        fault,
+        replicas: replicas.map(|replicas| replicas.online),
+        replica_lag_bytes: replicas.filter(|replicas| replicas.online > 0).map(|replicas| replicas.lag),
+    }
+}

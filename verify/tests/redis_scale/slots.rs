@@ -1,0 +1,236 @@
+//! Slots that move between the nodes of a cluster, under load and under waiters and listings.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nevertwice::store::{Store, Swap, SwapRequest};
+use nevertwice::{Begin, Clock, Engine, Lease, SystemClock};
+use redis::Value;
+
+use crate::ledger::{Ledger, request};
+use crate::nodes::{Node, PORT};
+use crate::storm::Storm;
+use crate::topologies::Servers;
+use crate::{acquire, block_on_tokio, engine, length};
+
+const WORKERS: usize = 32;
+/// Records that are there before slots move.
+const RECORDS: usize = 100_000;
+/// Keys of one MIGRATE.
+const AT_ONCE: usize = 100;
+const SLOTS: usize = 16_384;
+
+/// Moves slots with their keys from one primary to another, as an operator's tool does. Returns the
+/// number of keys.
+fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range<usize>) -> usize {
+    let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
+    let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
+    let (mut at_source, mut at_target) = (source.raw().unwrap(), target.raw().unwrap());
+    let mut moved = 0;
+    for slot in slots {
+        let set = |action: &str, node: &str| {
+            let mut command = redis::cmd("CLUSTER");
+            command.arg("SETSLOT").arg(slot).arg(action).arg(node);
+            command
+        };
+        set("IMPORTING", &source_id).exec(&mut at_target).unwrap();
+        set("MIGRATING", &target_id).exec(&mut at_source).unwrap();
+        moved += migrate(slot, target, &mut at_source);
+        set("NODE", &target_id).exec(&mut at_target).unwrap();
+        set("NODE", &target_id).exec(&mut at_source).unwrap();
+    }
+    moved
+}
+
+fn migrate(slot: usize, target: &Node, source: &mut redis::Connection) -> usize {
+    let mut moved = 0;
+    loop {
+        let mut keys = redis::cmd("CLUSTER");
+        let keys: Vec<Vec<u8>> =
+            keys.arg("GETKEYSINSLOT").arg(slot).arg(AT_ONCE).query(source).unwrap();
+        if keys.is_empty() {
+            return moved;
+        }
+        moved += keys.len();
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg(&target.ip).arg(PORT).arg("").arg(0).arg(10_000).arg("KEYS").arg(keys);
+        migrate.exec(source).unwrap();
+    }
+}
+
+/// Writes finished records, and returns their keys.
+async fn fill(engine: &Engine, records: usize) -> Vec<String> {
+    let keys: Vec<_> = (0..records).map(|number| format!("filled/{number}")).collect();
+    for keys in keys.chunks(2000) {
+        let requests: Vec<_> = keys.iter().map(|key| request(key)).collect();
+        let begun = engine.begin_many(&requests).await;
+        let leases: Vec<Lease> = begun.into_iter().map(|begun| lease(begun.unwrap())).collect();
+        let outcomes: Vec<_> = leases.iter().zip(keys).map(|(lease, key)| (lease, key.clone().into())).collect();
+        engine.complete_many(&outcomes).await.into_iter().for_each(|done| done.unwrap());
+    }
+    keys
+}
+
+fn lease(begin: Begin) -> Lease {
+    match begin {
+        Begin::Acquired(lease) => lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn s6_slots_that_move_under_load_are_one_effect_each() {
+    let servers = Servers::cluster(&[]);
+    let storm = Storm::endless("resharding");
+    block_on_tokio(async {
+        let engine = engine(servers.store().connect().await.unwrap());
+        let keys = fill(&engine, RECORDS).await;
+        let working = tokio::spawn({
+            let (storm, engine) = (Arc::clone(&storm), engine.clone());
+            async move { storm.run(&[engine], WORKERS).await }
+        });
+        // One more caller, whose longest call is measured.
+        let measured = tokio::spawn({
+            let (storm, engine) = (Arc::clone(&storm), engine.clone());
+            async move { longest(&storm, &engine).await }
+        });
+        let third = SLOTS / 3;
+        let mut moved = 0;
+        let started = SystemClock.monotonic();
+        tokio::task::block_in_place(|| {
+            for _ in 0..length() {
+                moved += move_slots(&servers, 0, 1, 0..third);
+                moved += move_slots(&servers, 1, 0, 0..third);
+            }
+        });
+        let took = SystemClock.monotonic() - started;
+        storm.end();
+        working.await.unwrap();
+        let longest = measured.await.unwrap();
+        let ledger = Ledger::default();
+        for key in &keys {
+            ledger.effect(key);
+            ledger.acknowledge(key, key.as_bytes());
+        }
+        let audit = ledger.audit(&engine).await;
+        audit.require("records moved between nodes", &[("moved", &moved), ("seconds", &took.as_secs())]);
+        let audit = storm.ledger().audit(&engine).await;
+        let numbers: [(&str, &dyn std::fmt::Display); 3] = [
+            ("moved", &moved),
+            ("calls_repeated", &storm.refused()),
+            ("longest_ms", &longest.as_millis()),
+        ];
+        audit.require("slots moved under load", &numbers);
+        assert_eq!(storm.leases_lost(), 0);
+        // 63 ms on a quiet machine.
+        assert!(longest < Duration::from_secs(2), "{longest:?}");
+    });
+}
+
+/// Begins and completes until the storm is over, and returns the longest time of one call.
+async fn longest(storm: &Storm, engine: &Engine) -> Duration {
+    let (mut longest, mut number) = (Duration::ZERO, 0);
+    while !storm.is_over() {
+        let started = SystemClock.monotonic();
+        let lease = acquire(engine, &request(&format!("measured/{number}"))).await;
+        let begun = SystemClock.monotonic();
+        lease.complete("done").await.unwrap();
+        longest = longest.max(begun - started).max(SystemClock.monotonic() - begun);
+        number += 1;
+    }
+    longest
+}
+
+/// Returns the slot of a record, as a node computes it.
+fn slot_of(node: &Node, id: &nevertwice::RecordId) -> usize {
+    let name = [b"nevertwice:", &id.as_bytes()[..]].concat();
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("KEYSLOT").arg(name).query(&mut node.raw().unwrap()).unwrap()
+}
+
+#[test]
+fn l4_a_slot_that_moves_loses_no_waiter() {
+    let servers = Servers::cluster(&[]);
+    block_on_tokio(async {
+        let (first, second) = (servers.store().connect().await.unwrap(), servers.store().connect().await.unwrap());
+        let engine = engine(first);
+        let waiting = crate::engine(second);
+        let held = acquire(&engine, &request("k")).await;
+        let slot = slot_of(&servers.nodes[0], &request("k").id());
+        let waiter = tokio::spawn(async move {
+            waiting.begin_or_wait(&request("k"), Duration::from_secs(60)).await.unwrap()
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let owner = (0..3).find(|&node| serves(&servers.nodes[node], slot)).unwrap();
+        tokio::task::block_in_place(|| move_slots(&servers, owner, (owner + 1) % 3, slot..slot + 1));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!waiter.is_finished());
+        held.complete("done").await.unwrap();
+        let told = SystemClock.monotonic();
+        let Begin::Completed(done) = waiter.await.unwrap() else { panic!("it was completed") };
+        assert_eq!(done.response().unwrap().as_ref(), b"done");
+        assert!(SystemClock.monotonic() - told < Duration::from_secs(5));
+    });
+}
+
+fn serves(node: &Node, slot: usize) -> bool {
+    let shards: String = node.ask("CLUSTER NODES");
+    let own = shards.lines().find(|line| line.contains("myself")).unwrap();
+    own.split(' ').skip(8).any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().is_ok_and(|first: usize| first <= slot) && last.parse().is_ok_and(|last: usize| slot <= last)
+    })
+}
+
+#[test]
+fn a_listing_during_which_slots_move_misses_nothing() {
+    let servers = Servers::cluster(&[]);
+    block_on_tokio(async {
+        let store = servers.store().connect().await.unwrap();
+        let keys = fill(&engine(store.clone()), 3000).await;
+        let mut missing: HashSet<_> = keys.iter().map(|key| request(key).id()).collect();
+        let (mut after, mut pages, mut moves) = (None, 0, 0);
+        loop {
+            let page = store.scan(after.as_ref(), 50).await.unwrap();
+            page.records.iter().for_each(|(id, _)| drop(missing.remove(id)));
+            pages += 1;
+            // Back to a shard that was listed already.
+            if pages == 30 {
+                tokio::task::block_in_place(|| move_slots(&servers, 2, 0, 10_923..16_384));
+                moves += 1;
+            }
+            let Some(next) = page.next else { break };
+            after = Some(next);
+        }
+        assert_eq!((missing.len(), moves), (0, 1), "{pages} pages");
+    });
+}
+
+#[test]
+fn s15_a_batch_over_all_shards_keeps_the_order_of_each_id() {
+    let servers = Servers::cluster(&[]);
+    block_on_tokio(async {
+        let store = servers.store().connect().await.unwrap();
+        let requests: Vec<_> = (0..600).map(|number| request(&format!("batch/{number}"))).collect();
+        let engine = engine(store.clone());
+        let begun = engine.begin_many(&requests).await;
+        let leases: Vec<_> = begun.into_iter().map(|begun| lease(begun.unwrap())).collect();
+        let mut swaps = Vec::new();
+        for (request, lease) in requests.iter().zip(&leases) {
+            let record = store.load(&request.id()).await.unwrap().record.unwrap();
+            // The second of two swaps of one id must find the first.
+            let expected = Some(lease.fence());
+            swaps.push(SwapRequest { id: request.id(), expected, next: Some(record.clone()) });
+            swaps.push(SwapRequest { id: request.id(), expected, next: Some(record) });
+        }
+        for (number, done) in store.swap_many(&swaps).await.into_iter().enumerate() {
+            let done = done.unwrap();
+            assert_eq!(matches!(done, Swap::Done(_)), number % 2 == 0, "{number}: {done:?}");
+        }
+        for node in &servers.nodes[..3] {
+            assert!(matches!(node.ask::<Value>("DBSIZE"), Value::Int(keys) if keys > 100), "all shards are used");
+        }
+    });
+}
