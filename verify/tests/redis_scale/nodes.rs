@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -17,9 +18,12 @@ pub(crate) const SENTINEL_PORT: u16 = 26379;
 /// Attempts to reach a condition, one every 10 ms.
 const PATIENCE: u32 = 6_000;
 /// Time limit of a command that a test sends by itself.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(1);
 
-/// A network of this process: `127.a.b.0/24`.
+/// Networks of this process so far.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A network of one test of this process: `127.a.b.0/24`.
 pub(crate) struct Network {
     base: String,
     /// The arguments of the rules that are in force.
@@ -28,8 +32,8 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new() -> Network {
-        let process = std::process::id();
-        let base = format!("127.{}.{}", 64 + (process >> 8) % 128, process & 255);
+        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let base = format!("127.{}.{}", 64 + process % 128, (process >> 7) % 16 * 16 + count % 16);
         Network { base, rules: Mutex::default() }
     }
 

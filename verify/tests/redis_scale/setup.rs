@@ -106,7 +106,7 @@ fn users_of_nodes_and_of_sentinels_are_told_apart() {
     let needed = "~nevertwice:* -@all +evalsha +script|load +get +set +time +hello +wait +info +client|tracking";
     for node in &servers.nodes {
         node.ask::<()>(&format!("ACL SETUSER dora on >n0des {needed}"));
-        node.ask::<()>("ACL SETUSER default +@all -set");
+        node.ask::<()>("ACL SETUSER default +@all -evalsha");
     }
     for sentinel in &servers.sentinels {
         sentinel.ask::<()>("ACL SETUSER otto on >w4tch +@all");

@@ -194,7 +194,7 @@ fn a_listing_during_which_slots_move_misses_nothing() {
         let (mut after, mut pages, mut moves) = (None, 0, 0);
         loop {
             let page = store.scan(after.as_ref(), 50).await.unwrap();
-            page.records.iter().for_each(|(id, _)| drop(missing.remove(id)));
+            page.records.iter().for_each(|(id, _)| _ = missing.remove(id));
             pages += 1;
             // Back to a shard that was listed already.
             if pages == 30 {

@@ -118,7 +118,10 @@ impl Servers {
     /// Returns the index of the primary that serves now: of the service, or of the first slots.
     pub(crate) fn primary(&self) -> usize {
         let ip = if self.sentinels.is_empty() {
-            self.nodes.iter().find_map(first_primary).expect("a node answers")
+            // A node that was cut off is outvoted.
+            let told: Vec<_> = self.nodes.iter().filter_map(first_primary).collect();
+            let votes = |ip: &String| told.iter().filter(|other| *other == ip).count();
+            told.iter().max_by_key(|ip| votes(ip)).expect("a node answers").clone()
         } else {
             let ask = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {SERVICE}");
             let asked = self.sentinels.iter().find_map(|node| node.try_ask::<(String, String)>(&ask).ok());
@@ -157,7 +160,7 @@ pub(crate) fn is_primary(node: &Node) -> bool {
 }
 
 fn count(sentinel: &Node, what: &str) -> usize {
-    sentinel.ask::<Vec<redis::Value>>(&format!("SENTINEL {what} {SERVICE}")).len()
+    sentinel.ask::<Vec<Value>>(&format!("SENTINEL {what} {SERVICE}")).len()
 }
 
 /// The URL of a sentinel at an address where there is none.
