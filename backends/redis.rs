@@ -37,8 +37,8 @@ use ::redis::{Client, ConnectionAddr};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
-pub use self::health::{Health, NodeHealth, TopologyKind};
 use self::error::{BACKEND, malformed, unusable};
+pub use self::health::{Health, NodeHealth, TopologyKind};
 use self::item::{Expected, Item, ItemReply};
 use self::shard::Settings;
 use self::topology::Topology;
@@ -51,10 +51,13 @@ use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 
-/// Records in a Redis (7.0 or later) or Valkey server, shared by every process that connects to it.
+/// Records in Redis (7.0 or later) or Valkey, shared by every process that connects to it: one
+/// server ([`connect`](RedisStore::connect)), the primary that sentinels name
+/// ([`sentinel`](RedisStore::sentinel)), or a cluster ([`cluster`](RedisStore::cluster)).
+/// `docs/REDIS.md` of the repository says how to run each, and what a failover loses.
 ///
-/// Needs a tokio runtime. Clones share one multiplexed connection. After it is lost, the next call
-/// opens another.
+/// Needs a tokio runtime. Clones share one multiplexed connection to each server (two with
+/// [`replicated`](RedisStoreBuilder::replicated)). After it is lost, the next call opens another.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,9 +95,9 @@ use crate::store_id::StoreId;
 ///
 /// # Server requirements
 ///
-/// * A primary with `maxmemory-policy noeviction`, outside a cluster: clusters are not supported
-///   yet. Over `maxmemory`, begins are refused with [`StoreError::Full`]; duplicates are still
-///   answered, and operations in progress can be finished.
+/// * A primary with `maxmemory-policy noeviction`. Over `maxmemory`, begins are refused with
+///   [`StoreError::Full`]; duplicates are still answered, and operations in progress can be
+///   finished.
 /// * Durability as the application needs: see [`durability`](Store::durability). Without an
 ///   append-only file nothing survives ([`Durability::Memory`]); `appendfsync always` is
 ///   [`Durability::Power`]; the other settings are [`Durability::Process`] (`everysec` only while
@@ -120,7 +123,8 @@ use crate::store_id::StoreId;
 /// | less durable than when the store connected | `Unusable` | it is as durable again |
 /// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process is restarted |
 /// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
-/// | a cluster node or a sentinel | `Unusable` | another server answers |
+/// | a primary with fewer replicas in step than [`replicated`](RedisStoreBuilder::replicated) asks for | `Unavailable` | enough of them are in step |
+/// | a cluster node (of a store that expects none) or a sentinel | `Unusable` | another server answers |
 ///
 /// Leases are still renewed, marked and finished, and duplicates are answered if their record still
 /// exists. While grants are refused, a begin inspects the server again once the last inspection is
@@ -144,14 +148,17 @@ use crate::store_id::StoreId;
 /// * `+client|tracking`, so that the server announces changes to waiters. Without it,
 ///   [waiters](Store::changed) poll ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
+/// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes`), `+wait` for
+///   [`replicated`](RedisStoreBuilder::replicated). On sentinels: `+sentinel|master
+///   +sentinel|sentinels +subscribe`, and `&*`.
 ///
 /// # Waiters
 ///
-/// All waiters of a store share one extra connection, over which the server announces changes
-/// (`CLIENT TRACKING`, on RESP3). It reads each record that has a waiter, and is closed some 10 s
-/// after the last waiter leaves. Records without waiters cost nothing. The server announces key
-/// names regardless of the database, so stores with the same prefix in two databases cause spurious
-/// wake-ups in each other.
+/// All waiters of a store share one extra connection to each server, over which that announces
+/// changes (`CLIENT TRACKING`, on RESP3). It reads each record that has a waiter, and is closed
+/// some 10 s after the last waiter leaves. Records without waiters cost nothing. The server
+/// announces key names regardless of the database, so stores with the same prefix in two databases
+/// cause spurious wake-ups in each other.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
@@ -211,10 +218,7 @@ impl RedisStore {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn sentinel<U: AsRef<str>>(
-        urls: impl IntoIterator<Item = U>,
-        service: &str,
-    ) -> RedisStoreBuilder {
+    pub fn sentinel<U: AsRef<str>>(urls: impl IntoIterator<Item = U>, service: &str) -> RedisStoreBuilder {
         RedisStoreBuilder::sentinel(urls, service)
     }
 
@@ -293,8 +297,8 @@ impl Store for RedisStore {
     }
 
     /// Waits on one connection for each server, which receives changes for all waiters of the store
-    /// and its clones, served by a task of the first waiter's runtime. Without that connection or the permission
-    /// for it, records are polled at least every 100 ms.
+    /// and its clones, served by a task of the first waiter's runtime. Without that connection or
+    /// the permission for it, records are polled at least every 100 ms.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         self.usable()?;
         self.0.wait(id, stamp, within).await?;

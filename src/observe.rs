@@ -136,18 +136,18 @@ macro_rules! latency {
 mod describe;
 #[cfg(feature = "http")]
 mod http;
-#[cfg(feature = "redis")]
-mod redis;
 mod seen;
+#[cfg(feature = "redis")]
+mod shards;
 
 pub(crate) use self::describe::describe;
 #[cfg(feature = "http")]
 pub(crate) use self::http::{
     HttpOutcome, http_answered, http_failed_open, http_no_caller, http_unrecorded, in_current_span,
 };
-#[cfg(feature = "redis")]
-pub(crate) use self::redis::{redis_failovers, redis_redirect, redis_refreshed, redis_too_few_replicas};
 pub(crate) use self::seen::{Granted, Moment, Op, Seen, call, in_span, quiet_call};
+#[cfg(feature = "redis")]
+pub(crate) use self::shards::{redis_failovers, redis_redirect, redis_refreshed, redis_too_few_replicas};
 
 /// Reports that the holder of a lease learned, for the first time, that it lost the key.
 pub(crate) fn lease_lost(source: &dyn Source, attempt: u32, current: Current) {

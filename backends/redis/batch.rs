@@ -69,7 +69,8 @@ impl Inner {
             let followed = answers.into_iter().map(|reply| self.follow(reply));
             (part.places, join_all(followed).await)
         }));
-        for (place, reply) in sent.await.into_iter().flat_map(|(places, found)| places.into_iter().zip(found)) {
+        for (place, reply) in sent.await.into_iter().flat_map(|(places, found)| places.into_iter().zip(found))
+        {
             replies[place] = Some(reply);
         }
     }
@@ -97,7 +98,6 @@ impl Inner {
                 {
                     Err(why)
                 }
-                (Err(error), Some(why)) if error.is_transient() && !why.is_transient() => Err(why),
                 (found, _) => found.map(Swap::Conflict),
             },
         };
@@ -107,7 +107,8 @@ impl Inner {
 
 impl Part {
     fn is_full(&self, item: &Item) -> bool {
-        self.items.len() == MAX_ITEMS || self.bytes.saturating_add(item.bytes.len()) > MAX_BYTES && self.bytes > 0
+        self.items.len() == MAX_ITEMS
+            || self.bytes.saturating_add(item.bytes.len()) > MAX_BYTES && self.bytes > 0
     }
 
     fn add(&mut self, place: usize, item: Item) {

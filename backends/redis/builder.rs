@@ -250,8 +250,12 @@ impl RedisStoreBuilder {
         let info = sentinel.clone().set_redis_settings(settings);
         match (sentinel.addr(), self.node_tls) {
             (ConnectionAddr::Tcp(host, port), Some(true)) => {
-                let addr =
-                    ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None };
+                let addr = ConnectionAddr::TcpTls {
+                    host: host.clone(),
+                    port: *port,
+                    insecure: false,
+                    tls_params: None,
+                };
                 info.set_addr(addr)
             }
             (ConnectionAddr::TcpTls { host, port, .. }, Some(false)) => {

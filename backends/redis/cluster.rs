@@ -59,7 +59,10 @@ impl Cluster {
     ///
     /// # Errors
     /// If none of them answers as a node of a cluster, or some slots are served by no node.
-    pub(super) async fn connect(seeds: Vec<Client>, settings: &Arc<Settings>) -> Result<Arc<Cluster>, StoreError> {
+    pub(super) async fn connect(
+        seeds: Vec<Client>,
+        settings: &Arc<Settings>,
+    ) -> Result<Arc<Cluster>, StoreError> {
         let Some(first) = seeds.first().cloned() else { return Err(unusable("no URL of a node was given")) };
         let (connector, settings) = (Connector(first), Arc::clone(settings));
         let (state, flight) = (Mutex::default(), Flight::default());
@@ -161,8 +164,10 @@ impl Cluster {
     async fn ask(&self) -> Result<Layout, StoreError> {
         let nodes = self.nodes();
         let count = nodes.len();
-        let mut answers: FuturesUnordered<_> =
-            nodes.into_iter().map(|(address, client)| layout(client, address, self.settings.limits)).collect();
+        let mut answers: FuturesUnordered<_> = nodes
+            .into_iter()
+            .map(|(address, client)| layout(client, address, self.settings.limits))
+            .collect();
         let (mut votes, mut failure) = (HashMap::<Layout, usize>::new(), None);
         while let Some(answer) = answers.next().await {
             match answer {
@@ -181,16 +186,17 @@ impl Cluster {
         let best = votes.into_iter().max_by_key(|(layout, votes)| (layout.covered(), *votes));
         match (best, failure) {
             (Some((layout, _)), _) => Ok(layout),
-            (None, Some(StoreError::Unavailable { detail, .. })) => {
-                Err(unavailable(format!("none of {count} nodes of the cluster answered; one of them: {detail}")))
-            }
+            (None, Some(StoreError::Unavailable { detail, .. })) => Err(unavailable(format!(
+                "none of {count} nodes of the cluster answered; one of them: {detail}"
+            ))),
             (None, Some(error)) => Err(error),
             (None, None) => Err(unavailable("no node of the cluster is known")),
         }
     }
 
     fn nodes(&self) -> Vec<(Address, Client)> {
-        let seeds = self.seeds.iter().map(|seed| (Address::of(seed.get_connection_info().addr()), seed.clone()));
+        let seeds =
+            self.seeds.iter().map(|seed| (Address::of(seed.get_connection_info().addr()), seed.clone()));
         let state = self.lock();
         let known = state.shards.keys().chain(&state.replicas);
         let known = known.filter_map(|address| Some((address.clone(), self.connector.client(address).ok()?)));
@@ -216,7 +222,8 @@ impl Cluster {
         let named = std::mem::take(&mut state.named);
         let changed = before.losers(&state.map);
         let gone = |shard: &Arc<Shard>| !state.map.serves(shard);
-        let failed_over = before.primaries.iter().filter(|&shard| before.serves(shard) && gone(shard)).count();
+        let failed_over =
+            before.primaries.iter().filter(|&shard| before.serves(shard) && gone(shard)).count();
         observe::redis_failovers(failed_over);
         let primaries: BTreeSet<Address> = layout.primaries().into_keys().collect();
         let kept = |address: &Address| primaries.contains(address) || named.contains(address);

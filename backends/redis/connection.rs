@@ -21,6 +21,8 @@ use crate::wake::guarded;
 
 /// Number of new connections, each lost immediately, after which the call fails.
 const OPEN_ATTEMPTS: u32 = 3;
+/// Detail of the error for a port that may not expect TLS.
+const NO_TLS_ANSWER: &str = "no answer in time: is TLS expected on this port?";
 /// Longest interval between inspections while grants are refused.
 const DOUBT: Duration = Duration::from_secs(1);
 
@@ -116,10 +118,9 @@ impl Connections {
         }
         let opened = match timeout(self.limit(), self.open()).await {
             Ok(Ok(opened)) => opened.map(Arc::new),
+            Ok(Err(error)) if error.is_timeout() && is_tls(&self.client) => Err(unavailable(NO_TLS_ANSWER)),
             Ok(Err(error)) => Err(diagnose(&self.client, &self.config, &error).await),
-            Err(_) if matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. }) => {
-                Err(unavailable("no answer in time: is TLS expected on this port?"))
-            }
+            Err(_) if is_tls(&self.client) => Err(unavailable(NO_TLS_ANSWER)),
             Err(_) => Err(unavailable("no answer in time")),
         };
         let mut current = self.lock();
@@ -226,7 +227,10 @@ impl Connections {
             time: ServerTime::default(),
             grants: GrantCache::default(),
             compares: AtomicBool::new(report.compares),
-            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&self.address, &report) }),
+            last_inspection: Mutex::new(LastInspection {
+                at,
+                doubt: self.watch.judge(&self.address, &report),
+            }),
             run_id: report.run_id,
             node: self.is_cluster.then(|| self.address.clone()),
         }))
@@ -266,6 +270,10 @@ impl LastInspection {
         let every = if self.doubt.is_some() { every.min(DOUBT) } else { every };
         now.saturating_sub(self.at) >= every
     }
+}
+
+fn is_tls(client: &Client) -> bool {
+    matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. })
 }
 
 fn is_no_primary(reply: &Value) -> bool {

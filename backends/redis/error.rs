@@ -16,6 +16,8 @@ use crate::record::DecodeError;
 
 /// The kind of store, in errors and elsewhere.
 pub(super) const BACKEND: &str = "redis";
+/// Detail of the error for a node of a cluster where none was expected.
+pub(super) const NO_CLUSTER: &str = "it is a node of a cluster: use RedisStore::cluster";
 /// Time limit of the second attempt, independent of the store's timeouts.
 const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(1);
 
@@ -127,7 +129,7 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
             "it is in protected mode (DENIED) and takes connections of its own machine only: give it a password, or set \
              protected-mode no",
         ),
-        Some("MOVED" | "ASK" | "CROSSSLOT") => unusable("it is a node of a cluster: use RedisStore::cluster"),
+        Some("MOVED" | "ASK" | "CROSSSLOT") => unusable(NO_CLUSTER),
         Some("CLUSTERDOWN") => unavailable("the cluster is down (CLUSTERDOWN): no node serves the slot"),
         Some(_) if is_unknown_command(error) => {
             unusable("it does not know EVALSHA, SCRIPT LOAD, GET or TIME, or has them disabled")

@@ -55,7 +55,9 @@ pub(super) enum Role {
     Primary,
     Replica,
     /// A node of a cluster.
-    Cluster { is_primary: bool },
+    Cluster {
+        is_primary: bool,
+    },
     Sentinel,
 }
 
@@ -99,13 +101,14 @@ fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
     }
 }
 
-/// Reads the lines of replicas, such as `slave0:ip=10.0.0.2,port=6379,state=online,offset=28,lag=1`.
+/// Reads the lines of replicas, such as `slave0:ip=10.0.0.2,port=6379,state=online,offset=28`.
 fn replicas(info: &HashMap<String, String>) -> Option<Replicas> {
     let known: usize = info.get("connected_slaves")?.parse().ok()?;
     let end = number(info, "master_repl_offset").unwrap_or(0);
     let mut replicas = Replicas::default();
     for line in (0..known).filter_map(|number| info.get(&format!("slave{number}"))) {
-        let field = |name: &str| line.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        let field =
+            |name: &str| line.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
         if field("state") == Some("online") {
             let offset = field("offset").and_then(|offset| offset.parse().ok()).unwrap_or(0);
             replicas.online += 1;

@@ -8,7 +8,7 @@ use ::redis::{Client, Value, cmd, from_redis_value, pipe};
 
 use super::address::Redirect;
 use super::connection::{Connection, Connections};
-use super::error::{is_forbidden, malformed, store_error, unusable};
+use super::error::{NO_CLUSTER, is_forbidden, malformed, store_error, unusable};
 use super::shard::Settings;
 use super::value::{found, time};
 use crate::error::StoreError;
@@ -79,7 +79,10 @@ impl Records {
 
     /// Reads the record under each of the ids for waiters: one that another node serves counts as
     /// absent, which wakes its waiters.
-    pub(super) async fn poll(&self, ids: &[RecordId]) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
+    pub(super) async fn poll(
+        &self,
+        ids: &[RecordId],
+    ) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
         let connections = self.connections();
         let connection = connections.get().await?;
         let absent = Snapshot { record: None, now: Stamp::ZERO };
@@ -162,6 +165,8 @@ async fn read(
         Ok(value) => found(id, now, Ok(value)).map(Read::Found),
         Err(error) => match connection.redirect(&error) {
             Some(redirect) => Ok(Read::Elsewhere(redirect)),
+            // No cluster was asked for, so it will not do to wait until it is up.
+            None if !settings.is_cluster && error.code() == Some("CLUSTERDOWN") => Err(unusable(NO_CLUSTER)),
             None => found(id, now, Err(error)).map(Read::Found),
         },
     };

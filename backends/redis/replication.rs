@@ -103,7 +103,9 @@ pub(super) fn lets_act(item: &Item, result: &Result<ItemReply, StoreError>) -> b
         Ok(ItemReply::Seen { by, value }) => (*by, value),
         Ok(ItemReply::Conflict { value: None, .. }) => return true,
         // Either nothing was read, or it is read again.
-        Ok(ItemReply::Done { .. } | ItemReply::Refused(_) | ItemReply::Elsewhere(..)) | Err(_) => return false,
+        Ok(ItemReply::Done { .. } | ItemReply::Refused(_) | ItemReply::Elsewhere(..)) | Err(_) => {
+            return false;
+        }
     };
     let Ok(Snapshot { record: Some(found), now }) = snapshot(&item.id, now, Some(value.clone())) else {
         return true;

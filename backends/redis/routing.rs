@@ -146,7 +146,8 @@ impl Inner {
         let mut is_done = shards.is_empty();
         for _ in 0..SCANS_A_PAGE {
             let Some(shard) = shards.get(at.shard) else { break };
-            let Names { now, next, ids } = shard.records.names(at.cursor, limit.clamp(1, SCAN_AT_MOST)).await?;
+            let Names { now, next, ids } =
+                shard.records.names(at.cursor, limit.clamp(1, SCAN_AT_MOST)).await?;
             page.now = page.now.max(now);
             self.add_records(&mut page, &ids).await?;
             at.cursor = next;

@@ -186,7 +186,8 @@ impl Sentinels {
         let mut state = self.lock();
         for sentinel in &mut state.sentinels {
             if sentinel.listener.as_ref().is_none_or(AbortHandle::is_finished) {
-                let listening = listen(sentinel.client.clone(), Arc::downgrade(self), self.settings.limits[0]);
+                let listening =
+                    listen(sentinel.client.clone(), Arc::downgrade(self), self.settings.limits[0]);
                 sentinel.listener = Some(runtime.spawn(listening).abort_handle());
             }
         }

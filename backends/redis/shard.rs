@@ -126,12 +126,9 @@ impl Connector {
         let info = self.0.get_connection_info();
         let (host, port) = (address.host.to_string(), address.port);
         let addr = match info.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
             _ => ConnectionAddr::Tcp(host, port),
         };
         Client::open(info.clone().set_addr(addr)).map_err(|_| unusable(NO_TLS))

@@ -147,7 +147,8 @@ mod tests {
     fn a_reply_that_is_no_layout_is_refused() {
         let from = Address::new("seed", 7000);
         let node = || vec![at(bulk("a"), 1)];
-        for bad in [range(0, 16_384, node()), range(5, 4, node()), range(-1, 4, node()), range(0, 4, vec![])] {
+        for bad in [range(0, 16_384, node()), range(5, 4, node()), range(-1, 4, node()), range(0, 4, vec![])]
+        {
             assert_eq!(Layout::parse(Value::Array(vec![bad]), &from), None);
         }
         assert_eq!(Layout::parse(Value::Okay, &from), None);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Warning;
 use super::address::Address;
-use super::error::{unavailable, unusable};
+use super::error::{NO_CLUSTER, unavailable, unusable};
 use super::inspection::{Replicas, Role, ServerReport};
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -241,8 +241,10 @@ impl Doubt {
         let records = "it would drop records, and their operations would be executed again";
         match self {
             Doubt::Replica => "it is a replica: connect to the primary".to_owned(),
-            Doubt::Cluster => "it is a node of a cluster: use RedisStore::cluster".to_owned(),
-            Doubt::Sentinel => "it is a sentinel: use RedisStore::sentinel, with the name of the service".to_owned(),
+            Doubt::Cluster => NO_CLUSTER.to_owned(),
+            Doubt::Sentinel => {
+                "it is a sentinel: use RedisStore::sentinel, with the name of the service".to_owned()
+            }
             Doubt::TooFewReplicas { online, needed } => format!(
                 "{online} replicas are in step, and {needed} must confirm every write: start more, or ask for fewer"
             ),

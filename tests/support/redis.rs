@@ -64,7 +64,11 @@ impl Server {
                 return Server { child, port, setup, dir };
             }
         }
-        panic!("{} did not start: {}", setup.binary, std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!(
+            "{} did not start: {}",
+            setup.binary,
+            std::fs::read_to_string(dir.path().join("log")).unwrap()
+        );
     }
 
     pub(crate) fn port(&self) -> u16 {

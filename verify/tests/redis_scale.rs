@@ -9,17 +9,19 @@ mod clocks;
 mod failovers;
 #[path = "redis_faults/ledger.rs"]
 mod ledger;
+#[path = "redis_scale/measured.rs"]
+mod measured;
 #[path = "redis_scale/nodes.rs"]
 mod nodes;
-#[path = "redis_faults/storm.rs"]
-#[allow(dead_code, reason = "of a shared module")]
-mod storm;
 #[path = "redis_scale/replication.rs"]
 mod replication;
 #[path = "redis_scale/setup.rs"]
 mod setup;
 #[path = "redis_scale/slots.rs"]
 mod slots;
+#[path = "redis_faults/storm.rs"]
+#[allow(dead_code, reason = "of a shared module")]
+mod storm;
 #[path = "redis_scale/topologies.rs"]
 mod topologies;
 

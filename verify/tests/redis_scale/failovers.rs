@@ -46,8 +46,17 @@ impl Level {
 
 /// Lets primaries fail one after the other while workers run, and returns the final audit and the
 /// longest time without an outcome.
-fn fail_over(mut servers: Servers, fault: Fault, level: Level, rounds: usize) -> (Audit, Arc<Storm>, Duration) {
-    let storm = if level == Level::Replicated { Storm::endless("failover") } else { Storm::on_weak_server("failover") };
+fn fail_over(
+    mut servers: Servers,
+    fault: Fault,
+    level: Level,
+    rounds: usize,
+) -> (Audit, Arc<Storm>, Duration) {
+    let storm = if level == Level::Replicated {
+        Storm::endless("failover")
+    } else {
+        Storm::on_weak_server("failover")
+    };
     block_on_tokio(async {
         let mut engines = Vec::new();
         for _ in 0..2 {

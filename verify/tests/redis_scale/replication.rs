@@ -32,7 +32,9 @@ impl Pair {
         RedisStore::builder(&self.primary.url())
             .response_timeout(Duration::from_millis(300))
             .replicated(1)
-            .connect().await.unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 
     /// Keeps the replica from hearing of writes, without closing its connection.

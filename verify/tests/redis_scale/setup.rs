@@ -26,7 +26,10 @@ fn seeds_without_an_answer_are_named() {
     let seeds = [1, 2].map(|number| format!("redis://:s3cret@{}:{PORT}", network.ip(number)));
     let error = refused(RedisStore::cluster(seeds));
     let text = error.to_string();
-    assert!(error.is_transient() && text.contains("none of 2 nodes") && text.contains(&network.ip(1)[..6]), "{text}");
+    assert!(
+        error.is_transient() && text.contains("none of 2 nodes") && text.contains(&network.ip(1)[..6]),
+        "{text}"
+    );
     assert!(!text.contains("s3cret"), "{text}");
     let error = refused(RedisStore::sentinel([dead_sentinel(&network)], SERVICE));
     assert!(error.is_transient() && error.to_string().contains("none of 1 sentinels"), "{error}");
@@ -39,7 +42,9 @@ fn no_urls_and_bad_urls_are_refused() {
         let error = refused(builder);
         assert!(!error.is_transient() && error.to_string().contains("no URL"), "{error}");
     }
-    for builder in [RedisStore::cluster(["http://:s3cret@host"]), RedisStore::sentinel(["nonsense s3cret"], SERVICE)] {
+    for builder in
+        [RedisStore::cluster(["http://:s3cret@host"]), RedisStore::sentinel(["nonsense s3cret"], SERVICE)]
+    {
         let error = refused(builder);
         assert!(!error.is_transient() && error.to_string().contains("URL"), "{error}");
         assert!(!error.to_string().contains("s3cret"), "{error}");
@@ -103,7 +108,8 @@ fn a_service_outlives_the_sentinels_that_were_named() {
 #[test]
 fn users_of_nodes_and_of_sentinels_are_told_apart() {
     let servers = Servers::watched(&[]);
-    let needed = "~nevertwice:* -@all +evalsha +script|load +get +set +time +hello +wait +info +client|tracking";
+    let needed =
+        "~nevertwice:* -@all +evalsha +script|load +get +set +time +hello +wait +info +client|tracking";
     for node in &servers.nodes {
         node.ask::<()>(&format!("ACL SETUSER dora on >n0des {needed}"));
         node.ask::<()>("ACL SETUSER default +@all -evalsha");
@@ -128,7 +134,8 @@ fn users_of_nodes_and_of_sentinels_are_told_apart() {
 #[test]
 fn the_permissions_in_the_documentation_are_enough_for_a_cluster() {
     let servers = Servers::cluster(&[]);
-    let needed = "~nevertwice:* -@all +evalsha +script|load +get +set +time +hello +cluster|slots +asking +wait";
+    let needed =
+        "~nevertwice:* -@all +evalsha +script|load +get +set +time +hello +cluster|slots +asking +wait";
     servers.nodes.iter().for_each(|node| node.ask::<()>(&format!("ACL SETUSER dora on >n0des {needed}")));
     block_on_tokio(async {
         let store = servers.store().login("dora", "n0des").replicated(1).connect().await.unwrap();
@@ -146,7 +153,8 @@ fn l1_no_call_is_late_while_one_node_is_stopped() {
     block_on_tokio(async {
         let store = servers.store().connect().await.unwrap();
         let limit = Duration::from_secs(2);
-        let engine = nevertwice::Engine::builder(store).call_timeout(limit).finish_timeout(limit).build().unwrap();
+        let engine =
+            nevertwice::Engine::builder(store).call_timeout(limit).finish_timeout(limit).build().unwrap();
         servers.nodes[0].signal("STOP");
         let begins = (0..120).map(async |number| {
             let started = SystemClock.monotonic();
@@ -184,7 +192,10 @@ fn a_cluster_restarted_node_by_node_is_one_effect_each() {
         storm.end();
         working.await.unwrap();
         let audit = storm.ledger().audit(&engine).await;
-        audit.require("cluster restarted node by node", &[("nodes", &6), ("calls_repeated", &storm.refused())]);
+        audit.require(
+            "cluster restarted node by node",
+            &[("nodes", &6), ("calls_repeated", &storm.refused())],
+        );
         assert_eq!(storm.leases_lost(), 0);
     });
 }

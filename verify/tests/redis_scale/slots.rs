@@ -24,7 +24,7 @@ const SLOTS: usize = 16_384;
 
 /// Moves slots with their keys from one primary to another, as an operator's tool does. Returns the
 /// number of keys.
-fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range<usize>) -> usize {
+pub(crate) fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range<usize>) -> usize {
     let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
     let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
     let (mut at_source, mut at_target) = (source.raw().unwrap(), target.raw().unwrap());
@@ -44,12 +44,19 @@ fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range<usize>) ->
     moved
 }
 
+/// Lets a slot be on its way from one primary to another, without its keys.
+pub(crate) fn open_slot(servers: &Servers, from: usize, to: usize, slot: usize) {
+    let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
+    let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
+    target.ask::<()>(&format!("CLUSTER SETSLOT {slot} IMPORTING {source_id}"));
+    source.ask::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {target_id}"));
+}
+
 fn migrate(slot: usize, target: &Node, source: &mut redis::Connection) -> usize {
     let mut moved = 0;
     loop {
         let mut keys = redis::cmd("CLUSTER");
-        let keys: Vec<Vec<u8>> =
-            keys.arg("GETKEYSINSLOT").arg(slot).arg(AT_ONCE).query(source).unwrap();
+        let keys: Vec<Vec<u8>> = keys.arg("GETKEYSINSLOT").arg(slot).arg(AT_ONCE).query(source).unwrap();
         if keys.is_empty() {
             return moved;
         }
@@ -67,7 +74,8 @@ async fn fill(engine: &Engine, records: usize) -> Vec<String> {
         let requests: Vec<_> = keys.iter().map(|key| request(key)).collect();
         let begun = engine.begin_many(&requests).await;
         let leases: Vec<Lease> = begun.into_iter().map(|begun| lease(begun.unwrap())).collect();
-        let outcomes: Vec<_> = leases.iter().zip(keys).map(|(lease, key)| (lease, key.clone().into())).collect();
+        let outcomes: Vec<_> =
+            leases.iter().zip(keys).map(|(lease, key)| (lease, key.clone().into())).collect();
         engine.complete_many(&outcomes).await.into_iter().for_each(|done| done.unwrap());
     }
     keys
@@ -117,11 +125,8 @@ fn s6_slots_that_move_under_load_are_one_effect_each() {
         let audit = ledger.audit(&engine).await;
         audit.require("records moved between nodes", &[("moved", &moved), ("seconds", &took.as_secs())]);
         let audit = storm.ledger().audit(&engine).await;
-        let numbers: [(&str, &dyn std::fmt::Display); 3] = [
-            ("moved", &moved),
-            ("calls_repeated", &storm.refused()),
-            ("longest_ms", &longest.as_millis()),
-        ];
+        let numbers: [(&str, &dyn std::fmt::Display); 3] =
+            [("moved", &moved), ("calls_repeated", &storm.refused()), ("longest_ms", &longest.as_millis())];
         audit.require("slots moved under load", &numbers);
         assert_eq!(storm.leases_lost(), 0);
         // 63 ms on a quiet machine.
@@ -144,7 +149,7 @@ async fn longest(storm: &Storm, engine: &Engine) -> Duration {
 }
 
 /// Returns the slot of a record, as a node computes it.
-fn slot_of(node: &Node, id: &nevertwice::RecordId) -> usize {
+pub(crate) fn slot_of(node: &Node, id: &nevertwice::RecordId) -> usize {
     let name = [b"nevertwice:", &id.as_bytes()[..]].concat();
     let mut command = redis::cmd("CLUSTER");
     command.arg("KEYSLOT").arg(name).query(&mut node.raw().unwrap()).unwrap()
@@ -154,7 +159,8 @@ fn slot_of(node: &Node, id: &nevertwice::RecordId) -> usize {
 fn l4_a_slot_that_moves_loses_no_waiter() {
     let servers = Servers::cluster(&[]);
     block_on_tokio(async {
-        let (first, second) = (servers.store().connect().await.unwrap(), servers.store().connect().await.unwrap());
+        let (first, second) =
+            (servers.store().connect().await.unwrap(), servers.store().connect().await.unwrap());
         let engine = engine(first);
         let waiting = crate::engine(second);
         let held = acquire(&engine, &request("k")).await;
@@ -175,12 +181,14 @@ fn l4_a_slot_that_moves_loses_no_waiter() {
     });
 }
 
-fn serves(node: &Node, slot: usize) -> bool {
-    let shards: String = node.ask("CLUSTER NODES");
+/// True if the node is there and serves the slot.
+pub(crate) fn serves(node: &Node, slot: usize) -> bool {
+    let Ok(shards) = node.try_ask::<String>("CLUSTER NODES") else { return false };
     let own = shards.lines().find(|line| line.contains("myself")).unwrap();
     own.split(' ').skip(8).any(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        first.parse().is_ok_and(|first: usize| first <= slot) && last.parse().is_ok_and(|last: usize| slot <= last)
+        first.parse().is_ok_and(|first: usize| first <= slot)
+            && last.parse().is_ok_and(|last: usize| slot <= last)
     })
 }
 
@@ -230,7 +238,10 @@ fn s15_a_batch_over_all_shards_keeps_the_order_of_each_id() {
             assert_eq!(matches!(done, Swap::Done(_)), number % 2 == 0, "{number}: {done:?}");
         }
         for node in &servers.nodes[..3] {
-            assert!(matches!(node.ask::<Value>("DBSIZE"), Value::Int(keys) if keys > 100), "all shards are used");
+            assert!(
+                matches!(node.ask::<Value>("DBSIZE"), Value::Int(keys) if keys > 100),
+                "all shards are used"
+            );
         }
     });
 }

@@ -36,7 +36,8 @@ impl Servers {
                 let replica = ["--replicaof", &primary, &port];
                 let own = if number == 0 { &[][..] } else { &replica };
                 let variables = variables(usize::from(number));
-                let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                let variables: Vec<_> =
+                    variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
                 Node::start_with(&network.ip(number + 1), &[options, own].concat(), &variables)
             })
             .collect();
@@ -53,9 +54,7 @@ impl Servers {
             Node::sentinel(&network.ip(number), &[&[source], &lines[..]].concat())
         };
         let sentinels: Vec<_> = (11..14).map(sentinel).collect();
-        let knows = |node: &Node| {
-            count(node, "SENTINELS") == 2 && count(node, "REPLICAS") == 2
-        };
+        let knows = |node: &Node| count(node, "SENTINELS") == 2 && count(node, "REPLICAS") == 2;
         until("the sentinels know each other", || sentinels.iter().all(knows));
         Servers { network, nodes, sentinels }
     }
@@ -81,7 +80,9 @@ impl Servers {
         until("the nodes know each other", || nodes.iter().all(known));
         for (number, node) in nodes[3..].iter().enumerate() {
             let primary: String = nodes[number].ask("CLUSTER MYID");
-            until("the replica follows", || node.try_ask::<()>(&format!("CLUSTER REPLICATE {primary}")).is_ok());
+            until("the replica follows", || {
+                node.try_ask::<()>(&format!("CLUSTER REPLICATE {primary}")).is_ok()
+            });
         }
         let servers = Servers { network, nodes, sentinels: Vec::new() };
         servers.until_whole();
@@ -95,7 +96,9 @@ impl Servers {
         };
         until("the cluster is whole", || {
             let primaries = self.nodes.iter().filter(|node| is_primary(node));
-            self.nodes.iter().all(is_ok) && primaries.clone().count() == 3 && primaries.clone().all(|node| online(node) == 1)
+            self.nodes.iter().all(is_ok)
+                && primaries.clone().count() == 3
+                && primaries.clone().all(|node| online(node) == 1)
         });
     }
 
