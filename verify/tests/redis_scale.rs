@@ -30,6 +30,8 @@ use std::time::Duration;
 
 use nevertwice::{Begin, Engine, Lease, RedisStore, Request};
 
+/// The backend, in reports.
+const BACKEND: &str = "redis";
 /// Longer than any check.
 const LEASE: Duration = Duration::from_secs(3600);
 
