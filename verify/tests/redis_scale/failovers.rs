@@ -13,6 +13,8 @@ use crate::topologies::{Servers, is_primary};
 use crate::{block_on_tokio, engine, length};
 
 const WORKERS: usize = 64;
+/// Outcomes before, during and after a fault.
+const OUTCOMES: usize = 1000;
 /// Time for which a primary is paused or cut off: longer than a failover takes.
 const FAULT: Duration = Duration::from_secs(5);
 
@@ -70,17 +72,17 @@ fn fail_over(
             let mut gap = Duration::ZERO;
             for _ in 0..rounds {
                 let failed = servers.primary();
-                more(&storm, 300);
+                more(&storm, OUTCOMES);
                 let end = fault.start(&mut servers, failed);
                 until("another primary", || servers.primary() != failed);
                 // With one replica for each primary, the one that is promoted has none meanwhile.
                 if !servers.sentinels.is_empty() || level != Level::Replicated {
-                    gap = gap.max(more(&storm, 300));
+                    gap = gap.max(more(&storm, OUTCOMES));
                 }
                 std::thread::sleep(end.saturating_sub(SystemClock.monotonic()));
                 fault.end(&mut servers, failed);
                 servers.until_ready();
-                more(&storm, 300);
+                more(&storm, OUTCOMES);
             }
             gap
         });
