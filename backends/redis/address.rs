@@ -74,10 +74,8 @@ impl Redirect {
     pub(super) fn of(error: &RedisError, from: &Address) -> Option<Redirect> {
         let (text, slot) = error.redirect_node()?;
         let to = Address::parse(text, from)?;
-        Some(match error.kind() {
-            ErrorKind::Server(ServerErrorKind::Ask) => Redirect::Ask { to },
-            _ => Redirect::Moved { slot, to },
-        })
+        let is_ask = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);
+        Some(if is_ask { Redirect::Ask { to } } else { Redirect::Moved { slot, to } })
     }
 }
 

@@ -160,7 +160,7 @@ impl Cluster {
     }
 
     /// Asks known nodes for the layout. The answer that most of them agree on counts, so that a
-    /// node that was cut off is outvoted.
+    /// node that was cut off is outvoted. One that belongs to no cluster yet has no vote.
     async fn ask(&self) -> Result<Layout, StoreError> {
         let nodes = self.nodes();
         let count = nodes.len();
@@ -172,9 +172,10 @@ impl Cluster {
         while let Some(answer) = answers.next().await {
             match answer {
                 Ok(layout) => {
+                    let is_empty = layout.covered() == 0;
                     let votes_of_it = votes.entry(layout).or_default();
                     *votes_of_it += 1;
-                    if *votes_of_it * 2 > count {
+                    if *votes_of_it * 2 > count && !is_empty {
                         break;
                     }
                 }
@@ -183,7 +184,11 @@ impl Cluster {
                 Err(_) => {}
             }
         }
-        let best = votes.into_iter().max_by_key(|(layout, votes)| (layout.covered(), *votes));
+        let rank = |(layout, votes): &(Layout, usize)| {
+            let covered = layout.covered();
+            (covered > 0, *votes, covered)
+        };
+        let best = votes.into_iter().max_by_key(rank);
         match (best, failure) {
             (Some((layout, _)), _) => Ok(layout),
             (None, Some(StoreError::Unavailable { detail, .. })) => Err(unavailable(format!(
@@ -340,6 +345,6 @@ pub(super) fn at(node: &Address, error: StoreError) -> StoreError {
     match error {
         StoreError::Unavailable { detail, .. } => unavailable(format!("{node}: {detail}")),
         StoreError::Unusable { detail, .. } => unusable(format!("{node}: {detail}")),
-        other => other,
+        error @ (StoreError::Full { .. } | StoreError::Corrupt { .. }) => error,
     }
 }

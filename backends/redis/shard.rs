@@ -125,11 +125,10 @@ impl Connector {
     pub(super) fn client(&self, address: &Address) -> Result<Client, StoreError> {
         let info = self.0.get_connection_info();
         let (host, port) = (address.host.to_string(), address.port);
-        let addr = match info.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
-            }
-            _ => ConnectionAddr::Tcp(host, port),
+        let addr = if let ConnectionAddr::TcpTls { insecure, tls_params, .. } = info.addr() {
+            ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+        } else {
+            ConnectionAddr::Tcp(host, port)
         };
         Client::open(info.clone().set_addr(addr)).map_err(|_| unusable(NO_TLS))
     }

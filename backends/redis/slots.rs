@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ::redis::Value;
+use ::redis::{Value, from_redis_value};
 
 use super::address::Address;
 
@@ -92,12 +92,8 @@ fn number(value: Value) -> Option<u16> {
 /// Parses the address of a node: host, port, and more that newer servers add.
 fn node(value: Value, from: &Address) -> Option<Address> {
     let mut fields = list(value)?.into_iter();
-    let host = match fields.next()? {
-        Value::BulkString(host) => String::from_utf8(host).ok()?,
-        Value::SimpleString(host) => host,
-        Value::Nil => String::new(),
-        _ => return None,
-    };
+    let host: Option<String> = from_redis_value(fields.next()?).ok()?;
+    let host = host.unwrap_or_default();
     Some(Address::announced(&host, number(fields.next()?)?, from))
 }
 

@@ -87,7 +87,7 @@ fn s9_what_is_only_read_is_withheld_until_a_replica_has_it() {
         let owner = Owner::random().unwrap();
         let held = acquire(&engine, &request("held")).await;
         pair.part();
-        let own = request("own").owner(owner.clone());
+        let own = request("own").owner(owner);
         refused(engine.begin(&own).await);
         refused(held.complete("outcome").await);
         // Other processes with connections that never wrote.
