@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nevertwice::backends::redis::{RedisStoreBuilder, Warning};
 use nevertwice::{Engine, RedisStore, StoreError};
@@ -53,7 +54,26 @@ impl Certificates {
 
     /// Starts a server, and returns it with the port on which it expects TLS.
     fn server(&self, auth_clients: &str) -> (Server, u16) {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        self.server_with(auth_clients, &[])
+    }
+
+    /// Starts a node of a cluster that serves all slots.
+    fn node(&self) -> (Server, u16) {
+        let bus = free_port().to_string();
+        let options = ["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus];
+        let (node, port) = self.server_with("no", &options);
+        node.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383");
+        for _ in 0..6000 {
+            if node.ask::<String>("CLUSTER INFO").contains("cluster_state:ok") {
+                return (node, port);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the cluster is never well");
+    }
+
+    fn server_with(&self, auth_clients: &str, more: &[&str]) -> (Server, u16) {
+        let port = free_port();
         let (port_text, [certificate, key, authority]) =
             (port.to_string(), ["server.pem", "server.key", "ca.pem"].map(|name| self.path(name)));
         let options = [
@@ -63,8 +83,12 @@ impl Certificates {
             ["--tls-ca-cert-file", &authority],
             ["--tls-auth-clients", auth_clients],
         ];
-        (Server::start_of("redis-server", options.as_flattened()), port)
+        (Server::start_of("redis-server", &[options.as_flattened(), more].concat()), port)
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn url(port: u16) -> String {
@@ -99,6 +123,27 @@ fn a_certificate_of_another_authority_is_refused() {
     ];
     for error in unknown {
         assert!(error.to_string().contains("certificate"), "{error}");
+    }
+}
+
+#[test]
+fn a_cluster_is_trusted_by_its_own_authority_only() {
+    let certificates = Certificates::new();
+    let (node, port) = certificates.node();
+    let builder = |name| RedisStore::cluster([url(port)]).root_certificate(certificates.read(name));
+    block_on_tokio(async {
+        let engine = Engine::builder(builder("ca.pem").connect().await.unwrap()).build().unwrap();
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        assert_eq!(response(&engine, &request("k")).await, b"done");
+    });
+    let errors = [
+        refused(builder("other.pem")),
+        refused(RedisStore::cluster([url(port)])),
+        refused(RedisStore::cluster([url(node.port())])),
+    ];
+    for (error, word) in errors.iter().zip(["certificate", "certificate", "TLS"]) {
+        let text = error.to_string();
+        assert!(text.contains(word) && text.contains("127.0.0.1"), "{text}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! A private Redis server, and a proxy that injects faults into its connections.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -242,7 +242,7 @@ struct Passed {
 
 /// A proxy between a client and a server that passes on both directions.
 pub(crate) struct Proxy {
-    port: u16,
+    address: SocketAddrV4,
     server: Arc<AtomicU16>,
     fault: Arc<Mutex<Fault>>,
     passed: Arc<Passed>,
@@ -251,8 +251,18 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(server: u16) -> Proxy {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Proxy::start_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), server).await
+    }
+
+    /// Starts at the server's port of another address of this machine, for nodes of a cluster that
+    /// tell their ports only.
+    pub(crate) async fn start_on(ip: Ipv4Addr, server: u16) -> Proxy {
+        Proxy::start_at(SocketAddrV4::new(ip, server), server).await
+    }
+
+    async fn start_at(address: SocketAddrV4, server: u16) -> Proxy {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let address = SocketAddrV4::new(*address.ip(), listener.local_addr().unwrap().port());
         let (fault, passed) = (Arc::new(Mutex::new(Fault::None)), Arc::new(Passed::default()));
         let server = Arc::new(AtomicU16::new(server));
         let (shared, target, count) = (Arc::clone(&fault), Arc::clone(&server), Arc::clone(&passed));
@@ -268,15 +278,15 @@ impl Proxy {
                 tokio::spawn(pass(client, port, Arc::clone(&shared), Arc::clone(&count)));
             }
         });
-        Proxy { port, server, fault, passed, task }
+        Proxy { address, server, fault, passed, task }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address)
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     pub(crate) fn cut_request_after(&self, bytes: usize) {

@@ -94,7 +94,7 @@ fn fail_over(
 }
 
 /// Waits for so many more outcomes, and returns how long the first of them took.
-fn more(storm: &Storm, outcomes: usize) -> Duration {
+pub(crate) fn more(storm: &Storm, outcomes: usize) -> Duration {
     let (before, started) = (storm.ledger().acknowledged(), SystemClock.monotonic());
     let mut first = None;
     until("outcomes", || {

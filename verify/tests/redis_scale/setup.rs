@@ -5,6 +5,7 @@ use std::time::Duration;
 use nevertwice::store::Store;
 use nevertwice::{Clock, RedisStore, StoreError, SystemClock};
 
+use crate::failovers::more;
 use crate::ledger::request;
 use crate::nodes::{Network, Node, PORT, until};
 use crate::topologies::{SERVICE, Servers, dead_sentinel};
@@ -106,6 +107,38 @@ fn a_service_outlives_the_sentinels_that_were_named() {
 }
 
 #[test]
+fn a_service_goes_on_without_any_sentinel_and_finds_them_again() {
+    let mut servers = Servers::watched(&[]);
+    block_on_tokio(async {
+        let engine = engine(servers.store().replicated(1).connect().await.unwrap());
+        tokio::task::block_in_place(|| servers.sentinels.iter_mut().for_each(Node::kill));
+        acquire(&engine, &request("without")).await.complete("done").await.unwrap();
+        tokio::task::block_in_place(|| servers.sentinels.iter_mut().for_each(Node::restart));
+        let failed = servers.primary();
+        tokio::task::block_in_place(|| servers.nodes[failed].kill());
+        acquire(&engine, &request("again")).await.complete("done").await.unwrap();
+        assert_ne!(servers.primary(), failed);
+    });
+}
+
+#[test]
+fn a_cluster_that_was_down_as_a_whole_is_found_again() {
+    let mut servers = Servers::cluster(&["--appendonly", "yes", "--appendfsync", "always"]);
+    block_on_tokio(async {
+        let store = servers.store().replicated(1).connect().await.unwrap();
+        let engine = engine(store.clone());
+        let held = acquire(&engine, &request("k")).await;
+        tokio::task::block_in_place(|| servers.nodes.iter_mut().for_each(Node::kill));
+        let health = store.health().await;
+        assert!(!health.is_ready() && health.nodes.iter().all(|node| node.fault.is_some()), "{health:?}");
+        tokio::task::block_in_place(|| servers.nodes.iter_mut().for_each(Node::restart));
+        held.complete("done").await.unwrap();
+        tokio::task::block_in_place(|| servers.until_whole());
+        assert!(store.health().await.is_ready());
+    });
+}
+
+#[test]
 fn users_of_nodes_and_of_sentinels_are_told_apart() {
     let servers = Servers::watched(&[]);
     let needed =
@@ -187,6 +220,7 @@ fn a_cluster_restarted_node_by_node_is_one_effect_each() {
                 servers.nodes[node].kill();
                 servers.nodes[node].restart();
                 servers.until_whole();
+                more(&storm, 100);
             }
         });
         storm.end();
