@@ -5,13 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ::redis::aio::ConnectionLike;
-use ::redis::{AsyncConnectionConfig, Client, Pipeline, cmd, from_redis_value};
+use ::redis::{Client, Pipeline, Value, from_redis_value};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::timeout;
 
 use super::address::Address;
+use super::connection::ask;
 use super::error::{says, store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
 use super::shard::{Connector, Settings, Shard};
@@ -318,25 +317,18 @@ impl Map {
 
 /// Asks one node for the layout.
 async fn layout(client: Client, node: Address, limits: [Duration; 2]) -> Result<Layout, StoreError> {
-    let [connect, answer] = limits;
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(answer));
-    let ask = async {
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut slots = cmd("CLUSTER");
-        connection.req_packed_command(slots.arg("SLOTS")).await?.extract_error()
-    };
-    let reply = match timeout(connect, ask).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) if says(&error, "cluster support disabled") => {
-            return Err(unusable(format!("{node} is not a node of a cluster: use RedisStore::connect")));
+    let mut slots = Pipeline::new();
+    slots.cmd("CLUSTER").arg("SLOTS");
+    let mut replies = ask(&client, limits, &slots, 1).await.map_err(|error| at(&node, error))?;
+    let reply = replies.pop().unwrap_or(Value::Nil).extract_error().map_err(|error| {
+        if says(&error, "cluster support disabled") {
+            return unusable(format!("{node} is not a node of a cluster: use RedisStore::connect"));
         }
-        Ok(Err(error)) if error.code() == Some("NOPERM") => {
-            return Err(unusable("the user lacks a permission (NOPERM): a cluster needs +cluster|slots"));
+        if error.code() == Some("NOPERM") {
+            return unusable("the user lacks a permission (NOPERM): a cluster needs +cluster|slots");
         }
-        Ok(Err(error)) => return Err(at(&node, store_error(&error))),
-        Err(_) => return Err(unavailable(format!("{node} did not answer in time"))),
-    };
+        at(&node, store_error(&error))
+    })?;
     Layout::parse(reply, &node).ok_or_else(|| unavailable(format!("{node} gave no layout of slots")))
 }
 

@@ -78,10 +78,7 @@ impl Connections {
     pub(super) fn new(client: Client, address: &Address, settings: &Settings) -> Connections {
         let (limits, watch) = (settings.limits, Arc::clone(&settings.watch));
         let (address, is_cluster) = (address.clone(), settings.is_cluster);
-        let [connect, answer] = limits;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(connect))
-            .set_response_timeout(Some(answer));
+        let config = configuration(limits);
         let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
         Connections { client, config, limits, watch, address, is_cluster, current, opening }
     }
@@ -116,13 +113,8 @@ impl Connections {
                 return Err(failure.clone());
             }
         }
-        let opened = match timeout(self.limit(), self.open()).await {
-            Ok(Ok(opened)) => opened.map(Arc::new),
-            Ok(Err(error)) if error.is_timeout() && is_tls(&self.client) => Err(unavailable(NO_TLS_ANSWER)),
-            Ok(Err(error)) => Err(diagnose(&self.client, &self.config, &error).await),
-            Err(_) if is_tls(&self.client) => Err(unavailable(NO_TLS_ANSWER)),
-            Err(_) => Err(unavailable("no answer in time")),
-        };
+        let opened = timely(&self.client, &self.config, self.limit(), self.open()).await;
+        let opened = opened.and_then(|opened| opened.map(Arc::new));
         let mut current = self.lock();
         current.attempts += 1;
         current.failure = opened.as_ref().err().cloned();
@@ -269,6 +261,42 @@ impl LastInspection {
     fn is_over(&self, now: Duration, every: Duration) -> bool {
         let every = if self.doubt.is_some() { every.min(DOUBT) } else { every };
         now.saturating_sub(self.at) >= every
+    }
+}
+
+/// Sends `count` commands over a connection of their own. The error of a single command is its
+/// reply.
+pub(super) async fn ask(
+    client: &Client,
+    limits: [Duration; 2],
+    commands: &Pipeline,
+    count: usize,
+) -> Result<Vec<Value>, StoreError> {
+    let config = configuration(limits);
+    let ask = async {
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        connection.req_packed_commands(commands, 0, count).await
+    };
+    timely(client, &config, limits[0], ask).await
+}
+
+fn configuration([connect, answer]: [Duration; 2]) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(answer))
+}
+
+/// Bounds the time of opening a connection, and finds out why it fails.
+async fn timely<T>(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+    limit: Duration,
+    open: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, StoreError> {
+    match timeout(limit, open).await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(error)) if error.is_timeout() && is_tls(client) => Err(unavailable(NO_TLS_ANSWER)),
+        Ok(Err(error)) => Err(diagnose(client, config, &error).await),
+        Err(_) if is_tls(client) => Err(unavailable(NO_TLS_ANSWER)),
+        Err(_) => Err(unavailable("no answer in time")),
     }
 }
 

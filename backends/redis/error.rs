@@ -146,7 +146,8 @@ fn of_tls(error: &RedisError) -> Option<&'static str> {
     if error.kind() == ErrorKind::InvalidClientConfig {
         return Some("a certificate or its key (TLS) is not readable: PEM is expected");
     }
-    if !error.is_io_error() {
+    // Of rustls, or of the system's library.
+    if !error.is_io_error() && error.kind() != ErrorKind::Client {
         return None;
     }
     let text = error.to_string().to_ascii_lowercase();

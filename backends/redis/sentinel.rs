@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use ::redis::aio::ConnectionLike;
-use ::redis::{AsyncConnectionConfig, Client, ErrorKind, Value, cmd, from_redis_value};
+use ::redis::{Client, Pipeline, Value, from_redis_value};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
@@ -14,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::address::Address;
 use super::cluster::at;
+use super::connection::ask;
 use super::error::{store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
 use super::shard::{Connector, Settings, Shard};
@@ -120,7 +120,7 @@ impl Sentinels {
             state.sentinels.iter().map(|known| (known.address.clone(), known.client.clone())).collect()
         };
         let count = sentinels.len();
-        let ask = |(address, client)| ask(client, address, &self.service, self.settings.limits);
+        let ask = |(address, client)| ask_sentinel(client, address, &self.service, self.settings.limits);
         let mut answers: FuturesUnordered<_> = sentinels.into_iter().map(ask).collect();
         let (mut told, mut failure, mut answered) = (HashMap::<(u64, Address), usize>::new(), None, 0_usize);
         while let Some(answer) = answers.next().await {
@@ -247,28 +247,16 @@ async fn listen(client: Client, sentinels: Weak<Sentinels>, limit: Duration) {
 }
 
 /// Asks one sentinel for the primary of the service.
-async fn ask(
+async fn ask_sentinel(
     client: Client,
     sentinel: Address,
     service: &str,
-    [connect, answer]: [Duration; 2],
+    limits: [Duration; 2],
 ) -> Result<Told, StoreError> {
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(answer));
-    let asked = async {
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut commands = ::redis::pipe();
-        commands.add_command(command("MASTER", service)).add_command(command("SENTINELS", service));
-        connection.req_packed_commands(&commands, 0, 2).await
-    };
-    let replies = match timeout(connect, asked).await {
-        Ok(Ok(replies)) => replies,
-        Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
-            return Err(unusable(format!("{sentinel}: it refused the user name or the password of the URL")));
-        }
-        Ok(Err(error)) => return Err(at(&sentinel, store_error(&error))),
-        Err(_) => return Err(unavailable(format!("{sentinel} did not answer in time"))),
-    };
+    let mut commands = Pipeline::new();
+    commands.cmd("SENTINEL").arg("MASTER").arg(service);
+    commands.cmd("SENTINEL").arg("SENTINELS").arg(service);
+    let replies = ask(&client, limits, &commands, 2).await.map_err(|error| at(&sentinel, error))?;
     told(replies, &sentinel, service)
 }
 
@@ -298,10 +286,4 @@ fn told(replies: Vec<Value>, sentinel: &Address, service: &str) -> Result<Told, 
         _ => Vec::new(),
     };
     Ok(Told { primary: address(&primary).ok_or_else(garbled)?, epoch, others })
-}
-
-fn command(name: &str, service: &str) -> ::redis::Cmd {
-    let mut command = cmd("SENTINEL");
-    command.arg(name).arg(service);
-    command
 }
