@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 
+use super::connection::Connections;
 use super::shard::Shard;
 use super::topology::Topology;
 use super::{Inner, Warning};
@@ -95,10 +96,8 @@ impl Inner {
 }
 
 async fn node_health(shard: &Shard) -> NodeHealth {
-    let mut fault = None;
-    for connections in shard.records.lanes() {
-        fault = fault.or(connections.inspect().await.err());
-    }
+    let inspected = join_all(shard.records.lanes().iter().map(Connections::inspect)).await;
+    let fault = inspected.into_iter().find_map(Result::err);
     let replicas = shard.settings.watch.replicas_of(&shard.address).filter(|_| fault.is_none());
     NodeHealth {
         address: shard.address.to_string(),

@@ -22,8 +22,6 @@ use crate::store::{Cursor, Page, Snapshot};
 const SCAN_AT_MOST: usize = 256;
 /// Number of `SCAN`s after which a page is returned even if empty.
 const SCANS_A_PAGE: usize = 16;
-/// Time after which a waiter makes sure that it waits at the right shard.
-const LOOK: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// Sends an item to the shard that serves it.
@@ -118,10 +116,13 @@ impl Inner {
         snapshots
     }
 
-    /// Waits at the shard that serves the record, and returns early once another one does.
+    /// Waits at the shard that serves the record, and returns early once another one does. That may
+    /// have happened before the wait began, so it is checked now and then: not sooner than a wait
+    /// notices that its listener has stopped.
     pub(super) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         let shard = self.topology.shard(id)?;
-        let step = if matches!(self.topology, Topology::One(_)) { within } else { LOOK };
+        let step =
+            if matches!(self.topology, Topology::One(_)) { within } else { shard.waiters.heartbeat_limit() };
         let mut left = within;
         while !left.is_zero() && !shard.waiters.wait(id, stamp, left.min(step)).await {
             left = left.saturating_sub(step);

@@ -93,6 +93,12 @@ impl<L: Listener> Waiters<L> {
         false
     }
 
+    /// Returns the time after which a wait notices that the listener has stopped.
+    #[cfg(feature = "redis")]
+    pub(crate) fn heartbeat_limit(&self) -> Duration {
+        self.listener.heartbeat_limit()
+    }
+
     /// Ends all waits: the records may be served elsewhere from now on.
     #[cfg(feature = "redis")]
     pub(crate) fn wake_all(&self) {

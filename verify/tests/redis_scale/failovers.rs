@@ -14,7 +14,7 @@ use crate::{block_on_tokio, engine, length};
 
 const WORKERS: usize = 64;
 /// Outcomes before, during and after a fault.
-const OUTCOMES: usize = 1000;
+const OUTCOMES: usize = 2500;
 /// Time for which a primary is paused or cut off: longer than a failover takes.
 const FAULT: Duration = Duration::from_secs(5);
 
@@ -177,11 +177,10 @@ fn s9_cluster_cut_loses_nothing_that_a_replica_has() {
     replicated_loses_nothing(Servers::cluster(&[]), Fault::Cut);
 }
 
-/// These levels promise less: the test prints figures, and checks that the ledger can see a loss.
-#[test]
-fn s9_what_weaker_levels_lose_when_a_primary_is_cut_off_is_shown() {
+/// These levels promise less: the tests print figures, and check that the ledger can see a loss.
+fn weaker_levels_lose(servers: fn(&[&str]) -> Servers) {
     for level in [Level::Plain, Level::MinReplicas] {
-        let servers = Servers::watched(level.options());
+        let servers = servers(level.options());
         let topology = name(&servers);
         let (audit, storm, _) = fail_over(servers, Fault::Cut, level, 1);
         let lost = storm.leases_lost();
@@ -189,4 +188,14 @@ fn s9_what_weaker_levels_lose_when_a_primary_is_cut_off_is_shown() {
         audit.report(&format!("{topology}, Cut"), &[("level", &level_name), ("leases_lost", &lost)]);
         assert!(audit.lost > 0, "{level:?}: nothing was lost: the check sees nothing");
     }
+}
+
+#[test]
+fn s9_what_weaker_levels_lose_when_a_primary_is_cut_off_is_shown() {
+    weaker_levels_lose(Servers::watched);
+}
+
+#[test]
+fn s9_what_weaker_levels_lose_when_a_primary_of_a_cluster_is_cut_off_is_shown() {
+    weaker_levels_lose(Servers::cluster);
 }

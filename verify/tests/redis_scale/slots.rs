@@ -207,6 +207,42 @@ fn l4_a_slot_that_moves_loses_no_waiter() {
     });
 }
 
+/// The listener runs on the runtime of the first waiter, which here is never polled again.
+#[test]
+fn l2_a_waiter_on_a_shard_outlives_a_blocked_listener() {
+    let servers = Servers::cluster(&[]);
+    let (held, blocked) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
+    block_on_tokio(async {
+        let holder = engine(servers.store().connect().await.unwrap());
+        let waiting = engine(servers.store().connect().await.unwrap());
+        let lease = acquire(&holder, &request("k")).await;
+        let first = waiting.clone();
+        let ((end, ended), (tell, told)) = (held, blocked);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let request = request("k");
+                let waiter = first.begin_or_wait(&request, Duration::from_secs(60));
+                assert!(tokio::time::timeout(Duration::from_millis(500), waiter).await.is_err());
+                tell.send(()).unwrap();
+                ended.recv().unwrap();
+            });
+        });
+        tokio::task::block_in_place(|| told.recv().unwrap());
+        let waiter = tokio::spawn(async move {
+            waiting.begin_or_wait(&request("k"), Duration::from_secs(60)).await.unwrap()
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        lease.complete("done").await.unwrap();
+        let completed = SystemClock.monotonic();
+        assert!(matches!(waiter.await.unwrap(), Begin::Completed(_)));
+        let took = SystemClock.monotonic() - completed;
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        end.send(()).unwrap();
+        tokio::task::block_in_place(|| thread.join().unwrap());
+    });
+}
+
 /// True if the node is there and serves the slot.
 pub(crate) fn serves(node: &Node, slot: usize) -> bool {
     let Ok(shards) = node.try_ask::<String>("CLUSTER NODES") else { return false };
