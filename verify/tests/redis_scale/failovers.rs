@@ -76,7 +76,7 @@ fn fail_over(
                 let end = fault.start(&mut servers, failed);
                 until("another primary", || servers.primary() != failed);
                 // With one replica for each primary, the one that is promoted has none meanwhile.
-                if !servers.sentinels.is_empty() || level != Level::Replicated {
+                if !servers.sentinels.is_empty() || level == Level::Plain {
                     gap = gap.max(more(&storm, OUTCOMES));
                 }
                 std::thread::sleep(end.saturating_sub(SystemClock.monotonic()));
