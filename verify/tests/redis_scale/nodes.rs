@@ -141,10 +141,19 @@ impl Node {
         self.try_ask(command).unwrap_or_else(|error| panic!("{}: {command}: {error}", self.ip))
     }
 
-    /// Opens a plain connection that bypasses the store.
+    /// Opens a plain connection that bypasses the store, for an answer at once or none.
     pub(crate) fn raw(&self) -> redis::RedisResult<redis::Connection> {
-        let connection = redis::Client::open(self.url())?.get_connection_with_timeout(ANSWER)?;
-        connection.set_read_timeout(Some(ANSWER))?;
+        self.raw_for(ANSWER)
+    }
+
+    /// Opens one for commands that take their time: Valkey waits for replicas in `CLUSTER SETSLOT`.
+    pub(crate) fn patient(&self) -> redis::Connection {
+        self.raw_for(60 * ANSWER).unwrap()
+    }
+
+    fn raw_for(&self, limit: Duration) -> redis::RedisResult<redis::Connection> {
+        let connection = redis::Client::open(self.url())?.get_connection_with_timeout(limit)?;
+        connection.set_read_timeout(Some(limit))?;
         Ok(connection)
     }
 

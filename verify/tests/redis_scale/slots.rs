@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(crate) fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range<usize>) -> usize {
     let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
     let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
-    let (mut at_source, mut at_target) = (source.raw().unwrap(), target.raw().unwrap());
+    let (mut at_source, mut at_target) = (source.patient(), target.patient());
     let mut moved = 0;
     for slot in slots {
         let set = |action: &str, node: &str| {
@@ -50,8 +50,10 @@ pub(crate) fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range
 pub(crate) fn open_slot(servers: &Servers, from: usize, to: usize, slot: usize) {
     let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
     let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
-    target.ask::<()>(&format!("CLUSTER SETSLOT {slot} IMPORTING {source_id}"));
-    source.ask::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {target_id}"));
+    for (node, state, other) in [(target, "IMPORTING", source_id), (source, "MIGRATING", target_id)] {
+        let mut set = redis::cmd("CLUSTER");
+        set.arg("SETSLOT").arg(slot).arg(state).arg(other).exec(&mut node.patient()).unwrap();
+    }
 }
 
 fn migrate(slot: usize, target: &Node, source: &mut redis::Connection) -> usize {
@@ -107,7 +109,7 @@ fn s6_slots_that_move_under_load_are_one_effect_each() {
             async move { longest(&storm, &engine).await }
         });
         let stalls = servers.nodes[..2].iter().map(|node| {
-            let (storm, connection) = (Arc::clone(&storm), node.raw().unwrap());
+            let (storm, connection) = (Arc::clone(&storm), node.patient());
             std::thread::spawn(move || longest_stall(&storm, connection))
         });
         let stalls: Vec<_> = stalls.collect();
@@ -149,7 +151,6 @@ fn s6_slots_that_move_under_load_are_one_effect_each() {
 
 /// Asks a server directly until the storm is over, and returns the longest time of an answer.
 fn longest_stall(storm: &Storm, mut connection: redis::Connection) -> Duration {
-    connection.set_read_timeout(None).unwrap();
     let mut longest = Duration::ZERO;
     while !storm.is_over() {
         let started = SystemClock.monotonic();
@@ -178,7 +179,7 @@ async fn longest(storm: &Storm, engine: &Engine) -> Duration {
 pub(crate) fn slot_of(node: &Node, id: &nevertwice::RecordId) -> usize {
     let name = [b"nevertwice:", &id.as_bytes()[..]].concat();
     let mut command = redis::cmd("CLUSTER");
-    command.arg("KEYSLOT").arg(name).query(&mut node.raw().unwrap()).unwrap()
+    command.arg("KEYSLOT").arg(name).query(&mut node.patient()).unwrap()
 }
 
 #[test]
