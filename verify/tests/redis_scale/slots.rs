@@ -32,18 +32,25 @@ pub(crate) fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range
     let (mut at_source, mut at_target) = (source.patient(), target.patient());
     let mut moved = 0;
     for slot in slots {
-        let set = |action: &str, node: &str| {
-            let mut command = redis::cmd("CLUSTER");
-            command.arg("SETSLOT").arg(slot).arg(action).arg(node);
-            command
-        };
-        set("IMPORTING", &source_id).exec(&mut at_target).unwrap();
-        set("MIGRATING", &target_id).exec(&mut at_source).unwrap();
+        set_slot(&mut at_target, slot, "IMPORTING", &source_id);
+        set_slot(&mut at_source, slot, "MIGRATING", &target_id);
         moved += migrate(slot, target, &mut at_source);
-        set("NODE", &target_id).exec(&mut at_target).unwrap();
-        set("NODE", &target_id).exec(&mut at_source).unwrap();
+        set_slot(&mut at_target, slot, "NODE", &target_id);
+        set_slot(&mut at_source, slot, "NODE", &target_id);
     }
     moved
+}
+
+/// Repeats the command while the replicas of a Valkey node are too late for it.
+fn set_slot(at: &mut redis::Connection, slot: usize, state: &str, node: &str) {
+    for _ in 0..30 {
+        match redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(state).arg(node).exec(at) {
+            Ok(()) => return,
+            Err(error) if error.code() == Some("NOREPLICAS") => {}
+            Err(error) => panic!("{slot} {state}: {error}"),
+        }
+    }
+    panic!("{slot} {state}: the replicas never follow");
 }
 
 /// Lets a slot be on its way from one primary to another, without its keys.
@@ -51,8 +58,7 @@ pub(crate) fn open_slot(servers: &Servers, from: usize, to: usize, slot: usize) 
     let (source, target) = (&servers.nodes[from], &servers.nodes[to]);
     let (source_id, target_id): (String, String) = (source.ask("CLUSTER MYID"), target.ask("CLUSTER MYID"));
     for (node, state, other) in [(target, "IMPORTING", source_id), (source, "MIGRATING", target_id)] {
-        let mut set = redis::cmd("CLUSTER");
-        set.arg("SETSLOT").arg(slot).arg(state).arg(other).exec(&mut node.patient()).unwrap();
+        set_slot(&mut node.patient(), slot, state, &other);
     }
 }
 
