@@ -11,8 +11,10 @@ mod grant_cache;
 mod health;
 mod inspection;
 mod item;
+mod line;
 mod listener;
 mod pipeline;
+mod reads;
 mod records;
 mod replication;
 mod routing;
@@ -121,13 +123,14 @@ use crate::store_id::StoreId;
 /// |---|---|---|
 /// | evicting: a `maxmemory-policy` and a `maxmemory` | [`StoreError::Unusable`] | it is `noeviction` again |
 /// | less durable than when the store connected | `Unusable` | it is as durable again |
+/// | without an append-only file, of a store with [`replicated`](RedisStoreBuilder::replicated) | `Unusable` | it has one, or [`accept_no_append_only_file`](RedisStoreBuilder::accept_no_append_only_file) is set |
 /// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process is restarted |
 /// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
 /// | a primary with fewer replicas in step than [`replicated`](RedisStoreBuilder::replicated) asks for | `Unavailable` | enough of them are in step |
 /// | a cluster node (of a store that expects none) or a sentinel | `Unusable` | another server answers |
 ///
 /// Leases are still renewed, marked and finished, and duplicates are answered if their record still
-/// exists. While grants are refused, a begin inspects the server again once the last inspection is
+/// exists; a replica does neither. While grants are refused, a begin inspects the server again once the last inspection is
 /// a second old, so no restart is needed after a repair. A repair does not bring back evicted
 /// records, so an operator has to deal with those first.
 ///
@@ -148,9 +151,10 @@ use crate::store_id::StoreId;
 /// * `+client|tracking`, so that the server announces changes to waiters. Without it,
 ///   [waiters](Store::changed) poll ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
-/// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes`), `+wait` for
-///   [`replicated`](RedisStoreBuilder::replicated). On sentinels: `+sentinel|master
-///   +sentinel|sentinels +subscribe`, and `&*`.
+/// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes
+///   +cluster|countkeysinslot`), `+wait` for [`replicated`](RedisStoreBuilder::replicated). On
+///   sentinels: `+sentinel|master +sentinel|sentinels +sentinel|get-master-addr-by-name +subscribe`,
+///   and `&*`.
 ///
 /// # Waiters
 ///
@@ -330,6 +334,12 @@ impl Store for RedisStore {
         self.0.settings.watch.durability()
     }
 
+    /// Returns true if the disk of the weakest primary keeps this level, or, of
+    /// [`Replicated`](Durability::Replicated), the replicas do.
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        self.0.settings.watch.satisfies(required)
+    }
+
     /// Returns the id that [`store_id`] gives. It does not depend on the server, which a token may
     /// outlive.
     fn identity(&self) -> StoreId {
@@ -359,6 +369,7 @@ impl Inner {
             refusable: next.is_some_and(Record::may_be_refused),
             grants: next.is_some_and(|next| next.lease().is_some()),
             is_asking: false,
+            is_probe: false,
         }
     }
 }

@@ -19,9 +19,17 @@ use crate::store::{Swap, SwapRequest};
 const MAX_ITEMS: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 
-/// The items of one pipeline, each with its place in the batch.
-struct Part {
+/// The pipelines of one shard, one after the other.
+struct Queue {
     shard: Arc<Shard>,
+    parts: Vec<Part>,
+    /// The ids in the last part.
+    ids: HashSet<RecordId>,
+}
+
+/// The items of one pipeline, each with its place in the batch.
+#[derive(Default)]
+struct Part {
     items: Vec<Item>,
     places: Vec<usize>,
     bytes: usize,
@@ -29,10 +37,10 @@ struct Part {
 
 impl Inner {
     /// Applies the swaps in their order. A batch without repeated ids takes one round trip per few
-    /// hundred swaps and shard; all shards are asked at the same time.
+    /// hundred swaps and shard. Shards do not wait for each other.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut replies: Vec<Option<Result<ItemReply, StoreError>>> = swaps.iter().map(|_| None).collect();
-        let (mut parts, mut ids) = (Vec::<Part>::new(), HashSet::new());
+        let mut queues = Vec::<Queue>::new();
         for (place, swap) in swaps.iter().enumerate() {
             let shard = match self.topology.shard(&swap.id) {
                 Ok(shard) => shard,
@@ -41,38 +49,38 @@ impl Inner {
                     continue;
                 }
             };
-            let item = self.item(swap);
-            let part = parts.iter().position(|part| Arc::ptr_eq(&part.shard, &shard));
-            let is_full = part.is_some_and(|part| parts[part].is_full(&item));
-            // A swap must see the effect of an earlier one with the same id.
-            if is_full || ids.contains(&swap.id) {
-                self.send_parts(&mut parts, &mut replies).await;
-                ids.clear();
-            }
-            let part = parts.iter().position(|part| Arc::ptr_eq(&part.shard, &shard)).unwrap_or_else(|| {
-                parts.push(Part { shard, items: Vec::new(), places: Vec::new(), bytes: 0 });
-                parts.len() - 1
+            let known = queues.iter().position(|queue| Arc::ptr_eq(&queue.shard, &shard));
+            let known = known.unwrap_or_else(|| {
+                queues.push(Queue { shard, parts: Vec::new(), ids: HashSet::new() });
+                queues.len() - 1
             });
-            ids.insert(swap.id);
-            parts[part].add(place, item);
+            queues[known].add(place, self.item(swap));
         }
-        self.send_parts(&mut parts, &mut replies).await;
+        let sent = join_all(queues.into_iter().map(|queue| self.send_queue(queue))).await;
+        for (place, reply) in sent.into_iter().flatten() {
+            replies[place] = Some(reply);
+        }
         let missing = || Err(malformed());
         let replies = replies.into_iter().map(|reply| reply.unwrap_or_else(missing)).collect();
         self.settle(swaps, replies).await
     }
 
-    /// Sends the parts to their shards at the same time. Items that another node serves follow.
-    async fn send_parts(&self, parts: &mut Vec<Part>, replies: &mut [Option<Result<ItemReply, StoreError>>]) {
-        let sent = join_all(std::mem::take(parts).into_iter().map(async |part| {
-            let answers = part.shard.deliver(part.items).await;
-            let followed = answers.into_iter().map(|reply| self.follow(reply));
-            (part.places, join_all(followed).await)
-        }));
-        for (place, reply) in sent.await.into_iter().flat_map(|(places, found)| places.into_iter().zip(found))
-        {
-            replies[place] = Some(reply);
+    /// Sends the parts of one shard in their order. Items that another node serves follow. After a
+    /// part that the shard did not answer, the others are not sent.
+    async fn send_queue(&self, queue: Queue) -> Vec<(usize, Result<ItemReply, StoreError>)> {
+        let (mut replies, mut silent) = (Vec::new(), None::<StoreError>);
+        for part in queue.parts {
+            if let Some(error) = &silent {
+                replies.extend(part.places.into_iter().map(|place| (place, Err(error.clone()))));
+                continue;
+            }
+            let answers = queue.shard.deliver(part.items).await;
+            let is_silent = answers.iter().all(|reply| matches!(reply, Err(error) if error.is_transient()));
+            let followed = join_all(answers.into_iter().map(|reply| self.follow(reply))).await;
+            silent = followed.first().and_then(|reply| reply.as_ref().err().cloned()).filter(|_| is_silent);
+            replies.extend(part.places.into_iter().zip(followed));
         }
+        replies
     }
 
     /// Translates replies into results. Swaps whose reply does not suffice have their records
@@ -102,6 +110,20 @@ impl Inner {
             },
         };
         settled.into_iter().map(settle).collect()
+    }
+}
+
+impl Queue {
+    fn add(&mut self, place: usize, item: Item) {
+        // A swap must see the effect of an earlier one with the same id.
+        let is_repeated = !self.ids.insert(item.id);
+        if is_repeated || self.parts.last().is_none_or(|part| part.is_full(&item)) {
+            self.ids = HashSet::from([item.id]);
+            self.parts.push(Part::default());
+        }
+        if let Some(part) = self.parts.last_mut() {
+            part.add(place, item);
+        }
     }
 }
 

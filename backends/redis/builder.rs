@@ -36,6 +36,7 @@ pub struct RedisStoreBuilder {
     #[cfg(any(feature = "redis-rustls", feature = "redis-native-tls"))]
     client_certificate: Option<[Vec<u8>; 2]>,
     replicas: Option<u8>,
+    accepts_no_file: bool,
     prefix: String,
     response_timeout: Duration,
     connection_timeout: Duration,
@@ -53,6 +54,19 @@ enum Target {
     Sentinel { sentinels: Vec<ConnectionInfo>, service: String },
 }
 
+#[cfg(feature = "redis-rustls")]
+impl Target {
+    /// True if a connection begins with TLS.
+    fn expects_tls(&self) -> bool {
+        let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        match self {
+            Target::Client(client) => is_tls(client.get_connection_info()),
+            Target::Server(info) => is_tls(info),
+            Target::Cluster(infos) | Target::Sentinel { sentinels: infos, .. } => infos.iter().any(is_tls),
+        }
+    }
+}
+
 impl RedisStoreBuilder {
     /// Waits until this many replicas have a write before it is acknowledged, and with that makes
     /// the store [`Durability::Replicated`]. **Default: none.** 0 is the same.
@@ -64,9 +78,21 @@ impl RedisStoreBuilder {
     ///
     /// A write that fewer replicas confirm in time fails as [`StoreError::Unavailable`], although
     /// it stands on the primary; the same owner may repeat it. A server with too few replicas is
-    /// refused when connecting, and gets no grants later.
+    /// refused when connecting, and gets no grants later. So is one that is known to have no
+    /// append-only file.
     pub fn replicated(mut self, replicas: u8) -> RedisStoreBuilder {
         self.replicas = Some(replicas).filter(|&replicas| replicas > 0);
+        self
+    }
+
+    /// Allows [`replicated`](RedisStoreBuilder::replicated) on servers without an append-only file.
+    /// **Default: refused.** A primary that restarts by itself before a replica is promoted comes
+    /// back empty, its replicas copy that, and everything that was acknowledged is lost. So this is
+    /// only for servers that nothing restarts. The store then keeps no more than
+    /// [`Durability::Memory`] where [`Durability::Process`] is
+    /// [required](crate::EngineBuilder::require).
+    pub fn accept_no_append_only_file(mut self) -> RedisStoreBuilder {
+        self.accepts_no_file = true;
         self
     }
 
@@ -176,13 +202,23 @@ impl RedisStoreBuilder {
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         in_tokio()?;
         let target = self.target.clone()?;
+        #[cfg(feature = "redis-rustls")]
+        if target.expects_tls() || self.node_tls == Some(true) {
+            provide_crypto();
+        }
         let is_cluster = matches!(target, Target::Cluster(_));
         let settings = Arc::new(Settings {
             prefix: self.prefix.clone().into_bytes(),
             clock_slack: self.clock_slack,
             limits: [self.connection_timeout, self.response_timeout],
             scripts: Scripts::new(),
-            watch: Arc::new(ServerWatch::new(self.assumed, self.recheck_every, is_cluster, self.replicas)),
+            watch: Arc::new(ServerWatch::new(
+                self.assumed,
+                self.recheck_every,
+                is_cluster,
+                self.replicas,
+                self.accepts_no_file,
+            )),
             is_cluster,
             replication: self.replicas.map(|replicas| Replication::new(replicas, self.response_timeout)),
         });
@@ -275,8 +311,6 @@ impl RedisStoreBuilder {
         if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
             return Client::open(info).map_err(|_| unusable(NO_TLS));
         }
-        #[cfg(feature = "redis-rustls")]
-        provide_crypto();
         let client_tls = self.client_certificate.clone();
         let certificates = ::redis::TlsCertificates {
             client_tls: client_tls
@@ -331,6 +365,7 @@ impl RedisStoreBuilder {
             #[cfg(any(feature = "redis-rustls", feature = "redis-native-tls"))]
             client_certificate: None,
             replicas: None,
+            accepts_no_file: false,
             prefix: "nevertwice:".to_owned(),
             response_timeout: Duration::from_secs(1),
             connection_timeout: Duration::from_secs(1),
@@ -356,7 +391,8 @@ async fn inspect(shard: &Shard, names_node: bool) -> Result<Vec<Warning>, StoreE
         }
     }
     let waits = shard.settings.replication.is_some();
-    shard.settings.scripts.load(shard.records.connections(), waits).await.map_err(named)?;
+    let is_cluster = shard.settings.is_cluster;
+    shard.settings.scripts.load(shard.records.connections(), waits, is_cluster).await.map_err(named)?;
     let (client, limits) = (shard.records.client(), shard.settings.limits);
     let mut warnings = Vec::new();
     if is_exposed(client.get_connection_info().addr()) {

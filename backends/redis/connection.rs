@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::address::{Address, Redirect};
 use super::error::{diagnose, is_lost, malformed, store_error, unavailable};
-use super::grant_cache::GrantCache;
+use super::grant_cache::{GrantCache, SharedGrants};
 use super::inspection::{self, ServerReport};
 use super::shard::Settings;
 use super::time::ServerTime;
@@ -39,6 +39,7 @@ pub(super) struct Connections {
     pub(super) watch: Arc<ServerWatch>,
     address: Address,
     is_cluster: bool,
+    grants: Arc<SharedGrants>,
     current: Mutex<Current>,
     /// Held by the caller that opens a connection for all callers.
     opening: tokio::sync::Mutex<()>,
@@ -57,7 +58,7 @@ struct Current {
 pub(super) struct Connection {
     inner: MultiplexedConnection,
     pub(super) time: ServerTime,
-    pub(super) grants: GrantCache,
+    pub(super) grants: Arc<GrantCache>,
     /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
@@ -71,16 +72,24 @@ struct LastInspection {
     /// The time at which it was sent, on the monotonic clock.
     at: Duration,
     doubt: Option<Doubt>,
+    /// True if something was seen since then that another one would explain.
+    is_due: bool,
 }
 
 impl Connections {
     /// Creates them unconnected; the first call connects.
-    pub(super) fn new(client: Client, address: &Address, settings: &Settings) -> Connections {
+    pub(super) fn new(
+        client: Client,
+        address: &Address,
+        settings: &Settings,
+        grants: &Arc<SharedGrants>,
+    ) -> Connections {
         let (limits, watch) = (settings.limits, Arc::clone(&settings.watch));
         let (address, is_cluster) = (address.clone(), settings.is_cluster);
         let config = configuration(limits);
-        let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Connections { client, config, limits, watch, address, is_cluster, current, opening }
+        let (grants, current) = (Arc::clone(grants), Mutex::default());
+        let opening = tokio::sync::Mutex::default();
+        Connections { client, config, limits, watch, address, is_cluster, grants, current, opening }
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -168,26 +177,50 @@ impl Connections {
         self.check_grants_since(&connection, Duration::ZERO).await
     }
 
+    /// Fails if this server is a replica, by an inspection that is recent enough: it may lack what
+    /// the primary has.
+    pub(super) async fn check_reads(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
+        self.renew_inspection(connection, self.watch.every().max(DOUBT)).await?;
+        match connection.doubt() {
+            Some(doubt @ Doubt::Replica) => {
+                self.discard(connection);
+                Err(doubt.error())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     async fn check_grants_since(
         &self,
         connection: &Arc<Connection>,
         every: Duration,
     ) -> Result<(), StoreError> {
-        let now = SystemClock.monotonic();
-        if connection.lock().is_over(now, every) {
-            let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
-            let report = ServerReport::parse(replies)?;
-            if report.run_id != connection.run_id && report.run_id.is_some() {
-                self.discard(connection);
-                return Err(unavailable("another server answers on the same connection"));
-            }
-            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&self.address, &report) };
-        }
+        self.renew_inspection(connection, every).await?;
         let Some(doubt) = connection.doubt().or_else(|| self.watch.doubt()) else { return Ok(()) };
         if doubt == Doubt::Replica {
             self.discard(connection);
         }
         Err(doubt.error())
+    }
+
+    /// Inspects the server if the last inspection is older than this.
+    async fn renew_inspection(
+        &self,
+        connection: &Arc<Connection>,
+        every: Duration,
+    ) -> Result<(), StoreError> {
+        let now = SystemClock.monotonic();
+        if !connection.lock().is_over(now, every) {
+            return Ok(());
+        }
+        let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
+        let report = ServerReport::parse(replies)?;
+        if report.run_id != connection.run_id && report.run_id.is_some() {
+            self.discard(connection);
+            return Err(unavailable("another server answers on the same connection"));
+        }
+        *connection.lock() = LastInspection::new(now, self.watch.judge(&self.address, &report));
+        Ok(())
     }
 
     /// Drops this connection as the current one, so that the next call opens another.
@@ -217,12 +250,9 @@ impl Connections {
         Ok(ServerReport::parse(replies).map(|report| Connection {
             inner,
             time: ServerTime::default(),
-            grants: GrantCache::default(),
+            grants: self.grants.of(report.run_id.as_deref()),
             compares: AtomicBool::new(report.compares),
-            last_inspection: Mutex::new(LastInspection {
-                at,
-                doubt: self.watch.judge(&self.address, &report),
-            }),
+            last_inspection: Mutex::new(LastInspection::new(at, self.watch.judge(&self.address, &report))),
             run_id: report.run_id,
             node: self.is_cluster.then(|| self.address.clone()),
         }))
@@ -250,42 +280,35 @@ impl Connection {
         self.lock().doubt.clone()
     }
 
+    /// Lets the next call that relies on an inspection make another one.
+    pub(super) fn inspect_soon(&self) {
+        self.lock().is_due = true;
+    }
+
     fn lock(&self) -> MutexGuard<'_, LastInspection> {
         self.last_inspection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl LastInspection {
+    fn new(at: Duration, doubt: Option<Doubt>) -> LastInspection {
+        LastInspection { at, doubt, is_due: false }
+    }
+
     /// True if another inspection is due. A refusal is rechecked sooner, so that a repair is
     /// noticed.
     fn is_over(&self, now: Duration, every: Duration) -> bool {
         let every = if self.doubt.is_some() { every.min(DOUBT) } else { every };
-        now.saturating_sub(self.at) >= every
+        self.is_due || now.saturating_sub(self.at) >= every
     }
 }
 
-/// Sends `count` commands over a connection of their own. The error of a single command is its
-/// reply.
-pub(super) async fn ask(
-    client: &Client,
-    limits: [Duration; 2],
-    commands: &Pipeline,
-    count: usize,
-) -> Result<Vec<Value>, StoreError> {
-    let config = configuration(limits);
-    let ask = async {
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        connection.req_packed_commands(commands, 0, count).await
-    };
-    timely(client, &config, limits[0], ask).await
-}
-
-fn configuration([connect, answer]: [Duration; 2]) -> AsyncConnectionConfig {
+pub(super) fn configuration([connect, answer]: [Duration; 2]) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(answer))
 }
 
 /// Bounds the time of opening a connection, and finds out why it fails.
-async fn timely<T>(
+pub(super) async fn timely<T>(
     client: &Client,
     config: &AsyncConnectionConfig,
     limit: Duration,

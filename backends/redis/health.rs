@@ -1,13 +1,23 @@
 //! The state of a store's servers, for readiness probes: [`Health`].
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
 use super::connection::Connections;
+use super::error::malformed;
+use super::item::{Expected, Item, ItemReply};
 use super::shard::Shard;
 use super::topology::Topology;
 use super::{Inner, Warning};
 use crate::durability::Durability;
 use crate::error::StoreError;
+use crate::key::RecordId;
+use crate::record::Stamp;
+
+/// Ids that are tried until one is in a slot of a node, which has one slot in 16 384 at least.
+const PROBES: u32 = 200_000;
 
 /// The state of the servers of a [`RedisStore`](super::RedisStore), from
 /// [`RedisStore::health`](super::RedisStore::health).
@@ -77,7 +87,7 @@ impl Inner {
     /// Inspects all primaries at the same time.
     pub(super) async fn health(&self) -> Health {
         let (_, shards) = self.topology.shards();
-        let nodes = join_all(shards.iter().map(|shard| node_health(shard))).await;
+        let nodes = join_all(shards.iter().map(|shard| self.node_health(shard))).await;
         for fault in nodes.iter().filter_map(|node| node.fault.as_ref()) {
             self.topology.suspect(fault);
         }
@@ -93,16 +103,54 @@ impl Inner {
         let durability = self.settings.watch.durability();
         Health { topology, nodes, unserved_slots, durability, warnings: self.warnings() }
     }
+
+    async fn node_health(&self, shard: &Arc<Shard>) -> NodeHealth {
+        let inspected = join_all(shard.records.lanes().iter().map(Connections::inspect)).await;
+        let mut fault = inspected.into_iter().find_map(Result::err);
+        if fault.is_none() {
+            fault = self.try_begin(shard).await.err();
+        }
+        let replicas = shard.settings.watch.replicas_of(&shard.address).filter(|_| fault.is_none());
+        NodeHealth {
+            address: shard.address.to_string(),
+            fault,
+            replicas: replicas.map(|replicas| replicas.online),
+            replica_lag_bytes: replicas.filter(|replicas| replicas.online > 0).map(|replicas| replicas.lag),
+        }
+    }
+
+    /// Sends what a begin sends, for a stamp that no record has, so that nothing is written. A
+    /// server that loads its file, has no room or no disk, or is in a cluster that is down refuses
+    /// it as it would refuse a begin.
+    async fn try_begin(&self, shard: &Arc<Shard>) -> Result<(), StoreError> {
+        let is_here =
+            |id: &RecordId| matches!(self.topology.shard(id), Ok(serving) if Arc::ptr_eq(&serving, shard));
+        // It may have lost its last slot just now.
+        let Some(id) = (0..PROBES).map(probe).find(is_here) else { return Ok(()) };
+        let item = Item {
+            id,
+            expected: Expected::Stamp(Stamp(1)),
+            bytes: Vec::new(),
+            keep: Duration::from_secs(1),
+            refusable: true,
+            grants: false,
+            is_asking: false,
+            is_probe: true,
+        };
+        match shard.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(malformed()))? {
+            ItemReply::Refused(why) => Err(why),
+            // A slot that moved meanwhile is no fault.
+            ItemReply::Done { .. }
+            | ItemReply::Conflict { .. }
+            | ItemReply::Seen { .. }
+            | ItemReply::Elsewhere(..) => Ok(()),
+        }
+    }
 }
 
-async fn node_health(shard: &Shard) -> NodeHealth {
-    let inspected = join_all(shard.records.lanes().iter().map(Connections::inspect)).await;
-    let fault = inspected.into_iter().find_map(Result::err);
-    let replicas = shard.settings.watch.replicas_of(&shard.address).filter(|_| fault.is_none());
-    NodeHealth {
-        address: shard.address.to_string(),
-        fault,
-        replicas: replicas.map(|replicas| replicas.online),
-        replica_lag_bytes: replicas.filter(|replicas| replicas.online > 0).map(|replicas| replicas.lag),
-    }
+/// Returns the id of no record, in one slot or another.
+fn probe(number: u32) -> RecordId {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    RecordId::from_bytes(bytes)
 }

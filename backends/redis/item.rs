@@ -25,6 +25,9 @@ pub(super) struct Item {
     pub(super) grants: bool,
     /// True if it is sent to a node to which its slot is still on the way.
     pub(super) is_asking: bool,
+    /// True if it finds out whether the server serves such an item at all, and no caller acts on
+    /// the reply.
+    pub(super) is_probe: bool,
 }
 
 /// The required state of a key for its swap to be done.

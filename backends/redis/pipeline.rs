@@ -8,7 +8,7 @@ use ::redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use super::connection::{Connection, Connections};
 use super::error::unavailable;
 use super::item::{Item, ItemReply};
-use super::replication::lets_act;
+use super::replication::{Unconfirmed, lets_act};
 use super::row::Row;
 use super::script::ScriptName;
 use super::shard::Shard;
@@ -40,7 +40,7 @@ struct Replies {
     head: Vec<Value>,
     own: Vec<Value>,
     /// The result of waiting for replicas, if there are any to wait for.
-    confirmed: Option<Result<(), StoreError>>,
+    confirmed: Option<Result<(), Unconfirmed>>,
 }
 
 impl Shard {
@@ -96,8 +96,8 @@ impl Delivery<'_> {
             if round == 0 {
                 let shown = time(replies.head.pop()).ok();
                 let now = SystemClock.monotonic();
-                if let Some(shown) = shown {
-                    settings.watch.clock(shown, now);
+                if let Some(shown) = shown.filter(|_| round_trip.is_precise(now)) {
+                    settings.watch.clock(&self.shard.address, shown, now);
                 }
                 by = self.connection.time.end(&round_trip, shown, now).map(|bounds| bounds.upper);
             }
@@ -106,8 +106,10 @@ impl Delivery<'_> {
             self.decode(replies.own, by);
             if let Some(confirmed) = replies.confirmed {
                 self.cover(before, &confirmed);
-                if let Err(failed) = confirmed {
-                    error = Some(failed);
+                if let Err(missing) = confirmed {
+                    // Of rows that were left undone.
+                    error = Some(missing.error("it was not written, since"));
+                    self.connection.inspect_soon();
                     break;
                 }
             }
@@ -210,11 +212,12 @@ impl Delivery<'_> {
 
     /// Applies the result of the `WAIT` that followed the commands after number `before`. It covers
     /// what they wrote, and what was read no later than the last of these writes.
-    fn cover(&mut self, before: usize, confirmed: &Result<(), StoreError>) {
+    fn cover(&mut self, before: usize, confirmed: &Result<(), Unconfirmed>) {
         let is_new = |row: &Row| row.answered > before && row.result.is_some();
-        if let Err(error) = confirmed {
+        if let Err(missing) = confirmed {
             for row in self.rows.iter_mut().filter(|row| is_new(row)) {
-                row.result = Some(Err(error.clone()));
+                let what = if row.is_written() { "it was written, but" } else { "it was read, but" };
+                row.result = Some(Err(missing.error(what)));
             }
             return;
         }
@@ -230,15 +233,14 @@ impl Delivery<'_> {
     }
 }
 
-/// Returns the next reply, after that to an `ASKING`.
+/// Returns the next reply, after that to an `ASKING`, which may be an error.
 fn next(
     replies: &mut impl Iterator<Item = Result<Value, RedisError>>,
     is_asking: bool,
 ) -> Result<Option<Value>, RedisError> {
-    if is_asking {
-        replies.next();
-    }
-    replies.next().transpose()
+    let asked = if is_asking { replies.next().transpose() } else { Ok(None) };
+    let reply = replies.next().transpose();
+    asked.and(reply)
 }
 
 fn is_lost_script(reply: &Value) -> bool {

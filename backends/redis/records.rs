@@ -23,8 +23,19 @@ pub(super) const READ_AT_ONCE: usize = 64;
 pub(super) struct Records {
     /// Used in turn; at least one.
     lanes: Vec<Connections>,
+    /// The one for reads that replicas must confirm, so that these neither wait for writes nor hold
+    /// them back.
+    reading: Option<Connections>,
     turn: AtomicUsize,
     pub(super) settings: Arc<Settings>,
+}
+
+/// A record to read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) id: RecordId,
+    /// True if its slot is still on the way to the node.
+    pub(super) is_asking: bool,
 }
 
 /// The result of reading one record.
@@ -44,8 +55,12 @@ pub(super) struct Names {
 }
 
 impl Records {
-    pub(super) fn new(lanes: Vec<Connections>, settings: &Arc<Settings>) -> Records {
-        Records { lanes, turn: AtomicUsize::new(0), settings: Arc::clone(settings) }
+    pub(super) fn new(
+        lanes: Vec<Connections>,
+        reading: Option<Connections>,
+        settings: &Arc<Settings>,
+    ) -> Records {
+        Records { lanes, reading, turn: AtomicUsize::new(0), settings: Arc::clone(settings) }
     }
 
     /// Returns the connection whose turn it is.
@@ -90,30 +105,32 @@ impl Records {
             Read::Found(found) => found,
             Read::Elsewhere(_) => absent.clone(),
         };
-        let reads = read(connections, &connection, &self.settings, ids, false).await?;
+        let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
+        let reads = read(connections, &connection, &self.settings, &wanted).await?;
         Ok(reads.into_iter().map(|read| read.map(wake)).collect())
     }
 
-    /// Reads the record under each of the ids, in one round trip per few dozen. With replicas to
-    /// wait for, these have all that was found.
-    pub(super) async fn read(
-        &self,
-        ids: &[RecordId],
-        is_asking: bool,
-    ) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
-        let connections = self.connections();
+    /// Reads the records, in one round trip per few dozen. With replicas to wait for, these have
+    /// all that was found, also that there is nothing.
+    pub(super) async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
+        let connections = self.reading.as_ref().unwrap_or_else(|| self.connections());
         let connection = connections.get().await?;
-        let mut reads = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(READ_AT_ONCE) {
-            reads.append(&mut read(connections, &connection, &self.settings, ids, is_asking).await?);
+        connections.check_reads(&connection).await?;
+        let mut reads = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(READ_AT_ONCE) {
+            reads.append(&mut read(connections, &connection, &self.settings, wanted).await?);
         }
-        let is_found = |read: &Result<Read, StoreError>| {
-            matches!(read, Ok(Read::Found(Snapshot { record: Some(_), .. })))
+        let Some(replication) = &self.settings.replication else { return Ok(reads) };
+        let found = |read: &Result<Read, StoreError>| match read {
+            Ok(Read::Found(found)) => Some(found.record.is_some()),
+            Ok(Read::Elsewhere(_)) | Err(_) => None,
         };
-        if let Some(replication) = &self.settings.replication
-            && let Some((id, _)) = ids.iter().zip(&reads).find(|(_, read)| is_found(read))
-        {
-            replication.confirm_reads(connections, &connection, &self.settings, id, is_asking).await?;
+        let found = wanted.iter().zip(&reads).filter_map(|(wanted, read)| Some((found(read)?, wanted)));
+        // A record is written back as it is. Only where there is none, a tombstone is written.
+        if let Some((_, one)) = found.max_by_key(|(is_there, _)| *is_there) {
+            replication
+                .confirm_reads(connections, &connection, &self.settings, &one.id, one.is_asking)
+                .await?;
         }
         Ok(reads)
     }
@@ -145,23 +162,27 @@ async fn read(
     connections: &Connections,
     connection: &Arc<Connection>,
     settings: &Settings,
-    ids: &[RecordId],
-    is_asking: bool,
+    wanted: &[Wanted],
 ) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
     // The time is read first, so that it is never later than the records it is compared with: no
     // lease appears expired too early.
     let mut commands = pipe();
     commands.cmd("TIME");
-    for id in ids {
-        if is_asking {
+    for Wanted { id, is_asking } in wanted {
+        if *is_asking {
             commands.cmd("ASKING");
         }
         commands.cmd("GET").arg(settings.key(id));
     }
     let mut replies = connections.send(connection, &commands, commands.len()).await?.into_iter();
     let now = time(replies.next())?;
-    let replies = replies.skip(usize::from(is_asking)).step_by(1 + usize::from(is_asking));
-    let read = |(id, reply): (&RecordId, Value)| match reply.extract_error() {
+    let mut reply = |is_asking: bool| {
+        let asked =
+            if is_asking { replies.next().unwrap_or(Value::Nil).extract_error() } else { Ok(Value::Nil) };
+        let reply = replies.next().unwrap_or(Value::Nil).extract_error();
+        asked.and(reply)
+    };
+    let read = |Wanted { id, is_asking }: &Wanted| match reply(*is_asking) {
         Ok(value) => found(id, now, Ok(value)).map(Read::Found),
         Err(error) => match connection.redirect(&error) {
             Some(redirect) => Ok(Read::Elsewhere(redirect)),
@@ -170,7 +191,7 @@ async fn read(
             None => found(id, now, Err(error)).map(Read::Found),
         },
     };
-    Ok(ids.iter().zip(replies).map(read).collect())
+    Ok(wanted.iter().map(read).collect())
 }
 
 /// Returns the pattern that matches all names with this prefix.

@@ -30,6 +30,31 @@ pub(super) struct Replication {
     limit: Duration,
 }
 
+/// The reason why a `WAIT` did not confirm what was sent before it.
+#[derive(Debug)]
+pub(super) enum Unconfirmed {
+    TooFew { confirmed: i64, needed: u8 },
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Unconfirmed {
+    fn from(error: StoreError) -> Unconfirmed {
+        Unconfirmed::Failed(error)
+    }
+}
+
+impl Unconfirmed {
+    /// Returns the error for what was written or read.
+    pub(super) fn error(&self, what: &str) -> StoreError {
+        match self {
+            Unconfirmed::TooFew { confirmed, needed } => unavailable(format!(
+                "{what} only {confirmed} of {needed} replicas confirmed in time: the same owner may repeat"
+            )),
+            Unconfirmed::Failed(error) => error.clone(),
+        }
+    }
+}
+
 impl Replication {
     pub(super) fn new(replicas: u8, response_timeout: Duration) -> Replication {
         Replication { replicas, limit: (response_timeout / 2).max(Duration::from_millis(1)) }
@@ -43,20 +68,17 @@ impl Replication {
     }
 
     /// Reads the reply to [`wait`](Replication::wait).
-    pub(super) fn confirmed(&self, reply: Option<Value>) -> Result<(), StoreError> {
+    pub(super) fn confirmed(&self, reply: Option<Value>) -> Result<(), Unconfirmed> {
         let reply = reply.ok_or_else(malformed)?.extract_error().map_err(|error| match error.code() {
             Some("NOPERM") => unusable(CANNOT_WAIT),
             _ => store_error(&error),
         })?;
-        let Value::Int(confirmed) = reply else { return Err(malformed()) };
+        let Value::Int(confirmed) = reply else { return Err(malformed().into()) };
         if confirmed >= i64::from(self.replicas) {
             return Ok(());
         }
         observe::redis_too_few_replicas();
-        Err(unavailable(format!(
-            "it was written, but only {confirmed} of {} replicas confirmed it in time: the same owner may repeat",
-            self.replicas
-        )))
+        Err(Unconfirmed::TooFew { confirmed, needed: self.replicas })
     }
 
     /// Makes sure that replicas have all that was read on this connection before. It writes the
@@ -79,7 +101,12 @@ impl Replication {
             let mut replies = connections.send(connection, &commands, commands.len()).await?;
             let waited = replies.pop();
             match replies.pop().ok_or_else(malformed)?.extract_error() {
-                Ok(_) => return self.confirmed(waited),
+                Ok(_) => {
+                    return self.confirmed(waited).map_err(|missing| {
+                        connection.inspect_soon();
+                        missing.error("it was read, but")
+                    });
+                }
                 Err(error) if is_no_script(&error) => {
                     head = Pipeline::new();
                     head.add_command(settings.scripts.load_touch());
@@ -98,6 +125,9 @@ impl Replication {
 /// True if a caller may act, or stop acting, on the result of an item that only read something. Not
 /// on the running lease of another caller, under which it waits.
 pub(super) fn lets_act(item: &Item, result: &Result<ItemReply, StoreError>) -> bool {
+    if item.is_probe {
+        return false;
+    }
     let (now, value) = match result {
         Ok(ItemReply::Conflict { now, value: Some(value) }) => (*now, value),
         Ok(ItemReply::Seen { by, value }) => (*by, value),
@@ -107,8 +137,11 @@ pub(super) fn lets_act(item: &Item, result: &Result<ItemReply, StoreError>) -> b
             return false;
         }
     };
-    let Ok(Snapshot { record: Some(found), now }) = snapshot(&item.id, now, Some(value.clone())) else {
-        return true;
+    let (found, now) = match snapshot(&item.id, now, Some(value.clone())) {
+        Ok(Snapshot { record: Some(found), now }) => (found, now),
+        Ok(Snapshot { record: None, .. }) => return true,
+        // An error, on which no caller acts. It may be no string, which cannot be written back.
+        Err(_) => return false,
     };
     let sent = Bytes::copy_from_slice(&item.bytes);
     let Ok(own) = Record::decode(&item.id, Stamp::ZERO, Stamp::ZERO, &sent) else { return true };
@@ -128,4 +161,43 @@ fn touch(settings: &Settings, id: &RecordId) -> Cmd {
         None => call.arg(""),
     };
     call
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::item::Expected;
+    use super::*;
+
+    #[test]
+    fn s10_a_value_that_is_no_record_lets_no_caller_act() {
+        let item = |is_probe| Item {
+            id: RecordId::from_bytes([1; 32]),
+            expected: Expected::Absent,
+            bytes: Vec::new(),
+            keep: Duration::ZERO,
+            refusable: true,
+            grants: true,
+            is_asking: false,
+            is_probe,
+        };
+        let found = |value: &[u8]| Ok(ItemReply::Conflict { now: Stamp(9), value: Some(value.to_vec()) });
+        for damaged in [&b"?"[..], b"\0\0\0\0\0\0\0\x01damaged"] {
+            assert!(!lets_act(&item(false), &found(damaged)));
+        }
+        // A tombstone, or nothing at all: a repeated release stops acting on it.
+        let nothing = Ok(ItemReply::Conflict { now: Stamp(9), value: None });
+        for found in [found(&1_u64.to_be_bytes()), nothing] {
+            assert!(lets_act(&item(false), &found) && !lets_act(&item(true), &found));
+        }
+    }
+
+    #[test]
+    fn s9_an_error_says_whether_it_was_written() {
+        let replication = Replication::new(2, Duration::from_secs(1));
+        assert!(replication.confirmed(Some(Value::Int(2))).is_ok());
+        let few = replication.confirmed(Some(Value::Int(1))).unwrap_err();
+        let text = few.error("it was written, but").to_string();
+        assert!(text.contains("it was written, but only 1 of 2 replicas confirmed"), "{text}");
+        assert!(replication.confirmed(None).is_err());
+    }
 }

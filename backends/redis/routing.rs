@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::Inner;
+use super::cluster::Rest;
 use super::error::{malformed, unavailable, unusable};
 use super::item::{Item, ItemReply};
-use super::records::{Names, Read};
+use super::records::{Names, Read, Wanted};
 use super::shard::Shard;
 use super::topology::{HOPS, Route, Topology};
 use crate::backends::shared::batcher::Batcher;
@@ -69,7 +70,7 @@ impl Inner {
     pub(super) async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         let mut route = Route { shard: self.topology.shard(id)?, is_asking: false };
         for _ in 0..HOPS {
-            let read = route.shard.records.read(&[*id], route.is_asking).await;
+            let read = route.shard.read(&[Wanted { id: *id, is_asking: route.is_asking }]).await;
             let read = read.and_then(|mut read| read.pop().unwrap_or_else(|| Err(malformed())));
             match read.inspect_err(|error| self.topology.suspect(error))? {
                 Read::Found(found) => return Ok(found),
@@ -95,7 +96,10 @@ impl Inner {
                 None => groups.push((shard, vec![*id])),
             }
         }
-        let read = groups.iter().map(async |(shard, ids)| (ids, shard.records.read(ids, false).await));
+        let read = groups.iter().map(async |(shard, ids)| {
+            let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
+            (ids, shard.read(&wanted).await)
+        });
         let mut found = HashMap::new();
         for (ids, reads) in join_all(read).await {
             let reads = reads.unwrap_or_else(|error| {
@@ -136,13 +140,19 @@ impl Inner {
     /// Returns one page from `SCAN` of one shard after the other. Each yields every key at least
     /// once, and may yield none before it is done. A listing during which slots moved starts again.
     pub(super) async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        let (map, shards) = self.topology.shards();
         let is_one = matches!(self.topology, Topology::One(_));
-        let mut at = after.map_or(Ok(Position::start(map)), |after| Position::parse(after, is_one))?;
+        let at = after.map(|after| Position::parse(after, is_one)).transpose()?;
         // A record can have moved from a shard that comes to one that was listed already.
-        if at.map != map || at.shard >= shards.len() {
-            at = Position::start(map);
-        }
+        let is_good = |at: &Position| {
+            let (map, shards) = self.topology.shards();
+            at.rest.map == map && at.shard < shards.len()
+        };
+        let mut at = match at.filter(is_good) {
+            Some(at) => at,
+            None => Position::start(self.topology.rest().await?),
+        };
+        let (map, shards) = self.topology.shards();
+        at.rest.map = map;
         let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
         let mut is_done = shards.is_empty();
         for _ in 0..SCANS_A_PAGE {
@@ -161,11 +171,12 @@ impl Inner {
             }
         }
         page.next = (!is_done).then(|| at.cursor(is_one));
-        if is_done
-            && let Topology::Cluster(cluster) = &self.topology
-            && !cluster.is_at_rest(map).await?
-        {
-            page.next = Some(Position::start(cluster.shards().0).cursor(is_one));
+        // A slot that stays on its way, as an aborted move leaves it, ends a listing all the same.
+        if is_done && matches!(self.topology, Topology::Cluster(_)) {
+            let rest = self.topology.rest().await?;
+            if rest != at.rest {
+                page.next = Some(Position::start(rest).cursor(is_one));
+            }
         }
         Ok(page)
     }
@@ -192,26 +203,28 @@ fn lost() -> StoreError {
 
 /// The position of a listing.
 struct Position {
-    /// The hash of the assignment of slots for which it is good.
-    map: u64,
+    /// The state of the slots at the start of the listing, for which it is good.
+    rest: Rest,
     shard: usize,
     cursor: u64,
 }
 
 impl Position {
-    fn start(map: u64) -> Position {
-        Position { map, shard: 0, cursor: 0 }
+    fn start(rest: Rest) -> Position {
+        Position { rest, shard: 0, cursor: 0 }
     }
 
     fn parse(cursor: &Cursor, is_one: bool) -> Result<Position, StoreError> {
         let parse = || {
             let text = std::str::from_utf8(&cursor.0).ok()?;
             if is_one {
-                return Some(Position { cursor: text.parse().ok()?, ..Position::start(0) });
+                let rest = Rest { map: 0, open: 0 };
+                return Some(Position { cursor: text.parse().ok()?, ..Position::start(rest) });
             }
             let mut parts = text.split('.');
+            let mut hash = || u64::from_str_radix(parts.next()?, 16).ok();
             let position = Position {
-                map: u64::from_str_radix(parts.next()?, 16).ok()?,
+                rest: Rest { map: hash()?, open: hash()? },
                 shard: parts.next()?.parse().ok()?,
                 cursor: parts.next()?.parse().ok()?,
             };
@@ -221,8 +234,8 @@ impl Position {
     }
 
     fn cursor(&self, is_one: bool) -> Cursor {
-        let Position { map, shard, cursor } = self;
-        let text = if is_one { cursor.to_string() } else { format!("{map:x}.{shard}.{cursor}") };
+        let Position { rest: Rest { map, open }, shard, cursor } = self;
+        let text = if is_one { cursor.to_string() } else { format!("{map:x}.{open:x}.{shard}.{cursor}") };
         Cursor(text.into_bytes())
     }
 }

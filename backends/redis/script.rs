@@ -9,6 +9,8 @@ use crate::error::StoreError;
 /// Detail of the error for a server that cannot wait for replicas.
 pub(super) const CANNOT_WAIT: &str = "waiting for replicas needs the command WAIT, which it does not know or this user may \
                                       not call: allow +wait, or connect without `replicated`";
+const CANNOT_ASK: &str =
+    "slots that move need the command ASKING, which this user may not call: allow +asking";
 const TOO_OLD: &str = "it does not know `#!lua` scripts: Redis 7.0 or Valkey is the oldest that does";
 
 /// The scripts of a store. Each has a `#!lua` header. With it the server checks its memory before
@@ -71,9 +73,18 @@ impl Scripts {
     }
 
     /// Loads them into the server's cache, and checks that this user may run them and, if there are
-    /// replicas to wait for, may wait.
-    pub(super) async fn load(&self, connections: &Connections, waits: bool) -> Result<(), StoreError> {
+    /// replicas to wait for, may wait, and in a cluster may ask for slots on their way.
+    pub(super) async fn load(
+        &self,
+        connections: &Connections,
+        waits: bool,
+        asks: bool,
+    ) -> Result<(), StoreError> {
         let mut commands = Pipeline::new();
+        // It holds for the next command, which has no key.
+        if asks {
+            commands.cmd("ASKING");
+        }
         for name in ScriptName::ALL {
             commands.add_command(self.load_command(name)).add_command(self.call(name, 0, 0));
         }
@@ -83,6 +94,10 @@ impl Scripts {
         }
         for (number, reply) in connections.call(&commands, commands.len()).await?.into_iter().enumerate() {
             if let Err(error) = reply.extract_error() {
+                if asks && number == 0 {
+                    let forbidden = is_forbidden(&error);
+                    return Err(if forbidden { unusable(CANNOT_ASK) } else { store_error(&error) });
+                }
                 if number >= count {
                     let forbidden = is_forbidden(&error);
                     return Err(if forbidden { unusable(CANNOT_WAIT) } else { store_error(&error) });

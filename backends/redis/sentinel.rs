@@ -11,19 +11,25 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use self::round::{Named, Primary, Round, Told};
 use super::address::Address;
 use super::cluster::at;
-use super::connection::ask;
 use super::error::{store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
+use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
+use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::observe;
 
+mod round;
+
 /// Time after which the sentinels are asked without a reason.
 const EVERY: Duration = Duration::from_secs(1);
-/// Most sentinels that are asked.
+/// Most sentinels that are learned from others.
 const MOST: usize = 16;
+/// Time that an answer may come after the one before, once most sentinels have answered.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// The sentinels of a service, and the shard at the primary that they name.
 pub(super) struct Sentinels {
@@ -38,22 +44,36 @@ pub(super) struct Sentinels {
 
 struct State {
     shard: Option<Arc<Shard>>,
+    /// The primary, with the latest failover of which any sentinel ever told.
+    primary: Option<Primary>,
+    /// The primary of an earlier failover on which all sentinels agree since this moment.
+    earlier: Option<(Primary, Duration)>,
     sentinels: Vec<Sentinel>,
 }
 
 struct Sentinel {
     address: Address,
-    client: Client,
+    line: Arc<Line>,
+    /// Its own name for itself, which it keeps when its address changes.
+    id: Option<String>,
+    /// True if the application named it.
+    is_seed: bool,
     /// The task that listens to its announcements.
     listener: Option<AbortHandle>,
 }
 
-/// The answer of one sentinel.
-struct Told {
-    primary: Address,
-    epoch: u64,
-    /// The other sentinels that it knows.
-    others: Vec<Address>,
+impl Sentinel {
+    fn new(address: Address, client: Client, id: Option<String>, is_seed: bool) -> Sentinel {
+        Sentinel { address, line: Arc::new(Line::new(client)), id, is_seed, listener: None }
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
 }
 
 impl Sentinels {
@@ -71,11 +91,12 @@ impl Sentinels {
         let Some(template) = sentinels.first().cloned().map(Connector) else {
             return Err(unusable("no URL of a sentinel was given"));
         };
-        let known = |client: Client| {
+        let seed = |client: Client| {
             let address = Address::of(client.get_connection_info().addr());
-            Sentinel { address, client, listener: None }
+            Sentinel::new(address, client, None, true)
         };
-        let state = State { shard: None, sentinels: sentinels.into_iter().map(known).collect() };
+        let sentinels = sentinels.into_iter().map(seed).collect();
+        let state = State { shard: None, primary: None, earlier: None, sentinels };
         let sentinels = Arc::new(Sentinels {
             service,
             template,
@@ -117,64 +138,83 @@ impl Sentinels {
     async fn resolve(&self) -> Result<(), StoreError> {
         let sentinels: Vec<_> = {
             let state = self.lock();
-            state.sentinels.iter().map(|known| (known.address.clone(), known.client.clone())).collect()
+            state.sentinels.iter().map(|known| (known.address.clone(), Arc::clone(&known.line))).collect()
         };
-        let count = sentinels.len();
-        let ask = |(address, client)| ask_sentinel(client, address, &self.service, self.settings.limits);
+        let mut round = Round::of(sentinels.len());
+        let ask = |(address, line)| ask_sentinel(line, address, &self.service, self.settings.limits);
         let mut answers: FuturesUnordered<_> = sentinels.into_iter().map(ask).collect();
-        let (mut told, mut failure, mut answered) = (HashMap::<(u64, Address), usize>::new(), None, 0_usize);
-        while let Some(answer) = answers.next().await {
+        loop {
+            // Sentinels that are gone are not waited for once most have answered.
+            let answer = if round.has_majority() {
+                timeout(GRACE, answers.next()).await.unwrap_or(None)
+            } else {
+                answers.next().await
+            };
             match answer {
-                Ok(found) => {
-                    answered += 1;
-                    *told.entry((found.epoch, found.primary)).or_default() += 1;
-                    self.learn(found.others);
-                    if answered * 2 > count {
-                        break;
+                Some((address, Ok(told))) => round.add(address, told),
+                Some((_, Err(error))) => round.fail(error),
+                None => break,
+            }
+        }
+        self.learn(&round);
+        self.follow(&round)
+    }
+
+    /// Remembers other sentinels, so that the service outlives the ones that were named first, and
+    /// forgets those of them that no sentinel names any more.
+    fn learn(&self, round: &Round) {
+        let mut state = self.lock();
+        for known in &mut state.sentinels {
+            known.id = round.id_of(&known.address).or(known.id.take());
+        }
+        for Named { address, id } in round.named() {
+            let by_address = state.sentinels.iter().position(|known| known.address == *address);
+            let by_id = state.sentinels.iter().position(|known| id.is_some() && known.id == *id);
+            match (by_address, by_id) {
+                (Some(place), _) => state.sentinels[place].id.clone_from(id),
+                // The application named it otherwise.
+                (None, Some(place)) if state.sentinels[place].is_seed => {}
+                (None, place) => {
+                    let Ok(client) = self.template.client(address) else { continue };
+                    let sentinel = Sentinel::new(address.clone(), client, id.clone(), false);
+                    let learned = state.sentinels.iter().filter(|known| !known.is_seed).count();
+                    match place {
+                        Some(place) => state.sentinels[place] = sentinel,
+                        None if learned < MOST => state.sentinels.push(sentinel),
+                        None => {}
                     }
                 }
-                Err(error) if failure.as_ref().is_none_or(StoreError::is_transient) => failure = Some(error),
-                Err(_) => {}
             }
         }
-        let latest = told.into_iter().max_by_key(|((epoch, _), votes)| (*epoch, *votes));
-        match (latest, failure) {
-            (Some(((_, primary), _)), _) => self.install(&primary),
-            (None, Some(StoreError::Unavailable { detail, .. })) => {
-                Err(unavailable(format!("none of {count} sentinels answered; one of them: {detail}")))
-            }
-            (None, Some(error)) => Err(error),
-            (None, None) => Err(unavailable("no sentinel is known")),
+        if round.has_majority() {
+            state.sentinels.retain(|known| known.is_seed || round.knows(&known.address));
         }
     }
 
-    /// Remembers other sentinels, so that the service outlives the ones that were named first.
-    fn learn(&self, others: Vec<Address>) {
+    /// Makes the server that the sentinels name the primary. All that was assumed about the one
+    /// before ends with its shard, and its waiters ask again.
+    fn follow(&self, round: &Round) -> Result<(), StoreError> {
         let mut state = self.lock();
-        for address in others {
-            let is_new = !state.sentinels.iter().any(|known| known.address == address);
-            if is_new
-                && state.sentinels.len() < MOST
-                && let Ok(client) = self.template.client(&address)
-            {
-                state.sentinels.push(Sentinel { address, client, listener: None });
-            }
-        }
-    }
-
-    /// Makes the server at this address the primary. All that was assumed about the one before ends
-    /// with its shard, and its waiters ask again.
-    fn install(&self, primary: &Address) -> Result<(), StoreError> {
-        let mut state = self.lock();
-        if state.shard.as_ref().is_some_and(|shard| shard.address == *primary) {
+        let now = SystemClock.monotonic();
+        let (known, earlier) = (state.primary.clone(), state.earlier.take());
+        let (primary, earlier) = round.verdict(known.as_ref(), earlier, now)?;
+        state.earlier = earlier;
+        if state.shard.as_ref().is_some_and(|shard| shard.address == primary.address) {
+            let address = primary.address.clone();
+            state.primary = Some(primary);
+            drop(state);
+            // An inspection of the one before may have ended late.
+            self.settings.watch.retain(|known| *known == address);
             return Ok(());
         }
-        let shard = Shard::new(&self.connector.client(primary)?, &self.settings);
+        let shard = Shard::new(&self.connector.client(&primary.address)?, &self.settings);
         let before = state.shard.replace(shard);
+        let address = primary.address.clone();
+        state.primary = Some(primary);
         drop(state);
         if let Some(before) = before {
             observe::redis_failovers(1);
-            self.settings.watch.retain(|address| address == primary);
+            self.settings.watch.retain(|known| *known == address);
             before.waiters.wake_all();
         }
         Ok(())
@@ -186,8 +226,8 @@ impl Sentinels {
         let mut state = self.lock();
         for sentinel in &mut state.sentinels {
             if sentinel.listener.as_ref().is_none_or(AbortHandle::is_finished) {
-                let listening =
-                    listen(sentinel.client.clone(), Arc::downgrade(self), self.settings.limits[0]);
+                let client = sentinel.line.client().clone();
+                let listening = listen(client, Arc::downgrade(self), self.settings.limits[0]);
                 sentinel.listener = Some(runtime.spawn(listening).abort_handle());
             }
         }
@@ -195,13 +235,6 @@ impl Sentinels {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Sentinels {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.sentinels.iter().filter_map(|sentinel| sentinel.listener.as_ref()).for_each(AbortHandle::abort);
     }
 }
 
@@ -219,10 +252,10 @@ impl Refreshed for Sentinels {
         connect.saturating_add(answer)
     }
 
-    async fn refresh(&self) {
+    async fn refresh(&self) -> bool {
         observe::redis_refreshed();
         // Otherwise the primary stays the one that was found last.
-        let _ = self.resolve().await;
+        self.resolve().await.is_ok()
     }
 }
 
@@ -248,16 +281,20 @@ async fn listen(client: Client, sentinels: Weak<Sentinels>, limit: Duration) {
 
 /// Asks one sentinel for the primary of the service.
 async fn ask_sentinel(
-    client: Client,
+    line: Arc<Line>,
     sentinel: Address,
     service: &str,
     limits: [Duration; 2],
-) -> Result<Told, StoreError> {
+) -> (Address, Result<Told, StoreError>) {
     let mut commands = Pipeline::new();
     commands.cmd("SENTINEL").arg("MASTER").arg(service);
     commands.cmd("SENTINEL").arg("SENTINELS").arg(service);
-    let replies = ask(&client, limits, &commands, 2).await.map_err(|error| at(&sentinel, error))?;
-    told(replies, &sentinel, service)
+    // During a failover only this names the promoted server, and not all users may ask.
+    commands.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service);
+    commands.cmd("SENTINEL").arg("MYID");
+    let replies = line.ask(limits, &commands, 4).await.map_err(|error| at(&sentinel, error));
+    let told = replies.and_then(|replies| told(replies, &sentinel, service));
+    (sentinel, told)
 }
 
 fn told(replies: Vec<Value>, sentinel: &Address, service: &str) -> Result<Told, StoreError> {
@@ -279,11 +316,21 @@ fn told(replies: Vec<Value>, sentinel: &Address, service: &str) -> Result<Told, 
     let garbled = || unavailable(format!("{sentinel} gave no address of the primary"));
     let primary = fields(primary).ok_or_else(garbled)?;
     let epoch = primary.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let named = |fields: HashMap<String, String>| {
+        Some(Named {
+            address: address(&fields)?,
+            id: fields.get("runid").filter(|id| !id.is_empty()).cloned(),
+        })
+    };
     let others = match replies.next() {
         Some(Ok(Value::Array(others))) => {
-            others.into_iter().filter_map(|other| address(&fields(other)?)).collect()
+            others.into_iter().filter_map(|other| named(fields(other)?)).collect()
         }
         _ => Vec::new(),
     };
-    Ok(Told { primary: address(&primary).ok_or_else(garbled)?, epoch, others })
+    let present = replies.next().and_then(|reply| from_redis_value::<(String, u16)>(reply.ok()?).ok());
+    let present = present.map(|(host, port)| Address::announced(&host, port, sentinel));
+    let id = replies.next().and_then(|reply| from_redis_value::<String>(reply.ok()?).ok());
+    let address = present.or_else(|| address(&primary)).ok_or_else(garbled)?;
+    Ok(Told { primary: Primary { epoch, address }, id, others })
 }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{Client, ConnectionAddr};
+use futures_util::future::join_all;
 
 use super::address::Address;
 use super::connection::Connections;
 use super::error::{unavailable, unusable};
+use super::grant_cache::SharedGrants;
 use super::item::{Item, ItemReply};
 use super::listener::RedisListener;
-use super::records::Records;
+use super::reads::Reads;
+use super::records::{Read, Records, Wanted};
 use super::replication::Replication;
 use super::script::Scripts;
 use super::watch::ServerWatch;
@@ -32,6 +35,8 @@ pub(super) struct Shard {
     pub(super) waiters: Waiters<RedisListener>,
     pub(super) settings: Arc<Settings>,
     batcher: Batcher<Shard>,
+    /// With replicas to wait for.
+    reads: Option<Arc<Reads>>,
 }
 
 /// The settings and findings that all shards of a store share.
@@ -59,9 +64,11 @@ impl Shard {
     /// Creates a shard, unconnected.
     pub(super) fn new(client: &Client, settings: &Arc<Settings>) -> Arc<Shard> {
         let address = Address::of(client.get_connection_info().addr());
-        let lanes = if settings.replication.is_some() { LANES } else { 1 };
-        let connections = || Connections::new(client.clone(), &address, settings);
-        let records = Arc::new(Records::new((0..lanes).map(|_| connections()).collect(), settings));
+        let (is_replicated, grants) = (settings.replication.is_some(), Arc::new(SharedGrants::default()));
+        let connections = || Connections::new(client.clone(), &address, settings, &grants);
+        let lanes = (0..if is_replicated { LANES } else { 1 }).map(|_| connections()).collect();
+        let records = Arc::new(Records::new(lanes, is_replicated.then(connections), settings));
+        let reads = is_replicated.then(|| Arc::new(Reads::new(&records)));
         let listener =
             RedisListener { records: Arc::clone(&records), client: client.clone(), limits: settings.limits };
         Arc::new(Shard {
@@ -70,11 +77,18 @@ impl Shard {
             waiters: Waiters::new(Arc::new(listener)),
             settings: Arc::clone(settings),
             batcher: Batcher::default(),
+            reads,
         })
     }
-}
 
-impl Shard {
+    /// Reads the records. With replicas to wait for, these have all that was found.
+    pub(super) async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
+        match &self.reads {
+            Some(reads) => Ok(join_all(wanted.iter().map(|&wanted| Batcher::send(reads, wanted))).await),
+            None => self.records.read(wanted).await,
+        }
+    }
+
     /// Returns the number of the database.
     pub(super) fn database(&self) -> i64 {
         self.records.client().get_connection_info().redis_settings().db()

@@ -42,11 +42,13 @@ const CRC16: [u16; 256] = {
     table
 };
 
+/// First slot, last slot and primary of each range of slots.
+pub(super) type Ranges = BTreeSet<(u16, u16, Address)>;
+
 /// The layout of a cluster as one node tells it: the primary of each range of slots.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// First slot, last slot, primary.
-    pub(super) ranges: BTreeSet<(u16, u16, Address)>,
+    pub(super) ranges: Ranges,
     pub(super) replicas: BTreeSet<Address>,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::address::Redirect;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Rest};
 use super::error::unavailable;
 use super::sentinel::Sentinels;
 use super::shard::Shard;
@@ -48,6 +48,14 @@ impl Topology {
             Topology::One(shard) => (0, vec![Arc::clone(shard)]),
             Topology::Sentinels(sentinels) => sentinels.shards(),
             Topology::Cluster(cluster) => cluster.shards(),
+        }
+    }
+
+    /// Finds out how the records are assigned to shards, and which are on their way.
+    pub(super) async fn rest(&self) -> Result<Rest, StoreError> {
+        match self {
+            Topology::One(_) | Topology::Sentinels(_) => Ok(Rest { map: self.shards().0, open: 0 }),
+            Topology::Cluster(cluster) => cluster.rest().await,
         }
     }
 

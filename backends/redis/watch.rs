@@ -15,6 +15,8 @@ use crate::record::Stamp;
 /// Difference between two readings of a clock, beyond the time between them, that is worth a
 /// warning.
 const JUMP: Duration = Duration::from_secs(1);
+/// Longest time between two readings that are compared: clocks drift.
+const COMPARED: Duration = Duration::from_secs(600);
 
 /// Judges each inspection of a server by the level of the first one.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(super) struct ServerWatch {
     is_cluster: bool,
     /// The number of replicas that each primary needs.
     replicas: Option<u8>,
+    /// True if primaries may have no append-only file, although replicas are waited for.
+    accepts_no_file: bool,
     findings: Mutex<Findings>,
 }
 
@@ -34,8 +38,10 @@ struct Findings {
     /// True once the first inspections are over.
     is_settled: bool,
     nodes: BTreeMap<Address, Node>,
-    /// The last reading of a server's clock, and when it was taken on the monotonic clock.
-    clock: Option<(Stamp, Duration)>,
+    /// The last reading of each server's clock, and when it was taken on the monotonic clock.
+    clocks: BTreeMap<Address, (Stamp, Duration)>,
+    /// The last reading of any.
+    last_clock: Option<(Stamp, Duration)>,
     has_clock_jumped: bool,
     /// For each start of a server, the number of keys it had evicted by its last inspection.
     evicted: HashMap<String, u64>,
@@ -58,6 +64,7 @@ pub(super) enum Doubt {
     Cluster,
     Sentinel,
     TooFewReplicas { online: usize, needed: u8 },
+    NoAppendOnlyFile,
     Evicts { limit: u64, policy: String },
     HasEvicted,
     LessDurable { promised: Durability, durability: Durability, is_verified: bool },
@@ -70,17 +77,19 @@ impl ServerWatch {
         every: Duration,
         is_cluster: bool,
         replicas: Option<u8>,
+        accepts_no_file: bool,
     ) -> ServerWatch {
         let findings = Findings {
             promised: None,
             is_settled: false,
             nodes: BTreeMap::new(),
-            clock: None,
+            clocks: BTreeMap::new(),
+            last_clock: None,
             has_clock_jumped: false,
             evicted: HashMap::new(),
             has_evicted: false,
         };
-        ServerWatch { assumed, every, is_cluster, replicas, findings: Mutex::new(findings) }
+        ServerWatch { assumed, every, is_cluster, replicas, accepts_no_file, findings: Mutex::new(findings) }
     }
 
     /// Ends the first inspections: their weakest level is the promise from now on.
@@ -90,13 +99,18 @@ impl ServerWatch {
 
     /// Forgets the nodes that are not primaries any more.
     pub(super) fn retain(&self, is_primary: impl Fn(&Address) -> bool) {
-        self.lock().nodes.retain(|address, _| is_primary(address));
+        let mut findings = self.lock();
+        findings.nodes.retain(|address, _| is_primary(address));
+        findings.clocks.retain(|address, _| is_primary(address));
     }
 
-    /// Compares a reading of a server's clock with the one before, possibly of another server.
-    pub(super) fn clock(&self, server: Stamp, at: Duration) {
+    /// Compares a precise reading of a server's clock with the one before. The first of a server is
+    /// compared with that of another one.
+    pub(super) fn clock(&self, node: &Address, server: Stamp, at: Duration) {
         let mut findings = self.lock();
-        if let Some((before, then)) = findings.clock.replace((server, at)) {
+        let own = findings.clocks.insert(node.clone(), (server, at));
+        let last = findings.last_clock.replace((server, at));
+        if let Some((before, then)) = own.or(last).filter(|(_, then)| at.saturating_sub(*then) < COMPARED) {
             let expected = before.after(at.saturating_sub(then));
             findings.has_clock_jumped |= expected.since(server).max(server.since(expected)) > JUMP;
         }
@@ -112,6 +126,7 @@ impl ServerWatch {
         let mut warnings = Vec::new();
         let role = self.role(inspection, &mut warnings);
         let replicas = if role.is_none() { self.replicas(inspection, &mut warnings) } else { None };
+        let no_file = self.file(inspection);
         let eviction = eviction(inspection, &mut warnings);
         let durability = durability(inspection, self.assumed, &mut warnings);
         let mut findings = self.lock();
@@ -126,7 +141,14 @@ impl ServerWatch {
         let is_verified = !warnings.contains(&Warning::DurabilityUnverified);
         findings.nodes.insert(node.clone(), Node { durability, warnings, replicas: inspection.replicas });
         let less = || Doubt::LessDurable { promised, durability, is_verified };
-        role.or(eviction).or_else(|| (!durability.satisfies(promised)).then(less)).or(replicas)
+        role.or(eviction).or(no_file).or_else(|| (!durability.satisfies(promised)).then(less)).or(replicas)
+    }
+
+    /// Replicas copy a primary that restarts empty before they notice that it was gone.
+    fn file(&self, inspection: &ServerReport) -> Option<Doubt> {
+        let is_logged = matches!(self.assumed, Some(Durability::Replicated(_)));
+        let needs_file = self.replicas.is_some() && !self.accepts_no_file && !is_logged;
+        (needs_file && inspection.append_only == Some(false)).then_some(Doubt::NoAppendOnlyFile)
     }
 
     fn role(&self, inspection: &ServerReport, warnings: &mut Vec<Warning>) -> Option<Doubt> {
@@ -164,9 +186,18 @@ impl ServerWatch {
 
     /// Returns the level as of the last inspections: that of the weakest node.
     pub(super) fn durability(&self) -> Durability {
-        if let Some(replicas) = self.replicas {
-            return Durability::Replicated(replicas);
+        self.replicas.map_or_else(|| self.of_disks(), Durability::Replicated)
+    }
+
+    /// True if this level is kept: by the replicas, or by the disk of the weakest node.
+    pub(super) fn satisfies(&self, required: Durability) -> bool {
+        match (self.replicas, required) {
+            (Some(_), Durability::Replicated(_)) => self.durability().satisfies(required),
+            _ => self.of_disks().satisfies(required),
         }
+    }
+
+    fn of_disks(&self) -> Durability {
         let findings = self.lock();
         let levels = findings.nodes.values().map(|node| node.durability);
         let weaker = |a: Durability, b: Durability| if a.satisfies(b) { b } else { a };
@@ -230,6 +261,7 @@ impl Doubt {
             Doubt::Replica | Doubt::TooFewReplicas { .. } => unavailable(self.detail()),
             Doubt::Cluster
             | Doubt::Sentinel
+            | Doubt::NoAppendOnlyFile
             | Doubt::Evicts { .. }
             | Doubt::HasEvicted
             | Doubt::LessDurable { .. } => unusable(self.detail()),
@@ -248,6 +280,12 @@ impl Doubt {
             Doubt::TooFewReplicas { online, needed } => format!(
                 "{online} replicas are in step, and {needed} must confirm every write: start more, or ask for fewer"
             ),
+            Doubt::NoAppendOnlyFile => {
+                "it has no append-only file: if it restarts before a replica is promoted, the replicas copy the empty \
+                 server, and all that was acknowledged is lost: set appendonly yes, or accept_no_append_only_file where \
+                 nothing restarts it"
+                    .to_owned()
+            }
             Doubt::Evicts { limit, policy } => {
                 format!("maxmemory-policy {policy} with maxmemory {limit}: {records}: set noeviction")
             }
@@ -324,7 +362,7 @@ mod tests {
     }
 
     fn watch(first: &ServerReport) -> ServerWatch {
-        let watch = ServerWatch::new(None, Duration::ZERO, false, None);
+        let watch = ServerWatch::new(None, Duration::ZERO, false, None, false);
         assert_eq!((judge(&watch, first), watch.doubt()), (None, None));
         watch.settle();
         watch
@@ -375,5 +413,46 @@ mod tests {
         assert_eq!(judge(&lax, &weak("always")), None);
         assert_eq!(lax.durability(), Durability::Power);
         assert_eq!(judge(&lax, &weak("no")), None, "as at first");
+    }
+
+    #[test]
+    fn s9_replicas_of_a_server_without_a_file_are_no_durability() {
+        let of = |append_only| {
+            let replicas = Some(Replicas { online: 1, lag: 0 });
+            ServerReport { append_only, replicas, ..inspection("a", 0) }
+        };
+        let watch = |accepts| ServerWatch::new(None, Duration::ZERO, false, Some(1), accepts);
+        let strict = watch(false);
+        assert_eq!(judge(&strict, &of(Some(false))), Some(Doubt::NoAppendOnlyFile));
+        assert!(!strict.satisfies(Durability::Process) && !strict.satisfies(Durability::Power));
+        // Where it is accepted, replicas are what they are, and the disk keeps nothing.
+        let lax = watch(true);
+        assert_eq!(judge(&lax, &of(Some(false))), None);
+        assert_eq!(lax.durability(), Durability::Replicated(1));
+        assert!(lax.satisfies(Durability::Replicated(1)) && !lax.satisfies(Durability::Replicated(2)));
+        assert!(!lax.satisfies(Durability::Process));
+        // A disk that is synced is still one, with replicas.
+        let synced = watch(false);
+        assert_eq!(judge(&synced, &of(Some(true))), None);
+        assert!(synced.satisfies(Durability::Power) && synced.satisfies(Durability::Replicated(1)));
+        // A server that may not be asked says nothing against it.
+        assert_eq!(judge(&watch(false), &of(None)), None);
+        let logged = ServerWatch::new(Some(Durability::Replicated(2)), Duration::ZERO, false, Some(1), false);
+        assert_eq!(judge(&logged, &of(Some(false))), None);
+    }
+
+    #[test]
+    fn a_clock_is_compared_with_itself_and_a_new_one_with_the_last() {
+        let jumped = |readings: &[(&str, u64, u64)]| {
+            let watch = watch(&inspection("a", 0));
+            for (host, server, at) in readings {
+                watch.clock(&Address::new(host, 1), Stamp(server * 1_000_000), Duration::from_secs(*at));
+            }
+            watch.warnings().contains(&Warning::ClockJumped)
+        };
+        assert!(!jumped(&[("a", 100, 0), ("a", 110, 10)]) && jumped(&[("a", 100, 0), ("a", 115, 10)]));
+        // A promoted server, and one whose reading is so old that its clock may have drifted.
+        assert!(jumped(&[("a", 100, 0), ("b", 70, 1)]) && !jumped(&[("a", 100, 0), ("a", 710, 600)]));
+        assert!(!jumped(&[("a", 100, 0), ("b", 101, 1), ("a", 102, 2), ("b", 103, 3)]));
     }
 }

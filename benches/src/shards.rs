@@ -57,7 +57,7 @@ impl Shards {
             ours(RedisStore::builder(self.one.url())).await,
             ours(RedisStore::cluster([self.cluster.url()])).await,
             ours(sentinel()).await,
-            ours(sentinel().prefix("replicated:").replicated(1)).await,
+            ours(sentinel().prefix("replicated:").replicated(1).accept_no_append_only_file()).await,
         ];
         let mut one = Runner::prepared(one, plan, Some(&self.one)).await;
         let mut cluster = Runner::prepared(cluster, plan, Some(&self.cluster)).await;
