@@ -171,3 +171,13 @@ fn a_port_without_tls_is_named() {
     let error = refused(RedisStore::builder(&url(server.port())));
     assert!(error.to_string().contains("TLS"), "{error}");
 }
+
+/// The crypto provider of rustls, which panics without one, is also there for such a client.
+#[test]
+fn a_client_of_the_application_for_tls_does_not_panic() {
+    let certificates = Certificates::new();
+    let (_server, port) = certificates.server("no");
+    let client = redis::Client::open(url(port)).unwrap();
+    let error = refused(RedisStore::builder_with(client));
+    assert!(error.to_string().contains("certificate"), "{error}");
+}

@@ -91,7 +91,8 @@ impl Cluster {
     }
 
     fn builder(&self, url: &str) -> RedisStoreBuilder {
-        RedisStore::cluster([url]).replicated(u8::from(self.replica.is_some()))
+        let replicas = u8::from(self.replica.is_some());
+        RedisStore::cluster([url]).replicated(replicas).accept_no_append_only_file()
     }
 }
 
