@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use nevertwice::backends::redis::TopologyKind;
-use nevertwice::store::Store;
+use nevertwice::store::{Snapshot, Store};
 use nevertwice::{Begin, Durability, Engine, Error, Fingerprint, Owner, RedisStore, Request, StoreError};
 
 use crate::ledger::request;
@@ -21,17 +21,22 @@ struct Pair {
 
 impl Pair {
     fn start() -> Pair {
+        Pair::start_with(&[])
+    }
+
+    fn start_with(options: &[&str]) -> Pair {
         let network = Network::new();
-        let primary = Node::start(&network.ip(1), &[]);
-        let replica = Node::start(&network.ip(2), &["--replicaof", &network.ip(1), &PORT.to_string()]);
+        let primary = Node::start(&network.ip(1), options);
+        let follows = ["--replicaof", &network.ip(1), &PORT.to_string()];
+        let replica = Node::start(&network.ip(2), &[options, &follows].concat());
         until("the replica is in step", || online(&primary) == 1);
         Pair { network, primary, replica }
     }
 
     async fn store(&self) -> RedisStore {
         RedisStore::builder(&self.primary.url())
-            .response_timeout(Duration::from_millis(300))
             .replicated(1)
+            .accept_no_append_only_file()
             .connect()
             .await
             .unwrap()
@@ -115,6 +120,16 @@ async fn connected(pair: &Pair) -> RedisStore {
     pair.store().await
 }
 
+/// Loads a record, and again where a replica of a busy machine is late.
+async fn loaded(store: &RedisStore, request: &Request) -> Snapshot {
+    for _ in 0..20 {
+        if let Ok(found) = store.load(&request.id()).await {
+            return found;
+        }
+    }
+    panic!("never loaded");
+}
+
 async fn patient(engine: &Engine, request: &Request) -> Begin {
     for _ in 0..20 {
         if let Ok(begin) = engine.begin(request).await {
@@ -164,7 +179,8 @@ fn s9_the_replica_has_all_that_was_acknowledged() {
 fn a_primary_with_too_few_replicas_is_refused_and_later_gets_no_grants() {
     let pair = Pair::start();
     block_on_tokio(async {
-        let two = RedisStore::builder(&pair.primary.url()).replicated(2).connect().await.unwrap_err();
+        let two = RedisStore::builder(&pair.primary.url()).replicated(2).accept_no_append_only_file();
+        let two = two.connect().await.unwrap_err();
         assert!(!two.is_transient() && two.to_string().contains("1 replicas are in step"), "{two}");
         let store = pair.store().await;
         let health = store.health().await;
@@ -185,12 +201,101 @@ fn a_primary_with_too_few_replicas_is_refused_and_later_gets_no_grants() {
     });
 }
 
+/// Such a primary restarts empty, and its replicas copy that.
+#[test]
+fn s9_replicas_of_a_primary_without_a_file_are_refused_unless_accepted() {
+    let pair = Pair::start();
+    let builder = || RedisStore::builder(&pair.primary.url()).replicated(1);
+    let build = |store, level| Engine::builder(store).require(level).build();
+    block_on_tokio(async {
+        let error = builder().connect().await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("set appendonly yes"), "{error}");
+        let store = builder().accept_no_append_only_file().connect().await.unwrap();
+        assert!(build(store.clone(), Durability::Replicated(1)).is_ok());
+        for level in [Durability::Process, Durability::Power] {
+            assert!(build(store.clone(), level).is_err(), "{level}");
+        }
+        pair.primary.ask::<()>("CONFIG SET appendonly yes appendfsync always");
+        let store = builder().connect().await.unwrap();
+        for level in [Durability::Process, Durability::Power, Durability::Replicated(1)] {
+            assert!(build(store.clone(), level).is_ok(), "{level}");
+        }
+        // It may lose its file while the store runs.
+        let engine = hasty(store);
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        pair.primary.ask::<()>("CONFIG SET appendonly no");
+        let store = builder().recheck_every(Duration::ZERO).connect().await;
+        assert!(store.is_err());
+    });
+}
+
+/// One `WAIT` serves all reads that came meanwhile, and none holds up another for long.
+#[test]
+fn l1_many_reads_share_their_confirmations() {
+    let pair = Pair::start();
+    block_on_tokio(async {
+        let store = pair.store().await;
+        let engine = Engine::builder(store.clone()).build().unwrap();
+        let requests: Vec<_> = (0..400).map(|number| request(&format!("{number}"))).collect();
+        for begun in engine.begin_many(&requests).await {
+            let _ = begun.unwrap();
+        }
+        let waits = || {
+            let info: String = pair.primary.ask("INFO commandstats");
+            let calls = info.lines().find_map(|line| line.strip_prefix("cmdstat_wait:calls=")).unwrap();
+            calls.split(',').next().unwrap().parse::<usize>().unwrap()
+        };
+        let before = waits();
+        let reads = join_all(requests.iter().map(async |request| loaded(&store, request).await)).await;
+        assert!(reads.into_iter().all(|read| read.record.is_some()));
+        assert!(waits() - before < 100, "{} trips for 400 reads", waits() - before);
+    });
+}
+
+/// A caller may stop acting because there is no record.
+#[test]
+fn s9_that_there_is_no_record_is_withheld_until_a_replica_knows() {
+    let pair = Pair::start();
+    block_on_tokio(async {
+        let store = pair.store().await;
+        assert!(loaded(&store, &request("absent")).await.record.is_none());
+        pair.part();
+        let error = store.load(&request("absent").id()).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("replicas confirmed"), "{error}");
+    });
+}
+
+/// It cannot be written back, so another read of the trip is.
+#[test]
+fn s10_a_value_that_is_no_string_fails_its_own_key_only() {
+    let pair = Pair::start();
+    block_on_tokio(async {
+        let store = pair.store().await;
+        let engine = hasty(store.clone());
+        acquire(&engine, &request("done")).await.complete("done").await.unwrap();
+        let list = request("list").id();
+        let name = [b"nevertwice:", &list.as_bytes()[..]].concat();
+        redis::cmd("RPUSH").arg(name).arg("x").exec(&mut pair.primary.raw().unwrap()).unwrap();
+        let (list, done) = (request("list"), request("done"));
+        let requests = [done.clone(), list.clone(), done, list];
+        for (number, begun) in engine.begin_many(&requests).await.into_iter().enumerate() {
+            if number % 2 == 0 {
+                assert!(matches!(begun.unwrap(), Begin::Completed(_)), "{number}");
+            } else {
+                assert!(matches!(begun, Err(Error::Store(StoreError::Corrupt { .. }))), "{begun:?}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_user_who_may_not_wait_is_refused() {
     let pair = Pair::start();
     pair.primary.ask::<()>("ACL SETUSER rosa on >s3cret ~* +@all -wait");
     let url = pair.primary.url().replace("redis://", "redis://rosa:s3cret@");
-    let error = block_on_tokio(RedisStore::builder(&url).replicated(1).connect()).unwrap_err();
+    let error =
+        block_on_tokio(RedisStore::builder(&url).replicated(1).accept_no_append_only_file().connect())
+            .unwrap_err();
     assert!(!error.is_transient() && error.to_string().contains("+wait"), "{error}");
 }
 

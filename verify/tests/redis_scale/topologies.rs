@@ -1,5 +1,7 @@
 //! A primary with replicas and sentinels, and a cluster, as the tests start them.
 
+use std::collections::BTreeMap;
+
 use nevertwice::RedisStore;
 use nevertwice::backends::redis::RedisStoreBuilder;
 use redis::Value;
@@ -102,6 +104,17 @@ impl Servers {
         });
     }
 
+    /// Waits until all nodes of the cluster tell the same layout, and no slot is on its way.
+    pub(crate) fn until_agreed(&self) {
+        let told = |node: &Node| node.try_ask::<Value>("CLUSTER SLOTS").ok().map(owners);
+        let is_at_rest =
+            |node: &Node| node.try_ask::<String>("CLUSTER NODES").is_ok_and(|text| !text.contains(" ["));
+        until("all nodes agree on the slots", || {
+            let first = told(&self.nodes[0]);
+            first.is_some() && self.nodes.iter().all(|node| is_at_rest(node) && told(node) == first)
+        });
+    }
+
     /// Waits until the primaries have as many replicas in step as at first.
     pub(crate) fn until_ready(&self) {
         if self.sentinels.is_empty() {
@@ -110,12 +123,14 @@ impl Servers {
         until("the replicas are in step", || online(&self.nodes[self.primary()]) == 2);
     }
 
-    /// Starts to set up a store.
+    /// Starts to set up a store. The tests restart a primary only after its failover.
     pub(crate) fn store(&self) -> RedisStoreBuilder {
-        if self.sentinels.is_empty() {
-            return RedisStore::cluster(self.nodes.iter().map(Node::url));
-        }
-        RedisStore::sentinel(self.sentinels.iter().map(Node::url), SERVICE)
+        let builder = if self.sentinels.is_empty() {
+            RedisStore::cluster(self.nodes.iter().map(Node::url))
+        } else {
+            RedisStore::sentinel(self.sentinels.iter().map(Node::url), SERVICE)
+        };
+        builder.accept_no_append_only_file()
     }
 
     /// Returns the index of the primary that serves now: of the service, or of the first slots.
@@ -140,6 +155,17 @@ fn first_primary(node: &Node) -> Option<String> {
     let (.., primary) = ranges.into_iter().find(|(first, ..)| *first == 0)?;
     let Value::Array(fields) = primary else { return None };
     redis::from_redis_value(fields.into_iter().next()?).ok()
+}
+
+/// The address of the primary of each slot.
+fn owners(reply: Value) -> BTreeMap<u16, String> {
+    let mut owners = BTreeMap::new();
+    for (first, last, primary) in ranges(reply) {
+        let Value::Array(fields) = primary else { continue };
+        let ip: String = redis::from_redis_value(fields[0].clone()).unwrap();
+        (first..=last).for_each(|slot| drop(owners.insert(slot, ip.clone())));
+    }
+    owners
 }
 
 /// The first slot, the last slot and the primary of each range.
