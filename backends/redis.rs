@@ -123,16 +123,16 @@ use crate::store_id::StoreId;
 /// |---|---|---|
 /// | evicting: a `maxmemory-policy` and a `maxmemory` | [`StoreError::Unusable`] | it is `noeviction` again |
 /// | less durable than when the store connected | `Unusable` | it is as durable again |
-/// | without an append-only file, of a store with [`replicated`](RedisStoreBuilder::replicated) | `Unusable` | it has one, or [`accept_no_append_only_file`](RedisStoreBuilder::accept_no_append_only_file) is set |
+/// | without an append-only file, of a `replicated` store that does not accept that | `Unusable` | it has one |
 /// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process is restarted |
 /// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
 /// | a primary with fewer replicas in step than [`replicated`](RedisStoreBuilder::replicated) asks for | `Unavailable` | enough of them are in step |
 /// | a cluster node (of a store that expects none) or a sentinel | `Unusable` | another server answers |
 ///
-/// Leases are still renewed, marked and finished, and duplicates are answered if their record still
-/// exists; a replica does neither. While grants are refused, a begin inspects the server again once the last inspection is
-/// a second old, so no restart is needed after a repair. A repair does not bring back evicted
-/// records, so an operator has to deal with those first.
+/// Leases are still renewed, marked and finished, and duplicates are answered if their record
+/// still exists; a replica does neither. While grants are refused, a begin inspects the server
+/// again once the last inspection is a second old, so no restart is needed after a repair. A
+/// repair does not bring back evicted records, so an operator has to deal with those first.
 ///
 /// One window remains: a server that starts to evict under an open connection can drop records
 /// until the next inspection, and their keys are then granted again. The growth of `evicted_keys`
@@ -153,8 +153,8 @@ use crate::store_id::StoreId;
 /// * `+scan` for an operator who [lists](Store::scan) the records.
 /// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes
 ///   +cluster|countkeysinslot`), `+wait` for [`replicated`](RedisStoreBuilder::replicated). On
-///   sentinels: `+sentinel|master +sentinel|sentinels +sentinel|get-master-addr-by-name +subscribe`,
-///   and `&*`.
+///   sentinels: `+sentinel|master +sentinel|sentinels +subscribe`, and `&*`; with
+///   `+sentinel|get-master-addr-by-name` a failover is known sooner.
 ///
 /// # Waiters
 ///

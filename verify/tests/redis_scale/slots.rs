@@ -22,8 +22,8 @@ const RECORDS: usize = 30_000;
 const AT_ONCE: usize = 100;
 const SLOTS: usize = 16_384;
 /// Time for which slots move each way; with `NEVERTWICE_LONG` ten times as long. The nodes sync
-/// their configuration at each of four steps, and those of Valkey also wait for their replicas to do
-/// so, so that a number of slots would take any time on a busy machine.
+/// their configuration at each of four steps, and those of Valkey also wait for their replicas to
+/// do so, so that a number of slots would take any time on a busy machine.
 const MOVING: Duration = Duration::from_secs(8);
 
 /// Moves slots with their keys from one primary to another, as an operator's tool does. Returns the
@@ -43,8 +43,8 @@ pub(crate) fn move_slots(servers: &Servers, from: usize, to: usize, slots: Range
     moved
 }
 
-/// Moves slots one after the other until the time or `most` of them are over. Returns the numbers of
-/// keys and of slots.
+/// Moves slots one after the other until the time or `most` of them are over. Returns the numbers
+/// of keys and of slots.
 fn move_for_a_while(servers: &Servers, from: usize, to: usize, most: usize) -> (usize, usize) {
     let started = SystemClock.monotonic();
     let (mut moved, mut slots) = (0, 0);
