@@ -1,18 +1,30 @@
 //! The Redis store: [`RedisStore`].
 
+mod address;
 mod batch;
 mod builder;
+mod cluster;
 mod connection;
 mod error;
+mod flight;
 mod grant_cache;
+mod health;
 mod inspection;
 mod item;
+mod line;
 mod listener;
 mod pipeline;
+mod reads;
 mod records;
+mod replication;
+mod routing;
 mod row;
 mod script;
+mod sentinel;
+mod shard;
+mod slots;
 mod time;
+mod topology;
 mod tracking;
 mod value;
 mod warning;
@@ -23,18 +35,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use ::redis::{Client, ConnectionAddr};
 use async_trait::async_trait;
 
 pub use self::builder::RedisStoreBuilder;
-use self::error::{BACKEND, malformed, unavailable, unusable};
+use self::error::{BACKEND, malformed, unusable};
+pub use self::health::{Health, NodeHealth, TopologyKind};
 use self::item::{Expected, Item, ItemReply};
-use self::listener::RedisListener;
-use self::records::Records;
-use self::script::Scripts;
+use self::shard::Settings;
+use self::topology::Topology;
 pub use self::warning::Warning;
-use crate::backends::shared::batcher::{Batcher, Transport};
-use crate::backends::shared::waiters::Waiters;
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -43,10 +53,13 @@ use crate::record::{Record, Stamp};
 use crate::store::{Cursor, Page, Snapshot, Store, Swap, SwapRequest};
 use crate::store_id::StoreId;
 
-/// Records in a Redis (7.0 or later) or Valkey server, shared by every process that connects to it.
+/// Records in Redis (7.0 or later) or Valkey, shared by every process that connects to it: one
+/// server ([`connect`](RedisStore::connect)), the primary that sentinels name
+/// ([`sentinel`](RedisStore::sentinel)), or a cluster ([`cluster`](RedisStore::cluster)).
+/// `docs/REDIS.md` of the repository says how to run each, and what a failover loses.
 ///
-/// Needs a tokio runtime. Clones share one multiplexed connection. After it is lost, the next call
-/// opens another.
+/// Needs a tokio runtime. Clones share one multiplexed connection to each server (two with
+/// [`replicated`](RedisStoreBuilder::replicated)). After it is lost, the next call opens another.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -84,9 +97,9 @@ use crate::store_id::StoreId;
 ///
 /// # Server requirements
 ///
-/// * A primary with `maxmemory-policy noeviction`, outside a cluster: clusters are not supported
-///   yet. Over `maxmemory`, begins are refused with [`StoreError::Full`]; duplicates are still
-///   answered, and operations in progress can be finished.
+/// * A primary with `maxmemory-policy noeviction`. Over `maxmemory`, begins are refused with
+///   [`StoreError::Full`]; duplicates are still answered, and operations in progress can be
+///   finished.
 /// * Durability as the application needs: see [`durability`](Store::durability). Without an
 ///   append-only file nothing survives ([`Durability::Memory`]); `appendfsync always` is
 ///   [`Durability::Power`]; the other settings are [`Durability::Process`] (`everysec` only while
@@ -110,14 +123,16 @@ use crate::store_id::StoreId;
 /// |---|---|---|
 /// | evicting: a `maxmemory-policy` and a `maxmemory` | [`StoreError::Unusable`] | it is `noeviction` again |
 /// | less durable than when the store connected | `Unusable` | it is as durable again |
+/// | without an append-only file, of a `replicated` store that does not accept that | `Unusable` | it has one |
 /// | one that has evicted keys: `evicted_keys` has grown, or is not 0 on another server | `Unusable` | an operator calls [`accept_evictions`](RedisStore::accept_evictions), or the process is restarted |
 /// | a replica | [`StoreError::Unavailable`], which the engine repeats on new connections | it, or the server behind the name, is a primary |
-/// | a cluster node or a sentinel | `Unusable` | another server answers |
+/// | a primary with fewer replicas in step than [`replicated`](RedisStoreBuilder::replicated) asks for | `Unavailable` | enough of them are in step |
+/// | a cluster node (of a store that expects none) or a sentinel | `Unusable` | another server answers |
 ///
-/// Leases are still renewed, marked and finished, and duplicates are answered if their record still
-/// exists. While grants are refused, a begin inspects the server again once the last inspection is
-/// a second old, so no restart is needed after a repair. A repair does not bring back evicted
-/// records, so an operator has to deal with those first.
+/// Leases are still renewed, marked and finished, and duplicates are answered if their record
+/// still exists; a replica does neither. While grants are refused, a begin inspects the server
+/// again once the last inspection is a second old, so no restart is needed after a repair. A
+/// repair does not bring back evicted records, so an operator has to deal with those first.
 ///
 /// One window remains: a server that starts to evict under an open connection can drop records
 /// until the next inspection, and their keys are then granted again. The growth of `evicted_keys`
@@ -136,26 +151,25 @@ use crate::store_id::StoreId;
 /// * `+client|tracking`, so that the server announces changes to waiters. Without it,
 ///   [waiters](Store::changed) poll ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
+/// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes
+///   +cluster|countkeysinslot`), `+wait` for [`replicated`](RedisStoreBuilder::replicated). On
+///   sentinels: `+sentinel|master +sentinel|sentinels +subscribe`, and `&*`; with
+///   `+sentinel|get-master-addr-by-name` a failover is known sooner.
 ///
 /// # Waiters
 ///
-/// All waiters of a store share one extra connection, over which the server announces changes
-/// (`CLIENT TRACKING`, on RESP3). It reads each record that has a waiter, and is closed some 10 s
-/// after the last waiter leaves. Records without waiters cost nothing. The server announces key
-/// names regardless of the database, so stores with the same prefix in two databases cause spurious
-/// wake-ups in each other.
+/// All waiters of a store share one extra connection to each server, over which that announces
+/// changes (`CLIENT TRACKING`, on RESP3). It reads each record that has a waiter, and is closed
+/// some 10 s after the last waiter leaves. Records without waiters cost nothing. The server
+/// announces key names regardless of the database, so stores with the same prefix in two databases
+/// cause spurious wake-ups in each other.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
-    records: Arc<Records>,
-    waiters: Waiters<RedisListener>,
+    topology: Topology,
+    settings: Arc<Settings>,
     identity: StoreId,
-    clock_slack: Duration,
-    scripts: Scripts,
-    batcher: Batcher<Inner>,
-    /// Upper bound on the time that one delivery takes.
-    delivery_limit: Duration,
     /// Warnings that later inspections do not change.
     warnings: Vec<Warning>,
     read_only: bool,
@@ -174,20 +188,43 @@ impl RedisStore {
 
     /// Starts to set up a store.
     pub fn builder(url: &str) -> RedisStoreBuilder {
-        // The detail leaves out the parse error, which could quote a password.
-        let detail = "the URL is not one of a Redis server, or asks for TLS, which the `redis` crate was built without";
-        let without_delay = |info: ConnectionInfo| {
-            let settings = info.tcp_settings().clone().set_nodelay(true);
-            Client::open(info.set_tcp_settings(settings))
-        };
-        let client = url.into_connection_info().and_then(without_delay);
-        RedisStoreBuilder::new(client.map_err(|_| unusable(detail)))
+        RedisStoreBuilder::server(url)
     }
 
-    /// Starts to set up a store over an existing client, for example one with its own TLS
-    /// certificates.
+    /// Starts to set up a store over an existing client.
     pub fn builder_with(client: Client) -> RedisStoreBuilder {
-        RedisStoreBuilder::new(Ok(client))
+        RedisStoreBuilder::with_client(client)
+    }
+
+    /// Starts to set up a store on a cluster. The URLs are those of some nodes, which tell the
+    /// others; login and TLS are those of the first.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use nevertwice::RedisStore;
+    /// let seeds = ["redis://10.0.0.1:6379", "redis://10.0.0.2:6379"];
+    /// let store = RedisStore::cluster(seeds).replicated(1).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cluster<U: AsRef<str>>(urls: impl IntoIterator<Item = U>) -> RedisStoreBuilder {
+        RedisStoreBuilder::cluster(urls)
+    }
+
+    /// Starts to set up a store on the primary that sentinels name for `service`. The URLs are
+    /// those of sentinels, with their own login; [`login`](RedisStoreBuilder::login) sets that of
+    /// the servers.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use nevertwice::RedisStore;
+    /// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"];
+    /// let store = RedisStore::sentinel(sentinels, "payments").replicated(1).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sentinel<U: AsRef<str>>(urls: impl IntoIterator<Item = U>, service: &str) -> RedisStoreBuilder {
+        RedisStoreBuilder::sentinel(urls, service)
     }
 
     /// Refuses writes of a store that was opened for reading only, and calls that
@@ -210,9 +247,16 @@ impl RedisStore {
 
     /// Returns the warnings for the operator of this server, as of its last inspection.
     pub fn warnings(&self) -> Vec<Warning> {
-        let mut warnings = self.0.records.connections.watch.warnings();
-        warnings.extend_from_slice(&self.0.warnings);
-        warnings
+        self.0.warnings()
+    }
+
+    /// Inspects the servers now, for a readiness probe. It takes at most the timeouts of the
+    /// builder, and reports failures rather than failing.
+    pub async fn health(&self) -> Health {
+        match self.usable() {
+            Ok(()) => self.0.health().await,
+            Err(error) => self.0.unusable(error),
+        }
     }
 
     /// Allows grants again after the server evicted keys, once an operator has made sure that
@@ -221,7 +265,7 @@ impl RedisStore {
     /// Begins stay refused while the server is still configured to evict. Stores in other processes
     /// are not informed.
     pub fn accept_evictions(&self) {
-        self.0.records.connections.watch.accept_evictions();
+        self.0.settings.watch.accept_evictions();
     }
 }
 
@@ -247,12 +291,12 @@ impl fmt::Debug for RedisStore {
 impl Store for RedisStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
         self.usable()?;
-        self.0.records.load(id).await
+        self.0.load(id).await
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         self.writable()?;
-        let reply = Batcher::send(&self.0, self.0.item(swap)).await;
+        let reply = self.0.send(self.0.item(swap)).await;
         if let Ok(ItemReply::Done { stamp, .. }) = reply {
             return Ok(Swap::Done(stamp));
         }
@@ -266,12 +310,12 @@ impl Store for RedisStore {
         self.0.swap_batch(swaps).await
     }
 
-    /// Waits on one connection that receives changes for all waiters of the store and its clones,
-    /// served by a task of the first waiter's runtime. Without that connection or the permission
-    /// for it, records are polled at least every 100 ms.
+    /// Waits on one connection for each server, which receives changes for all waiters of the store
+    /// and its clones, served by a task of the first waiter's runtime. Without that connection or
+    /// the permission for it, records are polled at least every 100 ms.
     async fn changed(&self, id: &RecordId, stamp: Stamp, within: Duration) -> Result<(), StoreError> {
         self.usable()?;
-        self.0.waiters.wait(id, stamp, within).await;
+        self.0.wait(id, stamp, within).await?;
         Ok(())
     }
 
@@ -280,21 +324,30 @@ impl Store for RedisStore {
     /// the permission `+scan`.
     async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
         self.usable()?;
-        self.0.records.scan(after, limit).await
+        self.0.scan(after, limit).await
     }
 
     async fn discard(&self, id: &RecordId) -> Result<bool, StoreError> {
         self.writable()?;
         let item = Item { expected: Expected::Anything, ..self.0.item(&SwapRequest::new(id, None, None)) };
-        match Batcher::send(&self.0, item).await? {
+        match self.0.send(item).await? {
             ItemReply::Done { existed, .. } => Ok(existed),
-            ItemReply::Conflict { .. } | ItemReply::Seen { .. } | ItemReply::Refused(_) => Err(malformed()),
+            ItemReply::Conflict { .. }
+            | ItemReply::Seen { .. }
+            | ItemReply::Refused(_)
+            | ItemReply::Elsewhere(..) => Err(malformed()),
         }
     }
 
     /// Returns the level as of the last inspection of the server.
     fn durability(&self) -> Durability {
-        self.0.records.connections.watch.durability()
+        self.0.settings.watch.durability()
+    }
+
+    /// Returns true if the disk of the weakest primary keeps this level, or, of
+    /// [`Replicated`](Durability::Replicated), the replicas do.
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        self.0.settings.watch.satisfies(required)
     }
 
     /// Returns the id that [`store_id`] gives. It does not depend on the server, which a token may
@@ -309,6 +362,12 @@ impl Store for RedisStore {
 }
 
 impl Inner {
+    fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.settings.watch.warnings();
+        warnings.extend_from_slice(&self.warnings);
+        warnings
+    }
+
     /// Translates a swap into an [`Item`].
     fn item(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Item {
         let next = next.as_deref();
@@ -316,39 +375,12 @@ impl Inner {
             id: *id,
             expected: Expected::from(*expected),
             bytes: next.map_or_else(Vec::new, |next| next.encode(id, Stamp::ZERO)),
-            keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.clock_slack),
+            keep: next.map_or(Duration::ZERO, Record::keep).saturating_add(self.settings.clock_slack),
             refusable: next.is_some_and(Record::may_be_refused),
             grants: next.is_some_and(|next| next.lease().is_some()),
+            is_asking: false,
+            is_probe: false,
         }
-    }
-}
-
-impl Transport for Inner {
-    type Item = Item;
-    type Answer = ItemReply;
-
-    /// Limits of one pipeline. It blocks the server for some 3 µs per swap.
-    const MAX_ITEMS: usize = 128;
-    const MAX_BYTES: usize = 256 << 10;
-
-    fn bytes(item: &Item) -> usize {
-        item.bytes.len()
-    }
-
-    fn unanswered(detail: &'static str) -> StoreError {
-        unavailable(detail)
-    }
-
-    fn batcher(&self) -> &Batcher<Inner> {
-        &self.batcher
-    }
-
-    fn delivery_limit(&self) -> Duration {
-        self.delivery_limit
-    }
-
-    async fn deliver(self: &Arc<Self>, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
-        Inner::deliver(self, items).await
     }
 }
 

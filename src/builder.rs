@@ -179,7 +179,7 @@ impl EngineBuilder {
     pub fn build(self) -> Result<Engine, PolicyError> {
         self.policy.check()?;
         let (has, required) = (self.store.durability(), self.required);
-        if !has.satisfies(required) {
+        if !self.store.is_as_durable_as(required) {
             return Err(PolicyError::Durability { has, required });
         }
         Ok(Engine::assemble(self.store, self.policy, self.clock))

@@ -280,9 +280,9 @@
 //!   runs unknowingly.
 //! * **More than the store keeps.** A memory store loses its records with its process. Redis
 //!   without AOF loses them with its server. A Redis failover loses writes that the new primary had
-//!   not received. A Redis server that starts to evict, or that keeps less than when the store
-//!   connected, gets no more grants within 30 s (its `recheck_every`); operations in progress can
-//!   still finish.
+//!   not received; with `replicated(n)` those were not acknowledged either. A Redis server that
+//!   starts to evict, or that keeps less than when the store connected, gets no more grants within
+//!   30 s (its `recheck_every`); operations in progress can still finish.
 //! * **Protection from a deleted store.** Remove the file or the server's data, and all keys are
 //!   new.
 //! * **Secrecy of responses.** They are stored as they are given. Keys are stored as digests unless

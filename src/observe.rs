@@ -58,6 +58,14 @@
 //! file is opened.
 //!
 #![doc = include_str!("observe/sqlite_events.md")]
+//!
+//! # Events of the Redis store
+//!
+#![doc = include_str!("observe/redis_events.md")]
+//!
+//! # Metrics of the Redis store
+//!
+#![doc = include_str!("observe/redis_metrics.md")]
 // The hooks are called in every build; without the features they ignore their arguments.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(unused_variables, dead_code))]
 
@@ -129,6 +137,8 @@ mod describe;
 #[cfg(feature = "http")]
 mod http;
 mod seen;
+#[cfg(feature = "redis")]
+mod shards;
 
 pub(crate) use self::describe::describe;
 #[cfg(feature = "http")]
@@ -136,6 +146,8 @@ pub(crate) use self::http::{
     HttpOutcome, http_answered, http_failed_open, http_no_caller, http_unrecorded, in_current_span,
 };
 pub(crate) use self::seen::{Granted, Moment, Op, Seen, call, in_span, quiet_call};
+#[cfg(feature = "redis")]
+pub(crate) use self::shards::{redis_failovers, redis_redirect, redis_refreshed, redis_too_few_replicas};
 
 /// Reports that the holder of a lease learned, for the first time, that it lost the key.
 pub(crate) fn lease_lost(source: &dyn Source, attempt: u32, current: Current) {

@@ -204,6 +204,13 @@ pub trait Store: Debug + Send + Sync + 'static {
         Durability::Memory
     }
 
+    /// Returns true if an acknowledged write survives what this level names. **Provided**: as
+    /// [`durability`](Store::durability) says. A store whose replicas and disks promise different
+    /// things overrides it.
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        self.durability().satisfies(required)
+    }
+
     /// Returns true if another process, including a forked child of this one, may ever see the
     /// records. A store that returns false saves every begin a system call, since owners need not
     /// stay unique across a fork. **Provided**: true, which is always safe.
@@ -271,6 +278,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn durability(&self) -> Durability {
         (**self).durability()
+    }
+
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        (**self).is_as_durable_as(required)
     }
 
     fn is_shared(&self) -> bool {

@@ -27,6 +27,9 @@ mod server;
 mod setup;
 #[path = "redis/stamps.rs"]
 mod stamps;
+#[cfg(any(feature = "redis-rustls", feature = "redis-native-tls"))]
+#[path = "redis/tls.rs"]
+mod tls;
 #[path = "redis/waiting.rs"]
 mod waiting;
 

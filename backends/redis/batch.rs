@@ -1,10 +1,14 @@
 //! Batches of swaps: splitting a batch into pipelines, and settling the answers.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
 
 use super::Inner;
 use super::error::malformed;
-use super::item::ItemReply;
+use super::item::{Item, ItemReply};
+use super::shard::Shard;
 use super::value::snapshot;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -15,29 +19,68 @@ use crate::store::{Swap, SwapRequest};
 const MAX_ITEMS: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
 
+/// The pipelines of one shard, one after the other.
+struct Queue {
+    shard: Arc<Shard>,
+    parts: Vec<Part>,
+    /// The ids in the last part.
+    ids: HashSet<RecordId>,
+}
+
+/// The items of one pipeline, each with its place in the batch.
+#[derive(Default)]
+struct Part {
+    items: Vec<Item>,
+    places: Vec<usize>,
+    bytes: usize,
+}
+
 impl Inner {
     /// Applies the swaps in their order. A batch without repeated ids takes one round trip per few
-    /// hundred swaps.
+    /// hundred swaps and shard. Shards do not wait for each other.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
-        let mut replies = Vec::with_capacity(swaps.len());
-        let (mut items, mut ids, mut bytes) = (Vec::new(), HashSet::new(), 0_usize);
-        for swap in swaps {
-            let item = self.item(swap);
-            let is_full =
-                items.len() == MAX_ITEMS || bytes.saturating_add(item.bytes.len()) > MAX_BYTES && bytes > 0;
-            // A swap must see the effect of an earlier one with the same id.
-            if is_full || ids.contains(&swap.id) {
-                replies.append(&mut self.deliver(items).await);
-                (bytes, items, ids) = (0, Vec::new(), HashSet::new());
-            }
-            bytes = bytes.saturating_add(item.bytes.len());
-            ids.insert(swap.id);
-            items.push(item);
+        let mut replies: Vec<Option<Result<ItemReply, StoreError>>> = swaps.iter().map(|_| None).collect();
+        let mut queues = Vec::<Queue>::new();
+        for (place, swap) in swaps.iter().enumerate() {
+            let shard = match self.topology.shard(&swap.id) {
+                Ok(shard) => shard,
+                Err(error) => {
+                    replies[place] = Some(Err(error));
+                    continue;
+                }
+            };
+            let known = queues.iter().position(|queue| Arc::ptr_eq(&queue.shard, &shard));
+            let known = known.unwrap_or_else(|| {
+                queues.push(Queue { shard, parts: Vec::new(), ids: HashSet::new() });
+                queues.len() - 1
+            });
+            queues[known].add(place, self.item(swap));
         }
-        if !items.is_empty() {
-            replies.append(&mut self.deliver(items).await);
+        let sent = join_all(queues.into_iter().map(|queue| self.send_queue(queue))).await;
+        for (place, reply) in sent.into_iter().flatten() {
+            replies[place] = Some(reply);
         }
+        let missing = || Err(malformed());
+        let replies = replies.into_iter().map(|reply| reply.unwrap_or_else(missing)).collect();
         self.settle(swaps, replies).await
+    }
+
+    /// Sends the parts of one shard in their order. Items that another node serves follow. After a
+    /// part that the shard did not answer, the others are not sent.
+    async fn send_queue(&self, queue: Queue) -> Vec<(usize, Result<ItemReply, StoreError>)> {
+        let (mut replies, mut silent) = (Vec::new(), None::<StoreError>);
+        for part in queue.parts {
+            if let Some(error) = &silent {
+                replies.extend(part.places.into_iter().map(|place| (place, Err(error.clone()))));
+                continue;
+            }
+            let answers = queue.shard.deliver(part.items).await;
+            let is_silent = answers.iter().all(|reply| matches!(reply, Err(error) if error.is_transient()));
+            let followed = join_all(answers.into_iter().map(|reply| self.follow(reply))).await;
+            silent = followed.first().and_then(|reply| reply.as_ref().err().cloned()).filter(|_| is_silent);
+            replies.extend(part.places.into_iter().zip(followed));
+        }
+        replies
     }
 
     /// Translates replies into results. Swaps whose reply does not suffice have their records
@@ -52,22 +95,48 @@ impl Inner {
         let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
         let open = settled.iter().filter(|(_, settled)| is_open(settled));
         let ids: Vec<_> = open.map(|(swap, _)| swap.id).collect();
-        let mut found = self.records.load_many(&ids).await.map(Vec::into_iter);
-        let mut load = || match &mut found {
-            Ok(found) => found.next().unwrap_or_else(|| Err(malformed())),
-            Err(error) => Err(error.clone()),
-        };
+        let mut found = self.load_many(&ids).await.into_iter();
+        let mut load = || found.next().unwrap_or_else(|| Err(malformed()));
         let settle = |(swap, settled): (&SwapRequest, Settled)| match settled {
             Settled::Done(result) => result,
-            Settled::Open(refused) => match (load()?, refused) {
+            Settled::Open(refused) => match (load(), refused) {
                 // A duplicate is answered from the record even while begins are refused.
-                (found, Some(why)) if found.record.as_ref().map(|record| record.stamp) == swap.expected => {
+                (Ok(found), Some(why))
+                    if found.record.as_ref().map(|record| record.stamp) == swap.expected =>
+                {
                     Err(why)
                 }
-                (found, _) => Ok(Swap::Conflict(found)),
+                (found, _) => found.map(Swap::Conflict),
             },
         };
         settled.into_iter().map(settle).collect()
+    }
+}
+
+impl Queue {
+    fn add(&mut self, place: usize, item: Item) {
+        // A swap must see the effect of an earlier one with the same id.
+        let is_repeated = !self.ids.insert(item.id);
+        if is_repeated || self.parts.last().is_none_or(|part| part.is_full(&item)) {
+            self.ids = HashSet::from([item.id]);
+            self.parts.push(Part::default());
+        }
+        if let Some(part) = self.parts.last_mut() {
+            part.add(place, item);
+        }
+    }
+}
+
+impl Part {
+    fn is_full(&self, item: &Item) -> bool {
+        self.items.len() == MAX_ITEMS
+            || self.bytes.saturating_add(item.bytes.len()) > MAX_BYTES && self.bytes > 0
+    }
+
+    fn add(&mut self, place: usize, item: Item) {
+        self.bytes = self.bytes.saturating_add(item.bytes.len());
+        self.items.push(item);
+        self.places.push(place);
     }
 }
 
@@ -90,6 +159,8 @@ fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled 
             found => found.map(Swap::Conflict),
         },
         Ok(ItemReply::Refused(why)) => return Settled::Open(Some(why)),
+        // Followed before it comes here.
+        Ok(ItemReply::Elsewhere(..)) => Err(malformed()),
         Err(error) => Err(error),
     })
 }

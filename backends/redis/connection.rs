@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
-use ::redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, ServerErrorKind, Value};
+use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::time::timeout;
 
+use super::address::{Address, Redirect};
 use super::error::{diagnose, is_lost, malformed, store_error, unavailable};
-use super::grant_cache::GrantCache;
+use super::grant_cache::{GrantCache, SharedGrants};
 use super::inspection::{self, ServerReport};
+use super::shard::Settings;
 use super::time::ServerTime;
 use super::watch::{Doubt, ServerWatch};
 use crate::clock::{Clock, SystemClock};
@@ -19,6 +21,8 @@ use crate::wake::guarded;
 
 /// Number of new connections, each lost immediately, after which the call fails.
 const OPEN_ATTEMPTS: u32 = 3;
+/// Detail of the error for a port that may not expect TLS.
+const NO_TLS_ANSWER: &str = "no answer in time: is TLS expected on this port?";
 /// Longest interval between inspections while grants are refused.
 const DOUBT: Duration = Duration::from_secs(1);
 
@@ -32,7 +36,10 @@ pub(super) struct Connections {
     config: AsyncConnectionConfig,
     /// Timeouts for connecting and for an answer.
     limits: [Duration; 2],
-    pub(super) watch: ServerWatch,
+    pub(super) watch: Arc<ServerWatch>,
+    address: Address,
+    is_cluster: bool,
+    grants: Arc<SharedGrants>,
     current: Mutex<Current>,
     /// Held by the caller that opens a connection for all callers.
     opening: tokio::sync::Mutex<()>,
@@ -51,10 +58,12 @@ struct Current {
 pub(super) struct Connection {
     inner: MultiplexedConnection,
     pub(super) time: ServerTime,
-    pub(super) grants: GrantCache,
+    pub(super) grants: Arc<GrantCache>,
     /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
+    /// The address of the node of a cluster, relative to which its redirects are read.
+    node: Option<Address>,
     last_inspection: Mutex<LastInspection>,
 }
 
@@ -63,17 +72,28 @@ struct LastInspection {
     /// The time at which it was sent, on the monotonic clock.
     at: Duration,
     doubt: Option<Doubt>,
+    /// True if something was seen since then that another one would explain.
+    is_due: bool,
 }
 
 impl Connections {
     /// Creates them unconnected; the first call connects.
-    pub(super) fn new(client: Client, limits: [Duration; 2], watch: ServerWatch) -> Connections {
-        let [connect, answer] = limits;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(connect))
-            .set_response_timeout(Some(answer));
-        let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Connections { client, config, limits, watch, current, opening }
+    pub(super) fn new(
+        client: Client,
+        address: &Address,
+        settings: &Settings,
+        grants: &Arc<SharedGrants>,
+    ) -> Connections {
+        let (limits, watch) = (settings.limits, Arc::clone(&settings.watch));
+        let (address, is_cluster) = (address.clone(), settings.is_cluster);
+        let config = configuration(limits);
+        let (grants, current) = (Arc::clone(grants), Mutex::default());
+        let opening = tokio::sync::Mutex::default();
+        Connections { client, config, limits, watch, address, is_cluster, grants, current, opening }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Returns the current connection. If there is none, the first caller opens one and the others
@@ -102,11 +122,8 @@ impl Connections {
                 return Err(failure.clone());
             }
         }
-        let opened = match timeout(self.limit(), self.open()).await {
-            Ok(Ok(opened)) => opened.map(Arc::new),
-            Ok(Err(error)) => Err(diagnose(&self.client, &self.config, &error).await),
-            Err(_) => Err(unavailable("no answer in time")),
-        };
+        let opened = timely(&self.client, &self.config, self.limit(), self.open()).await;
+        let opened = opened.and_then(|opened| opened.map(Arc::new));
         let mut current = self.lock();
         current.attempts += 1;
         current.failure = opened.as_ref().err().cloned();
@@ -150,21 +167,60 @@ impl Connections {
 
     /// Fails if this server must be given no more grants, by an inspection that is recent enough.
     pub(super) async fn check_grants(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
-        let now = SystemClock.monotonic();
-        if connection.lock().is_over(now, self.watch.every()) {
-            let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
-            let report = ServerReport::parse(replies)?;
-            if report.run_id != connection.run_id && report.run_id.is_some() {
+        let every = self.watch.every();
+        self.check_grants_since(connection, every).await
+    }
+
+    /// Inspects the server now. Fails if it does not answer, or must be given no more grants.
+    pub(super) async fn inspect(&self) -> Result<(), StoreError> {
+        let connection = self.get().await?;
+        self.check_grants_since(&connection, Duration::ZERO).await
+    }
+
+    /// Fails if this server is a replica, by an inspection that is recent enough: it may lack what
+    /// the primary has.
+    pub(super) async fn check_reads(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
+        self.renew_inspection(connection, self.watch.every().max(DOUBT)).await?;
+        match connection.doubt() {
+            Some(doubt @ Doubt::Replica) => {
                 self.discard(connection);
-                return Err(unavailable("another server answers on the same connection"));
+                Err(doubt.error())
             }
-            *connection.lock() = LastInspection { at: now, doubt: self.watch.judge(&report) };
+            Some(_) | None => Ok(()),
         }
+    }
+
+    async fn check_grants_since(
+        &self,
+        connection: &Arc<Connection>,
+        every: Duration,
+    ) -> Result<(), StoreError> {
+        self.renew_inspection(connection, every).await?;
         let Some(doubt) = connection.doubt().or_else(|| self.watch.doubt()) else { return Ok(()) };
         if doubt == Doubt::Replica {
             self.discard(connection);
         }
         Err(doubt.error())
+    }
+
+    /// Inspects the server if the last inspection is older than this.
+    async fn renew_inspection(
+        &self,
+        connection: &Arc<Connection>,
+        every: Duration,
+    ) -> Result<(), StoreError> {
+        let now = SystemClock.monotonic();
+        if !connection.lock().is_over(now, every) {
+            return Ok(());
+        }
+        let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
+        let report = ServerReport::parse(replies)?;
+        if report.run_id != connection.run_id && report.run_id.is_some() {
+            self.discard(connection);
+            return Err(unavailable("another server answers on the same connection"));
+        }
+        *connection.lock() = LastInspection::new(now, self.watch.judge(&self.address, &report));
+        Ok(())
     }
 
     /// Drops this connection as the current one, so that the next call opens another.
@@ -194,10 +250,11 @@ impl Connections {
         Ok(ServerReport::parse(replies).map(|report| Connection {
             inner,
             time: ServerTime::default(),
-            grants: GrantCache::default(),
+            grants: self.grants.of(report.run_id.as_deref()),
             compares: AtomicBool::new(report.compares),
-            last_inspection: Mutex::new(LastInspection { at, doubt: self.watch.judge(&report) }),
+            last_inspection: Mutex::new(LastInspection::new(at, self.watch.judge(&self.address, &report))),
             run_id: report.run_id,
+            node: self.is_cluster.then(|| self.address.clone()),
         }))
     }
 
@@ -213,9 +270,19 @@ impl Connections {
 }
 
 impl Connection {
+    /// Reads a redirect from the error of a node of a cluster.
+    pub(super) fn redirect(&self, error: &RedisError) -> Option<Redirect> {
+        Redirect::of(error, self.node.as_ref()?)
+    }
+
     /// Returns the reason to refuse grants that the last inspection found.
     pub(super) fn doubt(&self) -> Option<Doubt> {
         self.lock().doubt.clone()
+    }
+
+    /// Lets the next call that relies on an inspection make another one.
+    pub(super) fn inspect_soon(&self) {
+        self.lock().is_due = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, LastInspection> {
@@ -224,12 +291,40 @@ impl Connection {
 }
 
 impl LastInspection {
+    fn new(at: Duration, doubt: Option<Doubt>) -> LastInspection {
+        LastInspection { at, doubt, is_due: false }
+    }
+
     /// True if another inspection is due. A refusal is rechecked sooner, so that a repair is
     /// noticed.
     fn is_over(&self, now: Duration, every: Duration) -> bool {
         let every = if self.doubt.is_some() { every.min(DOUBT) } else { every };
-        now.saturating_sub(self.at) >= every
+        self.is_due || now.saturating_sub(self.at) >= every
     }
+}
+
+pub(super) fn configuration([connect, answer]: [Duration; 2]) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(answer))
+}
+
+/// Bounds the time of opening a connection, and finds out why it fails.
+pub(super) async fn timely<T>(
+    client: &Client,
+    config: &AsyncConnectionConfig,
+    limit: Duration,
+    open: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, StoreError> {
+    match timeout(limit, open).await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(error)) if error.is_timeout() && is_tls(client) => Err(unavailable(NO_TLS_ANSWER)),
+        Ok(Err(error)) => Err(diagnose(client, config, &error).await),
+        Err(_) if is_tls(client) => Err(unavailable(NO_TLS_ANSWER)),
+        Err(_) => Err(unavailable("no answer in time")),
+    }
+}
+
+fn is_tls(client: &Client) -> bool {
+    matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. })
 }
 
 fn is_no_primary(reply: &Value) -> bool {

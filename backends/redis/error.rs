@@ -16,6 +16,8 @@ use crate::record::DecodeError;
 
 /// The kind of store, in errors and elsewhere.
 pub(super) const BACKEND: &str = "redis";
+/// Detail of the error for a node of a cluster where none was expected.
+pub(super) const NO_CLUSTER: &str = "it is a node of a cluster: use RedisStore::cluster";
 /// Time limit of the second attempt, independent of the store's timeouts.
 const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(1);
 
@@ -88,7 +90,7 @@ fn is_full_of_connections(error: &RedisError) -> bool {
 }
 
 /// True if an `ERR` of the server contains these words.
-fn says(error: &RedisError, words: &str) -> bool {
+pub(super) fn says(error: &RedisError, words: &str) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError)
         && error.detail().is_some_and(|detail| detail.contains(words))
 }
@@ -98,6 +100,9 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
     if error.kind() == ErrorKind::AuthenticationFailed {
         return unusable("it refused the user name or the password of the URL");
     }
+    if let Some(detail) = of_tls(error) {
+        return unusable(detail);
+    }
     if says(error, "DB index is out of range") {
         return unusable(
             "it has no database of the number at the end of the URL (ERR DB index is out of range): `databases` in its \
@@ -105,7 +110,7 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
         );
     }
     if says(error, "SELECT is not allowed in cluster mode") {
-        return unusable("it is a node of a cluster, which this release does not support");
+        return unusable("it is a node of a cluster, which has database 0 only");
     }
     if is_full_of_connections(error) {
         return unavailable(
@@ -124,9 +129,8 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
             "it is in protected mode (DENIED) and takes connections of its own machine only: give it a password, or set \
              protected-mode no",
         ),
-        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => {
-            unusable("it is a node of a cluster, which this release does not support")
-        }
+        Some("MOVED" | "ASK" | "CROSSSLOT") => unusable(NO_CLUSTER),
+        Some("CLUSTERDOWN") => unavailable("the cluster is down (CLUSTERDOWN): no node serves the slot"),
         Some(_) if is_unknown_command(error) => {
             unusable("it does not know EVALSHA, SCRIPT LOAD, GET or TIME, or has them disabled")
         }
@@ -134,6 +138,31 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
         // operator to repair.
         Some(code) => unavailable(format!("it answered {code}")),
         None => unavailable(connection(error)),
+    }
+}
+
+/// Recognises the failures of TLS, which repetition does not cure.
+fn of_tls(error: &RedisError) -> Option<&'static str> {
+    if error.kind() == ErrorKind::InvalidClientConfig {
+        return Some("a certificate or its key (TLS) is not readable: PEM is expected");
+    }
+    // Of rustls, or of the system's library.
+    if !error.is_io_error() && error.kind() != ErrorKind::Client {
+        return None;
+    }
+    let text = error.to_string().to_ascii_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    if has(&["certificaterequired", "certificate required", "handshake failure", "handshakefailure"]) {
+        Some("it asks for a client certificate (TLS): set client_certificate")
+    } else if has(&["certificate"]) {
+        Some(
+            "its certificate (TLS) is not one for this host name by a trusted authority: set root_certificate, or connect \
+             by a name that is in it",
+        )
+    } else if has(&["invalidcontenttype", "wrong version number"]) {
+        Some("it does not expect TLS on this port: use redis://, or its port for TLS")
+    } else {
+        None
     }
 }
 

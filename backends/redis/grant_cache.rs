@@ -1,7 +1,7 @@
 //! A cache of the grants that this store wrote: [`GrantCache`].
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::key::RecordId;
@@ -16,6 +16,11 @@ const LONGEST: usize = 1024;
 /// (a grant written elsewhere or long ago) is only slower.
 #[derive(Debug, Default)]
 pub(super) struct GrantCache(Mutex<Generations>);
+
+/// The cache that all connections of a store to one server share: a grant may be finished over
+/// another one than it was written over.
+#[derive(Debug, Default)]
+pub(super) struct SharedGrants(Mutex<Option<(String, Arc<GrantCache>)>>);
 
 /// Two generations of entries. When the younger is full, the elder is dropped.
 #[derive(Debug, Default)]
@@ -62,6 +67,19 @@ impl GrantCache {
     }
 }
 
+impl SharedGrants {
+    /// Returns the cache for the server of this `run_id`. Another server, or one that is unknown,
+    /// begins with an empty one.
+    pub(super) fn of(&self, run_id: Option<&str>) -> Arc<GrantCache> {
+        let Some(run_id) = run_id else { return Arc::default() };
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shared {
+            Some((known, cache)) if known == run_id => Arc::clone(cache),
+            Some(_) | None => Arc::clone(&shared.insert((run_id.to_owned(), Arc::default())).1),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +93,17 @@ mod tests {
         assert!(lasts(100, 800) && !lasts(99, 800), "not much too late");
         let for_ever = CachedGrant { keep: Duration::MAX, ..grant };
         assert!(for_ever.lasts(Stamp(9_000_000), Duration::MAX) && !for_ever.lasts(Stamp(9_000_000), second));
+    }
+
+    #[test]
+    fn connections_to_one_server_share_its_grants_and_another_server_has_none() {
+        let (shared, id) = (SharedGrants::default(), RecordId::from_bytes([7; 32]));
+        let grant = |stamp| CachedGrant { stamp: Stamp(stamp), keep: Duration::MAX, bytes: Vec::new() };
+        shared.of(Some("a")).remember(id, grant(1));
+        assert!(shared.of(Some("a")).take(&id, Stamp(1)).is_some());
+        shared.of(Some("a")).remember(id, grant(2));
+        for other in [Some("b"), Some("a"), None, None] {
+            assert!(shared.of(other).take(&id, Stamp(2)).is_none());
+        }
     }
 }

@@ -20,6 +20,7 @@ pub(super) fn commands() -> Pipeline {
     commands.cmd("CONFIG").arg("GET");
     commands.arg("maxmemory").arg("maxmemory-policy").arg("appendonly").arg("appendfsync");
     commands.cmd("INFO").arg("server").arg("memory").arg("persistence").arg("stats");
+    commands.arg("replication");
     commands
 }
 
@@ -37,6 +38,16 @@ pub(super) struct ServerReport {
     pub(super) run_id: Option<String>,
     /// Keys evicted since the server started or its statistics were reset.
     pub(super) evicted: Option<u64>,
+    /// The replicas that are in step.
+    pub(super) replicas: Option<Replicas>,
+}
+
+/// The replicas of a primary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Replicas {
+    pub(super) online: usize,
+    /// The most bytes that one of them is behind.
+    pub(super) lag: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +55,9 @@ pub(super) enum Role {
     Primary,
     Replica,
     /// A node of a cluster.
-    Cluster,
+    Cluster {
+        is_primary: bool,
+    },
     Sentinel,
 }
 
@@ -62,6 +75,7 @@ impl ServerReport {
             lines.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
         report.run_id = info.get("run_id").cloned();
         report.evicted = number(&info, "evicted_keys");
+        report.replicas = replicas(&info);
         match told::<HashMap<String, String>>(config)? {
             Some(config) => {
                 report.settings(&config, ["maxmemory-policy", "appendonly"], "yes");
@@ -87,6 +101,23 @@ fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
     }
 }
 
+/// Reads the lines of replicas, such as `slave0:ip=10.0.0.2,port=6379,state=online,offset=28`.
+fn replicas(info: &HashMap<String, String>) -> Option<Replicas> {
+    let known: usize = info.get("connected_slaves")?.parse().ok()?;
+    let end = number(info, "master_repl_offset").unwrap_or(0);
+    let mut replicas = Replicas::default();
+    for line in (0..known).filter_map(|number| info.get(&format!("slave{number}"))) {
+        let field =
+            |name: &str| line.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        if field("state") == Some("online") {
+            let offset = field("offset").and_then(|offset| offset.parse().ok()).unwrap_or(0);
+            replicas.online += 1;
+            replicas.lag = replicas.lag.max(end.saturating_sub(offset));
+        }
+    }
+    Some(replicas)
+}
+
 fn number(found: &HashMap<String, String>, name: &str) -> Option<u64> {
     found.get(name)?.parse().ok()
 }
@@ -101,7 +132,7 @@ fn text<'a>(hello: &'a HashMap<String, Value>, field: &str) -> &'a str {
 
 fn role(hello: &HashMap<String, Value>) -> Role {
     match (text(hello, "mode"), text(hello, "role")) {
-        ("cluster", _) => Role::Cluster,
+        ("cluster", role) => Role::Cluster { is_primary: role == "master" },
         ("sentinel", _) => Role::Sentinel,
         (_, "master") => Role::Primary,
         _ => Role::Replica,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ::redis::Value;
 
+use super::address::Redirect;
 use super::error::malformed;
 use super::value::bytes;
 use crate::error::StoreError;
@@ -22,6 +23,11 @@ pub(super) struct Item {
     pub(super) refusable: bool,
     /// True if the record is in progress and will be replaced soon.
     pub(super) grants: bool,
+    /// True if it is sent to a node to which its slot is still on the way.
+    pub(super) is_asking: bool,
+    /// True if it finds out whether the server serves such an item at all, and no caller acts on
+    /// the reply.
+    pub(super) is_probe: bool,
 }
 
 /// The required state of a key for its swap to be done.
@@ -57,6 +63,8 @@ pub(super) enum ItemReply {
     },
     /// The server must not be given another grant, or has no room for one. Nothing was written.
     Refused(StoreError),
+    /// Another node serves the key. Nothing was written.
+    Elsewhere(Redirect, Box<Item>),
 }
 
 impl ItemReply {

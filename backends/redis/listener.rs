@@ -96,7 +96,7 @@ impl RedisListener {
                 handle.leave()?;
             }
             for ids in ids.chunks(READ_AT_ONCE) {
-                let found = self.records.load_many(ids).await;
+                let found = self.records.poll(ids).await;
                 // Otherwise the next round reads the records again.
                 if !report(handle, ids, found, false)? {
                     break;
@@ -127,6 +127,11 @@ impl RedisListener {
             // spurious wake-up at most.
             match next(handle, &mut messages, &mut ticks).await {
                 Event::Message(Message::Lost) => return Err(LOST),
+                // With replicas to wait for, records are also written back as they are.
+                Event::Message(Message::Changed(names)) if self.records.settings.replication.is_some() => {
+                    let ids: Vec<_> = names.iter().filter_map(|name| self.records.id(name)).collect();
+                    self.read(handle, &mut connection, &ids).await?;
+                }
                 Event::Message(Message::Changed(names)) => {
                     for id in names.iter().filter_map(|name| self.records.id(name)) {
                         handle.changed(&id)?;

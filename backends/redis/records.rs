@@ -1,110 +1,147 @@
-//! Reading of the records under a prefix: [`Records`].
+//! Reading of the records on one server: [`Records`].
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ::redis::{Value, cmd, from_redis_value, pipe};
+use ::redis::{Client, Value, cmd, from_redis_value, pipe};
 
-use super::connection::Connections;
-use super::error::{is_forbidden, malformed, store_error, unusable};
+use super::address::Redirect;
+use super::connection::{Connection, Connections};
+use super::error::{NO_CLUSTER, is_forbidden, malformed, store_error, unusable};
+use super::shard::Settings;
 use super::value::{found, time};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
-use crate::store::{Cursor, Page, Snapshot};
+use crate::store::Snapshot;
 
 /// Records read in one round trip. They can be long.
 pub(super) const READ_AT_ONCE: usize = 64;
-/// Names that the server may visit in one `SCAN`, which blocks it.
-const SCAN_AT_MOST: usize = 256;
-/// Number of `SCAN`s after which a page is returned even if empty.
-const SCANS_A_PAGE: usize = 16;
 
-/// The connections, and the prefix of all key names.
+/// The connections to one server, and the records under a prefix there.
 pub(super) struct Records {
-    pub(super) connections: Connections,
-    pub(super) prefix: Vec<u8>,
+    /// Used in turn; at least one.
+    lanes: Vec<Connections>,
+    /// The one for reads that replicas must confirm, so that these neither wait for writes nor hold
+    /// them back.
+    reading: Option<Connections>,
+    turn: AtomicUsize,
+    pub(super) settings: Arc<Settings>,
+}
+
+/// A record to read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) id: RecordId,
+    /// True if its slot is still on the way to the node.
+    pub(super) is_asking: bool,
+}
+
+/// The result of reading one record.
+pub(super) enum Read {
+    Found(Snapshot),
+    /// Another node serves the key.
+    Elsewhere(Redirect),
+}
+
+/// The names that one `SCAN` found.
+pub(super) struct Names {
+    pub(super) now: Stamp,
+    /// The position of the next `SCAN`; 0 at the end.
+    pub(super) next: u64,
+    /// Without duplicates.
+    pub(super) ids: Vec<RecordId>,
 }
 
 impl Records {
+    pub(super) fn new(
+        lanes: Vec<Connections>,
+        reading: Option<Connections>,
+        settings: &Arc<Settings>,
+    ) -> Records {
+        Records { lanes, reading, turn: AtomicUsize::new(0), settings: Arc::clone(settings) }
+    }
+
+    /// Returns the connection whose turn it is.
+    pub(super) fn connections(&self) -> &Connections {
+        match &*self.lanes {
+            [only] => only,
+            lanes => &lanes[self.turn.fetch_add(1, Ordering::Relaxed) % lanes.len()],
+        }
+    }
+
+    /// Returns the client with which they are opened.
+    pub(super) fn client(&self) -> &Client {
+        self.lanes[0].client()
+    }
+
+    /// Returns all of them.
+    pub(super) fn lanes(&self) -> &[Connections] {
+        &self.lanes
+    }
+
     /// Returns the key name of a record.
     pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
-        [&self.prefix, &id.as_bytes()[..]].concat()
+        self.settings.key(id)
     }
 
     /// Returns the id in a key name, if it is the name of a record.
     pub(super) fn id(&self, key: &[u8]) -> Option<RecordId> {
-        let id = key.strip_prefix(self.prefix.as_slice())?;
+        let id = key.strip_prefix(self.settings.prefix.as_slice())?;
         Some(RecordId::from_bytes(id.try_into().ok()?))
     }
 
-    pub(super) async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        self.load_some(&[*id]).await?.pop().ok_or_else(malformed)?
-    }
-
-    /// Loads the record under each of the ids.
-    pub(super) async fn load_many(
+    /// Reads the record under each of the ids for waiters: one that another node serves counts as
+    /// absent, which wakes its waiters.
+    pub(super) async fn poll(
         &self,
         ids: &[RecordId],
     ) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
-        let mut found = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(READ_AT_ONCE) {
-            found.append(&mut self.load_some(ids).await?);
-        }
-        Ok(found)
+        let connections = self.connections();
+        let connection = connections.get().await?;
+        let absent = Snapshot { record: None, now: Stamp::ZERO };
+        let wake = |read| match read {
+            Read::Found(found) => found,
+            Read::Elsewhere(_) => absent.clone(),
+        };
+        let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
+        let reads = read(connections, &connection, &self.settings, &wanted).await?;
+        Ok(reads.into_iter().map(|read| read.map(wake)).collect())
     }
 
-    /// Loads in one round trip. Does not use `MGET`, which reports a key that is not a string as
-    /// absent.
-    async fn load_some(&self, ids: &[RecordId]) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
-        // The time is read first, so that it is never later than the records it is compared with:
-        // no lease appears expired too early.
-        let mut commands = pipe();
-        commands.cmd("TIME");
-        for id in ids {
-            commands.cmd("GET").arg(self.key(id));
+    /// Reads the records, in one round trip per few dozen. With replicas to wait for, these have
+    /// all that was found, also that there is nothing.
+    pub(super) async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
+        let connections = self.reading.as_ref().unwrap_or_else(|| self.connections());
+        let connection = connections.get().await?;
+        connections.check_reads(&connection).await?;
+        let mut reads = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(READ_AT_ONCE) {
+            reads.append(&mut read(connections, &connection, &self.settings, wanted).await?);
         }
-        let count = ids.len() + 1;
-        let mut replies = self.connections.call(&commands, count).await?.into_iter();
-        let now = time(replies.next())?;
-        Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, now, reply)).collect())
+        let Some(replication) = &self.settings.replication else { return Ok(reads) };
+        let found = |read: &Result<Read, StoreError>| match read {
+            Ok(Read::Found(found)) => Some(found.record.is_some()),
+            Ok(Read::Elsewhere(_)) | Err(_) => None,
+        };
+        let found = wanted.iter().zip(&reads).filter_map(|(wanted, read)| Some((found(read)?, wanted)));
+        // A record is written back as it is. Only where there is none, a tombstone is written.
+        if let Some((_, one)) = found.max_by_key(|(is_there, _)| *is_there) {
+            replication
+                .confirm_reads(connections, &connection, &self.settings, &one.id, one.is_asking)
+                .await?;
+        }
+        Ok(reads)
     }
 
-    /// Returns one page from `SCAN`, which yields each key at least once and may yield none before
-    /// it is done.
-    pub(super) async fn scan(&self, after: Option<&Cursor>, limit: usize) -> Result<Page, StoreError> {
-        let mut cursor = after.map_or(Ok(0), position)?;
-        let mut page = Page { records: Vec::new(), unreadable: Vec::new(), next: None, now: Stamp::ZERO };
-        for _ in 0..SCANS_A_PAGE {
-            let (now, next, ids) = self.names(cursor, limit.clamp(1, SCAN_AT_MOST)).await?;
-            page.now = page.now.max(now);
-            for (id, found) in ids.iter().zip(self.load_many(&ids).await?) {
-                match found {
-                    Ok(Snapshot { record: Some(record), .. }) => {
-                        page.now = page.now.max(record.stamp);
-                        page.records.push((*id, *record));
-                    }
-                    Ok(Snapshot { record: None, .. }) => {}
-                    Err(StoreError::Corrupt { .. }) => page.unreadable.push(*id),
-                    Err(error) => return Err(error),
-                }
-            }
-            cursor = next;
-            if cursor == 0 || !page.records.is_empty() || !page.unreadable.is_empty() {
-                break;
-            }
-        }
-        page.next = (cursor != 0).then(|| Cursor(cursor.to_string().into_bytes()));
-        Ok(page)
-    }
-
-    /// Sends one `SCAN`. Returns the time, the position of the next `SCAN` (0 at the end), and the
-    /// ids without duplicates.
-    async fn names(&self, cursor: u64, count: usize) -> Result<(Stamp, u64, Vec<RecordId>), StoreError> {
+    /// Sends one `SCAN`, which may visit so many names.
+    pub(super) async fn names(&self, cursor: u64, count: usize) -> Result<Names, StoreError> {
         let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(pattern(&self.prefix)).arg("COUNT").arg(count);
+        scan.arg(cursor).arg("MATCH").arg(pattern(&self.settings.prefix)).arg("COUNT").arg(count);
         let mut commands = pipe();
         commands.cmd("TIME").add_command(scan);
-        let replies = self.connections.call(&commands, 2).await?;
+        let replies = self.connections().call(&commands, 2).await?;
         let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| malformed())?;
         let names = names.extract_error().map_err(|error| {
             if is_forbidden(&error) {
@@ -115,13 +152,46 @@ impl Records {
         let (next, names): (u64, Vec<Vec<u8>>) = from_redis_value(names).map_err(|_| malformed())?;
         let mut seen = HashSet::new();
         let ids = names.iter().filter_map(|name| self.id(name)).filter(|id| seen.insert(*id)).collect();
-        Ok((time(Some(now))?, next, ids))
+        Ok(Names { now: time(Some(now))?, next, ids })
     }
 }
 
-fn position(cursor: &Cursor) -> Result<u64, StoreError> {
-    let text = std::str::from_utf8(&cursor.0).ok();
-    text.and_then(|text| text.parse().ok()).ok_or_else(|| unusable("the cursor is not one of this store's"))
+/// Reads in one round trip. Does not use `MGET`, which reports a key that is not a string as
+/// absent.
+async fn read(
+    connections: &Connections,
+    connection: &Arc<Connection>,
+    settings: &Settings,
+    wanted: &[Wanted],
+) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
+    // The time is read first, so that it is never later than the records it is compared with: no
+    // lease appears expired too early.
+    let mut commands = pipe();
+    commands.cmd("TIME");
+    for Wanted { id, is_asking } in wanted {
+        if *is_asking {
+            commands.cmd("ASKING");
+        }
+        commands.cmd("GET").arg(settings.key(id));
+    }
+    let mut replies = connections.send(connection, &commands, commands.len()).await?.into_iter();
+    let now = time(replies.next())?;
+    let mut reply = |is_asking: bool| {
+        let asked =
+            if is_asking { replies.next().unwrap_or(Value::Nil).extract_error() } else { Ok(Value::Nil) };
+        let reply = replies.next().unwrap_or(Value::Nil).extract_error();
+        asked.and(reply)
+    };
+    let read = |Wanted { id, is_asking }: &Wanted| match reply(*is_asking) {
+        Ok(value) => found(id, now, Ok(value)).map(Read::Found),
+        Err(error) => match connection.redirect(&error) {
+            Some(redirect) => Ok(Read::Elsewhere(redirect)),
+            // No cluster was asked for, so it will not do to wait until it is up.
+            None if !settings.is_cluster && error.code() == Some("CLUSTERDOWN") => Err(unusable(NO_CLUSTER)),
+            None => found(id, now, Err(error)).map(Read::Found),
+        },
+    };
+    Ok(wanted.iter().map(read).collect())
 }
 
 /// Returns the pattern that matches all names with this prefix.

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use ::redis::{Cmd, RedisError, Value};
 
+use super::address::Redirect;
 use super::connection::Connection;
 use super::error::{
     corrupt, full, is_no_script, is_oom, is_unknown_option, is_wrong_type, malformed, store_error,
@@ -23,6 +24,12 @@ pub(super) struct Row {
     write: Write,
     /// The result, once it is known. A row that has one is not sent.
     pub(super) result: Option<Result<ItemReply, StoreError>>,
+    /// The node that serves the key instead. A row that has one is not sent either.
+    redirect: Option<Redirect>,
+    /// The number of the command that was answered last for it.
+    pub(super) answered: usize,
+    /// True if the result only read something that replicas may not have yet.
+    pub(super) is_unconfirmed: bool,
 }
 
 /// The way in which an item is sent.
@@ -50,12 +57,14 @@ impl Row {
     /// Creates a row that is written in the cheapest way that is safe. Without bounds of the
     /// server's time, the server gives the stamp.
     pub(super) fn new(item: Item, connection: &Connection, bounds: Option<Bounds>) -> Row {
-        Row { write: Write::choose(&item, connection, bounds), item, result: None }
+        let write = Write::choose(&item, connection, bounds);
+        Row { write, item, result: None, redirect: None, answered: 0, is_unconfirmed: false }
     }
 
     /// Creates a row that is not sent.
     pub(super) fn refused(item: Item, why: StoreError) -> Row {
-        Row { item, write: Write::Swap, result: Some(Ok(ItemReply::Refused(why))) }
+        let result = Some(Ok(ItemReply::Refused(why)));
+        Row { item, write: Write::Swap, result, redirect: None, answered: 0, is_unconfirmed: false }
     }
 
     /// Leaves the row, if it has no result yet, to the script that always gives one.
@@ -66,7 +75,7 @@ impl Row {
     /// Returns the script by which the row is sent, if any.
     pub(super) fn script(&self) -> Option<ScriptName> {
         match self.write {
-            _ if self.result.is_some() => None,
+            _ if self.is_settled() => None,
             Write::Set { .. } | Write::Compare { .. } => None,
             Write::Replace { .. } => Some(ScriptName::Replace),
             Write::Swap if self.item.refusable => Some(ScriptName::Refusable),
@@ -76,7 +85,25 @@ impl Row {
 
     /// True if the row is sent as a command of its own.
     pub(super) fn is_single(&self) -> bool {
-        self.result.is_none() && self.script().is_none()
+        !self.is_settled() && self.script().is_none()
+    }
+
+    /// True if nothing is left to send.
+    pub(super) fn is_settled(&self) -> bool {
+        self.result.is_some() || self.redirect.is_some()
+    }
+
+    /// True if the item was written.
+    pub(super) fn is_written(&self) -> bool {
+        matches!(self.result, Some(Ok(ItemReply::Done { .. })))
+    }
+
+    /// Returns the reply to the item, or `error` if there is none.
+    pub(super) fn finish(self, error: &StoreError) -> Result<ItemReply, StoreError> {
+        match self.redirect {
+            Some(redirect) => Ok(ItemReply::Elsewhere(redirect, Box::new(self.item))),
+            None => self.result.unwrap_or_else(|| Err(error.clone())),
+        }
     }
 
     /// Appends the row's key name.
@@ -138,7 +165,9 @@ impl Row {
         reply: &mut Result<impl Iterator<Item = Value>, RedisError>,
         by: Option<Stamp>,
         connection: &Connection,
+        number: usize,
     ) {
+        self.answered = number;
         self.result = match reply {
             Ok(parts) => self.answer(parts, by).transpose(),
             Err(error) => self.failure(error, connection),
@@ -178,7 +207,15 @@ impl Row {
         })
     }
 
-    fn failure(&self, error: &RedisError, connection: &Connection) -> Option<Result<ItemReply, StoreError>> {
+    fn failure(
+        &mut self,
+        error: &RedisError,
+        connection: &Connection,
+    ) -> Option<Result<ItemReply, StoreError>> {
+        self.redirect = connection.redirect(error);
+        if self.redirect.is_some() {
+            return None;
+        }
         match self.write {
             Write::Set { .. } | Write::Swap if is_oom(error) && self.item.refusable => {
                 Some(Ok(ItemReply::Refused(full())))

@@ -76,6 +76,13 @@ impl ServerTime {
     }
 }
 
+impl RoundTrip {
+    /// True if a reading that it returned at `received` is precise enough to be of use.
+    pub(super) fn is_precise(&self, received: Duration) -> bool {
+        received.saturating_sub(self.sent) <= PRECISE
+    }
+}
+
 impl Reading {
     fn age(&self, at: Duration) -> Duration {
         at.saturating_sub(self.received)

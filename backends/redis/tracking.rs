@@ -71,7 +71,7 @@ impl TrackingConnection {
         if replies.len() != ids.len() {
             return Err(malformed());
         }
-        Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, Stamp::ZERO, reply)).collect())
+        Ok(ids.iter().zip(replies).map(|(id, reply)| found(id, Stamp::ZERO, reply.extract_error())).collect())
     }
 }
 

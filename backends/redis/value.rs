@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use ::redis::{Cmd, RedisWrite, Value, from_redis_value};
+use ::redis::{Cmd, RedisError, RedisWrite, Value, from_redis_value};
 use bytes::Bytes;
 
 use super::error::{corrupt, is_wrong_type, malformed, store_error};
@@ -68,8 +68,12 @@ pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
 }
 
 /// Parses the reply to `GET`.
-pub(super) fn found(id: &RecordId, now: Stamp, reply: Value) -> Result<Snapshot, StoreError> {
-    match reply.extract_error() {
+pub(super) fn found(
+    id: &RecordId,
+    now: Stamp,
+    reply: Result<Value, RedisError>,
+) -> Result<Snapshot, StoreError> {
+    match reply {
         Ok(value) => snapshot(id, now, bytes(value)?),
         Err(error) if is_wrong_type(&error) => {
             Err(corrupt(id, DecodeError::Damaged { what: "not a string" }))

@@ -34,6 +34,12 @@ pub enum Warning {
     RoleUnverified,
     /// `CLIENT TRACKING` is forbidden: waiters poll their records.
     ChangesUnannounced,
+    /// `INFO` is forbidden: it is unknown how many replicas are in step. Each write is still
+    /// acknowledged only once enough of them confirmed it.
+    ReplicasUnverified,
+    /// A server's clock differed by over a second from the reading before, of that server or of
+    /// another one: it was set, or the clocks of the servers differ. Leases may end early or late.
+    ClockJumped,
     /// The password and every response cross a network in the clear.
     PlainTcp,
 }
@@ -54,6 +60,10 @@ impl fmt::Display for Warning {
             Warning::DurabilityUnverified => "CONFIG is forbidden: what a restart loses is not known",
             Warning::RoleUnverified => "HELLO is forbidden: whether this is a primary is not known",
             Warning::ChangesUnannounced => "CLIENT TRACKING is forbidden: waiters poll their records",
+            Warning::ReplicasUnverified => "INFO is forbidden: how many replicas are in step is not known",
+            Warning::ClockJumped => {
+                "a server's clock jumped by over a second: it was set, or the servers' clocks differ"
+            }
             Warning::PlainTcp => {
                 "plain TCP to another machine: passwords and responses can be read on the way"
             }

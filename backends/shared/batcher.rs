@@ -45,6 +45,11 @@ pub(crate) trait Transport: Send + Sync + Sized + 'static {
 
     fn batcher(&self) -> &Batcher<Self>;
 
+    /// Most items of one pipeline, where that depends on the settings.
+    fn max_items(&self) -> usize {
+        Self::MAX_ITEMS
+    }
+
     /// Upper bound on the time that one delivery takes.
     fn delivery_limit(&self) -> Duration;
 
@@ -106,7 +111,7 @@ impl<T: Transport> Batcher<T> {
                 Reply::Lead(leader, item) => (leader, item),
             },
         };
-        let others = batcher.take_queued(&item);
+        let others = batcher.take_queued(transport.max_items(), &item);
         if others.is_empty() {
             return transport.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(T::unanswered(LOST)));
         }
@@ -145,11 +150,11 @@ impl<T: Transport> Batcher<T> {
     }
 
     /// Takes the queued items that are sent along with this one.
-    fn take_queued(&self, item: &T::Item) -> Vec<Pending<T>> {
+    fn take_queued(&self, max_items: usize, item: &T::Item) -> Vec<Pending<T>> {
         let mut taken = Vec::new();
         let mut bytes = T::bytes(item);
         let mut queue = self.lock();
-        while taken.len() + 1 < T::MAX_ITEMS
+        while taken.len() + 1 < max_items
             && let Some(next) = queue.pending.front()
             && bytes.saturating_add(T::bytes(&next.item)) <= T::MAX_BYTES
             && let Some(next) = queue.pending.pop_front()

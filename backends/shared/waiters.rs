@@ -70,8 +70,9 @@ impl<L: Listener> Waiters<L> {
         Waiters { listener, shared: Arc::default() }
     }
 
-    /// Returns when the record no longer has the stamp, or possibly no longer has it.
-    pub(crate) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) {
+    /// Returns true once the record no longer has the stamp, or possibly no longer has it, and
+    /// false if the time is over.
+    pub(crate) async fn wait(&self, id: &RecordId, stamp: Stamp, within: Duration) -> bool {
         let (mut ticket, mut woken) = self.register(id, stamp);
         let stall = self.listener.heartbeat_limit();
         let mut left = within;
@@ -79,15 +80,31 @@ impl<L: Listener> Waiters<L> {
             let step = left.min(stall);
             // The listener's task wakes all waiters.
             if guarded(timeout(step, &mut woken)).await.is_ok() {
-                return;
+                return true;
             }
             left = left.saturating_sub(step);
             let heartbeats = self.shared.heartbeats(ticket.generation);
             if step == stall && heartbeats == ticket.heartbeats {
-                return self.shared.retire(ticket.generation);
+                self.shared.retire(ticket.generation);
+                return true;
             }
             ticket.heartbeats = heartbeats;
         }
+        false
+    }
+
+    /// Returns the time after which a wait notices that the listener has stopped.
+    #[cfg(feature = "redis")]
+    pub(crate) fn heartbeat_limit(&self) -> Duration {
+        self.listener.heartbeat_limit()
+    }
+
+    /// Ends all waits: the records may be served elsewhere from now on.
+    #[cfg(feature = "redis")]
+    pub(crate) fn wake_all(&self) {
+        let ended = std::mem::take(&mut self.shared.lock().records);
+        // A woken waiter may call back, so the lock is released first.
+        drop(ended);
     }
 
     /// Wakes the waiters of a record that this store has just changed itself.

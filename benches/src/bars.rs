@@ -1,6 +1,7 @@
 //! The project's own limits, apart from the ratios of the comparison, and the measured values.
 
 use crate::results::Figure;
+use crate::shards::{self, Sharded};
 use crate::table::{count, markdown, short};
 
 /// Builds a table with one row for each limit whose figures exist.
@@ -63,6 +64,24 @@ pub(crate) fn table(figures: &[Figure]) -> String {
                 let what = "postgres: 99 in 100 of 1000 waiters on 1000 keys awake".to_owned();
                 bar(what, " ms", Bar::AtMost(50.0), figure.p99_ms);
             }
+            Figure::Sharded(figure) => {
+                let Sharded { store, side, c, .. } = figure;
+                if let Some(ratio) = figure.to_client.filter(|_| *c == 256) {
+                    let what = format!("{store}: {side} to ClusterConnection, {c} callers");
+                    bar(what, "", Bar::AtLeast(1.2), ratio.median);
+                    if let Some(one) = shards(figures, figure, shards::ONE) {
+                        let what = format!("{store}: server CPU of a {side} to one server, {c} callers");
+                        bar(what, "", Bar::AtMost(1.6), figure.rate.server_cpu_us / one.rate.server_cpu_us);
+                    }
+                }
+                if side == shards::REPLICATED
+                    && *c == 64
+                    && let Some(plain) = shards(figures, figure, shards::SENTINEL)
+                {
+                    let what = format!("{store}: replicated(1) to no replica, {c} callers");
+                    bar(what, "", Bar::AtLeast(0.6), figure.ratio.median / plain.ratio.median);
+                }
+            }
             Figure::Many(figure) => {
                 let what = format!("{}: begin_many of 512 to single calls", figure.store);
                 bar(what, "", Bar::AtLeast(4.0), figure.begin_ratio.median);
@@ -85,6 +104,18 @@ pub(crate) fn table(figures: &[Figure]) -> String {
 enum Bar {
     AtMost(f64),
     AtLeast(f64),
+}
+
+/// Returns the figure of another side that was taken along with this one.
+fn shards<'a>(figures: &'a [Figure], beside: &Sharded, side: &str) -> Option<&'a Sharded> {
+    figures.iter().find_map(|figure| match figure {
+        Figure::Sharded(figure)
+            if figure.store == beside.store && figure.side == side && figure.c == beside.c =>
+        {
+            Some(figure)
+        }
+        _ => None,
+    })
 }
 
 /// Returns the CPU time of a new key and of a replay, in microseconds, at so many records.

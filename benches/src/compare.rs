@@ -219,10 +219,7 @@ impl Bench<'_> {
                 ours.run(plan, server).await;
             }
         }
-        let ratio = |rounds: &[Round]| {
-            let pairs = rounds.iter().zip(&hand.rounds);
-            Median::of(pairs.map(|(one, hand)| one.per_second / hand.per_second))
-        };
+        let ratio = |rounds: &[Round]| Median::ratio(rounds, &hand.rounds);
         Comparison {
             store: store.name().to_owned(),
             op: plan.op.name().to_owned(),

@@ -9,5 +9,5 @@ mod sqlite;
 
 pub(crate) use self::memory::HandMemory;
 pub(crate) use self::postgres::HandPostgres;
-pub(crate) use self::redis::HandRedis;
+pub(crate) use self::redis::{HandCluster, HandRedis};
 pub(crate) use self::sqlite::{Calls, HandSqlite};

@@ -13,6 +13,7 @@ mod http;
 mod machine;
 mod many;
 mod measure;
+mod nodes;
 mod ours;
 #[cfg(feature = "peer")]
 mod peer;
@@ -24,6 +25,7 @@ mod results;
 mod run;
 mod scale;
 mod server;
+mod shards;
 mod side;
 mod table;
 mod waiters;
@@ -106,6 +108,8 @@ enum Command {
     Fingerprints,
     /// The HTTP layer over a bare handler.
     Http,
+    /// A Redis cluster, and sentinels with and without a replica to wait for, beside one server.
+    Shards,
     /// Writes the tables and the plots under docs/ from the last run's results.
     Publish,
     /// The growth of this process.
@@ -159,6 +163,7 @@ fn main() {
             Some(Command::Purge { records }) => run("part.jsonl").purge(*records).await,
             Some(Command::Many) => run("part.jsonl").many().await,
             Some(Command::Waiters) => run("part.jsonl").waiters().await,
+            Some(Command::Shards) => run("part.jsonl").shards().await,
             Some(Command::Http) => run("part.jsonl").http().await,
             Some(Command::Fingerprints) => run("part.jsonl").fingerprints(),
             Some(Command::Publish) => publish::publish(&results::read(&last)),

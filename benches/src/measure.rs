@@ -169,6 +169,11 @@ impl Median {
         };
         Median { median: at(0.5), low: at(0.25), high: at(0.75) }
     }
+
+    /// Returns the ratio of one side's operations per second to another's, round by round.
+    pub(crate) fn ratio(rounds: &[Round], to: &[Round]) -> Median {
+        Median::of(rounds.iter().zip(to).map(|(one, other)| one.per_second / other.per_second))
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::bars;
+use crate::measure::Median;
 use crate::plots::{Axes, Curve, Panel, draw};
 use crate::results::Figure;
 use crate::run::SLOW_DISK;
@@ -58,6 +59,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("postgres", comparisons(of_store("postgres"))),
         ("fingerprints", fingerprints(figures)),
         ("http", http(figures)),
+        ("shards", shards(figures)),
         ("many", many(figures)),
         ("waiters", waiters(figures)),
         ("footprint", footprint(figures)),
@@ -133,6 +135,34 @@ fn http(figures: &[Figure]) -> String {
         _ => None,
     });
     markdown(["side", "request", "a second", "CPU, µs", "more than the bare handler, µs"], rows)
+}
+
+fn shards(figures: &[Figure]) -> String {
+    let ratio = |ratio: Median| format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.low, ratio.high);
+    let rows = figures.iter().filter_map(|figure| match figure {
+        Figure::Sharded(sharded) => Some([
+            sharded.store.clone(),
+            sharded.side.clone(),
+            sharded.c.to_string(),
+            count(sharded.rate.per_second),
+            ratio(sharded.ratio),
+            sharded.to_client.map_or("–".to_owned(), ratio),
+            short(sharded.rate.cpu_us),
+            short(sharded.rate.server_cpu_us),
+        ]),
+        _ => None,
+    });
+    let head = [
+        "store",
+        "servers",
+        "callers",
+        "new keys a second",
+        "to one server",
+        "to ClusterConnection",
+        "CPU, µs",
+        "CPU of the servers, µs",
+    ];
+    markdown(head, rows)
 }
 
 fn waiters(figures: &[Figure]) -> String {

@@ -14,6 +14,7 @@ use crate::http::{HttpCost, HttpGrowth};
 use crate::machine::Machine;
 use crate::many::Many;
 use crate::purge::Pauses;
+use crate::shards::Sharded;
 use crate::waiters::{Wake, WakeEach};
 
 /// One line of the results.
@@ -31,6 +32,7 @@ pub(crate) enum Figure {
     Footprint(Footprint),
     Grown(Grown),
     Pauses(Pauses),
+    Sharded(Sharded),
 }
 
 impl Figure {
@@ -97,6 +99,18 @@ impl Figure {
                 pauses.p999_ms,
                 pauses.lock_ms.map_or("-".to_owned(), |lock| format!("{lock:.2}")),
                 pauses.per_record_us,
+            ),
+            Figure::Sharded(sharded) => format!(
+                "bench: store={} op=shards side=\"{}\" c={} per_second={:.0} ratio={:.2} to_client={} cpu_us={:.2} \
+                 server_us={:.2}",
+                sharded.store,
+                sharded.side,
+                sharded.c,
+                sharded.rate.per_second,
+                sharded.ratio.median,
+                sharded.to_client.map_or("-".to_owned(), |ratio| format!("{:.2}", ratio.median)),
+                sharded.rate.cpu_us,
+                sharded.rate.server_cpu_us,
             ),
         }
     }

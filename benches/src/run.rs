@@ -9,9 +9,10 @@ use crate::compare::{Bench, Comparison, StoreKind, plan};
 use crate::footprint::{Footprint, Whose};
 use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
 use crate::machine::Machine;
-use crate::measure::Op;
+use crate::measure::{Op, Plan};
 use crate::results::{self, Figure, Results};
 use crate::server::Server;
+use crate::shards::Shards;
 use crate::{Common, CompareArgs, fingerprints, footprint, grow, http, many, purge, table, waiters};
 
 /// The name of SQLite where every sync takes 2 ms.
@@ -60,6 +61,7 @@ impl<'a> Run<'a> {
         .await;
         self.slow_disk();
         self.http().await;
+        self.shards().await;
         self.many().await;
         self.waiters().await;
         self.footprint(None).await;
@@ -207,6 +209,25 @@ impl<'a> Run<'a> {
         }
         let growth = http::growth(if self.common.quick { 100_000 } else { 1_000_000 }).await;
         self.results.add(Figure::HttpGrowth(growth));
+    }
+
+    /// Measures each kind of server that is there, on private servers whatever is running.
+    pub(crate) async fn shards(&mut self) {
+        for (store, _) in &self.stores {
+            let binary = match store {
+                StoreKind::Redis => &self.common.redis_server,
+                StoreKind::Valkey => &self.common.valkey_server,
+                StoreKind::Memory | StoreKind::Sqlite | StoreKind::Postgres => continue,
+            };
+            let shards = Shards::start(binary).unwrap_or_else(|error| panic!("{}: {error}", store.name()));
+            for callers in [1, 64, 256] {
+                let filled = 1000; // only new keys are measured
+                let plan = Plan { filled, ..plan(*store, Op::Fresh, callers, self.common.quick) };
+                for figure in shards.measure(store.name(), &plan).await {
+                    self.results.add(Figure::Sharded(figure));
+                }
+            }
+        }
     }
 
     pub(crate) async fn waiters(&mut self) {

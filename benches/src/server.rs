@@ -14,11 +14,28 @@ pub(crate) struct Server {
     /// `None` if it was running already.
     own: Option<(Child, tempfile::TempDir)>,
     pub(crate) postgres: Option<Postgres>,
+    /// Other nodes of its cluster, and its replicas.
+    others: Vec<Server>,
 }
 
 impl Server {
     /// Starts `binary` on a free port of the loopback interface.
     pub(crate) fn start(binary: &Path) -> Result<Server, String> {
+        Server::start_with(binary, &[])
+    }
+
+    /// The same, with more options.
+    pub(crate) fn start_with(binary: &Path, options: &[&str]) -> Result<Server, String> {
+        let usual = ["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"];
+        Server::spawn(binary, None, &[&usual, options].concat())
+    }
+
+    /// Starts a sentinel with this configuration.
+    pub(crate) fn sentinel(binary: &Path, configuration: &str) -> Result<Server, String> {
+        Server::spawn(binary, Some(configuration), &["--sentinel"])
+    }
+
+    fn spawn(binary: &Path, configuration: Option<&str>, options: &[&str]) -> Result<Server, String> {
         // Another process may take the port before the server does; then it starts again on another
         // port.
         for _ in 0..10 {
@@ -27,19 +44,16 @@ impl Server {
                 .and_then(|listener| listener.local_addr())
                 .map_err(|error| error.to_string())?
                 .port();
-            let child = Command::new(binary)
-                .args([
-                    "--port",
-                    &port.to_string(),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ])
-                .args(["--maxmemory-policy", "noeviction", "--loglevel", "warning", "--dir"])
+            let mut command = Command::new(binary);
+            if let Some(configuration) = configuration {
+                let file = folder.path().join("configuration");
+                std::fs::write(&file, configuration).map_err(|error| error.to_string())?;
+                command.arg(file);
+            }
+            let child = command
+                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--loglevel", "warning", "--dir"])
                 .arg(folder.path())
+                .args(options)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -50,6 +64,7 @@ impl Server {
                 version: String::new(),
                 own: Some((child, folder)),
                 postgres: None,
+                others: Vec::new(),
             };
             if server.wait() {
                 return Ok(server);
@@ -58,16 +73,27 @@ impl Server {
         Err(format!("{} does not start", binary.display()))
     }
 
+    /// Counts these servers to this one: other nodes of its cluster, or its replicas.
+    pub(crate) fn add(&mut self, others: impl IntoIterator<Item = Server>) {
+        self.others.extend(others);
+    }
+
     /// Starts PostgreSQL from Debian's packages.
     pub(crate) fn postgres() -> Server {
         let postgres = Postgres::start();
         let (url, version) = (postgres.url(), postgres.version());
-        Server { url, version, own: None, postgres: Some(postgres) }
+        Server { url, version, own: None, postgres: Some(postgres), others: Vec::new() }
     }
 
     /// Uses a running server. **It is flushed.**
     pub(crate) fn at(url: &str) -> Result<Server, String> {
-        let mut server = Server { url: url.to_owned(), version: String::new(), own: None, postgres: None };
+        let mut server = Server {
+            url: url.to_owned(),
+            version: String::new(),
+            own: None,
+            postgres: None,
+            others: Vec::new(),
+        };
         if server.wait() { Ok(server) } else { Err(format!("no server answers at {url}")) }
     }
 
@@ -112,13 +138,33 @@ impl Server {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("INFO {section} has no {name}"))
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("the URL has a port")
+    }
+
+    /// Sends a command whose answer does not matter.
+    pub(crate) fn tell(&self, words: &[&str]) {
+        self.ask::<redis::Value>(words);
+    }
+
+    /// Sends a command, and returns the text that it answers with.
+    pub(crate) fn text(&self, words: &[&str]) -> String {
+        self.ask(words)
+    }
+
+    fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut connection = self.connect().expect("the server answers");
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query(&mut connection).expect("the server accepts it")
+    }
+
     /// Returns the user and system time of the server.
     pub(crate) fn cpu_micros(&self) -> f64 {
         if let Some(postgres) = &self.postgres {
             return postgres.cpu_micros();
         }
         let seconds = self.info("cpu", "used_cpu_user") + self.info("cpu", "used_cpu_sys");
-        seconds * 1e6
+        seconds * 1e6 + self.others.iter().map(Server::cpu_micros).sum::<f64>()
     }
 
     /// Returns the memory that its data takes, in bytes.
@@ -134,8 +180,12 @@ impl Server {
         if let Some(postgres) = &self.postgres {
             return postgres.flush();
         }
-        let mut connection = self.connect().expect("the server answers");
-        redis::cmd("FLUSHALL").arg("SYNC").query::<()>(&mut connection).expect("the server answers");
+        self.tell(&["FLUSHALL", "SYNC"]);
+        for other in
+            self.others.iter().filter(|other| other.text(&["INFO", "replication"]).contains("role:master"))
+        {
+            other.flush();
+        }
     }
 }
 

@@ -60,6 +60,26 @@ pub(crate) fn describe() {
         describe_gauge!("nevertwice_outbox_lag_seconds", Unit::Seconds, "Age of the oldest pending event");
         describe_gauge!("nevertwice_outbox_dead_letters", Unit::Count, "Events put aside");
         describe_counter!(
+            "nevertwice_redis_redirects_total",
+            Unit::Count,
+            "Items that a node of a Redis cluster sent elsewhere"
+        );
+        describe_counter!(
+            "nevertwice_redis_refreshes_total",
+            Unit::Count,
+            "Times that Redis nodes or sentinels were asked for the primaries"
+        );
+        describe_counter!(
+            "nevertwice_redis_failovers_total",
+            Unit::Count,
+            "Redis primaries that others replaced"
+        );
+        describe_counter!(
+            "nevertwice_redis_too_few_replicas_total",
+            Unit::Count,
+            "Pipelines that too few Redis replicas confirmed"
+        );
+        describe_counter!(
             "nevertwice_operator_actions_total",
             Unit::Count,
             "Resolutions and removals by operators"

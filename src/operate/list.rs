@@ -1,6 +1,7 @@
 //! Lists and counts of unfinished operations.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 
 use super::filter::Filter;
 use super::purge::purge_turn;
@@ -152,26 +153,27 @@ impl Engine {
     /// # Errors
     /// As for [`unfinished`](Engine::unfinished).
     pub async fn unresolved_count(&self) -> Result<u64, Error> {
-        let (mut count, mut after) = (0, None);
+        let (mut found, mut after) = (HashSet::new(), None);
         loop {
-            let (found, next) = self.count_unsettled(after.as_ref(), 500).await?;
-            count += found;
-            after = next;
+            after = self.find_unsettled(after.as_ref(), 500, &mut found).await?;
             if after.is_none() {
-                observe::unresolved(self, count);
-                return Ok(count);
+                observe::unresolved(self, found.len() as u64);
+                return Ok(found.len() as u64);
             }
         }
     }
 
-    /// The number of such operations on one page, and the start of the next page.
-    pub(super) async fn count_unsettled(
+    /// Adds the ids of such operations on one page, and returns the start of the next page. A
+    /// listing may yield some records twice, and start again: each counts once.
+    pub(super) async fn find_unsettled(
         &self,
         after: Option<&Cursor>,
         limit: usize,
-    ) -> Result<(u64, Option<Cursor>), Error> {
+        found: &mut HashSet<RecordId>,
+    ) -> Result<Option<Cursor>, Error> {
         let page = self.bounded(self.store().unsettled(after, limit)).await?;
-        let found = page.records.iter().filter(|(_, record)| record.is_unsettled(page.now)).count();
-        Ok((found as u64, page.next))
+        let unsettled = page.records.into_iter().filter(|(_, record)| record.is_unsettled(page.now));
+        found.extend(unsettled.map(|(id, _)| id));
+        Ok(page.next)
     }
 }

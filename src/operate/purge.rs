@@ -1,5 +1,6 @@
 //! Removal of expired records: [`Engine::purge`], and a purger that runs in the background.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -247,13 +248,11 @@ impl Engine {
 
     /// Counts unresolved operations and sets the gauge.
     async fn count_in_steps(&self, plan: &PurgePlan, turn: &Lease) -> Result<(), Error> {
-        let (mut count, mut after) = (0, None);
+        let (mut found, mut after) = (HashSet::new(), None);
         loop {
-            let (found, next) = self.count_unsettled(after.as_ref(), plan.step.max(1)).await?;
-            count += found;
-            after = next;
+            after = self.find_unsettled(after.as_ref(), plan.step.max(1), &mut found).await?;
             if after.is_none() {
-                observe::unresolved(self, count);
+                observe::unresolved(self, found.len() as u64);
                 return Ok(());
             }
             self.clock().sleep(plan.rest).await;

@@ -239,6 +239,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.inner.durability()
     }
 
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        self.inner.is_as_durable_as(required)
+    }
+
     fn is_shared(&self) -> bool {
         self.inner.is_shared()
     }

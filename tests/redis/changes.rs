@@ -255,20 +255,48 @@ fn s2_a_cluster_that_takes_over_is_given_no_grants() {
     });
 }
 
+/// Its records are those of another server from now on, or soon will be.
 #[test]
-fn a_replica_answers_duplicates_and_says_what_it_is() {
+fn s9_a_server_that_became_a_replica_is_not_read() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let store = RedisStore::connect(&server.url()).await.unwrap();
-        let engine = Engine::builder(store).call_timeout(Duration::from_millis(500)).build().unwrap();
-        acquire(&engine, &request("done")).await.complete("done").await.unwrap();
+        let engine = Engine::builder(store.clone()).call_timeout(Duration::from_millis(500)).build().unwrap();
+        let done = request("done");
+        acquire(&engine, &done).await.complete("done").await.unwrap();
         server.ask::<()>("REPLICAOF 127.0.0.1 1");
         let refused = engine.begin(&request("k")).await;
         let Err(Error::TimedOut { last: Some(last), .. }) = refused else { panic!("{refused:?}") };
         assert!(last.to_string().contains("replica"), "{last}");
-        assert_eq!(response(&engine, &request("done")).await, b"done");
+        let read = store.load(&done.id()).await.unwrap_err();
+        assert!(read.is_transient() && read.to_string().contains("replica"), "{read}");
+        let refused = engine.begin(&done).await;
+        assert!(matches!(refused, Err(Error::TimedOut { .. })), "{refused:?}");
         server.ask::<()>("REPLICAOF NO ONE");
         let _ = acquire(&engine, &request("k")).await;
+        assert_eq!(response(&engine, &done).await, b"done");
+    });
+}
+
+#[test]
+fn health_tells_why_a_server_would_refuse_a_begin() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let store = RedisStore::connect(&server.url()).await.unwrap();
+        let faults = [
+            ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "maxmemory"),
+            ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "NOREPLICAS"),
+        ];
+        for (fault, repair, word) in faults {
+            assert!(store.health().await.is_ready());
+            server.ask::<()>(fault);
+            let health = store.health().await;
+            let why = health.nodes[0].fault.as_ref().map(ToString::to_string).unwrap_or_default();
+            assert!(!health.is_ready() && why.contains(word), "{word}: {health:?}");
+            server.ask::<()>(repair);
+        }
+        assert!(store.health().await.is_ready());
+        assert_eq!(server.ask::<u64>("DBSIZE"), 0, "it writes nothing");
     });
 }
 

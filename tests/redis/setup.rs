@@ -170,6 +170,7 @@ fn a_url_that_is_none_is_refused_and_not_shown() {
         "http://s3cret@host",
         "redis://:s3cret@",
         "redis://u:s3#cret@host:1/x",
+        #[cfg(not(any(feature = "redis-rustls", feature = "redis-native-tls")))]
         "rediss://u:s3cret@host",
     ] {
         let error = try_connect(url).unwrap_err();

@@ -1,7 +1,7 @@
 //! A private Redis server, and a proxy that injects faults into its connections.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,7 @@ pub(crate) struct Server {
 
 /// The options and environment of a server.
 struct Setup {
+    binary: String,
     options: Vec<String>,
     variables: Vec<(String, String)>,
 }
@@ -40,8 +41,18 @@ impl Server {
 
     /// Starts a server with options and environment variables.
     pub(crate) fn start_with(options: &[&str], variables: &[(&str, &str)]) -> Server {
+        Server::start_all(binary(), options, variables)
+    }
+
+    /// Starts this program, whatever the environment names.
+    pub(crate) fn start_of(binary: &str, options: &[&str]) -> Server {
+        Server::start_all(binary.to_owned(), options, &[])
+    }
+
+    fn start_all(binary: String, options: &[&str], variables: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let setup = Setup {
+            binary,
             options: options.iter().map(|&option| option.to_owned()).collect(),
             variables: variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         };
@@ -53,7 +64,11 @@ impl Server {
                 return Server { child, port, setup, dir };
             }
         }
-        panic!("{} did not start: {}", binary(), std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!(
+            "{} did not start: {}",
+            setup.binary,
+            std::fs::read_to_string(dir.path().join("log")).unwrap()
+        );
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -140,7 +155,7 @@ fn free_port() -> u16 {
 struct Starting(Child);
 
 fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
-    let child = Command::new(binary())
+    let child = Command::new(&setup.binary)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log", "--dir"])
         .arg(dir.path())
         .args(&setup.options)
@@ -149,7 +164,7 @@ fn spawn(port: u16, dir: &TempDir, setup: &Setup) -> Starting {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", binary())))
+    Starting(child.unwrap_or_else(|error| panic!("these tests need {}, 7.0 or later: {error}", setup.binary)))
 }
 
 impl Starting {
@@ -227,7 +242,7 @@ struct Passed {
 
 /// A proxy between a client and a server that passes on both directions.
 pub(crate) struct Proxy {
-    port: u16,
+    address: SocketAddrV4,
     server: Arc<AtomicU16>,
     fault: Arc<Mutex<Fault>>,
     passed: Arc<Passed>,
@@ -236,8 +251,18 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(server: u16) -> Proxy {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Proxy::start_at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), server).await
+    }
+
+    /// Starts at the server's port of another address of this machine, for nodes of a cluster that
+    /// tell their ports only.
+    pub(crate) async fn start_on(ip: Ipv4Addr, server: u16) -> Proxy {
+        Proxy::start_at(SocketAddrV4::new(ip, server), server).await
+    }
+
+    async fn start_at(address: SocketAddrV4, server: u16) -> Proxy {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let address = SocketAddrV4::new(*address.ip(), listener.local_addr().unwrap().port());
         let (fault, passed) = (Arc::new(Mutex::new(Fault::None)), Arc::new(Passed::default()));
         let server = Arc::new(AtomicU16::new(server));
         let (shared, target, count) = (Arc::clone(&fault), Arc::clone(&server), Arc::clone(&passed));
@@ -253,15 +278,15 @@ impl Proxy {
                 tokio::spawn(pass(client, port, Arc::clone(&shared), Arc::clone(&count)));
             }
         });
-        Proxy { port, server, fault, passed, task }
+        Proxy { address, server, fault, passed, task }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address)
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     pub(crate) fn cut_request_after(&self, bytes: usize) {

@@ -20,6 +20,8 @@ mod operations;
 #[path = "../../tests/support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod server;
+#[path = "redis_faults/shards.rs"]
+mod shards;
 #[path = "redis_faults/states.rs"]
 mod states;
 #[path = "redis_faults/storm.rs"]

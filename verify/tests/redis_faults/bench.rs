@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nevertwice::backends::redis::RedisStoreBuilder;
 use nevertwice::store::Store;
 use nevertwice::{Begin, Engine, Lease, RedisStore, Request, Stamp};
 
@@ -47,21 +48,33 @@ pub(crate) struct Bench {
     pub(crate) direct: Engine,
     pub(crate) store: RedisStore,
     pub(crate) proxy: Proxy,
+    /// The proxies in front of other nodes, which cause no fault.
+    _others: Vec<Proxy>,
     pub(crate) ledger: Arc<Ledger>,
     /// For direct queries to the server.
     pub(crate) raw: redis::aio::MultiplexedConnection,
 }
 
 impl Bench {
-    pub(crate) async fn new(server: &Server, ledger: &Arc<Ledger>, limits: Limits) -> Bench {
-        Bench::of_user(server, ledger, limits, "").await
-    }
-
     /// Creates a bench with a name and password for the engine behind the proxy: `name:password@`.
     pub(crate) async fn of_user(server: &Server, ledger: &Arc<Ledger>, limits: Limits, user: &str) -> Bench {
         let proxy = Proxy::start(server.port()).await;
         let url = proxy.url().replace("redis://", &format!("redis://{user}"));
-        let through = RedisStore::builder(&url)
+        let through = RedisStore::builder(&url);
+        Bench::with(vec![proxy], through, connect(server).await, server, ledger, limits).await
+    }
+
+    /// Creates a bench of two stores. The last proxy is the one that causes faults, in front of
+    /// this server.
+    pub(crate) async fn with(
+        mut proxies: Vec<Proxy>,
+        through: RedisStoreBuilder,
+        store: RedisStore,
+        server: &Server,
+        ledger: &Arc<Ledger>,
+        limits: Limits,
+    ) -> Bench {
+        let through = through
             .response_timeout(limits.response)
             .connection_timeout(limits.response)
             .clock_slack(limits.slack)
@@ -70,13 +83,13 @@ impl Bench {
             .lease(LEASE)
             .call_timeout(limits.call)
             .finish_timeout(limits.call);
-        let store = connect(server).await;
         let client = redis::Client::open(server.url()).unwrap();
         Bench {
             through: through.build().unwrap(),
             direct: engine(&store),
             store,
-            proxy,
+            proxy: proxies.pop().expect("a proxy"),
+            _others: proxies,
             ledger: Arc::clone(ledger),
             raw: client.get_multiplexed_async_connection().await.unwrap(),
         }
