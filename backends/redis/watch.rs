@@ -143,9 +143,9 @@ impl ServerWatch {
         };
         let is_verified = !warnings.contains(&Warning::DurabilityUnverified);
         findings.nodes.insert(node.clone(), Node { durability, warnings, replicas: inspection.replicas });
-        let less = || Doubt::LessDurable { promised, durability, is_verified };
-        let found =
-            role.or(eviction).or(no_file).or_else(|| (!durability.satisfies(promised)).then(less)).or(replicas);
+        let less = Doubt::LessDurable { promised, durability, is_verified };
+        let less = (!durability.satisfies(promised)).then_some(less);
+        let found = role.or(eviction).or(no_file).or(less).or(replicas);
         found.filter(|doubt| !self.demands.is_read_only || !doubt.is_readable())
     }
 
