@@ -107,7 +107,7 @@ impl Inner {
     async fn node_health(&self, shard: &Arc<Shard>) -> NodeHealth {
         let inspected = join_all(shard.records.lanes().iter().map(Connections::inspect)).await;
         let mut fault = inspected.into_iter().find_map(Result::err);
-        if fault.is_none() {
+        if fault.is_none() && !self.read_only {
             fault = self.try_begin(shard).await.err();
         }
         let replicas = shard.settings.watch.replicas_of(&shard.address).filter(|_| fault.is_none());

@@ -47,13 +47,18 @@ pub struct Cli {
 /// The options of all commands.
 #[derive(Args)]
 pub struct Global {
-    /// The store: sqlite:PATH, redis://, rediss://, redis+cluster://, redis+sentinel:// or
-    /// postgres:// with [user[:password]@]host[:port][/database]
+    /// The store: sqlite:PATH, or [user[:password]@]host[:port][/database] after redis://,
+    /// rediss:// or postgres://; redis+cluster://host,host.. with some nodes of a cluster, or
+    /// redis+sentinel://host,host../service
     #[arg(long, global = true, env = "NEVERTWICE_STORE", hide_env_values = true, value_name = "URL")]
     pub store: Option<String>,
     /// The prefix of the names of a Redis store [default: nevertwice:]
     #[arg(long, global = true)]
     pub prefix: Option<String>,
+    /// The number of replicas that must have each write to a Redis store before it counts as done,
+    /// as in the application
+    #[arg(long, global = true, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
+    pub replicas: u8,
     /// The table of a SQLite or PostgreSQL store: TABLE or SCHEMA.TABLE [default: nevertwice]
     #[arg(long, global = true)]
     pub table: Option<String>,

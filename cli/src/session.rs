@@ -1,5 +1,7 @@
 //! The store that a command works on: [`Session`].
 
+mod redis;
+
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -73,15 +75,13 @@ impl Session {
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
         let kind = match scheme.as_str() {
             "sqlite" => sqlite(url, global, access)?,
-            "redis" | "rediss" | "redis+unix" => redis(url, global, access).await?,
+            "redis" | "rediss" | "redis+unix" | "redis+cluster" | "rediss+cluster" | "redis+sentinel"
+            | "rediss+sentinel" => redis(&scheme, url, global, access).await?,
             "postgres" | "postgresql" => postgres(url, global, access).await?,
-            // One arm each, once the library connects to them.
-            "redis+cluster" | "redis+sentinel" => {
-                return Err(Failure::Usage(format!("this release does not know {scheme}:// yet")));
-            }
             _ => {
                 return Err(Failure::Usage(
-                    "the store is none of sqlite:PATH, redis://, rediss:// and postgres:// \
+                    "the store is none of sqlite:PATH, redis://, rediss://, redis+cluster://, \
+                     redis+sentinel:// and postgres:// \
                      (what was given is not repeated, since it may hold a password)"
                         .to_owned(),
                 ));
@@ -140,6 +140,7 @@ pub(crate) fn derived_key(id: &RecordId, label: &str) -> Result<String, Failure>
 
 fn sqlite(url: &str, global: &Global, access: Access) -> Result<Kind, Failure> {
     unused(&global.prefix, "--prefix", "Redis")?;
+    unused(&(global.replicas > 0).then_some(()), "--replicas", "Redis")?;
     let path = url.split_once(':').map_or("", |(_, path)| path);
     // `sqlite:///var/keys.db` is the same as `sqlite:/var/keys.db`.
     let path = path.strip_prefix("//").unwrap_or(path);
@@ -166,10 +167,12 @@ fn sqlite(url: &str, global: &Global, access: Access) -> Result<Kind, Failure> {
     })
 }
 
-async fn redis(url: &str, global: &Global, access: Access) -> Result<Kind, Failure> {
+async fn redis(scheme: &str, url: &str, global: &Global, access: Access) -> Result<Kind, Failure> {
     unused(&global.table, "--table", "SQLite and PostgreSQL")?;
-    let builder =
-        RedisStore::builder(url).connection_timeout(global.timeout / 2).response_timeout(global.timeout / 2);
+    let builder = redis::builder(scheme, url)?
+        .connection_timeout(global.timeout / 2)
+        .response_timeout(global.timeout / 2)
+        .replicated(global.replicas);
     let builder = match &global.prefix {
         Some(prefix) => builder.prefix(prefix),
         None => builder,
@@ -180,6 +183,7 @@ async fn redis(url: &str, global: &Global, access: Access) -> Result<Kind, Failu
 
 async fn postgres(url: &str, global: &Global, access: Access) -> Result<Kind, Failure> {
     unused(&global.prefix, "--prefix", "Redis")?;
+    unused(&(global.replicas > 0).then_some(()), "--replicas", "Redis")?;
     let builder =
         PostgresStore::builder(url).connect_timeout(global.timeout / 2).answer_timeout(global.timeout / 2);
     let builder = match global.table.as_deref().map(|name| name.split_once('.').unwrap_or(("public", name))) {
@@ -205,7 +209,7 @@ async fn in_time<T>(
     }
 }
 
-fn unused(option: &Option<String>, name: &str, stores: &str) -> Result<(), Failure> {
+fn unused<T>(option: &Option<T>, name: &str, stores: &str) -> Result<(), Failure> {
     match option {
         Some(_) => Err(Failure::Usage(format!("{name} is for {stores}"))),
         None => Ok(()),

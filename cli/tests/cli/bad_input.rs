@@ -117,9 +117,17 @@ fn a_store_that_is_none_is_refused_without_being_repeated() {
         "",
         "sqlite:",
         "redis",
-        "redis+cluster://u:s3cret@h",
+        "redis+cluster://u:s3cret@",
+        "redis+cluster://u:s3cret@h,,i",
+        "redis+cluster://u:s3cret@h/0",
+        "redis+clusters://u:s3cret@h",
         "://s3cret",
-        "redis+sentinel://u:s3cret@h/x",
+        "redis+sentinel://u:s3cret@h",
+        "redis+sentinel://u:s3cret@h/",
+        "redis+sentinel://s3cret@h/service",
+        "redis+sentinel://u:s3cret@h/service/zero",
+        "redis+sentinel://u:s3cret%ff@h/service",
+        "redis+sentinel://h/service?password=s3cret",
     ] {
         let ran = crate::lab::run(&["list", "--store", url]);
         assert!(ran.code == 2 && !ran.err.contains("s3cret"), "{url}: {ran:?}");
@@ -138,6 +146,11 @@ fn a_store_that_is_none_is_refused_without_being_repeated() {
         "postgres://u:s3 cret@:x/",
         "postgres://127.0.0.1:1/d?user=u&password=s3cret",
         "rediss://u:s3cret@127.0.0.1:1",
+        "redis+cluster://u:s3cret@127.0.0.1:1,127.0.0.1:2",
+        "rediss+cluster://u:s3cret@127.0.0.1:1/",
+        "redis+cluster://u:s3 cret@:x",
+        "redis+sentinel://u:s3cret@127.0.0.1:1,127.0.0.1:2/service",
+        "redis+sentinel://127.0.0.1:1/service/1?sentinel_user=u&sentinel_password=s3cret",
         "postgresql://u:s3cret@nowhere.invalid/d",
     ] {
         let ran = crate::lab::run(&["list", "--timeout", "3s", "--store", url]);

@@ -1,0 +1,99 @@
+//! URLs of Redis stores on one server, on a cluster and behind sentinels: [`builder`].
+
+use nevertwice::RedisStore;
+use nevertwice::backends::redis::RedisStoreBuilder;
+use percent_encoding::percent_decode_str;
+
+use crate::failure::Failure;
+
+/// The port of a sentinel whose URL names none.
+const SENTINEL_PORT: u16 = 26_379;
+
+/// Starts to set up the store that a URL names:
+///
+/// * `redis://`, `rediss://` and `redis+unix://`, as the library reads them;
+/// * `redis+cluster://[user:password@]host[:port][,host[:port]..]`, the addresses of some nodes;
+/// * `redis+sentinel://[user:password@]host[:port][,host[:port]..]/service[/database]`, the
+///   addresses of sentinels and the login of the servers. `?sentinel_user=` and
+///   `&sentinel_password=` are the login of the sentinels.
+///
+/// `rediss+cluster://` and `rediss+sentinel://` use TLS.
+///
+/// # Errors
+/// [`Failure::Usage`] with the form that is expected. It shows nothing of the URL.
+pub(super) fn builder(scheme: &str, url: &str) -> Result<RedisStoreBuilder, Failure> {
+    let Some((plain, kind)) = scheme.split_once('+').filter(|(_, kind)| *kind != "unix") else {
+        return Ok(RedisStore::builder(url));
+    };
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    match kind {
+        "cluster" => cluster(plain, rest),
+        _ => sentinel(plain, rest),
+    }
+}
+
+fn cluster(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
+    let usage = || usage("redis+cluster://[user:password@]host[:port][,host[:port]..]");
+    let (login, hosts) = authority(rest.strip_suffix('/').unwrap_or(rest)).ok_or_else(usage)?;
+    let login = login.map_or_else(String::new, |login| format!("{login}@"));
+    Ok(RedisStore::cluster(hosts.iter().map(|host| format!("{scheme}://{login}{host}"))))
+}
+
+fn sentinel(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
+    let usage = || {
+        usage("redis+sentinel://[user:password@]host[:port][,host[:port]..]/service[/database], then maybe ?sentinel_user=..&sentinel_password=..")
+    };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (rest, path) = rest.split_once('/').ok_or_else(usage)?;
+    let (login, hosts) = authority(rest).ok_or_else(usage)?;
+    let (service, database) = path.split_once('/').unwrap_or((path, ""));
+    let service = decoded(service).filter(|service| !service.is_empty()).ok_or_else(usage)?;
+    let own = sentinel_login(query).ok_or_else(usage)?;
+    let sentinel = |host: &&str| {
+        let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+        let port = if has_port { String::new() } else { format!(":{SENTINEL_PORT}") };
+        format!("{scheme}://{own}{host}{port}")
+    };
+    let mut builder = RedisStore::sentinel(hosts.iter().map(sentinel), &service);
+    if let Some(login) = login {
+        let (name, password) = login.split_once(':').ok_or_else(usage)?;
+        builder =
+            builder.login(decoded(name).ok_or_else(usage)?, decoded(password).ok_or_else(usage)?);
+    }
+    if !database.is_empty() {
+        builder = builder.database(database.parse().map_err(|_| usage())?);
+    }
+    Ok(builder)
+}
+
+/// Splits `login@host,host`.
+fn authority(text: &str) -> Option<(Option<&str>, Vec<&str>)> {
+    let (login, hosts) = match text.rsplit_once('@') {
+        Some((login, hosts)) => (Some(login), hosts),
+        None => (None, text),
+    };
+    let hosts: Vec<_> = hosts.split(',').collect();
+    let is_host = |host: &&str| !host.is_empty() && !host.contains(['/', '?', '#']);
+    hosts.iter().all(is_host).then_some((login, hosts))
+}
+
+/// Reads the login of the sentinels from the query, still encoded as in a URL.
+fn sentinel_login(query: &str) -> Option<String> {
+    let (mut user, mut password) = ("", "");
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=')? {
+            ("sentinel_user", value) => user = value,
+            ("sentinel_password", value) => password = value,
+            _ => return None,
+        }
+    }
+    Some(if user.is_empty() && password.is_empty() { String::new() } else { format!("{user}:{password}@") })
+}
+
+fn decoded(text: &str) -> Option<String> {
+    percent_decode_str(text).decode_utf8().ok().map(Into::into)
+}
+
+fn usage(form: &str) -> Failure {
+    Failure::Usage(format!("the store is not of the form {form}"))
+}
