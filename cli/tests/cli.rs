@@ -32,3 +32,5 @@ mod reconciling;
 #[path = "../../tests/support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod redis;
+#[path = "cli/topologies.rs"]
+mod topologies;

@@ -41,7 +41,9 @@ fn cluster(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
 
 fn sentinel(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
     let usage = || {
-        usage("redis+sentinel://[user:password@]host[:port][,host[:port]..]/service[/database], then maybe ?sentinel_user=..&sentinel_password=..")
+        usage(
+            "redis+sentinel://[user:password@]host[:port][,host[:port]..]/service[/database], then maybe ?sentinel_user=..&sentinel_password=..",
+        )
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (rest, path) = rest.split_once('/').ok_or_else(usage)?;
@@ -57,8 +59,7 @@ fn sentinel(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
     let mut builder = RedisStore::sentinel(hosts.iter().map(sentinel), &service);
     if let Some(login) = login {
         let (name, password) = login.split_once(':').ok_or_else(usage)?;
-        builder =
-            builder.login(decoded(name).ok_or_else(usage)?, decoded(password).ok_or_else(usage)?);
+        builder = builder.login(decoded(name).ok_or_else(usage)?, decoded(password).ok_or_else(usage)?);
     }
     if !database.is_empty() {
         builder = builder.database(database.parse().map_err(|_| usage())?);

@@ -1,6 +1,7 @@
 //! A store with records in it, and the command run on it: [`Lab`].
 
-use std::process::{Command, Output, Stdio};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nevertwice::{
@@ -21,7 +22,56 @@ pub(crate) struct Lab {
     pub(crate) dir: TempDir,
     pub(crate) redis: Option<redis::Server>,
     pub(crate) postgres: Option<postgres::Server>,
+    #[allow(dead_code, reason = "it runs for as long as the store is used")]
+    sentinel: Option<Sentinel>,
     runtime: tokio::runtime::Runtime,
+}
+
+/// A sentinel. Killed when dropped.
+pub(crate) struct Sentinel(Child);
+
+impl Sentinel {
+    /// Starts a sentinel that watches the server at this port. Returns its own port.
+    fn start(dir: &TempDir, watched: u16) -> (u16, Sentinel) {
+        let file = dir.path().join("sentinel.conf");
+        for _ in 0..10 {
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            let lines =
+                format!("port {port}\nbind 127.0.0.1\nsentinel monitor payments 127.0.0.1 {watched} 1\n");
+            std::fs::write(&file, lines).unwrap();
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null());
+            let mut sentinel = Sentinel(command.spawn().expect("these tests need redis-server"));
+            let (mut answers, mut ended) = (false, false);
+            until("the sentinel answers or ends", || {
+                ended = sentinel.0.try_wait().unwrap().is_some();
+                answers = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+                ended || answers
+            });
+            if answers && !ended {
+                return (port, sentinel);
+            }
+        }
+        panic!("no sentinel starts");
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits at most a minute.
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..6_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{what}: not within a minute");
 }
 
 /// The end of a run of the command.
@@ -36,19 +86,37 @@ impl Lab {
     pub(crate) fn sqlite() -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("keys.db").display());
-        Lab { url, dir, redis: None, postgres: None, runtime: runtime() }
+        Lab { url, dir, redis: None, postgres: None, sentinel: None, runtime: runtime() }
     }
 
     pub(crate) fn redis() -> Lab {
         let server = redis::Server::start(&["--appendonly", "yes"]);
         let (url, dir) = (server.url(), tempfile::tempdir().unwrap());
-        Lab { url, dir, redis: Some(server), postgres: None, runtime: runtime() }
+        Lab { url, dir, redis: Some(server), postgres: None, sentinel: None, runtime: runtime() }
+    }
+
+    /// A cluster of one node.
+    pub(crate) fn cluster() -> Lab {
+        let server = redis::Server::start(&["--appendonly", "yes", "--cluster-enabled", "yes"]);
+        server.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383");
+        until("the cluster is up", || server.ask::<String>("CLUSTER INFO").contains("cluster_state:ok"));
+        let (url, dir) =
+            (format!("redis+cluster://127.0.0.1:{}", server.port()), tempfile::tempdir().unwrap());
+        Lab { url, dir, redis: Some(server), postgres: None, sentinel: None, runtime: runtime() }
+    }
+
+    /// A server that a sentinel watches as the service `payments`.
+    pub(crate) fn sentinel() -> Lab {
+        let (server, dir) = (redis::Server::start(&["--appendonly", "yes"]), tempfile::tempdir().unwrap());
+        let (port, sentinel) = Sentinel::start(&dir, server.port());
+        let url = format!("redis+sentinel://127.0.0.1:{port}/payments");
+        Lab { url, dir, redis: Some(server), postgres: None, sentinel: Some(sentinel), runtime: runtime() }
     }
 
     pub(crate) fn postgres() -> Lab {
         let server = postgres::Server::start(&["fsync=off"]);
         let (url, dir) = (server.url(), tempfile::tempdir().unwrap());
-        Lab { url, dir, redis: None, postgres: Some(server), runtime: runtime() }
+        Lab { url, dir, redis: None, postgres: Some(server), sentinel: None, runtime: runtime() }
     }
 
     /// One of each kind.
@@ -61,7 +129,14 @@ impl Lab {
         self.runtime.block_on(async {
             let engine = match self.url.split(':').next() {
                 Some("sqlite") => Engine::builder(SqliteStore::open(&self.url[7..]).unwrap()),
-                Some("redis") => Engine::builder(RedisStore::connect(&self.url).await.unwrap()),
+                Some("redis+cluster") => {
+                    let seeds = [self.url.replace("redis+cluster", "redis")];
+                    Engine::builder(RedisStore::cluster(seeds).connect().await.unwrap())
+                }
+                Some("redis" | "redis+sentinel") => {
+                    let url = self.redis.as_ref().unwrap().url();
+                    Engine::builder(RedisStore::connect(&url).await.unwrap())
+                }
                 _ => Engine::builder(PostgresStore::connect(&self.url).await.unwrap()),
             };
             let patient = engine.call_timeout(Duration::from_secs(30)).keep_keys(true).holder("web-1");
