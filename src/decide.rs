@@ -56,7 +56,7 @@ pub fn decide(now: Stamp, record: Option<&Record>, command: &Command) -> Decisio
             finish(record, token, State::Failed(error.clone(), retry))
         }
         Command::Release(token) => release(record, token),
-        Command::Resolve(fence, resolution) => resolve(now, record, *fence, resolution),
+        Command::Resolve { fence, stamp, resolution } => resolve(now, record, *fence, *stamp, resolution),
         Command::Amend { stamp, resolution, may_rerun } => amend(record, *stamp, resolution, *may_rerun),
         Command::Forget => {
             let reply = Reply::Done { existed: record.is_some() };
@@ -386,7 +386,16 @@ fn release(record: Option<&Record>, token: &LeaseToken) -> Decision {
     }
 }
 
-fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resolution) -> Decision {
+/// Settles an unresolved operation. The fence says that it was not executed since it was shown. A
+/// record changes under its fence too (a holder renews, marks or fails, another operator settles),
+/// which only the stamp says.
+fn resolve(
+    now: Stamp,
+    record: Option<&Record>,
+    fence: Stamp,
+    stamp: Option<Stamp>,
+    resolution: &Resolution,
+) -> Decision {
     let refused = Decision::Reply(Reply::NotResolvable(Current::of(record)));
     let Some(record) = record.filter(|record| record.fence == fence) else { return refused };
     let settled = match &record.state {
@@ -397,7 +406,7 @@ fn resolve(now: Stamp, record: Option<&Record>, fence: Stamp, resolution: &Resol
     let (reply, next) = (Reply::Done { existed: true }, settle(record, resolution));
     if *next == *record || settled && is_same(&record.state, &next.state) {
         Decision::Reply(reply)
-    } else if settled {
+    } else if settled || stamp.is_some_and(|shown| shown != record.stamp) {
         refused
     } else {
         Decision::Write { next: Some(next), reply }

@@ -26,7 +26,8 @@ pub struct Inspection {
     pub attempt: u32,
     /// The fence of the latest grant, to pass to [`Engine::resolve`](crate::Engine::resolve).
     pub fence: Stamp,
-    /// The stamp of the record, to pass to [`Engine::amend`](crate::Engine::amend).
+    /// The stamp of the record, to pass to [`Engine::amend`](crate::Engine::amend). Every write
+    /// changes it: see [`Engine::resolve_shown`](crate::Engine::resolve_shown).
     pub stamp: Stamp,
     /// The time since the record was last written, in the store's time.
     pub age: Duration,

@@ -290,7 +290,7 @@ fn s13_unknown_outcomes_are_kept_longer_than_known_ones() {
     assert_eq!(long.keep(), UNRESOLVED * 2);
     for resolution in [Resolution::Completed(body("yes")), Resolution::Failed(body("no")), Resolution::Rerun]
     {
-        let resolve = Command::Resolve(GRANTED, resolution);
+        let resolve = Command::Resolve { fence: GRANTED, stamp: None, resolution };
         let open = failed(Retry::Unresolved);
         let (settled, _) = write(decide(at(&open, UNRESOLVED - MICRO), Some(&open), &resolve));
         assert_eq!((settled.is_evidence(), settled.keep()), (false, RETENTION));
@@ -339,7 +339,8 @@ fn s4_a_second_fingerprint_is_accepted_where_the_request_says_so() {
 fn an_operators_word_is_amended_by_its_stamp_and_no_other_outcome_is() {
     let record = granted(&params());
     let over = at(&record, LEASE);
-    let resolve = Command::Resolve(GRANTED, Resolution::Completed(body("yes")));
+    let resolution = Resolution::Completed(body("yes"));
+    let resolve = Command::Resolve { fence: GRANTED, stamp: None, resolution };
     let resolved = write(decide(over, Some(&record), &resolve)).0.stamped(over);
     assert!(resolved.resolved);
     let amend = |record: &Record, stamp, resolution: &Resolution, may_rerun| {
@@ -670,7 +671,8 @@ fn an_operator_settles_what_is_open_and_nothing_else() {
     let mut record = granted(&params());
     record.checkpoint = Some(Bytes::from_static(b"half"));
     let settle = |now, record: &Record, fence, resolution: &Resolution| {
-        decide(now, Some(record), &Command::Resolve(fence, resolution.clone()))
+        let command = Command::Resolve { fence, stamp: None, resolution: resolution.clone() };
+        decide(now, Some(record), &command)
     };
     let refused = |record: &Record, state| {
         let current = Current { state, fence: record.fence, attempt: record.attempt };
@@ -686,7 +688,7 @@ fn an_operator_settles_what_is_open_and_nothing_else() {
             refused(&record, StateKind::InProgress)
         );
         let absent = Current { state: StateKind::Absent, fence: Stamp::ZERO, attempt: 0 };
-        let command = Command::Resolve(GRANTED, resolution.clone());
+        let command = Command::Resolve { fence: GRANTED, stamp: None, resolution: resolution.clone() };
         assert_eq!(decide(over, None, &command), Decision::Reply(Reply::NotResolvable(absent)));
         for open in
             [record.clone(), failed(Retry::Now), failed(Retry::After(LEASE)), failed(Retry::Unresolved)]
@@ -720,6 +722,37 @@ fn an_operator_settles_what_is_open_and_nothing_else() {
     assert_eq!(settle(over, &rerun, GRANTED, &Resolution::Rerun), Decision::Reply(DONE));
 }
 
+/// A record changes under the same fence: its holder renews, marks or fails, and another operator
+/// settles.
+#[test]
+fn an_operator_who_was_shown_a_record_settles_no_other_version_of_it() {
+    let record = granted(&params());
+    let failed = with(&record, State::Failed(body("why"), Retry::Unresolved)).stamped(GRANTED.next());
+    let over = at(&failed, LEASE);
+    let settle = |record: &Record, stamp, resolution: &Resolution| {
+        let command = Command::Resolve { fence: GRANTED, stamp, resolution: resolution.clone() };
+        decide(over, Some(record), &command)
+    };
+    for resolution in [Resolution::Completed(body("yes")), Resolution::Failed(body("no")), Resolution::Rerun]
+    {
+        // Shown while it was in progress.
+        let current = Current { state: StateKind::Failed, fence: GRANTED, attempt: failed.attempt };
+        let refused = Decision::Reply(Reply::NotResolvable(current));
+        assert_eq!(settle(&failed, Some(record.stamp), &resolution), refused);
+        let (next, reply) = write(settle(&failed, Some(failed.stamp), &resolution));
+        assert_eq!((reply, write(settle(&failed, None, &resolution)).0), (DONE, next.clone()));
+        // The same call repeated, under the stamp of before.
+        let next = next.stamped(over.next());
+        assert_eq!(settle(&next, Some(failed.stamp), &resolution), Decision::Reply(DONE));
+    }
+    let rerun = write(settle(&failed, Some(failed.stamp), &Resolution::Rerun)).0.stamped(over.next());
+    let completed = Resolution::Completed(body("yes"));
+    assert!(matches!(
+        settle(&rerun, Some(failed.stamp), &completed),
+        Decision::Reply(Reply::NotResolvable(_))
+    ));
+}
+
 #[test]
 fn forget_removes_what_is_kept_and_says_whether_it_was() {
     let record = granted(&params());
@@ -747,7 +780,10 @@ fn s7_commands_and_answers_show_themselves_without_content() {
         (Command::Complete(token.clone(), secret()), format!("Complete({id}, <6 bytes>)")),
         (Command::Fail(token.clone(), secret(), Retry::Now), format!("Fail({id}, <6 bytes>, Now)")),
         (Command::Release(token.clone()), format!("Release({id})")),
-        (Command::Resolve(GRANTED, Resolution::Rerun), "Resolve(Stamp(1000000), Rerun)".to_owned()),
+        (
+            Command::Resolve { fence: GRANTED, stamp: Some(GRANTED), resolution: Resolution::Rerun },
+            "Resolve { fence: 1000000, stamp: Some(1000000), resolution: Rerun }".to_owned(),
+        ),
         (
             Command::Amend { stamp: GRANTED, resolution: Resolution::Completed(secret()), may_rerun: false },
             "Amend { stamp: 1000000, resolution: Completed(<6 bytes>), may_rerun: false }".to_owned(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use nevertwice::store::Store;
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
-    Amendment, Begin, Body, Bulk, Engine, Error, Failure, Filter, Key, KeyError, Lease, ManualClock,
-    MemoryStore, Need, Reason, RecordId, Recovery, Request, Resolution, Retry, RunError, Scope, StateKind,
-    StoreError, Unfinished, Verdict,
+    Amendment, Begin, Body, Bulk, Engine, Error, Failure, Filter, Inspection, Key, KeyError, Lease,
+    ManualClock, MemoryStore, Need, Reason, RecordId, Recovery, Request, Resolution, Retry, RunError, Scope,
+    StateKind, StoreError, Unfinished, Verdict,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -421,6 +421,34 @@ fn s3_what_changed_since_it_was_listed_is_refused_in_bulk() {
     assert!(matches!(block_on(engine.begin(&request("s", "late"))), Ok(Begin::Completed(_))));
     assert!(matches!(block_on(engine.begin(&request("s", "gone"))), Ok(Begin::InProgress(_))));
     assert_eq!(acquire(&engine, &request("s", "lost")).attempt(), 1);
+}
+
+/// The fence stays while the holder goes on, fails, and while another operator settles.
+#[test]
+fn s2_an_operation_that_changed_since_it_was_shown_is_not_settled() {
+    let (clock, _, engine) = setup();
+    let request = request("s", "k");
+    let lease = acquire(&engine, &request);
+    let seen = || block_on(engine.inspect_id(&request.id())).unwrap().unwrap();
+    let settle = |shown: &Inspection, resolution: &Resolution| {
+        block_on(engine.resolve_shown(&request.id(), shown, resolution.clone()))
+    };
+    let refused = |answer| matches!(answer, Err(Error::NotResolvable { .. }));
+    let (done, rerun) = (Resolution::Completed(body("done")), Resolution::Rerun);
+    clock.advance(31 * SECOND);
+    let unmarked = seen();
+    block_on(lease.mark_effect()).unwrap();
+    clock.advance(31 * SECOND);
+    assert!(refused(settle(&unmarked, &rerun)), "it was marked since");
+    let marked = seen();
+    block_on(lease.fail("no effect", Retry::Now)).unwrap();
+    assert!(refused(settle(&marked, &done)), "it failed since, without an effect");
+    assert_eq!((seen().fence, seen().resolved), (marked.fence, false));
+    let failed = seen();
+    settle(&failed, &rerun).unwrap();
+    settle(&failed, &rerun).unwrap(); // repeating it is safe
+    assert!(refused(settle(&failed, &done)), "another operator settled it since");
+    assert!(matches!(block_on(engine.begin(&request)), Ok(Begin::Acquired(_))));
 }
 
 #[test]

@@ -32,7 +32,15 @@ pub enum Command {
     /// Removes the record, as if the operation had never begun.
     Release(LeaseToken),
     /// An operator's resolution of an unresolved operation, if its fence is still this one.
-    Resolve(Stamp, Resolution),
+    Resolve {
+        /// The fence of the latest grant that the operator was shown.
+        fence: Stamp,
+        /// The stamp of the record that the operator was shown. With it the resolution is refused
+        /// if anything changed since; `None` compares the fence only.
+        stamp: Option<Stamp>,
+        /// The resolution.
+        resolution: Resolution,
+    },
     /// An operator's correction of an earlier resolution, if the record's stamp is still this one.
     /// A rerun is refused unless `may_rerun` is set, since duplicates may already have received the
     /// outcome.
@@ -216,7 +224,7 @@ impl Command {
             | Command::Fail(token, ..)
             | Command::Release(token) => Some(token),
             Command::Begin(_)
-            | Command::Resolve(..)
+            | Command::Resolve { .. }
             | Command::Amend { .. }
             | Command::Forget
             | Command::DropResponse => None,
@@ -279,9 +287,12 @@ impl fmt::Debug for Command {
                 f.debug_tuple("Fail").field(token).field(body).field(retry).finish()
             }
             Command::Release(token) => f.debug_tuple("Release").field(token).finish(),
-            Command::Resolve(fence, resolution) => {
-                f.debug_tuple("Resolve").field(fence).field(resolution).finish()
-            }
+            Command::Resolve { fence, stamp, resolution } => f
+                .debug_struct("Resolve")
+                .field("fence", &fence.0)
+                .field("stamp", &stamp.map(|stamp| stamp.0))
+                .field("resolution", resolution)
+                .finish(),
             Command::Amend { stamp, resolution, may_rerun } => f
                 .debug_struct("Amend")
                 .field("stamp", &stamp.0)

@@ -104,7 +104,11 @@ impl Engine {
         let commands: Vec<Command> = chosen
             .operations
             .iter()
-            .map(|(found, _)| Command::Resolve(found.inspection.fence, resolution.clone()))
+            .map(|(found, _)| Command::Resolve {
+                fence: found.inspection.fence,
+                stamp: Some(found.inspection.stamp),
+                resolution: resolution.clone(),
+            })
             .collect();
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| {

@@ -7,6 +7,7 @@ use crate::call::{Call, View};
 use crate::decide::{Command, Reply, Resolution};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::inspect::Inspection;
 use crate::key::{Key, KeyError, RecordId, Scope};
 use crate::observe::{self, Op};
 use crate::record::{Body, Stamp};
@@ -144,7 +145,42 @@ impl Engine {
     /// As for [`resolve`](Engine::resolve).
     pub async fn resolve_id(&self, id: &RecordId, fence: Stamp, resolution: Resolution) -> Result<(), Error> {
         resolution.check(self.policy().max_response)?;
-        self.operate(Op::Resolve, id, Command::Resolve(fence, resolution)).await
+        self.operate(Op::Resolve, id, Command::Resolve { fence, stamp: None, resolution }).await
+    }
+
+    /// [`resolve_id`](Engine::resolve_id) of exactly the record that `shown` was made of: refused
+    /// if anything changed since, not only if the operation was executed again. A fence stays the
+    /// same while a holder renews its lease, marks its effect or fails, and when another operator
+    /// settles. For people and programs that decide by what they were shown. Repeating the same
+    /// resolution is safe.
+    ///
+    /// ```
+    /// # use nevertwice::*;
+    /// # futures_executor::block_on(async {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let request = Request::new("exports", "2026-11")?;
+    /// # let Begin::Acquired(lease) = engine.begin(&request).await? else { panic!() };
+    /// lease.fail("?", Retry::Unresolved).await?;
+    /// let shown = engine.inspect_id(&request.id()).await?.unwrap();
+    /// engine.resolve_shown(&request.id(), &shown, Resolution::Rerun).await?;
+    /// // Decided by the same inspection, but it is not as it was shown any more.
+    /// let done = Resolution::completed("receipt 7")?;
+    /// let late = engine.resolve_shown(&request.id(), &shown, done).await;
+    /// assert!(matches!(late, Err(Error::NotResolvable { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`resolve`](Engine::resolve); [`Error::NotResolvable`] also if the record changed.
+    pub async fn resolve_shown(
+        &self,
+        id: &RecordId,
+        shown: &Inspection,
+        resolution: Resolution,
+    ) -> Result<(), Error> {
+        resolution.check(self.policy().max_response)?;
+        let command = Command::Resolve { fence: shown.fence, stamp: Some(shown.stamp), resolution };
+        self.operate(Op::Resolve, id, command).await
     }
 
     /// Corrects an operator's earlier resolution of a key, whose record shows

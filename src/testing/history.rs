@@ -14,6 +14,7 @@ use crate::decide::Resolution;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
+use crate::inspect::Inspection;
 use crate::lease::Lease;
 use crate::owner::Owner;
 use crate::record::{Body, Recovery, Retry, Stamp};
@@ -40,6 +41,8 @@ pub enum Op {
     Release(usize),
     Resume(usize),
     Resolve(usize, Settle),
+    /// By what the operator was shown when time passed last.
+    ResolveShown(Settle),
     Forget,
     Purge,
     Pass(Duration),
@@ -102,9 +105,14 @@ fn op([kind, a, b, c]: [u8; 4], pace: &Pace) -> Op {
         14 => match a % 5 {
             0 => Op::Forget,
             1 => Op::Purge,
-            2 => Op::Resolve(slot, Settle::Completed(payload(c))),
-            3 => Op::Resolve(slot, Settle::Failed(payload(c))),
-            _ => Op::Resolve(slot, Settle::Rerun),
+            settle => {
+                let settle = match settle {
+                    2 => Settle::Completed(payload(c)),
+                    3 => Settle::Failed(payload(c)),
+                    _ => Settle::Rerun,
+                };
+                if b & 4 == 0 { Op::Resolve(slot, settle) } else { Op::ResolveShown(settle) }
+            }
         },
         _ => match pace {
             Pace::Real => Op::Pass(SHORT),
@@ -139,6 +147,7 @@ pub async fn run(store: Arc<dyn Store>, key: &str, ops: &[Op], pace: &Pace) {
         owners: [(); 3].map(|()| Owner::random().unwrap_or_else(|error| panic!("{error}"))),
         held: Vec::new(),
         fences: Vec::new(),
+        shown: None,
     };
     for (at, op) in ops.iter().enumerate() {
         run.pass(TICK).await;
@@ -164,6 +173,8 @@ struct Run<'a> {
     held: Vec<(Lease, Token)>,
     /// The fence of every grant, in order.
     fences: Vec<Stamp>,
+    /// What an operator was shown last, and what the model would have shown.
+    shown: Option<(Inspection, (Grant, Duration))>,
 }
 
 impl Run<'_> {
@@ -214,7 +225,11 @@ impl Run<'_> {
             }
             Op::Resolve(slot, settle) => {
                 let token = token(self, *slot)?;
-                self.model.resolve(now, token.grant, settle)
+                self.model.resolve(now, token.grant, None, settle)
+            }
+            Op::ResolveShown(settle) => {
+                let (_, (grant, version)) = self.shown.as_ref()?;
+                self.model.resolve(now, *grant, Some(*version), settle)
             }
             Op::Forget => self.model.forget(now),
             Op::Purge | Op::Pass(_) => return None,
@@ -227,6 +242,7 @@ impl Run<'_> {
             Op::Begin(ask) => return Some(self.begin(ask).await),
             Op::Pass(time) => {
                 self.pass(*time).await;
+                self.look().await;
                 return None;
             }
             Op::Purge => {
@@ -242,12 +258,18 @@ impl Run<'_> {
                     Err(error) => panic!("forget: {error}"),
                 };
             }
+            Op::ResolveShown(settle) => {
+                let (shown, _) = self.shown.as_ref()?;
+                let id = self.request().id();
+                let result = self.engine.resolve_shown(&id, shown, resolution(settle)).await;
+                return Some(answer(op, result));
+            }
             Op::Rewrite(..) | Op::Finish(..) | Op::Release(_) | Op::Resume(_) | Op::Resolve(..) => {}
         }
         let slot = match op {
             Op::Rewrite(slot, _) | Op::Finish(slot, _) | Op::Release(slot) => *slot,
             Op::Resume(slot) | Op::Resolve(slot, _) => *slot,
-            Op::Begin(_) | Op::Forget | Op::Purge | Op::Pass(_) => return None,
+            Op::Begin(_) | Op::ResolveShown(_) | Op::Forget | Op::Purge | Op::Pass(_) => return None,
         };
         let (lease, token) = self.slot(slot)?;
         let result = match op {
@@ -269,15 +291,20 @@ impl Run<'_> {
                 let fence = self.fences[usize::try_from(token.grant).ok()? - 1];
                 self.engine.resolve("history", self.key, fence, resolution(settle)).await
             }
-            Op::Begin(_) | Op::Forget | Op::Purge | Op::Pass(_) => return None,
+            Op::Begin(_) | Op::ResolveShown(_) | Op::Forget | Op::Purge | Op::Pass(_) => return None,
         };
-        Some(match result {
-            Ok(()) => Answer::Done,
-            Err(Error::LeaseLost { current }) => Answer::LeaseLost(current.state),
-            Err(Error::AlreadyFinished { current }) => Answer::AlreadyFinished(current.state),
-            Err(Error::NotResolvable { current }) => Answer::NotResolvable(current.state),
-            Err(error) => panic!("{op:?}: {error}"),
-        })
+        Some(answer(op, result))
+    }
+
+    /// Looks at the key as an operator, who decides by it later.
+    async fn look(&mut self) {
+        let seen = match self.engine.inspect("history", self.key).await {
+            Ok(seen) => seen,
+            Err(error) => panic!("inspect: {error}"),
+        };
+        let expected = self.model.shown(self.now);
+        assert_eq!(seen.is_some(), expected.is_some(), "an operator is shown what the model has");
+        self.shown = seen.zip(expected);
     }
 
     async fn begin(&mut self, ask: &ModelBegin) -> Answer {
@@ -371,6 +398,17 @@ fn about(answer: &Answer, real: bool) -> Answer {
         | Answer::LeaseLost(_)
         | Answer::AlreadyFinished(_)
         | Answer::NotResolvable(_)) => other,
+    }
+}
+
+/// Returns the answer to a call of a holder or an operator, in the model's terms.
+fn answer(op: &Op, result: Result<(), Error>) -> Answer {
+    match result {
+        Ok(()) => Answer::Done,
+        Err(Error::LeaseLost { current }) => Answer::LeaseLost(current.state),
+        Err(Error::AlreadyFinished { current }) => Answer::AlreadyFinished(current.state),
+        Err(Error::NotResolvable { current }) => Answer::NotResolvable(current.state),
+        Err(error) => panic!("{op:?}: {error}"),
     }
 }
 

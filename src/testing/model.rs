@@ -282,8 +282,22 @@ impl Model {
         if own { Answer::Done } else { Answer::LeaseLost(self.state()) }
     }
 
-    /// Resolves, on an operator's order, a key that no caller may execute.
-    pub fn resolve(&mut self, now: Duration, grant: Grant, settle: &Settle) -> Answer {
+    /// Returns what an operator who looks at the key is shown of it: the grant, and the time of the
+    /// last write, which is its version.
+    pub fn shown(&mut self, now: Duration) -> Option<(Grant, Duration)> {
+        self.lapse(now);
+        self.entry.as_ref().map(|entry| (entry.grant, entry.written))
+    }
+
+    /// Resolves, on an operator's order, a key that no caller may execute. `version` is the one that
+    /// the operator was shown; `None` compares the grant only.
+    pub fn resolve(
+        &mut self,
+        now: Duration,
+        grant: Grant,
+        version: Option<Duration>,
+        settle: &Settle,
+    ) -> Answer {
         self.lapse(now);
         let state = self.state();
         let Some(entry) = self.entry.as_mut().filter(|entry| entry.grant == grant) else {
@@ -304,7 +318,7 @@ impl Model {
             }
             Phase::Broke(_, Retry::Now | Retry::After(_) | Retry::Unresolved) => true,
         };
-        if !open {
+        if !open || version.is_some_and(|shown| shown != entry.written) {
             return Answer::NotResolvable(state);
         }
         entry.written = now;

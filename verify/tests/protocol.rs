@@ -297,6 +297,10 @@ fn two_clients_and_an_operator() {
     let settles = [(careful, menu), (careful, menu), (careful, Menu::RESOLVE)];
     let reached = [Event::Settled, Event::UnresolvedReport, Event::StaleTokenRefused];
     check(setup("resolve", &settles, NOTHING), &reached);
+    let shown = (careful, Menu::RESOLVE.and(Menu::SHOWN));
+    let reached = [Event::Settled, Event::SettleRefused, Event::UnresolvedReport];
+    check(setup("resolve what was shown", &[(careful, menu), (careful, menu), shown], NOTHING), &reached);
+    check(setup("resolve at once", &[(careful, menu), shown, shown], NOTHING), &reached);
     let removes = [(careful, Menu::COMPLETE), (careful, Menu::COMPLETE), (careful, Menu::FORGET)];
     check(setup("forget", &removes, NOTHING), &[Event::Forgotten, Event::Restored]);
 }
@@ -368,7 +372,13 @@ fn three_clients_at_random() {
     let setup = Setup { horizon: 24, ..setup("at random", &roles, limits) };
     let states = if is_bounded() { WITHOUT_OPTIMISATION } else { 1_000_000 * factor() };
     // Events that are rare here have a check of their own.
-    let rare = [Event::AttemptsExhausted, Event::Amended, Event::AmendRefused, Event::GrantedAnew];
+    let rare = [
+        Event::AttemptsExhausted,
+        Event::Amended,
+        Event::AmendRefused,
+        Event::SettleRefused,
+        Event::GrantedAnew,
+    ];
     let reached: Vec<Event> = Event::ALL.into_iter().filter(|event| !rare.contains(event)).collect();
     walk(setup, states, &reached);
 }

@@ -33,8 +33,8 @@ pub(crate) enum Doing {
     Waiting(Time),
     Calling(Call),
     Holding,
-    /// An operator that inspected the record and saw this fence.
-    Looked(Time),
+    /// An operator that inspected the record and saw this fence and, if it goes by that, this stamp.
+    Looked(Time, Option<Time>),
     /// An operator that inspected a resolution and saw this stamp.
     Reviewed(Time),
     Over,
@@ -134,7 +134,7 @@ impl Client {
             }
             Doing::Waiting(at) if world.now >= at => push(Deed::Begin),
             Doing::Waiting(_) | Doing::Over => {}
-            Doing::Looked(_) => {
+            Doing::Looked(..) => {
                 [Settle::Completed(200), Settle::Failed(201), Settle::Rerun]
                     .into_iter()
                     .for_each(|settle| push(Deed::Settle(settle)));
@@ -278,9 +278,12 @@ impl World {
             }
             Deed::Look => {
                 if let Some(row) = self.key(&role).row {
-                    let reviews = model.setup.roles[usize::from(at)].1.has(Menu::AMEND);
-                    client.doing =
-                        if reviews { Doing::Reviewed(row.stamp) } else { Doing::Looked(row.fence) };
+                    let menu = model.setup.roles[usize::from(at)].1;
+                    let shown = menu.has(Menu::SHOWN).then_some(row.stamp);
+                    client.doing = match menu.has(Menu::AMEND) {
+                        true => Doing::Reviewed(row.stamp),
+                        false => Doing::Looked(row.fence, shown),
+                    };
                 }
             }
             Deed::Amend(settle, may_rerun) => {
@@ -290,8 +293,8 @@ impl World {
             }
             Deed::BeginRolledBack => self.roll_back(model, at, &mut client),
             Deed::Settle(settle) => {
-                if let Doing::Looked(fence) = client.doing {
-                    client.doing = self.calling(Cmd::Resolve(fence, settle), Step::Load);
+                if let Doing::Looked(fence, shown) = client.doing {
+                    client.doing = self.calling(Cmd::Resolve(fence, shown, settle), Step::Load);
                 }
             }
             Deed::Forget => client.doing = self.calling(Cmd::Forget, Step::Load),

@@ -77,10 +77,12 @@ pub(crate) enum Event {
     RolledBackRefused,
     Amended,
     AmendRefused,
+    /// An operator was refused an open operation that changed since it was shown.
+    SettleRefused,
 }
 
 impl Event {
-    pub(crate) const ALL: [Event; 31] = [
+    pub(crate) const ALL: [Event; 32] = [
         Event::Granted,
         Event::Takeover,
         Event::Retried,
@@ -112,6 +114,7 @@ impl Event {
         Event::RolledBackRefused,
         Event::Amended,
         Event::AmendRefused,
+        Event::SettleRefused,
     ];
 }
 
@@ -265,10 +268,12 @@ impl Ghost {
                 self.open = None;
                 self.released = Some(token.fence);
             }
-            (Cmd::Resolve(fence, _), Some(next)) => {
+            (Cmd::Resolve(fence, shown, _), Some(next)) => {
                 let looked_at =
                     |row: Row| row.fence == fence && row.until().is_none_or(|until| until <= write.now);
                 broken.unless(write.before.is_some_and(looked_at), Rule::S3);
+                let is_shown = |row: Row| shown.is_none_or(|stamp| stamp == row.stamp);
+                broken.unless(write.before.is_some_and(is_shown), Rule::S2);
                 broken.unless(next.fence == fence, Rule::S5);
                 broken.unless(next.resolved && next.unresolved.is_none(), Rule::S13);
                 count.add(Event::Settled);
@@ -391,8 +396,14 @@ impl Ghost {
                 }
                 _ => broken.add(Rule::S3),
             },
-            Cmd::Resolve(..) => {
+            Cmd::Resolve(fence, shown, _) => {
                 broken.unless(matches!(answer.reply, Reply::Done | Reply::NotResolvable), Rule::S3);
+                let other = |row: Row| row.fence == fence && shown.is_some_and(|stamp| stamp != row.stamp);
+                if answer.reply == Reply::NotResolvable
+                    && kept.is_some_and(|row| other(row) && !row.is_final() && row.until().is_none())
+                {
+                    count.add(Event::SettleRefused);
+                }
             }
             Cmd::Amend(stamp, settle, may_rerun) => match answer.reply {
                 Reply::Done => broken.unless(kept.is_some_and(|row| row.resolved), Rule::S2),

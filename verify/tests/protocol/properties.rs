@@ -104,7 +104,7 @@ fn leads_out(mut row: Row, mut now: Time, role: Role) -> bool {
             | Verdict::Reply(Reply::Completed(_) | Reply::Failed(_, None)) => return true,
             Verdict::Reply(Reply::InProgress(wait) | Reply::Failed(_, Some(wait))) if wait > 0 => now += wait,
             Verdict::Reply(Reply::Unresolved(_, fence)) => {
-                match decide(now, Some(&row), &role, &Cmd::Resolve(fence, Settle::Rerun)) {
+                match decide(now, Some(&row), &role, &Cmd::Resolve(fence, None, Settle::Rerun)) {
                     Verdict::Write(Some(next), Reply::Done) => row = next.stamped(now + 1),
                     _ => return false,
                 }
@@ -124,7 +124,7 @@ fn stuck(model: &Protocol, world: &World) -> bool {
             Doing::Over => true,
             Doing::Waiting(at) => at > world.now,
             Doing::Idle => menu.has(Menu::RESOLVE.and(Menu::AMEND)),
-            Doing::Calling(_) | Doing::Holding | Doing::Looked(_) | Doing::Reviewed(_) => false,
+            Doing::Calling(_) | Doing::Holding | Doing::Looked(..) | Doing::Reviewed(_) => false,
         });
     settled || {
         let mut actions = Vec::new();

@@ -95,7 +95,8 @@ pub(crate) enum Cmd {
     Complete(Token, u8),
     Fail(Token, u8, Again),
     Release(Token),
-    Resolve(Time, Settle),
+    /// The fence and, to refuse any other version, the stamp that were shown, and the resolution.
+    Resolve(Time, Option<Time>, Settle),
     /// The stamp that was shown, the new resolution, and whether it may order a rerun.
     Amend(Time, Settle, bool),
     Forget,
@@ -458,7 +459,11 @@ fn command(role: &Role, cmd: &Cmd) -> Command {
         Cmd::Complete(held, response) => Command::Complete(token(held), body(response)),
         Cmd::Fail(held, error, again) => Command::Fail(token(held), body(error), retry(again)),
         Cmd::Release(held) => Command::Release(token(held)),
-        Cmd::Resolve(fence, settle) => Command::Resolve(Stamp(fence.into()), resolution(settle)),
+        Cmd::Resolve(fence, stamp, settle) => Command::Resolve {
+            fence: Stamp(fence.into()),
+            stamp: stamp.map(|stamp| Stamp(stamp.into())),
+            resolution: resolution(settle),
+        },
         Cmd::Amend(stamp, settle, may_rerun) => {
             let (stamp, resolution) = (Stamp(stamp.into()), resolution(settle));
             Command::Amend { stamp, resolution, may_rerun }

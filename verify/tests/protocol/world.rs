@@ -68,6 +68,9 @@ impl Menu {
     /// Excludes the above: an operator that amends a resolution.
     pub(crate) const AMEND: Menu = Menu(8192);
 
+    /// With RESOLVE: settles only the version of the record that was shown.
+    pub(crate) const SHOWN: Menu = Menu(16384);
+
     /// Everything that a handler may do.
     pub(crate) const ALL: Menu = Menu(1023);
 

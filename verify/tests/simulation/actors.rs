@@ -10,8 +10,8 @@ use futures_util::join;
 use nevertwice::decide::{Command, Decision, decide};
 use nevertwice::store::{Store, SwapRequest};
 use nevertwice::{
-    Begin, Body, Error, Failure, Fingerprint, Lease, LeaseToken, Owner, Recovery, Request, Resolution, Retry,
-    RunError, Stamp, StateKind,
+    Begin, Body, Error, Failure, Fingerprint, Inspection, Lease, LeaseToken, Owner, Recovery, Request,
+    Resolution, Retry, RunError, Stamp, StateKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,7 @@ pub(crate) async fn settle(world: Arc<World>, key: usize) {
                 let told = Told::Complete(me.response(key, &lease));
                 me.tell(key, &lease, &told).await.expect("S12: nothing fails any more");
             }
-            Ok(Begin::Unresolved(unknown)) => me.resolve(key, unknown.fence()).await,
+            Ok(Begin::Unresolved(unknown)) => me.resolve(key, unknown.fence(), None).await,
             Ok(Begin::Completed(_)) => return,
             Ok(Begin::Failed(failed)) => match failed.retry_after() {
                 Some(wait) => me.world.sleep(wait.as_micros() as u64 + 10).await,
@@ -282,7 +282,7 @@ impl Actor {
                     None => return,
                 },
                 Ok(Begin::Unresolved(unknown)) if self.world.dice.percent(30) => {
-                    self.resolve(key, unknown.fence()).await;
+                    self.resolve(key, unknown.fence(), None).await;
                 }
                 Ok(Begin::Unresolved(_)) => return,
                 Err(_) => self.think(1).await,
@@ -503,12 +503,19 @@ impl Actor {
         }
     }
 
-    async fn resolve(&self, key: usize, fence: Stamp) {
+    /// Resolves by the fence, or only the version that was `shown`.
+    async fn resolve(&self, key: usize, fence: Stamp, shown: Option<&Inspection>) {
         let (world, calm) = (&self.world, self.world.is_calm());
         let setup = &world.setup.keys[key];
         let word = self.word();
         let engine = world.engine(self.process);
-        let work = engine.resolve(setup.scope, setup.key, fence, word.clone());
+        let work = async {
+            let Some(shown) = shown else {
+                return engine.resolve(setup.scope, setup.key, fence, word.clone()).await;
+            };
+            lock(&world.ledger).goes_by(world.current(), shown.stamp);
+            engine.resolve_shown(&request(setup).id(), shown, word.clone()).await
+        };
         let limit = Some(world.setup.call_timeout);
         let (call, answer) = world.call(self.home, Kind::Resolve, limit, work).await;
         let now = self.now();
@@ -552,7 +559,12 @@ impl Actor {
                 for operation in page.operations {
                     let Some(key) = lock(&world.ledger).number_of(&operation.id) else { continue };
                     self.saw(key, call, Some(&operation.inspection));
-                    self.resolve(key, operation.inspection.fence).await;
+                    let inspection = &operation.inspection;
+                    let shown = world.dice.percent(50).then_some(inspection);
+                    if shown.is_some() {
+                        self.think(1).await;
+                    }
+                    self.resolve(key, inspection.fence, shown).await;
                 }
             }
             Err(error) => lock(&world.ledger).failed(&error, calm, false),
@@ -585,7 +597,7 @@ impl Actor {
         }
     }
 
-    fn saw(&self, key: usize, call: CallId, inspection: Option<&nevertwice::Inspection>) {
+    fn saw(&self, key: usize, call: CallId, inspection: Option<&Inspection>) {
         let seen: Option<(StateKind, u32, Stamp)> =
             inspection.map(|seen| (seen.state, seen.attempt, seen.fence));
         let now = self.now();

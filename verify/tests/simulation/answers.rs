@@ -415,6 +415,7 @@ impl Ledger {
                     _ => false,
                 }
         };
+        let shown = self.shown.get(&call).copied();
         match answer {
             Ok(()) => {
                 let mut records =
@@ -425,6 +426,7 @@ impl Ledger {
                 let refused = self.explain(key, call, now, |moment| {
                     moment.record.is_none_or(|record| {
                         record.fence != fence
+                            || shown.is_some_and(|stamp| record.stamp != stamp)
                             || match &record.state {
                                 State::InProgress { .. } => {
                                     record.lease_end().is_some_and(|end| end > moment.from)

@@ -169,6 +169,8 @@ pub(crate) struct Ledger {
     pub(crate) pages: Vec<Page>,
     ids: HashMap<RecordId, usize>,
     pub(crate) calls: Vec<Call>,
+    /// The version that an operator was shown who settles it by a call.
+    pub(crate) shown: HashMap<CallId, Stamp>,
     /// The fences of the grants that a call has written.
     pub(crate) wrote: HashSet<(CallId, Stamp)>,
     pub(crate) counts: Counts,
@@ -204,6 +206,7 @@ impl Ledger {
             // Call 0 stands for requests that no call sent, such as a load by a watch whose waiter
             // has left: they may write nothing.
             calls: vec![Call { kind: Kind::Look, since: Stamp::ZERO }],
+            shown: HashMap::new(),
             wrote: HashSet::new(),
             counts: Counts::default(),
             last_finish: vec![0; setups.len()],
@@ -296,6 +299,11 @@ impl Ledger {
         self.written(key, call, None, stamp, at);
     }
 
+    /// Notes that a call of an operator settles only the version with this stamp.
+    pub(crate) fn goes_by(&mut self, call: CallId, shown: Stamp) {
+        self.shown.insert(call, shown);
+    }
+
     fn written(&mut self, key: usize, call: CallId, next: Option<Record>, stamp: Stamp, at: u64) {
         let kind = self.calls[call].kind;
         self.note(at, "written", [key as u64, kind as u64, stamp.0 % 1_000_000_000_000]);
@@ -304,6 +312,9 @@ impl Ledger {
         assert!(stamp > last.stamp, "S5: the stamp {stamp:?} after {:?}", last.stamp);
         let kept = last.record.as_ref().filter(|record| record.is_kept(stamp)).cloned();
         let before = last.record.clone();
+        if let Some(shown) = self.shown.get(&call) {
+            assert_eq!(last.stamp, *shown, "S2: an operator settled another version than the shown one");
+        }
         if kept.is_none() && before.is_some() {
             page.pardon(); // its time was over: what was known of it is forgotten
         }
