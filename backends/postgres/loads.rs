@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::connection::{CallError, Connection, Connections, Lane, Named, is_gone};
 use super::error::{malformed, unavailable};
-use super::schema::Names;
+use super::schema::{NOW, Names};
 use super::swap::{Parameter, loaded};
 use crate::backends::shared::batcher::{Batcher, Transport};
 use crate::error::StoreError;
@@ -33,7 +33,6 @@ pub(super) struct Loads {
 
 impl Loads {
     pub(super) fn new(connections: &Arc<Connections>, delivery_limit: Duration) -> Loads {
-        const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
         let names: &Names = &connections.settings.names;
         let name = names.path();
         // The condition at the end: see `Connection::ask`.

@@ -7,7 +7,7 @@ use tokio_postgres::{Error, Row};
 
 use super::Inner;
 use super::connection::{Connection, Lane};
-use super::schema::Names;
+use super::schema::{NOW, Names};
 use super::swap::Parameter;
 use crate::error::StoreError;
 use crate::store::Purge;
@@ -31,7 +31,6 @@ type Counts = [i64; 3];
 
 impl Purges {
     pub(super) fn new(names: &Names) -> Purges {
-        const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
         // A damaged row overflows nothing.
         let end = "least(t.stamp, 1::bigint << 61) + least(t.keep, 1::bigint << 61)";
         let at = format!("least(({end}) / 67108864 + 1, 2147483647)");

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::connection::{Connection, Lane};
 use super::error::malformed;
-use super::schema::Names;
+use super::schema::{NOW, Names};
 use super::swap::{id_of, listed};
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -28,7 +28,6 @@ pub(super) struct Reads {
 
 impl Reads {
     pub(super) fn new(names: &Names) -> Reads {
-        const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
         Reads {
             stamps: names.qualify("SELECT id, stamp FROM \"nevertwice\" WHERE id = ANY ($1) AND record <> ''"),
             list: names.qualify(&format!(

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio_postgres::types::Type;
 
 use super::error::corrupt;
-use super::schema::Names;
+use super::schema::{NOW, Names};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{DecodeError, Record, Stamp, micros};
@@ -97,7 +97,6 @@ impl Statements {
     pub(super) const TYPES: [Type; 5] = [Type::BYTEA, Type::INT8, Type::BOOL, Type::BYTEA, Type::INT8];
 
     pub(super) fn new(names: &Names) -> Statements {
-        const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
         let at = format!("greatest({NOW}, t.stamp + 1)");
         let due = "67108864 + 1, 2147483647)";
         Statements {

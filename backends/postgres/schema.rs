@@ -14,6 +14,9 @@ pub const SCHEMA: &str = include_str!("schema.sql");
 /// from this version on.
 pub const SCHEMA_VERSION: i32 = 1;
 
+/// The server's time in microseconds, as an expression in every statement that asks for it.
+pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
 /// The line of [`SCHEMA`] after which the functions follow.
 const FUNCTIONS: &str = "-- Functions.";
 /// The name of a table in [`SCHEMA`], up to its end.

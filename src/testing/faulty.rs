@@ -142,23 +142,11 @@ impl<S: Store> FaultyStore<S> {
         &self,
         act: impl Fn() -> BoxFuture<'a, Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        self.rest().await;
+        let times = u64::from(self.shared.yields);
+        rest(times).await;
         let answer = self.disturbed(act).await;
-        self.rest().await;
+        rest(times).await;
         answer
-    }
-
-    async fn rest(&self) {
-        let mut left = u8::from(self.shared.yields);
-        poll_fn(|context| {
-            if left == 0 {
-                return Poll::Ready(());
-            }
-            left -= 1;
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
     }
 
     async fn disturbed<'a, T>(

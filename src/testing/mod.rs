@@ -17,6 +17,8 @@ mod faulty;
 pub mod history;
 pub mod model;
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 #[cfg(feature = "memory")]
@@ -27,6 +29,20 @@ pub use pollster::block_on;
 pub use crate::clock::ManualClock;
 use crate::key::RecordId;
 use crate::store::Store;
+
+/// Yields this many times to the other tasks of any executor.
+pub async fn rest(times: u64) {
+    let mut left = times;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 /// Returns once more than `time` has passed on the store's own clock. For stores that keep real
 /// time: it polls them, so `time` should be microseconds.

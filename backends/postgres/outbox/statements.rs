@@ -1,11 +1,10 @@
 //! The statements on the table of an outbox.
 
-use crate::backends::postgres::schema::Names;
+use crate::backends::postgres::schema::{NOW, Names};
 
 /// The time, in microseconds, by which a claim may seem to be in the future, as after a failover to
 /// a server whose clock is behind.
 const SLACK: i64 = 60_000_000;
-const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
 /// The statements for one table.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::session::{Cell, Column, Failure, Session, Value};
 use crate::backends::postgres::error::{malformed, unavailable, unusable};
 use crate::backends::postgres::row::{RowValue, Statements, snapshot, stamp};
-use crate::backends::postgres::schema::Names;
+use crate::backends::postgres::schema::{NOW, Names};
 use crate::call::NOT_COMPLETED;
 use crate::clock::{Clock, SystemClock};
 use crate::decide::{Command, Decision, Reply, decide};
@@ -52,11 +52,11 @@ enum Written {
 
 impl OwnStatements {
     pub(super) fn new(names: &Names) -> OwnStatements {
-        let load = names.qualify(
-            "SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, t.stamp), t.stamp, t.record, \
+        let load = names.qualify(&format!(
+            "SELECT greatest({NOW}, t.stamp), t.stamp, t.record, \
              (SELECT m.store::text FROM \"nevertwice_meta\" AS m), current_setting('lock_timeout') \
-             FROM (SELECT $1::bytea AS id) AS k LEFT JOIN \"nevertwice\" AS t ON t.id = k.id",
-        );
+             FROM (SELECT $1::bytea AS id) AS k LEFT JOIN \"nevertwice\" AS t ON t.id = k.id"
+        ));
         OwnStatements { statements: Statements::new(names), load }
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use nevertwice::store::{Snapshot, Store, Swap, SwapRequest, async_trait};
+pub(crate) use nevertwice::testing::rest;
 use nevertwice::{RecordId, StoreError};
 
 use crate::spec::Event;
@@ -76,20 +77,6 @@ impl Store for Troubled {
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         self.call(self.inner.swap(swap)).await
     }
-}
-
-/// Yields to other tasks `times` times.
-pub(crate) async fn rest(times: u64) {
-    let mut left = times;
-    poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(());
-        }
-        left -= 1;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Returns the result of `call`, or `None` if it is dropped after so many polls.
