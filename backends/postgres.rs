@@ -162,7 +162,8 @@ impl PostgresStore {
 
     /// Returns the warnings for the operator of this server.
     pub fn warnings(&self) -> Vec<Warning> {
-        self.0.warnings.clone()
+        let standby = self.0.connections.is_standby().then_some(Warning::Standby);
+        self.0.warnings.iter().copied().chain(standby).collect()
     }
 
     /// Refuses writes of a store that was opened for reading only, and calls that

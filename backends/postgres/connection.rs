@@ -208,6 +208,11 @@ impl Connections {
         found.or(self.expected.get().map(|(_, level)| *level)).unwrap_or(Durability::Memory)
     }
 
+    /// Returns true if the last connection led to a standby.
+    pub(super) fn is_standby(&self) -> bool {
+        self.lock().report.as_ref().is_some_and(|report| report.is_standby)
+    }
+
     pub(super) fn identity(&self) -> Option<StoreId> {
         self.expected.get().map(|(identity, _)| *identity)
     }

@@ -51,6 +51,8 @@ pub(super) struct ServerReport {
     /// The start of the server and its address: another one is another server, or the same after a
     /// restart.
     pub(super) incarnation: String,
+    /// True if it is a standby, which only a store for reading accepts.
+    pub(super) is_standby: bool,
     /// True if warnings do not arrive, among them that of a cancelled wait for standbys.
     pub(super) hides_warnings: bool,
     /// The process that serves the connection.
@@ -115,6 +117,7 @@ impl ServerReport {
             durability: durability(row.try_get(4)?, row.try_get(5)?, row.try_get(6)?),
             replicas: if is_synchronous(row.try_get(6)?) { replicas } else { 0 },
             incarnation: row.try_get(8)?,
+            is_standby: row.try_get(1)?,
             hides_warnings: ["error", "fatal", "panic"].contains(&row.try_get(9)?),
             backend_pid: row.try_get(10)?,
             tables: None,

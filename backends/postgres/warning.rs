@@ -10,6 +10,9 @@ pub enum Warning {
     /// The functions of [`SCHEMA`](super::SCHEMA) are missing, or this role may not call them:
     /// each swap is a statement of its own, at a higher cost.
     NoFunctions,
+    /// The server is a standby: what is read may be late. Only a store that is opened for reading
+    /// warns of it: others refuse the server.
+    Standby,
     /// The URL does not demand TLS (`sslmode=require`) to another machine: the password and every
     /// response may cross a network in the clear.
     PlainTcp,
@@ -21,6 +24,7 @@ impl fmt::Display for Warning {
             Warning::NoFunctions => {
                 "its functions are missing or forbidden: each swap is a statement of its own"
             }
+            Warning::Standby => "it is a standby: what is read may be late",
             Warning::PlainTcp => "TLS is not demanded: passwords and responses may be read on the way",
         })
     }

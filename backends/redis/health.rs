@@ -54,8 +54,11 @@ pub enum TopologyKind {
 pub struct NodeHealth {
     /// The host and port.
     pub address: String,
-    /// The reason why it gives no grants at present, if there is one.
+    /// The reason why it gives no grants at present, if there is one; of a store that is opened for
+    /// reading, why it cannot be read.
     pub fault: Option<StoreError>,
+    /// True if it is a replica, which only a store that is opened for reading works on.
+    pub is_replica: bool,
     /// The number of replicas in step; `None` if `INFO` is forbidden.
     pub replicas: Option<usize>,
     /// The most bytes that one of them is behind; `None` if `INFO` is forbidden or there are none.
@@ -78,6 +81,7 @@ impl Inner {
         health.nodes.extend(shards.iter().map(|shard| NodeHealth {
             address: shard.address.to_string(),
             fault: Some(fault.clone()),
+            is_replica: false,
             replicas: None,
             replica_lag_bytes: None,
         }));
@@ -107,6 +111,7 @@ impl Inner {
     async fn node_health(&self, shard: &Arc<Shard>) -> NodeHealth {
         let inspected = join_all(shard.records.lanes().iter().map(Connections::inspect)).await;
         let mut fault = inspected.into_iter().find_map(Result::err);
+        // A store for reading may have no right to, and a replica refuses it.
         if fault.is_none() && !self.read_only {
             fault = self.try_begin(shard).await.err();
         }
@@ -114,6 +119,7 @@ impl Inner {
         NodeHealth {
             address: shard.address.to_string(),
             fault,
+            is_replica: shard.settings.watch.is_replica(&shard.address),
             replicas: replicas.map(|replicas| replicas.online),
             replica_lag_bytes: replicas.filter(|replicas| replicas.online > 0).map(|replicas| replicas.lag),
         }

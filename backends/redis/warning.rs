@@ -40,6 +40,13 @@ pub enum Warning {
     /// A server's clock differed by over a second from the reading before, of that server or of
     /// another one: it was set, or the clocks of the servers differ. Leases may end early or late.
     ClockJumped,
+    /// The server evicts: `maxmemory` and a `maxmemory-policy` that is not `noeviction` are set. It
+    /// drops records, and their operations are executed again. Only a store that is opened for
+    /// reading warns of it: others refuse the server.
+    Evicts,
+    /// The server is a replica: what is read may be late. Only a store that is opened for reading
+    /// warns of it: others refuse the server.
+    Replica,
     /// The password and every response cross a network in the clear.
     PlainTcp,
 }
@@ -64,6 +71,10 @@ impl fmt::Display for Warning {
             Warning::ClockJumped => {
                 "a server's clock jumped by over a second: it was set, or the servers' clocks differ"
             }
+            Warning::Evicts => {
+                "it evicts: records are dropped, and their operations executed again: set maxmemory-policy noeviction"
+            }
+            Warning::Replica => "it is a replica: what is read may be late",
             Warning::PlainTcp => {
                 "plain TCP to another machine: passwords and responses can be read on the way"
             }

@@ -64,6 +64,7 @@ struct Node {
     durability: Durability,
     warnings: Vec<Warning>,
     replicas: Option<Replicas>,
+    is_replica: bool,
 }
 
 /// A reason to give a server no more grants.
@@ -132,6 +133,12 @@ impl ServerWatch {
         let no_file = self.file(inspection);
         let eviction = eviction(inspection, &mut warnings);
         let durability = durability(inspection, self.demands.assumed, &mut warnings);
+        if self.demands.is_read_only {
+            // Its faults are not refused, since its records can be read.
+            let found = [&role, &eviction].into_iter().flatten();
+            warnings.extend(found.filter_map(Doubt::warning));
+        }
+        let is_replica = role == Some(Doubt::Replica);
         let mut findings = self.lock();
         // A replica's evictions count when it is promoted: only then are those records lost.
         if role.is_none() {
@@ -142,7 +149,9 @@ impl ServerWatch {
             Some(_) | None => *findings.promised.insert(durability),
         };
         let is_verified = !warnings.contains(&Warning::DurabilityUnverified);
-        findings.nodes.insert(node.clone(), Node { durability, warnings, replicas: inspection.replicas });
+        findings
+            .nodes
+            .insert(node.clone(), Node { durability, warnings, replicas: inspection.replicas, is_replica });
         let less = Doubt::LessDurable { promised, durability, is_verified };
         let less = (!durability.satisfies(promised)).then_some(less);
         let found = role.or(eviction).or(no_file).or(less).or(replicas);
@@ -228,6 +237,11 @@ impl ServerWatch {
         self.lock().nodes.get(node)?.replicas
     }
 
+    /// Returns true if a node was a replica at its last inspection.
+    pub(super) fn is_replica(&self, node: &Address) -> bool {
+        self.lock().nodes.get(node).is_some_and(|node| node.is_replica)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Findings> {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -262,6 +276,20 @@ impl Doubt {
     /// Returns true if the server's records can still be read.
     fn is_readable(&self) -> bool {
         !matches!(self, Doubt::Cluster | Doubt::Sentinel)
+    }
+
+    /// Returns the warning for an operator who only reads.
+    fn warning(&self) -> Option<Warning> {
+        match self {
+            Doubt::Replica => Some(Warning::Replica),
+            Doubt::Evicts { .. } => Some(Warning::Evicts),
+            Doubt::Cluster
+            | Doubt::Sentinel
+            | Doubt::TooFewReplicas { .. }
+            | Doubt::NoAppendOnlyFile
+            | Doubt::HasEvicted
+            | Doubt::LessDurable { .. } => None,
+        }
     }
 
     /// Returns the error for a caller that wants to begin.
