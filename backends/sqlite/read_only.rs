@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags};
@@ -22,7 +22,7 @@ use super::error::{Error, Result};
 use super::file::{FileId, beside};
 use super::rows::{Table, blob, decode, is_due_early};
 use super::{BACKEND, NAME, schema};
-use crate::clock::{Clock, Timeline};
+use crate::clock::{Clock, SystemClock, Timeline};
 use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -31,6 +31,8 @@ use crate::store_id::StoreId;
 
 /// The number of times that a read is repeated because the files changed meanwhile.
 const TRIES: usize = 20;
+/// The time within which a file system may not tell two changes apart.
+const TICK: Duration = Duration::from_millis(20);
 /// The length of a log without a single page, in bytes.
 const LOG_HEADER: u64 = 32;
 const READ_ONLY: &str = "it was opened for reading only";
@@ -141,11 +143,17 @@ fn steady<T>(
     let mut last = None;
     for _ in 0..TRIES {
         let files = look(connector.path())?;
+        if files.is_young() {
+            // A change from now on might not show in the time of the last one.
+            std::thread::sleep(TICK);
+            continue;
+        }
         let held = open.take().filter(|(seen, _)| *seen == files).map(|(_, db)| db);
         let answer = match held.map_or_else(|| connect(connector, files), Ok) {
             Ok(db) => {
                 let answer = read(&db);
-                *open = Some((files, db));
+                // A connection to a file that does not change keeps its pages for ever.
+                *open = matches!(files, Files::Logged(..)).then_some((files, db));
                 answer
             }
             Err(error) => Err(error),
@@ -161,6 +169,15 @@ fn steady<T>(
             "other processes open and close it all the time: try again, or while one has it open",
         )
     }))
+}
+
+impl Files {
+    /// Returns true if the file changed so recently that another change may not show.
+    fn is_young(&self) -> bool {
+        let Files::Alone(_, _, Some(changed)) = self else { return false };
+        let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
+        SystemClock.wall().checked_sub(changed).is_some_and(|age| age < TICK)
+    }
 }
 
 fn look(path: &Path) -> Result<Files> {

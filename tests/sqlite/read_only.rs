@@ -43,6 +43,25 @@ fn a_reader_sees_what_is_written_meanwhile_and_across_restarts() {
     assert!(reader.check().unwrap().is_empty());
 }
 
+/// A file system tells the time of a change by ticks, and a change may leave the length as it is.
+#[test]
+fn a_reader_sees_a_change_that_the_file_does_not_show() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.db");
+    let writer = engine(SqliteStore::open(&path).unwrap());
+    block_on(acquire(&writer, "a").complete("done")).unwrap();
+    drop(writer);
+    let reader = open(&path);
+    assert_eq!(count(&reader), 1);
+    let seen = || fs::metadata(&path).map(|file| (file.len(), file.modified().unwrap())).unwrap();
+    let before = seen();
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute("DELETE FROM nevertwice", []).unwrap();
+    drop(db);
+    fs::File::options().write(true).open(&path).unwrap().set_modified(before.1).unwrap();
+    assert_eq!((seen(), count(&reader)), (before, 0));
+}
+
 #[test]
 fn a_reader_changes_no_byte_and_creates_no_file_in_any_state_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
