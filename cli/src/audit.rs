@@ -23,7 +23,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use http::HeaderName;
 use tokio::time::timeout_at;
 use uuid::Uuid;
@@ -44,6 +44,17 @@ use crate::failure::Failure as Problem;
 struct Audit {
     #[command(flatten)]
     args: Args,
+}
+
+/// Returns the command for completions, in place of the one that the other commands list.
+pub(crate) fn command() -> clap::Command {
+    let listed = crate::args::Cli::command();
+    let about = listed.find_subcommand("audit").and_then(|audit| audit.get_about()).cloned();
+    let command = Audit::command().name("audit").bin_name("nevertwice audit");
+    match about {
+        Some(about) => command.about(about),
+        None => command,
+    }
 }
 
 /// Runs an audit if the arguments of the process ask for one, and returns its exit code.

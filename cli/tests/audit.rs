@@ -26,9 +26,14 @@ const LATENCY: Duration = Duration::from_millis(60);
 
 /// Starts a service in this process.
 async fn start(fault: Fault) -> SocketAddr {
+    start_slow(fault, LATENCY).await
+}
+
+/// Starts one whose payments take this time.
+async fn start_slow(fault: Fault, latency: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(axum::serve(listener, Target::new(fault, LATENCY, None).router()).into_future());
+    tokio::spawn(axum::serve(listener, Target::new(fault, latency, None).router()).into_future());
     address
 }
 
@@ -99,7 +104,9 @@ impl Audited {
 /// Requires that a fault is found by its check.
 async fn finds(fault: Fault) {
     let (_, name, check, strict) = Fault::ALL.into_iter().find(|(known, ..)| *known == fault).unwrap();
-    let address = start(fault).await;
+    // The time between effect and answer is that in which it frees its key.
+    let latency = if fault == Fault::FreesOnDrop { Duration::from_millis(400) } else { LATENCY };
+    let address = start_slow(fault, latency).await;
     let mut more = vec!["--only", check];
     if strict {
         more.push("--strict");
@@ -213,6 +220,28 @@ async fn a_limit_of_the_rate_is_neither_a_fault_nor_a_refusal_of_a_key() {
     let audited = is_good(Fault::LimitsRate, &["--only", checks]).await;
     assert_eq!(audited.with("pass").len(), 7, "{}", audited.report);
     assert!(!audited.report["checks"].to_string().contains("refused with 429"), "{}", audited.report);
+}
+
+/// The count of a caller's own list does not see the other one's effects.
+#[tokio::test]
+async fn a_count_of_one_caller_accuses_nobody() {
+    let own = ["--count-header", "Authorization: Bearer alice-secret", "--only", "other-caller"];
+    let audited = is_good(Fault::CountsOwn, &own).await;
+    assert_eq!(audited.with("pass").len(), 1, "{}", audited.report);
+}
+
+#[tokio::test]
+async fn a_count_that_stops_rising_shows_nothing_and_accuses_nobody() {
+    let audited = is_good(Fault::CountsPage, &["--only", "replay-same,other-caller"]).await;
+    let not_shown = audited.with("not-shown");
+    assert_eq!((audited.with("pass").len(), not_shown.len()), (1, 1), "{}", audited.report);
+    assert!(not_shown[0].contains("does not rise any more"), "{not_shown:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_late_for_once_is_awaited() {
+    let audited = is_good(Fault::Pauses, &["--only", "cut-in-answer"]).await;
+    assert_eq!(audited.with("pass").len(), 1, "{}", audited.report);
 }
 
 #[tokio::test]
@@ -621,7 +650,7 @@ where
 /// Requires that an audit of a server that never answers well ends, with 3 and a reason.
 async fn is_unreachable(address: SocketAddr, says: &str) {
     let url = format!("http://{address}/pay");
-    let arguments = ["POST", &url, "--json", "{}", "--timeout-ms", "1000"];
+    let arguments = ["POST", &url, "--json", "{}", "--timeout-ms", "5000"];
     let output = timeout(Duration::from_secs(60), run(&arguments)).await.expect("it ends soon");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
@@ -710,7 +739,7 @@ async fn a_server_that_hangs_after_the_first_requests_fails_and_ends_in_time() {
     .await;
     let url = format!("http://{address}/pay");
     let output =
-        run(&["POST", &url, "--json", r#"{"a": 1}"#, "--timeout-ms", "500", "--max-seconds", "4"]).await;
+        run(&["POST", &url, "--json", r#"{"a": 1}"#, "--timeout-ms", "3000", "--max-seconds", "10"]).await;
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{stdout}");
     assert!(stdout.contains("no whole answer within 500 ms"), "{stdout}");

@@ -11,17 +11,15 @@ use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The example's program, which is built if it is not there.
+/// The example's program, which is built if it is not there or has changed.
 async fn program() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let built = tests.ancestors().nth(2).expect("tests are in target/debug/deps");
     let program = built.join("payments_axum");
-    if !program.exists() {
-        let target = built.parent().unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "payments_axum", "--target-dir"]).arg(target);
-        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().await.unwrap().success());
-    }
+    let target = built.parent().unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", "payments_axum", "--target-dir"]).arg(target);
+    assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().await.unwrap().success());
     program
 }
 

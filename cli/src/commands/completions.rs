@@ -4,6 +4,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use crate::args::{Cli, Global};
+use crate::audit;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -17,7 +18,9 @@ pub struct Completions {
 impl Completions {
     pub(crate) fn run(self, _global: &Global) -> Result<(), Failure> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "nevertwice", &mut script);
+        // The arguments of `audit` are its own: see `args::Command`.
+        let mut command = Cli::command().mut_subcommand("audit", |_| audit::command());
+        clap_complete::generate(self.shell, &mut command, "nevertwice", &mut script);
         Output { json: false }.line(&String::from_utf8_lossy(&script))
     }
 }

@@ -27,6 +27,10 @@ use tokio::time::{Instant, sleep};
 pub(crate) const NAMED: &str = "api.example.com";
 /// The time after which an effect is counted by a service that counts late.
 const LATE: Duration = Duration::from_millis(100);
+/// The effects that a service counts of which only a page is counted.
+const PAGE: usize = 5;
+/// The time that an answer takes which is late for once.
+const PAUSE: Duration = Duration::from_millis(2500);
 /// The time after which a repeat of a stored failure is due.
 const BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -91,6 +95,12 @@ pub(crate) enum Fault {
     KeepsQuotes,
     /// No fault: effects are counted late.
     CountsLate,
+    /// No fault: each caller counts its own effects.
+    CountsOwn,
+    /// No fault: the count is of one page, which is soon full.
+    CountsPage,
+    /// No fault: two answers come late, as after a pause of the machine.
+    Pauses,
     /// No fault: a failure is stored until a repeat is due.
     BacksOff,
     /// No fault: answers and refusals repeat the key.
@@ -106,7 +116,7 @@ pub(crate) enum Fault {
 impl Fault {
     /// All faults, and the check that must find each, if it is one. Those with `--strict` are
     /// advice.
-    pub(crate) const ALL: [(Fault, &str, &str, bool); 34] = [
+    pub(crate) const ALL: [(Fault, &str, &str, bool); 37] = [
         (Fault::None, "none", "", false),
         (Fault::Naive, "naive", "replay-same", false),
         (Fault::ChecksThenRuns, "checks-then-runs", "simultaneous-copies", false),
@@ -136,6 +146,9 @@ impl Fault {
         (Fault::Unmarked, "unmarked", "replay-marked", true),
         (Fault::KeepsQuotes, "keeps-quotes", "quoted-key", true),
         (Fault::CountsLate, "counts-late", "", false),
+        (Fault::CountsOwn, "counts-own", "", false),
+        (Fault::CountsPage, "counts-page", "", false),
+        (Fault::Pauses, "pauses", "", false),
         (Fault::BacksOff, "backs-off", "", false),
         (Fault::EchoesKey, "echoes-key", "", false),
         (Fault::NeedsHost, "needs-host", "", false),
@@ -162,7 +175,8 @@ pub(crate) struct Target {
 /// Its records and effects.
 struct Book {
     records: HashMap<String, Record>,
-    effects: Vec<(Instant, Value)>,
+    /// Each with its time and its scope, which begins with the caller.
+    effects: Vec<(Instant, String, Value)>,
     requests: u32,
     log: Option<File>,
 }
@@ -220,7 +234,8 @@ impl Book {
             let key = line["key"].as_str().unwrap_or_default().to_owned();
             self.records.insert(key, Record::Done { payload, answer });
         }
-        self.effects.push((Instant::now(), effect));
+        let scope = line["key"].as_str().unwrap_or_default().to_owned();
+        self.effects.push((Instant::now(), scope, effect));
     }
 
     /// The effect, with its key in one write.
@@ -232,7 +247,7 @@ impl Book {
             let line = json!({ "key": key, "payload": String::from_utf8_lossy(payload), "effect": effect });
             log.write_all(format!("{line}\n").as_bytes()).unwrap();
         }
-        self.effects.push((Instant::now(), effect.clone()));
+        self.effects.push((Instant::now(), key.to_owned(), effect.clone()));
         effect
     }
 }
@@ -248,10 +263,13 @@ impl Stored {
     }
 }
 
-async fn count(State(target): State<Arc<Target>>) -> Json<Value> {
+async fn count(State(target): State<Arc<Target>>, headers: HeaderMap) -> Json<Value> {
     let late = if target.fault == Fault::CountsLate { LATE } else { Duration::ZERO };
     let book = target.book();
-    let counted = book.effects.iter().filter(|(at, _)| at.elapsed() >= late).count();
+    let caller = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_own = |scope: &str| target.fault != Fault::CountsOwn || scope.starts_with(caller);
+    let counted = book.effects.iter().filter(|(at, scope, _)| at.elapsed() >= late && is_own(scope)).count();
+    let counted = if target.fault == Fault::CountsPage { counted.min(PAGE) } else { counted };
     Json(json!({ "total": counted }))
 }
 
@@ -286,6 +304,16 @@ fn problem(status: u16, title: &str) -> Response {
 async fn pay(State(target): State<Arc<Target>>, request: Request) -> Response {
     let fault = target.fault;
     let (parts, body) = request.into_parts();
+    if fault == Fault::Pauses {
+        let number = {
+            let mut book = target.book();
+            book.requests += 1;
+            book.requests
+        };
+        if [7, 8].contains(&number) {
+            sleep(PAUSE).await;
+        }
+    }
     if let Some(response) = refused(&target, &parts) {
         return response;
     }
