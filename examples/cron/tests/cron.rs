@@ -103,7 +103,8 @@ fn a_slot_killed_before_its_mark_is_taken_over() {
     let site = Site::new();
     site.kill_at("begun", FIRST, &["--lease-ms", "2000"]);
     assert!(site.sent().is_empty());
-    for output in site.run_at_once(3, FIRST, &["--lease-ms", "2000"]) {
+    // Only the killed one's lease is short: these may stall on a busy machine.
+    for output in site.run_at_once(3, FIRST, &[]) {
         assert!(output.status.success(), "{}", text(&output));
     }
     assert_eq!(site.sent(), once(&["13:00"]));
@@ -115,7 +116,7 @@ fn a_slot_killed_after_its_mark_is_left_to_an_operator_and_holds_up_no_other() {
         let site = Site::new();
         site.kill_at(step, FIRST, &["--lease-ms", "2000"]);
         assert_eq!(site.sent().values().sum::<usize>(), sent);
-        for output in site.run_at_once(3, "2026-11-26T13:05Z", &["--lease-ms", "2000"]) {
+        for output in site.run_at_once(3, "2026-11-26T13:05Z", &[]) {
             let told = text(&output);
             assert!(output.status.code() == Some(1) && told.contains("13:00Z: a process ended"), "{told}");
             assert!(told.contains("13:05Z: ran"), "{told}");
@@ -135,9 +136,9 @@ fn a_slot_killed_after_its_mark_is_left_to_an_operator_and_holds_up_no_other() {
 fn a_published_slot_is_taken_over_at_every_step() {
     for step in ["begun", "mark", "effect"] {
         let site = Site::new();
-        let args = ["--lease-ms", "2000", "--publish", "reports"];
-        site.kill_at(step, FIRST, &args);
-        for output in site.run_at_once(3, "2026-11-26T13:05Z", &args) {
+        let publishes = ["--publish", "reports"];
+        site.kill_at(step, FIRST, &[&["--lease-ms", "2000"], &publishes[..]].concat());
+        for output in site.run_at_once(3, "2026-11-26T13:05Z", &publishes) {
             assert!(output.status.success(), "{step}: {}", text(&output));
         }
         let reports = fs::read_dir(site.0.path().join("reports")).unwrap().map(|entry| entry.unwrap().path());

@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use futures_executor::block_on;
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 use nevertwice::{Begin, Engine, Error, Fingerprint, Key, KeyError, Lease, Request, Retry, Scope, Verdict};
 use rdkafka::Message;
 use rdkafka::message::OwnedMessage;
@@ -109,7 +110,16 @@ impl Consumer {
             Verdict::Ack => Judgement::Done,
             Verdict::Requeue(_) => Judgement::Again,
             Verdict::Process => match begin {
-                Begin::Acquired(lease) => return self.process(&lease, message, payload).await,
+                Begin::Acquired(lease) => {
+                    // All messages of a batch begin at once, and their effects come one after the
+                    // other: each lease is renewed until its own outcome.
+                    let work = pin!(self.process(&lease, message, payload));
+                    let renewals = pin!(self.engine.keep_alive(std::slice::from_ref(&lease)));
+                    match select(work, renewals).await {
+                        Either::Left((judgement, _)) => return judgement,
+                        Either::Right((never, _)) => match never {},
+                    }
+                }
                 _ => Judgement::Again,
             },
             // `DeadLetter`, and any verdict of a later release: an operator has to look at it.

@@ -39,8 +39,9 @@ use crate::topic::Topic;
 
 /// Longer than the topic keeps its messages: later their keys would be new.
 const RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
-/// After so many polls without a message the topic is idle.
-const QUIET: u32 = 5;
+/// The polls without a message, of a second each, after which the topic is idle: beside the time
+/// after which the broker gives a killed consumer's partitions to this one.
+const QUIET: u32 = 3;
 
 /// Consumes orders from Kafka. The effect of each happens once, however often it is delivered and
 /// no matter which consumer is killed.
@@ -134,8 +135,8 @@ fn consume(args: &Args) -> Result<(), Failure> {
         hang_at: args.hang_at,
     };
     let topic = Topic::join(&args.brokers, &args.topic, &args.group, args.session_ms)?;
-    let mut quiet = 0;
-    while !(args.until_idle && quiet >= QUIET) {
+    let (mut quiet, idle) = (0, args.session_ms.div_ceil(1000) + QUIET);
+    while !(args.until_idle && quiet >= idle) {
         let batch = topic.read(args.batch.into())?;
         quiet = if batch.is_empty() && topic.is_assigned()? { quiet + 1 } else { 0 };
         let (progress, trouble) = consumer.handle(&batch);
