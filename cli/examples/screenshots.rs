@@ -27,6 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ("show", &format!("show {id}")),
         ("resolve", &format!("resolve {id} rerun --dry-run")),
         ("stats", "stats"),
+        ("watch", "watch --once"),
         ("check", "check"),
     ] {
         let mut command = Command::new(&binary);

@@ -23,6 +23,9 @@ pub enum Failure {
     /// The command was refused or not confirmed, or ended early: exit code 4.
     #[error("{0}")]
     Refused(String),
+    /// The record of an operation cannot be read: exit code 4.
+    #[error("{0}")]
+    Corrupt(String),
     /// The reader of the output has gone, as that of `| head` does: no failure of a command that
     /// only reads. The others use [`or_no_reader`].
     #[error("the reader of the output has gone")]
@@ -37,7 +40,7 @@ impl Failure {
             Failure::NothingFound(_) => 1,
             Failure::Usage(_) => 2,
             Failure::Unreachable(_) => 3,
-            Failure::Refused(_) => 4,
+            Failure::Refused(_) | Failure::Corrupt(_) => 4,
         }
     }
 
@@ -66,6 +69,7 @@ impl From<StoreError> for Failure {
         let text = error.to_string();
         match error {
             StoreError::Unavailable { .. } | StoreError::Unusable { .. } => Failure::Unreachable(text),
+            StoreError::Corrupt { .. } => Failure::Corrupt(text),
             _ => Failure::Refused(text),
         }
     }

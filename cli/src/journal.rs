@@ -7,7 +7,7 @@ use nevertwice::{Clock, SystemClock};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::output::plain;
+use crate::output::{plain, plain_json};
 
 /// Writes what every changing command did: who, what, and the state before and after.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Journal {
             "after": after,
         });
         // A change that was made stays one if this cannot be written.
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        let _ = writeln!(std::io::stderr().lock(), "{}", plain_json(&line.to_string()));
     }
 
     /// Writes one line about an operation that no record is left of.

@@ -8,9 +8,14 @@ use nevertwice::store::{Cursor, Record};
 use nevertwice::{Inspection, RecordId, Request, Stamp};
 
 use crate::failure::Failure;
-use crate::output::progress;
+use crate::output::{Output, progress};
 use crate::session::{Kind, Session};
 
+/// The number of ids and the like that an answer names at most.
+pub(crate) const NAMED: usize = 1000;
+/// The number of ids of a Redis store that are compared, at some 40 bytes each. Of a larger store a
+/// record may be met twice, while the server resizes its table.
+const COMPARED: usize = 2_000_000;
 /// The number of records that are read at once.
 const PAGE: usize = 500;
 
@@ -85,7 +90,7 @@ impl<'a> Walk<'a> {
         let mut step =
             Step { found: Vec::new(), unreadable: page.unreadable, expired: Vec::new(), now: page.now };
         for (id, record) in page.records {
-            if self.purger == Some(id) || self.seen.as_mut().is_some_and(|seen| !seen.insert(id)) {
+            if self.purger == Some(id) || self.is_again(id) {
                 continue;
             }
             match self.session.engine.inspection(record.clone(), page.now) {
@@ -97,6 +102,44 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(Some(step))
+    }
+
+    /// Returns true if this record was met before.
+    fn is_again(&mut self, id: RecordId) -> bool {
+        self.seen.as_mut().is_some_and(|seen| match seen.len() < COMPARED {
+            true => !seen.insert(id),
+            false => seen.contains(&id),
+        })
+    }
+}
+
+/// The records that could not be read: their number, and the first [`NAMED`] of them.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable {
+    pub(crate) count: u64,
+    first: Vec<RecordId>,
+}
+
+impl Unreadable {
+    pub(crate) fn add(&mut self, ids: Vec<RecordId>) {
+        self.count += ids.len() as u64;
+        self.first.extend(ids.into_iter().take(NAMED - self.first.len()));
+    }
+
+    /// Returns the first ids, for JSON.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.first.iter().map(ToString::to_string).collect()
+    }
+
+    /// Writes a line for each of the first.
+    pub(crate) fn show(&self, output: Output) -> Result<(), Failure> {
+        for id in &self.first {
+            output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
+        }
+        match self.count.saturating_sub(self.first.len() as u64) {
+            0 => Ok(()),
+            more => output.line(&format!("unreadable: {more} more")),
+        }
     }
 }
 

@@ -32,5 +32,7 @@ mod reconciling;
 #[path = "../../tests/support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod redis;
+#[path = "cli/servers.rs"]
+mod servers;
 #[path = "cli/topologies.rs"]
 mod topologies;

@@ -1,20 +1,17 @@
 //! `amend`: corrects an earlier resolution.
 
 use clap::Args;
-use nevertwice::{Amendment, Inspection, RecordId};
+use nevertwice::{Amendment, Error, Inspection, RecordId};
 use serde_json::json;
 
-use super::bulk::{Mode, Plan};
-use super::resolve::{after, dry, settled};
+use super::bulk::Plan;
+use super::change::{Change, Mode, after, dry, settled, why_refused};
 use super::settle::{Outcome, OutcomeName};
 use crate::args::Global;
-use crate::confirm::confirm;
-use crate::failure::{Failure, or_no_reader};
+use crate::failure::Failure;
 use crate::journal::Journal;
-use crate::output::Output;
-use crate::select::{Matcher, Select, Target};
-use crate::session::{Access, Session};
-use crate::view::details;
+use crate::select::{Matcher, Target};
+use crate::session::Session;
 
 /// Corrects an operator's earlier resolution of one operation, or of all that the filters match. An
 /// outcome that an application recorded is refused. Duplicates may have received the earlier
@@ -22,35 +19,20 @@ use crate::view::details;
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Amend {
-    /// Its id
-    id: Option<String>,
+    #[command(flatten)]
+    change: Change,
     #[command(flatten)]
     outcome: Outcome,
-    #[command(flatten)]
-    select: Select,
-    /// Refuses if the record has another stamp, as `show` tells it
-    #[arg(long)]
-    stamp: Option<u64>,
-    /// Only shows what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// Does not ask
-    #[arg(long, short)]
-    yes: bool,
 }
 
 impl Amend {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let target = self.select.target(self.id.as_deref())?;
+        let target = self.change.target()?;
         let amendment = self.amendment()?;
-        let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
-        let mode = Mode { dry_run: self.dry_run, yes: self.yes, output: Output { json: global.json } };
+        let (session, mode) = (self.change.consent.open(global).await?, self.change.consent.mode(global));
         match target {
             Target::One(id) => self.one(&session, mode, id, amendment).await,
-            Target::Many(matcher) if self.stamp.is_none() => {
-                self.many(&session, mode, matcher, amendment).await
-            }
-            Target::Many(_) => Err(Failure::Usage("a stamp belongs to one operation".to_owned())),
+            Target::Many(matcher) => self.many(&session, mode, matcher, amendment).await,
         }
     }
 
@@ -61,28 +43,18 @@ impl Amend {
         id: RecordId,
         amendment: Amendment,
     ) -> Result<(), Failure> {
-        let Some(before) = session.engine.inspect_id(&id).await? else {
-            return Err(Failure::NothingFound(format!(
-                "there is no record of {id}: the next begin executes"
-            )));
-        };
-        if !mode.output.json {
-            or_no_reader(mode.output.table(&[], details(&id, &before)))?;
-        }
-        if self.stamp.is_some_and(|stamp| stamp != before.stamp.0) {
-            return Err(Failure::Refused(format!("its stamp is {}: it changed since", before.stamp.0)));
-        }
-        if !before.resolved {
+        let shown = self.change.show(session, mode, &id).await?;
+        if !shown.resolved {
             return Err(Failure::Refused("no operator has settled it: there is nothing to amend".to_owned()));
         }
         let consequence = self.outcome.consequence();
         if mode.dry_run {
-            return dry(mode.output, &id, &before, consequence);
+            return dry(mode.output, &id, &shown, consequence);
         }
         let question = "Duplicates may have received the earlier outcome. Amend it";
-        confirm(&format!("{question}: {consequence}?"), mode.yes)?;
-        session.engine.amend_id(&id, before.stamp, amendment).await?;
-        settled(session, mode.output, "amend", &id, &before, consequence).await
+        mode.confirm(&format!("{question}: {consequence}?"))?;
+        amend(session, &id, &shown, amendment).await?;
+        settled(session, mode.output, "amend", &id, &shown, consequence).await
     }
 
     async fn many(
@@ -92,11 +64,12 @@ impl Amend {
         matcher: Matcher,
         amendment: Amendment,
     ) -> Result<(), Failure> {
-        let plan = Plan::find(session, false, |seen| seen.resolved && matcher.matches(seen)).await?;
+        let matches = |seen: &Inspection| seen.resolved && matcher.matches(seen);
+        let plan = Plan::find(session, mode, self.change.at_most(), false, matches).await?;
         let doing = format!("amend to {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("amend");
-        let change = async |id: &RecordId, seen: &Inspection| {
-            session.engine.amend_id(id, seen.stamp, amendment.clone()).await?;
+        let change = async |id: &RecordId, shown: &Inspection| {
+            amend(session, id, shown, amendment.clone()).await?;
             Ok(json!(after(session, id).await))
         };
         plan.carry_out(mode, &journal, &doing, change).await
@@ -106,5 +79,18 @@ impl Amend {
         let resolution = self.outcome.resolution()?;
         // The operator wrote `rerun`, and is told about duplicates before it is done.
         Ok(if self.outcome.outcome == OutcomeName::Rerun { Amendment::rerun() } else { resolution.into() })
+    }
+}
+
+/// Amends an operation, unless it is not as it was shown.
+async fn amend(
+    session: &Session,
+    id: &RecordId,
+    shown: &Inspection,
+    amendment: Amendment,
+) -> Result<(), Failure> {
+    match session.engine.amend_id(id, shown.stamp, amendment).await {
+        Err(error @ Error::NotAmendable { .. }) => Err(why_refused(session, id, shown, error).await),
+        other => Ok(other?),
     }
 }

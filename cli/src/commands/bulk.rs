@@ -4,49 +4,66 @@ use futures_util::future::join_all;
 use nevertwice::{Inspection, RecordId};
 use serde_json::{Value, json};
 
-use crate::confirm::confirm;
+use super::change::Mode;
 use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, progress};
 use crate::session::Session;
 use crate::view::{COLUMNS, View, row};
-use crate::walk::Walk;
+use crate::walk::{NAMED, Unreadable, Walk};
 
 /// The number of changes that are under way at a time.
 const AT_ONCE: usize = 32;
-/// The number of operations that a table shows; JSON shows all.
+/// The number of operations that a table shows; JSON shows [`NAMED`].
 const SHOWN: usize = 20;
+/// The largest number of operations that are changed by one command: what is known of each, some
+/// 400 bytes, is held in memory from its showing to its change.
+const MOST: usize = 250_000;
 
 /// The operations that a command would change.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
+    /// All of them; of a dry run the first [`NAMED`].
     pub(super) operations: Vec<(RecordId, Inspection)>,
+    /// The number of those that match.
+    pub(super) count: usize,
     /// Ids whose record could not be read: it is not known if they match.
-    pub(super) unreadable: Vec<RecordId>,
-}
-
-/// The way in which they are changed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Mode {
-    pub(super) dry_run: bool,
-    pub(super) yes: bool,
-    pub(super) output: Output,
+    pub(super) unreadable: Unreadable,
 }
 
 impl Plan {
-    /// Finds the operations that match. With `expired`, also those that only await their removal.
+    /// Finds the operations that match, the first `at_most`. With `expired`, also those that only
+    /// await their removal.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] for more than [`MOST`], before anything is changed.
     pub(super) async fn find(
         session: &Session,
+        mode: Mode,
+        at_most: Option<usize>,
         expired: bool,
         matches: impl Fn(&Inspection) -> bool,
     ) -> Result<Plan, Failure> {
-        let mut plan = Plan::default();
+        let (mut plan, at_most) = (Plan::default(), at_most.unwrap_or(usize::MAX));
         let mut walk = Walk::all(session, "searching");
-        while let Some(step) = walk.next().await? {
+        while plan.count < at_most
+            && let Some(step) = walk.next().await?
+        {
             let others = step.expired.into_iter().filter(|_| expired);
             let found = step.found.into_iter().chain(others).filter(|found| matches(&found.seen));
-            plan.operations.extend(found.map(|found| (found.id, found.seen)));
-            plan.unreadable.extend(step.unreadable);
+            for found in found.take(at_most - plan.count) {
+                plan.count += 1;
+                if !mode.dry_run || plan.operations.len() < NAMED {
+                    plan.operations.push((found.id, found.seen));
+                }
+            }
+            plan.unreadable.add(step.unreadable);
+            if !mode.dry_run && plan.count > MOST {
+                return Err(Failure::Refused(format!(
+                    "more than {MOST} operations match, and nothing was changed: narrow the filters, or repeat the \
+                     command with --at-most {MOST} until nothing is left"
+                )));
+            }
         }
         Ok(plan)
     }
@@ -60,8 +77,8 @@ impl Plan {
         doing: &str,
         change: impl AsyncFn(&RecordId, &Inspection) -> Result<Value, Failure>,
     ) -> Result<(), Failure> {
-        let count = self.operations.len();
-        if count == 0 && self.unreadable.is_empty() {
+        let count = self.count;
+        if count == 0 && self.unreadable.count == 0 {
             return Err(Failure::NothingFound("no operation matches".to_owned()));
         }
         if mode.dry_run {
@@ -70,7 +87,7 @@ impl Plan {
         if !mode.output.json {
             or_no_reader(self.show(mode))?;
         }
-        confirm(&format!("{doing}: {count} operations?"), mode.yes)?;
+        mode.confirm(&format!("{doing}: {count} operations?"))?;
         let (mut done, mut refused) = (0_u64, Vec::new());
         let bar = progress("changing");
         for part in self.operations.chunks(AT_ONCE) {
@@ -102,14 +119,14 @@ impl Plan {
         let output = mode.output;
         if output.json {
             let operations: Vec<View> = self.operations.iter().map(|(id, seen)| View::of(id, seen)).collect();
-            let unreadable: Vec<String> = self.unreadable.iter().map(ToString::to_string).collect();
             return output.json(&json!({
-                "dry_run": true, "count": operations.len(), "operations": operations, "unreadable": unreadable,
+                "dry_run": true, "count": self.count, "operations": operations,
+                "unreadable": self.unreadable.names(),
             }));
         }
         let shown = self.operations.iter().take(SHOWN);
         output.table(&COLUMNS, shown.map(|(id, seen)| row(id, seen)).collect())?;
-        let (count, unreadable) = (self.operations.len(), self.unreadable.len());
+        let (count, unreadable) = (self.count, self.unreadable.count);
         let note = if mode.dry_run { " (dry run: nothing was changed)" } else { "" };
         output.line(&format!("{count} operations match{note}"))?;
         if unreadable > 0 {
@@ -119,7 +136,7 @@ impl Plan {
     }
 
     fn report(&self, output: Output, done: u64, refused: &[(&RecordId, String)]) -> Result<(), Failure> {
-        let unreadable = self.unreadable.len();
+        let unreadable = self.unreadable.count;
         let written = write(output, done, refused, unreadable);
         if refused.is_empty() && unreadable == 0 {
             return or_no_reader(written);
@@ -131,12 +148,7 @@ impl Plan {
     }
 }
 
-fn write(
-    output: Output,
-    done: u64,
-    refused: &[(&RecordId, String)],
-    unreadable: usize,
-) -> Result<(), Failure> {
+fn write(output: Output, done: u64, refused: &[(&RecordId, String)], unreadable: u64) -> Result<(), Failure> {
     if output.json {
         let refused: Vec<Value> =
             refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
@@ -147,25 +159,4 @@ fn write(
         output.line(&format!("refused: {id}: {why}"))?;
     }
     Ok(())
-}
-
-/// Refuses if an operation is not as it was `seen`. A settlement is decided by the fence, which
-/// stays when a holder renews, marks, saves a checkpoint or fails, and when another operator
-/// settles: what was shown is compared by the stamp, which each of these changes. Called right
-/// before the settlement, which a write in between can still overtake.
-pub(super) async fn refuse_if_changed(
-    session: &Session,
-    id: &RecordId,
-    seen: &Inspection,
-) -> Result<(), Failure> {
-    let now = session.engine.inspect_id(id).await?;
-    if now.is_some_and(|now| now.stamp == seen.stamp) {
-        return Ok(());
-    }
-    Err(changed())
-}
-
-/// The refusal of an operation that is not as it was shown.
-pub(super) fn changed() -> Failure {
-    Failure::Refused("it changed since it was shown: look at it again".to_owned())
 }

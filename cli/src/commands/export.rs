@@ -10,6 +10,7 @@ use clap::Args;
 use nevertwice::Stamp;
 use serde::{Deserialize, Serialize};
 
+use super::fitness::warn_if_stale;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::session::{Access, Kind, Session};
@@ -66,6 +67,7 @@ impl Export {
             ));
         }
         let session = Session::open(global, Access::Read).await?;
+        warn_if_stale(&session);
         let counts = match &self.output {
             None => {
                 write(&session, &mut std::io::stdout().lock()).await.map_err(|failure| match failure {

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use clap::Args;
 use nevertwice::store::{Snapshot, Swap, SwapRequest};
-use nevertwice::{Error, Inspection, RecordId, Stamp, StateKind, StoreError};
+use nevertwice::{Inspection, RecordId, Stamp, StateKind};
 use serde_json::{Value, json};
 
-use super::bulk::{Mode, Plan, changed};
+use super::bulk::Plan;
+use super::change::{Change, Mode, changed};
 use crate::args::Global;
-use crate::confirm::confirm;
 use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
-use crate::output::{Output, time};
-use crate::select::{Matcher, Select, Target};
-use crate::session::{Access, Session};
-use crate::view::{View, details};
+use crate::output::time;
+use crate::select::{Matcher, Target};
+use crate::session::Session;
+use crate::view::View;
 
 /// The number of times that a removal is tried.
 const TRIES: usize = 3;
@@ -26,80 +26,58 @@ const TRIES: usize = 3;
 /// cannot be read are left alone.
 #[derive(Debug, Args)]
 pub struct Forget {
-    /// Its id, as `list` shows it; also that of a record that cannot be read
-    id: Option<String>,
     #[command(flatten)]
-    select: Select,
-    /// Refuses if the record has another stamp, as `show` tells it
-    #[arg(long)]
-    stamp: Option<u64>,
-    /// Only shows what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// Does not ask
-    #[arg(long, short)]
-    yes: bool,
+    change: Change,
 }
 
 impl Forget {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let target = self.select.target(self.id.as_deref())?;
-        let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
-        let mode = Mode { dry_run: self.dry_run, yes: self.yes, output: Output { json: global.json } };
+        let target = self.change.target()?;
+        let (session, mode) = (self.change.consent.open(global).await?, self.change.consent.mode(global));
         match target {
             Target::One(id) => self.one(&session, mode, id).await,
-            Target::Many(matcher) if self.stamp.is_none() => self.many(&session, mode, &matcher).await,
-            Target::Many(_) => Err(Failure::Usage("a stamp belongs to one operation".to_owned())),
+            Target::Many(matcher) => self.many(&session, mode, &matcher).await,
         }
     }
 
     async fn many(&self, session: &Session, mode: Mode, matcher: &Matcher) -> Result<(), Failure> {
         // What has expired is still there until it is purged, and a tenant is erased with it.
-        let expired = self.select.state.is_none() && self.select.reason.is_none();
-        let plan = Plan::find(session, expired, |seen| matcher.matches(seen)).await?;
+        let select = &self.change.select;
+        let expired = select.state.is_none() && select.reason.is_none();
+        let at_most = self.change.at_most();
+        let plan = Plan::find(session, mode, at_most, expired, |seen| matcher.matches(seen)).await?;
         let doing = "forget, so that the next begin executes";
-        let change = async |id: &RecordId, seen: &Inspection| {
-            if let Some(left) = seen.lease_remaining.filter(|left| !left.is_zero()) {
+        let change = async |id: &RecordId, shown: &Inspection| {
+            if let Some(left) = shown.lease_remaining.filter(|left| !left.is_zero()) {
                 let left = time(left);
                 return Err(Failure::Refused(format!(
                     "its lease runs for {left}: repeat the command after that"
                 )));
             }
             // One that is gone already is erased.
-            remove(session, id, seen.stamp).await?;
+            remove(session, id, shown.stamp).await?;
             Ok(Value::Null)
         };
         plan.carry_out(mode, &Journal::new("forget"), doing, change).await
     }
 
     async fn one(&self, session: &Session, mode: Mode, id: RecordId) -> Result<(), Failure> {
-        let (shown, before, warning) = match session.engine.inspect_id(&id).await {
-            Ok(Some(seen)) => {
-                if !mode.output.json {
-                    or_no_reader(mode.output.table(&[], details(&id, &seen)))?;
-                }
-                (Some(seen.stamp), json!(View::of(&id, &seen)), consequence(&seen))
-            }
-            Ok(None) => return Err(Failure::NothingFound(format!("there is no record of {id}"))),
-            Err(Error::Store(error @ StoreError::Corrupt { .. })) => {
+        let (shown, before, warning) = match self.change.show(session, mode, &id).await {
+            Ok(seen) => (Some(seen.stamp), json!(View::of(&id, &seen)), consequence(&seen)),
+            Err(Failure::Corrupt(error)) => {
+                self.change.expect(None)?;
                 let warning = "It cannot be read: its effect may have happened, and the next begin executes";
-                (None, json!({ "unreadable": error.to_string() }), warning.to_owned())
+                (None, json!({ "unreadable": error }), warning.to_owned())
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
-        if self.stamp.is_some_and(|stamp| shown != Some(Stamp(stamp))) {
-            return Err(Failure::Refused(match shown {
-                Some(stamp) => format!("its stamp is {}: it changed since", stamp.0),
-                None => "it cannot be read, and its stamp is not known: leave out --stamp".to_owned(),
-            }));
-        }
         if mode.dry_run {
             if mode.output.json {
                 return mode.output.json(&json!({ "dry_run": true, "then": warning, "before": before }));
             }
             return mode.output.line(&format!("dry run, nothing was changed. {warning}."));
         }
-        confirm(&format!("{warning}. Remove the record?"), mode.yes)?;
+        mode.confirm(&format!("{warning}. Remove the record?"))?;
         let existed = match shown {
             Some(stamp) => remove(session, &id, stamp).await?,
             None => discard(session, &id).await?,
@@ -136,9 +114,9 @@ async fn remove(session: &Session, id: &RecordId, stamp: Stamp) -> Result<bool, 
 
 /// Removes a record that cannot be read, unless it can be read by now.
 async fn discard(session: &Session, id: &RecordId) -> Result<bool, Failure> {
-    match session.engine.inspect_id(id).await {
-        Err(Error::Store(StoreError::Corrupt { .. })) => Ok(session.engine.forget_id(id).await?),
-        Err(error) => Err(error.into()),
+    match session.engine.inspect_id(id).await.map_err(Failure::from) {
+        Err(Failure::Corrupt(_)) => Ok(session.engine.forget_id(id).await?),
+        Err(error) => Err(error),
         Ok(Some(_)) => Err(changed()),
         Ok(None) => Ok(false),
     }

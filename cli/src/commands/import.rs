@@ -1,7 +1,7 @@
 //! `import`: records that `export` wrote.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use nevertwice::store::{Record, Snapshot, Swap, SwapRequest};
 use nevertwice::{RecordId, Stamp};
 use serde_json::json;
 
+use super::change::Consent;
 use super::export::{Line, VERSION};
 use crate::args::{Global, duration};
 use crate::failure::{Failure, or_no_reader};
@@ -22,6 +23,8 @@ use crate::session::{Access, Session};
 
 /// The number of records that are written in one call.
 const BATCH: usize = 100;
+/// The longest line that is read, in bytes: above that of the largest record.
+const MAX_LINE: u64 = 128 << 20;
 /// The number of times that a batch is tried.
 const TRIES: usize = 5;
 /// The number of differing records that are named.
@@ -37,9 +40,8 @@ pub struct Import {
     /// Creates the SQLite file, or the tables of PostgreSQL, if there are none
     #[arg(long)]
     create: bool,
-    /// Only reads the file and compares
-    #[arg(long, conflicts_with = "create")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// The time to wait at most for the store's clock to pass that of the export
     #[arg(long, default_value = "30s", value_parser = duration, value_name = "TIME")]
     wait: Duration,
@@ -69,15 +71,27 @@ impl Import {
             }
             _ => return Err(lines.wrong("it does not begin as an export does")),
         };
-        let access = match (self.create, self.dry_run) {
+        let mode = self.consent.mode(global);
+        let access = match (self.create, mode.dry_run) {
+            (true, true) => {
+                return Err(Failure::Usage("a dry run creates nothing: leave out --create".to_owned()));
+            }
             (_, true) => Access::Read,
             (true, _) => Access::Create,
             (false, _) => Access::Write,
         };
+        let confirm = || mode.confirm(&format!("Import {} into the store?", self.file.display()));
+        // Before a store is created, too.
+        if self.create {
+            confirm()?;
+        }
         let session = Session::open(global, access).await?;
+        if !self.create && !mode.dry_run {
+            confirm()?;
+        }
         let mut counts = Counts::default();
         let ended = self.read(&session, start, &mut lines, &mut counts).await;
-        if !self.dry_run {
+        if !mode.dry_run {
             let after = json!({
                 "imported": counts.imported, "already": counts.already, "differing": counts.differing.len(),
             });
@@ -85,7 +99,7 @@ impl Import {
             Journal::new("import").write(&self.file.display().to_string(), &before, &after);
         }
         ended?;
-        counts.report(Output { json: global.json }, self.dry_run)
+        counts.report(mode.output, mode.dry_run)
     }
 
     async fn read(
@@ -95,7 +109,7 @@ impl Import {
         lines: &mut Lines,
         counts: &mut Counts,
     ) -> Result<(), Failure> {
-        let mut target = Target { session, dry_run: self.dry_run, wait: self.wait, now: Stamp::ZERO };
+        let mut target = Target { session, dry_run: self.consent.dry_run, wait: self.wait, now: Stamp::ZERO };
         target.pass(start).await?;
         let mut batch = Vec::with_capacity(BATCH);
         let bar = progress("importing");
@@ -112,6 +126,10 @@ impl Import {
                     else {
                         return Err(lines.wrong("its id or record is damaged"));
                     };
+                    if batch.iter().any(|(other, _)| *other == id) {
+                        // An export of Redis may have a record twice.
+                        target.write(&mut batch, counts).await?;
+                    }
                     let record = Record::decode(&id, Stamp(stamp), Stamp::ZERO, &Bytes::from(bytes));
                     batch.push((id, record.map_err(|error| lines.wrong(&error.to_string()))?));
                 }
@@ -292,7 +310,7 @@ fn is_same(record: &Record, present: &Record) -> bool {
 struct Lines {
     name: String,
     number: u64,
-    lines: std::io::Lines<Box<dyn BufRead>>,
+    reader: Box<dyn BufRead>,
 }
 
 fn open(path: &Path) -> Result<Lines, Failure> {
@@ -304,25 +322,27 @@ fn open(path: &Path) -> Result<Lines, Failure> {
             File::open(path).map_err(|error| Failure::Usage(format!("{name} cannot be read: {error}")))?;
         Box::new(BufReader::new(file))
     };
-    Ok(Lines { name, number: 0, lines: reader.lines() })
+    Ok(Lines { name, number: 0, reader })
 }
 
 impl Lines {
     fn next(&mut self) -> Result<Option<Line>, Failure> {
         loop {
             self.number += 1;
-            match self.lines.next() {
-                None => return Ok(None),
-                Some(Ok(line)) if line.trim().is_empty() => {}
+            let mut line = Vec::new();
+            let read = self.reader.by_ref().take(MAX_LINE + 1).read_until(b'\n', &mut line);
+            let read =
+                read.map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", self.name)))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            if read as u64 > MAX_LINE {
+                return Err(self.wrong("it is too long for a line of an export"));
+            }
+            if !line.trim_ascii().is_empty() {
                 // The parser's error may quote what is in the line.
-                Some(Ok(line)) => {
-                    return serde_json::from_str(&line)
-                        .map(Some)
-                        .map_err(|_| self.wrong("it is no line of an export"));
-                }
-                Some(Err(error)) => {
-                    return Err(Failure::Usage(format!("{} cannot be read: {error}", self.name)));
-                }
+                let parsed = serde_json::from_slice(&line);
+                return parsed.map(Some).map_err(|_| self.wrong("it is no line of an export"));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use clap::Args;
-use nevertwice::{Cursor, RecordId};
+use nevertwice::Cursor;
 use serde_json::json;
 
 use crate::args::Global;
@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::select::Select;
 use crate::session::{Access, Session};
 use crate::view::{COLUMNS, View, row};
-use crate::walk::{Found, Walk};
+use crate::walk::{Found, Unreadable, Walk};
 
 /// Lists operations in the store's own order. Within a page, those unchanged for the longest time
 /// come first.
@@ -40,19 +40,19 @@ impl List {
         let session = Session::open(global, Access::Read).await?;
         let limit = self.limit as usize;
         let mut walk = Walk::all(&session, "listing").from(after.map(Cursor), limit);
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        let (mut found, mut unreadable) = (Vec::new(), Unreadable::default());
         while found.len() < limit
             && let Some(mut step) = walk.next().await?
         {
             step.found.retain(|found| matcher.matches(&found.seen));
             found.append(&mut step.found);
-            unreadable.append(&mut step.unreadable);
+            unreadable.add(step.unreadable);
         }
         found.sort_by_key(|found| Reverse(found.seen.age));
         let next = walk.position().map(|next| hex::encode(&next.0));
         drop(walk);
         let written = write(Output { json: global.json }, &found, &unreadable, next.as_deref());
-        if found.is_empty() && unreadable.is_empty() && next.is_none() {
+        if found.is_empty() && unreadable.count == 0 && next.is_none() {
             return Err(Failure::NothingFound("no such operation".to_owned()));
         }
         written
@@ -62,20 +62,18 @@ impl List {
 fn write(
     output: Output,
     found: &[Found],
-    unreadable: &[RecordId],
+    unreadable: &Unreadable,
     next: Option<&str>,
 ) -> Result<(), Failure> {
     if output.json {
         let operations: Vec<View> = found.iter().map(|found| View::of(&found.id, &found.seen)).collect();
-        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        return output.json(&json!({ "operations": operations, "unreadable": unreadable, "next": next }));
+        return output
+            .json(&json!({ "operations": operations, "unreadable": unreadable.names(), "next": next }));
     }
     if !found.is_empty() {
         output.table(&COLUMNS, found.iter().map(|found| row(&found.id, &found.seen)).collect())?;
     }
-    for id in unreadable {
-        output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
-    }
+    unreadable.show(output)?;
     if let Some(next) = next {
         output.line(&format!("more: --after {next}"))?;
     }

@@ -2,10 +2,12 @@
 
 pub mod amend;
 mod bulk;
+mod change;
 pub mod check;
 pub mod completions;
 pub mod derive_key;
 pub mod export;
+mod fitness;
 pub mod forget;
 pub mod import;
 pub mod list;

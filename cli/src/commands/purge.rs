@@ -3,10 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
+use super::change::Consent;
 use crate::args::Global;
 use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
-use crate::output::{Output, progress};
+use crate::output::progress;
 use crate::session::{Access, Kind, Session};
 use crate::walk::Walk;
 
@@ -19,15 +20,15 @@ pub struct Purge {
     /// The number of records to remove at most
     #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
     limit: u64,
-    /// Only counts them
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 impl Purge {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let output = Output { json: global.json };
-        if self.dry_run {
+        let mode = self.consent.mode(global);
+        let output = mode.output;
+        if mode.dry_run {
             let session = Session::open(global, Access::Read).await?;
             let mut walk = Walk::all(&session, "counting");
             let mut due = 0_u64;
@@ -41,6 +42,7 @@ impl Purge {
             };
         }
         let session = Session::open(global, Access::Write).await?;
+        mode.confirm("Remove what has expired? `purge --dry-run` counts it.")?;
         let mut removed = 0;
         let ended = self.remove(&session, &mut removed).await;
         let before = json!({ "expired": "unknown" });

@@ -5,22 +5,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use nevertwice::{Body, Inspection, Need, RecordId, Resolution};
+use nevertwice::{Body, Inspection, Need, RecordId};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::bulk::{Plan, refuse_if_changed};
-use super::resolve::after;
+use super::bulk::Plan;
+use super::change::{Consent, Mode, after};
+use super::resolve::resolve;
 use super::settle::OutcomeName;
 use crate::args::{Global, duration};
-use crate::confirm::confirm;
 use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::Output;
 use crate::select::{Matcher, Select};
-use crate::session::{Access, Session};
+use crate::session::Session;
 use crate::view::{COLUMNS, View, reason, row};
+use crate::walk::Unreadable;
 
 /// The longest answer of a program, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
@@ -46,12 +47,8 @@ pub struct Reconcile {
     /// The time that the program may take for one operation
     #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
     cmd_timeout: Duration,
-    /// Asks the program, and only shows what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// Does not ask the operator
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// The counts of a run.
@@ -61,7 +58,7 @@ struct Counts {
     unknown: u64,
     refused: Vec<(RecordId, String)>,
     /// Ids whose record could not be read: they may need an operator too.
-    unreadable: Vec<RecordId>,
+    unreadable: Unreadable,
 }
 
 impl Reconcile {
@@ -71,26 +68,28 @@ impl Reconcile {
         }
         let matcher = self.select.matcher()?;
         let matcher = Matcher { filter: matcher.filter.need(Need::Operator), ..matcher };
-        let session = Session::open(global, if self.dry_run { Access::Read } else { Access::Write }).await?;
-        let plan = Plan::find(&session, false, |seen| matcher.matches(seen)).await?;
-        let output = Output { json: global.json };
-        let count = plan.operations.len();
-        if count == 0 && plan.unreadable.is_empty() {
+        let (session, mode) = (self.consent.open(global).await?, self.consent.mode(global));
+        // Of a dry run, too, each is asked about.
+        let all = Mode { dry_run: false, ..mode };
+        let plan = Plan::find(&session, all, None, false, |seen| matcher.matches(seen)).await?;
+        let output = mode.output;
+        let count = plan.count;
+        if count == 0 && plan.unreadable.count == 0 {
             return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
         }
         if !output.json && count > 0 {
             let rows = plan.operations.iter().map(|(id, seen)| row(id, seen)).collect();
             or_no_reader(output.table(&COLUMNS, rows))?;
         }
-        if !self.dry_run && count > 0 {
-            confirm(&format!("Ask the program about {count} operations, and settle them?"), self.yes)?;
+        if !mode.dry_run && count > 0 {
+            mode.confirm(&format!("Ask the program about {count} operations, and settle them?"))?;
         }
         let mut counts = Counts { unreadable: plan.unreadable, ..Counts::default() };
         let journal = Journal::new("reconcile");
         for (id, seen) in &plan.operations {
             self.settle(&session, &journal, id, seen, &mut counts, output).await?;
         }
-        counts.report(output, self.dry_run)
+        counts.report(output, self.consent.dry_run)
     }
 
     async fn settle(
@@ -113,7 +112,7 @@ impl Reconcile {
                 return Ok(());
             }
         };
-        if self.dry_run {
+        if self.consent.dry_run {
             counts.settled += 1;
             return match output.json {
                 true => Ok(()),
@@ -127,7 +126,7 @@ impl Reconcile {
                 journal.write(&id.to_string(), &View::of(id, seen), &after);
                 Ok(())
             }
-            Err(Failure::Refused(why)) => {
+            Err(Failure::Refused(why) | Failure::Corrupt(why)) => {
                 counts.refused.push((*id, why));
                 Ok(())
             }
@@ -156,17 +155,6 @@ impl Reconcile {
         let answer = answer.map_err(|_| "the program took too long".to_owned())??;
         parse(&answer)
     }
-}
-
-/// Settles an operation, unless it changed while the program was asked.
-async fn resolve(
-    session: &Session,
-    id: &RecordId,
-    seen: &Inspection,
-    resolution: Resolution,
-) -> Result<(), Failure> {
-    refuse_if_changed(session, id, seen).await?;
-    Ok(session.engine.resolve_id(id, seen.fence, resolution).await?)
 }
 
 /// Runs a program until it ends, and returns its output.
@@ -242,7 +230,7 @@ impl Counts {
     /// Writes the counts, and returns the verdict, which does not depend on their reader.
     fn report(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
         let written = self.write(output, dry_run);
-        match (self.refused.len(), self.unreadable.len()) {
+        match (self.refused.len(), self.unreadable.count) {
             (0, 0) => or_no_reader(written),
             (left, 0) => Err(Failure::Refused(format!("{left} operations were left as they are"))),
             (left, unreadable) => Err(Failure::Refused(format!(
@@ -256,10 +244,9 @@ impl Counts {
         if output.json {
             let refused: Vec<_> =
                 refused.iter().map(|(id, why)| json!({ "id": id.to_string(), "why": why })).collect();
-            let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
             return output.json(&json!({
                 "dry_run": dry_run, "settled": settled, "unknown": unknown, "refused": refused,
-                "unreadable": unreadable,
+                "unreadable": unreadable.names(),
             }));
         }
         let note = if dry_run { " (dry run: nothing was changed)" } else { "" };
@@ -267,10 +254,7 @@ impl Counts {
         for (id, why) in refused {
             output.line(&format!("left: {id}: {why}"))?;
         }
-        for id in unreadable {
-            output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
-        }
-        Ok(())
+        unreadable.show(output)
     }
 }
 

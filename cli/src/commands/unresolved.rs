@@ -6,13 +6,14 @@ use clap::Args;
 use nevertwice::{Inspection, Need, RecordId};
 use serde_json::json;
 
+use super::fitness::warn_if_stale;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::select::Select;
 use crate::session::{Access, Session};
 use crate::view::{COLUMNS, View, row};
-use crate::walk::Walk;
+use crate::walk::{Unreadable, Walk};
 
 /// Lists what needs an operator, oldest first, and why.
 #[derive(Debug, Args)]
@@ -36,15 +37,16 @@ impl Unresolved {
         let mut matcher = self.select.matcher()?;
         matcher.filter = matcher.filter.need(if self.settling { Need::Settling } else { Need::Operator });
         let session = Session::open(global, Access::Read).await?;
+        warn_if_stale(&session);
         let walk = Walk::all(&session, "searching");
         let mut walk = if self.settling { walk.evidence() } else { walk };
         let limit = self.limit as usize;
-        let (mut found, mut unreadable, mut count) = (Vec::new(), Vec::new(), 0_u64);
+        let (mut found, mut unreadable, mut count) = (Vec::new(), Unreadable::default(), 0_u64);
         while let Some(mut step) = walk.next().await? {
             step.found.retain(|found| matcher.matches(&found.seen));
             count += step.found.len() as u64;
             found.extend(step.found.into_iter().map(|found| (found.id, found.seen)));
-            unreadable.append(&mut step.unreadable);
+            unreadable.add(step.unreadable);
             // The oldest of all that were seen so far.
             if found.len() > 2 * limit {
                 found.sort_by_key(|(_, seen)| Reverse(seen.age));
@@ -55,7 +57,7 @@ impl Unresolved {
         found.truncate(limit);
         drop(walk);
         let written = write(Output { json: global.json }, count, &found, &unreadable);
-        if count == 0 && unreadable.is_empty() {
+        if count == 0 && unreadable.count == 0 {
             return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
         }
         written
@@ -66,19 +68,16 @@ fn write(
     output: Output,
     count: u64,
     found: &[(RecordId, Inspection)],
-    unreadable: &[RecordId],
+    unreadable: &Unreadable,
 ) -> Result<(), Failure> {
     if output.json {
         let operations: Vec<View> = found.iter().map(|(id, seen)| View::of(id, seen)).collect();
-        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        return output.json(&json!({ "count": count, "operations": operations, "unreadable": unreadable }));
+        return output
+            .json(&json!({ "count": count, "operations": operations, "unreadable": unreadable.names() }));
     }
     if !found.is_empty() {
         output.table(&COLUMNS, found.iter().map(|(id, seen)| row(id, seen)).collect())?;
         output.line(&format!("{count} unresolved, {} shown", found.len()))?;
     }
-    for id in unreadable {
-        output.line(&format!("unreadable: {id} (see `check`; `forget` removes it)"))?;
-    }
-    Ok(())
+    unreadable.show(output)
 }

@@ -71,14 +71,19 @@ fn nothing_is_changed_without_a_confirmation() {
     let lab = Lab::sqlite().filled();
     let id = request("shop,refunds", "reported").id().to_string();
     let before = lab.json(&["show", &id])["stamp"].clone();
+    let export = lab.dir.path().join("export");
+    std::fs::write(&export, lab.run(&["export"]).out).unwrap();
+    assert_eq!(lab.run(&["resolve", &id, "rerun", "--json"]).code, 4, "a question about what is not shown");
     for line in [
         "resolve ID rerun",
         "forget ID",
         "forget --scope shop",
         "resolve --all rerun",
         "reconcile --cmd true --label x",
+        "purge",
+        "import EXPORT",
     ] {
-        let line = line.replace("ID", &id);
+        let line = line.replace("ID", &id).replace("EXPORT", export.to_str().unwrap());
         let ran = lab.run(&line.split(' ').collect::<Vec<_>>());
         assert!(ran.code == 4 && ran.err.contains("--yes") && ran.journal().is_empty(), "{line}: {ran:?}");
     }
@@ -112,6 +117,30 @@ fn many_are_settled_by_filter_after_a_dry_run_that_changes_nothing() {
         assert_eq!(amended.journal().len(), 70, "{}", amended.out);
         assert_eq!(lab.json(&["stats"])["states"], serde_json::json!({ "completed": 5, "failed": 73 }));
     }
+}
+
+#[test]
+fn many_are_changed_a_part_at_a_time() {
+    for lab in Lab::all() {
+        lab.application(async |engine| report(&engine, "shop,refunds", 25).await);
+        let asked = ["resolve", "rerun", "--scope", "shop", "--at-most", "10"];
+        assert_eq!(lab.json(&[&asked[..], &["--dry-run"]].concat())["count"], 10);
+        for (changed, code) in [(10, 0), (10, 0), (5, 0), (0, 1)] {
+            let ran = lab.run(&[&asked[..], &["--yes"]].concat());
+            assert_eq!((ran.journal().len(), ran.code), (changed, code), "{ran:?}");
+        }
+        assert_eq!(unresolved(&lab), 0);
+        let id = request("shop,refunds", "1").id().to_string();
+        assert_eq!(lab.run(&["forget", &id, "--at-most", "1", "--yes"]).code, 2);
+    }
+}
+
+#[test]
+fn a_dry_run_counts_all_and_names_the_first() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 1200).await);
+    let dry = lab.json(&["forget", "--scope", "s", "--dry-run"]);
+    assert_eq!((&dry["count"], dry["operations"].as_array().unwrap().len()), (&1200.into(), 1000));
 }
 
 #[test]
@@ -225,8 +254,8 @@ fn a_purge_removes_what_expired_and_nothing_else() {
     lab.fill_with_expired(1500);
     lab.application(async |engine| complete(&engine, "new", 10).await);
     assert_eq!(lab.json(&["purge", "--dry-run"])["due"], 1500);
-    assert_eq!(lab.json(&["purge", "--limit", "400"])["removed"], 400);
-    let ran = lab.run(&["purge"]);
+    assert_eq!(lab.json(&["purge", "--limit", "400", "--yes"])["removed"], 400);
+    let ran = lab.run(&["purge", "--yes"]);
     assert!(ran.code == 0 && ran.out.contains("1100 expired records removed"), "{ran:?}");
     assert_eq!(ran.journal()[0]["after"]["removed"], 1100);
     assert_eq!(
@@ -234,7 +263,7 @@ fn a_purge_removes_what_expired_and_nothing_else() {
         (10.into(), 0.into())
     );
     for lab in [Lab::redis().filled(), Lab::postgres().filled()] {
-        assert_eq!(lab.json(&["purge"])["removed"], 0);
+        assert_eq!(lab.json(&["purge", "--yes"])["removed"], 0);
         assert_eq!(lab.json(&["stats"])["operations"], 6);
     }
 }

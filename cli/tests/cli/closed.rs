@@ -31,7 +31,7 @@ fn a_confirmed_change_is_made() {
             (&["amend", "--all", "failed", "--body", "y", "--yes"], 2),
             (&["forget", &id, "--yes"], 1),
             (&["forget", "--scope", "shop,refunds", "--yes"], 2),
-            (&["purge"], 1),
+            (&["purge", "--yes"], 1),
         ] {
             let ran = unread(&lab, &[arguments, json].concat());
             assert_eq!((ran.code, ran.journal().len()), (0, changes), "{arguments:?} {json:?}: {ran:?}");
@@ -84,10 +84,10 @@ fn an_export_that_is_not_read_to_its_end_is_none_and_an_import_says_what_is_miss
     for json in [&[][..], &["--json"]] {
         let target = Lab::sqlite();
         std::fs::write(&file, &cut).unwrap();
-        let ran = unread(&target, &[&["import", name, "--create"][..], json].concat());
+        let ran = unread(&target, &[&["import", name, "--create", "--yes"][..], json].concat());
         assert!(ran.code == 4 && ran.err.contains("was cut"), "{ran:?}");
         std::fs::write(&file, &whole).unwrap();
-        let ran = unread(&target, &[&["import", name][..], json].concat());
+        let ran = unread(&target, &[&["import", name, "--yes"][..], json].concat());
         assert_eq!((ran.code, figure(&target, "operations")), (0, 6), "{ran:?}");
     }
 }

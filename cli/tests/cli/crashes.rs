@@ -80,7 +80,7 @@ fn an_import_that_is_killed_is_repeated() {
         target.application(async |_| ());
         let mut killed = false;
         for attempt in 0..ATTEMPTS {
-            let child = start(&target, &["import", file]);
+            let child = start(&target, &["import", file, "--yes"]);
             let deadline = Deadline::of(&child);
             // Later in each attempt, so that it is killed in several places.
             std::thread::sleep(Duration::from_millis(20 * attempt as u64));
@@ -92,7 +92,7 @@ fn an_import_that_is_killed_is_repeated() {
         }
         assert!(killed, "{}: no attempt was killed on the way", target.url);
         let before = figure(&target, "operations");
-        let again = target.run(&["import", file, "--json"]);
+        let again = target.run(&["import", file, "--json", "--yes"]);
         let answer: Value = serde_json::from_str(&again.out).unwrap();
         assert_eq!((again.code, answer["imported"].as_u64()), (0, Some(4000 - before)), "{again:?}");
         assert_eq!((figure(&target, "operations"), figure(&target, "unreadable")), (4000, 0));
@@ -106,7 +106,7 @@ fn a_purge_that_is_killed_leaves_a_sound_file_and_is_repeated() {
     lab.application(async |engine| complete(&engine, "new", 30).await);
     let mut killed = false;
     for attempt in 0..ATTEMPTS {
-        let child = start(&lab, &["purge"]);
+        let child = start(&lab, &["purge", "--yes"]);
         std::thread::sleep(Duration::from_millis(15 * (attempt as u64 + 1)));
         killed |= kill(child) && (1..20_000).contains(&figure(&lab, "due"));
         if killed {
@@ -115,7 +115,7 @@ fn a_purge_that_is_killed_leaves_a_sound_file_and_is_repeated() {
     }
     assert!(killed, "no attempt was killed on the way");
     assert_eq!(lab.run(&["check"]).code, 0);
-    let ran = Ran::of(children::output(&mut lab.command(&["purge"])));
+    let ran = Ran::of(children::output(&mut lab.command(&["purge", "--yes"])));
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!((figure(&lab, "due"), figure(&lab, "operations")), (0, 30));
 }
@@ -138,6 +138,6 @@ fn an_export_that_is_killed_is_known_by_its_missing_end() {
     assert!(is_begun() && kill(child), "it was killed on the way");
     drop(deadline);
     let target = Lab::sqlite();
-    let ran = target.run(&["import", name, "--create"]);
+    let ran = target.run(&["import", name, "--create", "--yes"]);
     assert_eq!(ran.code, 4, "{ran:?}");
 }

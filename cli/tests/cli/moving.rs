@@ -16,7 +16,7 @@ fn export(lab: &Lab) -> PathBuf {
 }
 
 fn import(lab: &Lab, file: &std::path::Path, options: &[&str]) -> crate::lab::Ran {
-    lab.run(&[&["import", file.to_str().unwrap(), "--json"], options].concat())
+    lab.run(&[&["import", file.to_str().unwrap(), "--json", "--yes"], options].concat())
 }
 
 fn listing(lab: &Lab) -> Vec<(String, String, u64, u64)> {

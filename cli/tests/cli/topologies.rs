@@ -15,7 +15,12 @@ fn commands_work_on_a_cluster_and_behind_sentinels_as_on_one_server() {
     for lab in [Lab::cluster(), Lab::sentinel()] {
         let lab = lab.filled();
         assert_eq!(states(&lab), expected, "{}", lab.url);
-        assert_eq!(lab.run(&["check"]).code, 0);
+        let servers = &lab.json(&["check"])["servers"];
+        let nodes = servers["nodes"].as_array().unwrap();
+        let is_cluster = servers["topology"] == "a cluster";
+        assert!(is_cluster || servers["topology"] == "sentinels" && nodes.len() == 1, "{servers}");
+        assert!(nodes.iter().all(|node| node["role"] == "primary" && node["fault"].is_null()), "{servers}");
+        assert_eq!(servers["unserved_slots"], 0);
         let id = request("shop,refunds", "reported").id().to_string();
         let settled = lab.run(&["resolve", &id, "completed", "--body", "x", "--yes"]);
         assert!(settled.code == 0 && settled.journal().len() == 1, "{settled:?}");
@@ -26,7 +31,7 @@ fn commands_work_on_a_cluster_and_behind_sentinels_as_on_one_server() {
         let export = export.to_str().unwrap();
         assert_eq!(lab.run(&["export", "--output", export]).code, 0);
         let target = Lab::sqlite();
-        let moved = target.run(&["import", export, "--create"]);
+        let moved = target.run(&["import", export, "--create", "--yes"]);
         assert_eq!(moved.code, 0, "{moved:?}");
         assert_eq!(states(&target), states(&lab));
 

@@ -1,0 +1,57 @@
+//! What a store that is read should not be: a server that evicts, or that lags behind.
+
+use std::io::Write;
+
+use nevertwice::backends::{postgres, redis};
+
+use crate::output::{WARN, styled};
+use crate::session::{Kind, Session};
+
+/// The findings about a store, by their weight.
+#[derive(Debug, Default)]
+pub(super) struct Fitness {
+    /// What the applications are refused for, or lose records by.
+    pub(super) faults: Vec<String>,
+    /// What an operator should know.
+    pub(super) warnings: Vec<String>,
+    /// True if what is read may be late or incomplete.
+    pub(super) is_stale: bool,
+}
+
+impl Fitness {
+    /// Returns what the store's last inspection found.
+    pub(super) fn of(session: &Session) -> Fitness {
+        let mut fitness = Fitness::default();
+        match &session.kind {
+            Kind::SqliteReader(_) => {}
+            Kind::Sqlite(store) => {
+                fitness.warnings.extend(store.warnings().iter().map(ToString::to_string));
+            }
+            Kind::Redis(store) => {
+                for warning in store.warnings() {
+                    let (is_late, drops) =
+                        (warning == redis::Warning::Replica, warning == redis::Warning::Evicts);
+                    fitness.is_stale |= is_late || drops;
+                    if drops { &mut fitness.faults } else { &mut fitness.warnings }.push(warning.to_string());
+                }
+            }
+            Kind::Postgres(store) => {
+                for warning in store.warnings() {
+                    fitness.is_stale |= warning == postgres::Warning::Standby;
+                    fitness.warnings.push(warning.to_string());
+                }
+            }
+        }
+        fitness
+    }
+}
+
+/// Says on stderr if what is read may be late or incomplete.
+pub(super) fn warn_if_stale(session: &Session) {
+    let fitness = Fitness::of(session);
+    if fitness.is_stale {
+        for text in fitness.faults.iter().chain(&fitness.warnings) {
+            let _ = writeln!(anstream::stderr(), "{}: {text}", styled(WARN, "warning"));
+        }
+    }
+}
