@@ -1,15 +1,14 @@
 //! [`FaultyStore`]: a store around a store, which fails on demand.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+use super::rest;
 use crate::clock::{Clock, SystemClock};
 use crate::durability::Durability;
 use crate::error::StoreError;

@@ -173,7 +173,7 @@ struct Run<'a> {
     held: Vec<(Lease, Token)>,
     /// The fence of every grant, in order.
     fences: Vec<Stamp>,
-    /// What an operator was shown last, and what the model would have shown.
+    /// The latest inspection by an operator, and the model's version at that time.
     shown: Option<(Inspection, (Grant, Duration))>,
 }
 

@@ -289,8 +289,8 @@ impl Model {
         self.entry.as_ref().map(|entry| (entry.grant, entry.written))
     }
 
-    /// Resolves, on an operator's order, a key that no caller may execute. `version` is the one that
-    /// the operator was shown; `None` compares the grant only.
+    /// Resolves, on an operator's order, a key that no caller may execute. `version` is the one
+    /// that the operator was shown; `None` compares the grant only.
     pub fn resolve(
         &mut self,
         now: Duration,

@@ -61,8 +61,8 @@ impl Consent {
 }
 
 impl Mode {
-    /// Asks, unless the operator said `--yes`. With `--json` nothing was shown that a question could
-    /// be about, so that `--yes` is required.
+    /// Asks, unless the operator said `--yes`. With `--json` nothing was shown that a question
+    /// could be about, so that `--yes` is required.
     pub(super) fn confirm(self, question: &str) -> Result<(), Failure> {
         if self.output.json && !self.yes {
             return Err(Failure::Refused(format!(

@@ -1,4 +1,4 @@
-//! What a store that is read should not be: a server that evicts, or that lags behind.
+//! Findings about the servers of a store: [`Fitness`].
 
 use std::io::Write;
 
@@ -10,9 +10,9 @@ use crate::session::{Kind, Session};
 /// The findings about a store, by their weight.
 #[derive(Debug, Default)]
 pub(super) struct Fitness {
-    /// What the applications are refused for, or lose records by.
+    /// Reasons for which applications are refused, or lose records.
     pub(super) faults: Vec<String>,
-    /// What an operator should know.
+    /// Facts that an operator should know.
     pub(super) warnings: Vec<String>,
     /// True if what is read may be late or incomplete.
     pub(super) is_stale: bool,

@@ -1,4 +1,4 @@
-//! What `check` says about servers, and what the commands that read say where they lag behind.
+//! Servers that evict or lag behind: `check` and the commands that read tell of them.
 
 use std::process::Command;
 use std::time::Duration;

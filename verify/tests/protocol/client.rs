@@ -33,7 +33,8 @@ pub(crate) enum Doing {
     Waiting(Time),
     Calling(Call),
     Holding,
-    /// An operator that inspected the record and saw this fence and, if it goes by that, this stamp.
+    /// An operator that inspected the record and saw this fence and, if it goes by that, this
+    /// stamp.
     Looked(Time, Option<Time>),
     /// An operator that inspected a resolution and saw this stamp.
     Reviewed(Time),

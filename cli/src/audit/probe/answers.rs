@@ -1,4 +1,4 @@
-//! What answers tell: ids, marks of replays, and if two are the same.
+//! Ids in answers, marks of replays, and the comparison of two answers.
 
 use serde_json::Value;
 

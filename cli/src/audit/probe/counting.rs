@@ -158,8 +158,8 @@ impl Probe {
         Ok(Seen::ById)
     }
 
-    /// Requires that a plain operation is counted: a list of one page, for example, stays as long as
-    /// it is once it is full.
+    /// Requires that a plain operation is counted: a list of one page, for example, stays as long
+    /// as it is once it is full.
     async fn still_counts(&self) -> Step<()> {
         let before = self.count().await?;
         self.first(&self.operation().shot("a plain one, to see that the count still rises")).await?;
