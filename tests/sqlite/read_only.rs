@@ -55,7 +55,7 @@ fn a_reader_sees_a_change_that_the_file_does_not_show() {
     assert_eq!(count(&reader), 1);
     let seen = || fs::metadata(&path).map(|file| (file.len(), file.modified().unwrap())).unwrap();
     let before = seen();
-    let db = rusqlite::Connection::open(&path).unwrap();
+    let db = Connection::open(&path).unwrap();
     db.execute("DELETE FROM nevertwice", []).unwrap();
     drop(db);
     fs::File::options().write(true).open(&path).unwrap().set_modified(before.1).unwrap();
