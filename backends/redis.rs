@@ -11,6 +11,7 @@ mod grant_cache;
 mod health;
 mod inspection;
 mod item;
+mod lanes;
 mod line;
 mod listener;
 mod pipeline;
@@ -112,9 +113,10 @@ use crate::store_id::StoreId;
 /// # Changes of the server
 ///
 /// The server is inspected when the store connects, on every later connection before anything else
-/// is sent over it, and before a begin that finds the last inspection older than
-/// [`recheck_every`](RedisStoreBuilder::recheck_every) (30 s). Everything assumed about the server
-/// behind a connection, its clock above all, ends with that connection.
+/// is sent over it, before a begin that finds the last inspection older than
+/// [`recheck_every`](RedisStoreBuilder::recheck_every) (30 s), and with reads once a second.
+/// Everything assumed about the server behind a connection, its clock above all, ends with that
+/// connection; which grants it holds is remembered until the server is started again.
 ///
 /// An unusable server is refused when connecting. One that becomes unusable later gets **no more
 /// grants**:
@@ -130,7 +132,8 @@ use crate::store_id::StoreId;
 /// | a cluster node (of a store that expects none) or a sentinel | `Unusable` | another server answers |
 ///
 /// Leases are still renewed, marked and finished, and duplicates are answered if their record
-/// still exists; a replica does neither. While grants are refused, a begin inspects the server
+/// still exists; a replica does neither, once it is noticed: a read may still reach one that became
+/// a replica within the last second. While grants are refused, a begin inspects the server
 /// again once the last inspection is a second old, so no restart is needed after a repair. A
 /// repair does not bring back evicted records, so an operator has to deal with those first.
 ///
@@ -250,8 +253,8 @@ impl RedisStore {
         self.0.warnings()
     }
 
-    /// Inspects the servers now, for a readiness probe. It takes at most the timeouts of the
-    /// builder, and reports failures rather than failing.
+    /// Inspects the servers now, for a readiness probe. It takes a few times the timeouts of the
+    /// builder at most, and reports failures rather than failing.
     pub async fn health(&self) -> Health {
         match self.usable() {
             Ok(()) => self.0.health().await,

@@ -5,7 +5,7 @@
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) mod batcher;
 #[cfg(any(feature = "redis", feature = "postgres"))]
-mod runtime;
+pub(crate) mod runtime;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) mod waiters;
 

@@ -1,6 +1,6 @@
 //! Batches of swaps: splitting a batch into pipelines, and settling the answers.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -18,6 +18,14 @@ use crate::store::{Swap, SwapRequest};
 /// Limits of one pipeline. It blocks the server for some 3 to 7 µs per swap.
 const MAX_ITEMS: usize = 256;
 const MAX_BYTES: usize = 1 << 20;
+
+/// The queues of all shards.
+#[derive(Default)]
+struct Queues {
+    all: Vec<Queue>,
+    /// The queue of each id: a slot that moves meanwhile does not part swaps of one id.
+    chosen: HashMap<RecordId, usize>,
+}
 
 /// The pipelines of one shard, one after the other.
 struct Queue {
@@ -40,23 +48,14 @@ impl Inner {
     /// hundred swaps and shard. Shards do not wait for each other.
     pub(super) async fn swap_batch(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {
         let mut replies: Vec<Option<Result<ItemReply, StoreError>>> = swaps.iter().map(|_| None).collect();
-        let mut queues = Vec::<Queue>::new();
+        let mut queues = Queues::default();
         for (place, swap) in swaps.iter().enumerate() {
-            let shard = match self.topology.shard(&swap.id) {
-                Ok(shard) => shard,
-                Err(error) => {
-                    replies[place] = Some(Err(error));
-                    continue;
-                }
-            };
-            let known = queues.iter().position(|queue| Arc::ptr_eq(&queue.shard, &shard));
-            let known = known.unwrap_or_else(|| {
-                queues.push(Queue { shard, parts: Vec::new(), ids: HashSet::new() });
-                queues.len() - 1
-            });
-            queues[known].add(place, self.item(swap));
+            match queues.of(&swap.id, || self.topology.shard(&swap.id)) {
+                Ok(queue) => queue.add(place, self.item(swap)),
+                Err(error) => replies[place] = Some(Err(error)),
+            }
         }
-        let sent = join_all(queues.into_iter().map(|queue| self.send_queue(queue))).await;
+        let sent = join_all(queues.all.into_iter().map(|queue| self.send_queue(queue))).await;
         for (place, reply) in sent.into_iter().flatten() {
             replies[place] = Some(reply);
         }
@@ -110,6 +109,30 @@ impl Inner {
             },
         };
         settled.into_iter().map(settle).collect()
+    }
+}
+
+impl Queues {
+    /// Returns the queue of an id: that of its earlier swaps, or that of the shard.
+    fn of(
+        &mut self,
+        id: &RecordId,
+        shard: impl FnOnce() -> Result<Arc<Shard>, StoreError>,
+    ) -> Result<&mut Queue, StoreError> {
+        let number = match self.chosen.get(id) {
+            Some(&number) => number,
+            None => {
+                let shard = shard()?;
+                let known = self.all.iter().position(|queue| Arc::ptr_eq(&queue.shard, &shard));
+                let number = known.unwrap_or(self.all.len());
+                if known.is_none() {
+                    self.all.push(Queue { shard, parts: Vec::new(), ids: HashSet::new() });
+                }
+                self.chosen.insert(*id, number);
+                number
+            }
+        };
+        Ok(&mut self.all[number])
     }
 }
 
@@ -170,4 +193,29 @@ fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled 
 /// does.
 fn is_unchanged(record: &Record, now: Stamp) -> bool {
     now < record.settled_until()
+}
+
+#[cfg(test)]
+mod tests {
+    use ::redis::Client;
+
+    use super::super::shard::Settings;
+    use super::*;
+
+    #[test]
+    fn s15_swaps_of_one_id_stay_in_one_queue_while_its_slot_moves() {
+        let shard = |port: u16| {
+            let client = Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+            Shard::new(&client, &Settings::for_tests(true))
+        };
+        let (before, after) = (shard(1), shard(2));
+        let (id, other) = (RecordId::from_bytes([1; 32]), RecordId::from_bytes([2; 32]));
+        let mut queues = Queues::default();
+        for (id, serving) in [(id, &before), (id, &after), (other, &after), (other, &before)] {
+            let first = if id == other { &after } else { &before };
+            let queue = queues.of(&id, || Ok(Arc::clone(serving))).unwrap();
+            assert!(Arc::ptr_eq(&queue.shard, first));
+        }
+        assert_eq!(queues.all.len(), 2);
+    }
 }

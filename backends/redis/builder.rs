@@ -1,16 +1,15 @@
 //! The settings of a store: [`RedisStoreBuilder`].
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use futures_util::future::join_all;
-use tokio::runtime::Handle;
 
 use super::cluster::{Cluster, at};
 use super::error::{is_forbidden, unusable};
-use super::flight::Flight;
 use super::replication::Replication;
 use super::script::Scripts;
 use super::sentinel::Sentinels;
@@ -184,7 +183,7 @@ impl RedisStoreBuilder {
 
     /// Bounds the age of the inspection on which a grant relies. **Default 30 s.** A begin that
     /// finds it older inspects the server first, which takes one round trip of three commands;
-    /// without begins there are no inspections.
+    /// without begins there are no such inspections. Reads make one a second.
     ///
     /// For this long after the server is configured to evict, begins may still be granted. The
     /// shorter, the fewer of them can repeat an operation whose record was evicted.
@@ -204,7 +203,9 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Connects and inspects the server within the timeouts.
+    /// Connects and inspects the server within the timeouts. Of a cluster, some primaries may be
+    /// away: theirs are the keys that cannot be served until they, or others in their place, are
+    /// back.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the server does not answer, or cannot serve at present.
@@ -238,14 +239,19 @@ impl RedisStoreBuilder {
         });
         let topology = self.topology(target, &settings).await?;
         let (_, shards) = topology.shards();
+        let inspected = join_all(shards.iter().map(|shard| self.inspect(shard))).await;
+        // The others are judged when they are there, by the level of these.
+        let may_be_away = is_cluster && inspected.iter().any(Result::is_ok);
         let mut warnings = Vec::new();
-        for inspected in join_all(shards.iter().map(|shard| self.inspect(shard))).await {
-            for warning in inspected? {
-                if !warnings.contains(&warning) {
-                    warnings.push(warning);
-                }
+        for inspected in inspected {
+            match inspected {
+                Ok(found) => warnings.extend(found),
+                Err(error) if may_be_away && error.is_transient() => {}
+                Err(error) => return Err(error),
             }
         }
+        let mut seen = HashSet::new();
+        warnings.retain(|&warning| seen.insert(warning));
         settings.watch.settle();
         let database = shards.first().map_or(0, |shard| shard.database());
         Ok(RedisStore(Arc::new(Inner {
@@ -288,13 +294,19 @@ impl RedisStoreBuilder {
     /// Finds the servers.
     async fn topology(&self, target: Target, settings: &Arc<Settings>) -> Result<Topology, StoreError> {
         Ok(match target {
-            Target::Client(client) => Topology::One(Shard::new(&client, settings)),
+            Target::Client(client) if self.login.is_none() && self.database.is_none() => {
+                Topology::One(Shard::new(&client, settings))
+            }
+            // The address keeps the client's certificates.
+            Target::Client(client) => {
+                let info = self.of_node(client.get_connection_info().clone());
+                let client = Client::open(info).map_err(|_| unusable(NO_TLS))?;
+                Topology::One(Shard::new(&client, settings))
+            }
             Target::Server(info) => Topology::One(Shard::new(&self.client(self.of_node(info))?, settings)),
             Target::Cluster(infos) => {
                 let seeds = infos.into_iter().map(|info| self.client(self.of_node(info)));
-                let cluster = Cluster::connect(seeds.collect::<Result<_, _>>()?, settings).await?;
-                Flight::watch(&cluster, &Handle::current());
-                Topology::Cluster(cluster)
+                Topology::Cluster(Cluster::connect(seeds.collect::<Result<_, _>>()?, settings).await?)
             }
             Target::Sentinel { sentinels, service } => {
                 let node = sentinels.first().map(|info| self.client(self.of_node(self.behind(info))));

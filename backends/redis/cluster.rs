@@ -1,6 +1,6 @@
 //! The nodes of a cluster and the slots that they serve: [`Cluster`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use super::flight::{Flight, Refreshed};
 use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
 use super::slots::{Layout, Ranges, SLOTS, slot};
+use crate::backends::shared::runtime::leave;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::observe;
@@ -48,14 +49,15 @@ pub(super) struct Cluster {
 pub(super) struct Rest {
     /// The hash of the assignment of slots.
     pub(super) map: u64,
-    /// The hash of the slots on their way and of the number of keys that each still has where it
-    /// was; 0 if there are none.
+    /// The hash of the slots that leave a node and of the number of keys that each still has there;
+    /// 0 if there are none. What arrives counts for nothing, since every record that a listing can
+    /// miss left a node meanwhile, and callers write into slots that arrive.
     pub(super) open: u64,
 }
 
 #[derive(Default)]
 struct State {
-    map: Map,
+    map: Arc<Map>,
     /// All shards in use, also those that serve no slot yet.
     shards: BTreeMap<Address, Arc<Shard>>,
     /// The addresses that redirects named since the last refresh.
@@ -66,7 +68,7 @@ struct State {
 }
 
 /// The assignment of slots.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Map {
     primaries: Vec<Arc<Shard>>,
     /// For each slot, the index of its primary, or [`NONE`].
@@ -95,12 +97,14 @@ impl Cluster {
             )));
         }
         cluster.install(&layout)?;
+        Flight::watch(&cluster);
         Ok(cluster)
     }
 
     /// Returns the shard that serves a record.
     pub(super) fn shard(self: &Arc<Cluster>, id: &RecordId) -> Result<Arc<Shard>, StoreError> {
-        let slot = slot(&self.settings.key(id));
+        Flight::watch(self);
+        let slot = self.slot(id);
         let shard = self.lock().map.shard(slot);
         shard.ok_or_else(|| {
             self.refresh_soon();
@@ -121,10 +125,10 @@ impl Cluster {
         state.named.insert(address.clone());
         let shard = self.get_or_make(&mut state, address)?;
         let before = state.map.shard(slot);
-        state.map.assign(slot, &shard);
+        Arc::make_mut(&mut state.map).assign(slot, &shard);
         drop(state);
         if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &shard)) {
-            before.waiters.wake_all();
+            before.waiters.wake_where(|id| self.slot(id) == slot);
         }
         if !self.flight.was_within(MOVED_EVERY) {
             self.refresh_soon();
@@ -134,17 +138,13 @@ impl Cluster {
 
     /// Returns the primaries in a fixed order, and a hash of the assignment of slots.
     pub(super) fn shards(&self) -> (u64, Vec<Arc<Shard>>) {
-        let state = self.lock();
-        let mut serving: Vec<_> =
-            state.shards.values().filter(|shard| state.map.serves(shard)).cloned().collect();
-        serving.sort_by(|a, b| a.address.cmp(&b.address));
-        (state.map.hash(), serving)
+        let map = self.map();
+        (map.hash(), map.serving())
     }
 
     /// Returns the number of slots that no known node serves.
     pub(super) fn unserved_slots(&self) -> usize {
-        let state = self.lock();
-        SLOTS - state.map.slots.iter().filter(|&&owner| owner != NONE).count().min(SLOTS)
+        SLOTS - self.map().slots.iter().filter(|&&owner| owner != NONE).count().min(SLOTS)
     }
 
     /// Finds out how the slots are assigned, and which are on their way.
@@ -154,9 +154,9 @@ impl Cluster {
         let mut hasher = DefaultHasher::new();
         let mut is_open = false;
         for shard in shards {
-            for (slot, keys) in open_slots(&shard).await? {
+            for open in leaving_slots(&shard).await? {
                 is_open = true;
-                (&shard.address, slot, keys).hash(&mut hasher);
+                (&shard.address, open).hash(&mut hasher);
             }
         }
         Ok(Rest { map, open: if is_open { hasher.finish() } else { 0 } })
@@ -201,7 +201,10 @@ impl Cluster {
                 }
             }
         }
-        match (votes.best(), failure) {
+        // The others are heard to the end, so that their connections are there for the next time.
+        leave(async move { while answers.next().await.is_some() {} });
+        let map = self.map();
+        match (votes.best(|layout| map.agreement(layout)), failure) {
             (Some(layout), _) => Ok(layout),
             (None, Some(StoreError::Unavailable { detail, .. })) => Err(unavailable(format!(
                 "none of {count} nodes of the cluster answered; one of them: {detail}"
@@ -211,18 +214,19 @@ impl Cluster {
         }
     }
 
-    /// Returns so many of the known nodes, other ones each time: primaries, replicas and seeds, and
-    /// last those that did not answer.
+    /// Returns so many of the known nodes, other ones each time: primaries, replicas and seeds.
     fn nodes(&self, at_most: usize) -> Vec<(Address, Arc<Line>)> {
         let seeds: BTreeMap<_, _> =
             self.seeds.iter().map(|seed| (Address::of(seed.get_connection_info().addr()), seed)).collect();
         let (known, failed) = {
-            let state = self.lock();
+            let mut state = self.lock();
             let known = state.shards.keys().chain(&state.replicas).chain(seeds.keys()).cloned();
-            (known.collect::<BTreeSet<_>>(), state.failed.clone())
+            let known: BTreeSet<_> = known.collect();
+            state.failed.retain(|node| known.contains(node));
+            (known, state.failed.clone())
         };
-        let order =
-            in_turn(known.iter().cloned().collect(), &failed, self.turn.fetch_add(1, Ordering::Relaxed));
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let nodes = in_turn(known.iter().cloned().collect(), &failed, turn, at_most);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.retain(|address, _| known.contains(address));
         let line = |address: Address| {
@@ -234,10 +238,10 @@ impl Cluster {
             lines.insert(address.clone(), Arc::clone(&line));
             Some((address, line))
         };
-        order.into_iter().take(at_most).filter_map(line).collect()
+        nodes.into_iter().filter_map(line).collect()
     }
 
-    /// Applies a layout. Waiters on a shard that lost a slot end, and ask again.
+    /// Applies a layout. Waiters of slots that another shard serves from now on end, and ask again.
     fn install(&self, layout: &Layout) -> Result<(), StoreError> {
         let mut state = self.lock();
         let mut map = Map::default();
@@ -245,24 +249,33 @@ impl Cluster {
             let shard = self.get_or_make(&mut state, address)?;
             (*first..=*last).for_each(|slot| map.assign(slot, &shard));
         }
-        let before = std::mem::replace(&mut state.map, map);
+        let map = Arc::new(map);
+        let before = std::mem::replace(&mut state.map, Arc::clone(&map));
         state.replicas = layout.replicas.iter().cloned().collect();
         let named = std::mem::take(&mut state.named);
-        let changed = before.losers(&state.map);
-        let gone = |shard: &Arc<Shard>| !state.map.serves(shard);
-        let failed_over =
-            before.primaries.iter().filter(|&shard| before.serves(shard) && gone(shard)).count();
-        observe::redis_failovers(failed_over);
-        let primaries: BTreeSet<Address> = layout.primaries().into_keys().collect();
+        let primaries = layout.primaries();
         let kept = |address: &Address| primaries.contains(address) || named.contains(address);
         let (used, unused) =
             std::mem::take(&mut state.shards).into_iter().partition::<BTreeMap<_, _>, _>(|(at, _)| kept(at));
         state.shards = used;
         drop(state);
+        // A woken waiter or a subscriber may call back, so the lock is released first.
         self.settings.watch.retain(|address| kept(address));
-        // A woken waiter may call back, so the lock is released first.
-        changed.iter().chain(unused.values()).for_each(|shard| shard.waiters.wake_all());
+        observe::redis_failovers(before.serving().iter().filter(|shard| !map.serves(shard)).count());
+        for shard in before.losers(&map) {
+            let is_here = |slot| map.shard(slot).is_some_and(|serving| Arc::ptr_eq(&serving, &shard));
+            shard.waiters.wake_where(|id| !is_here(self.slot(id)));
+        }
+        unused.values().for_each(|shard| shard.waiters.wake_all());
         Ok(())
+    }
+
+    fn slot(&self, id: &RecordId) -> u16 {
+        slot(&self.settings.key(id))
+    }
+
+    fn map(&self) -> Arc<Map> {
+        Arc::clone(&self.lock().map)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -284,7 +297,7 @@ impl Refreshed for Cluster {
         connect.saturating_add(answer)
     }
 
-    async fn refresh(&self) -> bool {
+    async fn refresh(self: &Arc<Cluster>) -> bool {
         observe::redis_refreshed();
         // Otherwise the next call that finds no node asks again.
         match self.ask(ASK_AT_MOST).await {
@@ -317,6 +330,23 @@ impl Map {
         index.is_some_and(|index| self.slots.iter().any(|&owner| usize::from(owner) == index))
     }
 
+    /// Returns the shards that serve a slot, in the order of their addresses.
+    fn serving(&self) -> Vec<Arc<Shard>> {
+        let mut serving: Vec<_> = self.primaries.iter().filter(|shard| self.serves(shard)).cloned().collect();
+        serving.sort_by(|a, b| a.address.cmp(&b.address));
+        serving
+    }
+
+    /// Returns the number of slots that the layout assigns as this map does.
+    fn agreement(&self, layout: &Layout) -> usize {
+        let agree = |(first, last, address): &(u16, u16, Address)| {
+            (*first..=*last)
+                .filter(|&slot| self.shard(slot).is_some_and(|shard| shard.address == *address))
+                .count()
+        };
+        layout.ranges.iter().map(agree).sum()
+    }
+
     /// Returns the shards that serve a slot here and not there.
     fn losers(&self, later: &Map) -> Vec<Arc<Shard>> {
         let mut losers: Vec<Arc<Shard>> = Vec::new();
@@ -332,9 +362,13 @@ impl Map {
 
     fn hash(&self) -> u64 {
         // Its keys are fixed, so that another process gets the same.
-        let mut hasher = DefaultHasher::new();
-        for &owner in &self.slots {
-            self.primaries.get(usize::from(owner)).map(|shard| &shard.address).hash(&mut hasher);
+        let (mut hasher, mut before) = (DefaultHasher::new(), None);
+        for (slot, owner) in self.slots.iter().enumerate() {
+            if before != Some(owner) {
+                let primary = self.primaries.get(usize::from(*owner));
+                (slot, primary.map(|shard| &shard.address)).hash(&mut hasher);
+            }
+            before = Some(owner);
         }
         hasher.finish()
     }
@@ -342,7 +376,7 @@ impl Map {
 
 /// The layouts that nodes told.
 #[derive(Default)]
-struct Votes(HashMap<Ranges, (HashSet<String>, BTreeSet<Address>)>);
+struct Votes(BTreeMap<Ranges, (HashSet<String>, BTreeSet<Address>)>);
 
 impl Votes {
     /// Counts the layout of a node, and returns the number of nodes that agree with it. Replicas
@@ -357,21 +391,28 @@ impl Votes {
         voters.len()
     }
 
-    fn best(self) -> Option<Layout> {
+    /// Returns the layout of most nodes; of several, the one that agrees with the present one most.
+    fn best(self, agreement: impl Fn(&Layout) -> usize) -> Option<Layout> {
         let layouts = self.0.into_iter();
         let counted = layouts.map(|(ranges, (voters, replicas))| (voters.len(), Layout { ranges, replicas }));
-        let best = counted.max_by_key(|(votes, layout)| (*votes, layout.covered()))?;
+        let best = counted.max_by_key(|(votes, layout)| (*votes, layout.covered(), agreement(layout)))?;
         Some(best.1)
     }
 }
 
-/// Orders nodes so that each comes first in its turn, and those that failed come last.
-fn in_turn(mut nodes: Vec<Address>, failed: &BTreeSet<Address>, turn: usize) -> Vec<Address> {
+/// Chooses so many nodes that each comes in its turn. Those that failed come last, but one of them
+/// each time.
+fn in_turn(mut nodes: Vec<Address>, failed: &BTreeSet<Address>, turn: usize, at_most: usize) -> Vec<Address> {
     if !nodes.is_empty() {
-        let first = turn.wrapping_mul(ASK_AT_MOST) % nodes.len();
+        let first = turn.wrapping_mul(at_most.min(nodes.len())) % nodes.len();
         nodes.rotate_left(first);
     }
     nodes.sort_by_key(|node| failed.contains(node));
+    let again = nodes.iter().position(|node| failed.contains(node));
+    if let Some(again) = again.filter(|&again| 0 < at_most && at_most <= again) {
+        nodes.swap(at_most - 1, again);
+    }
+    nodes.truncate(at_most);
     nodes
 }
 
@@ -407,33 +448,30 @@ fn told(replies: Vec<Value>, node: &Address) -> Result<(String, Layout), StoreEr
     Ok((id.unwrap_or_else(|| node.to_string()), layout))
 }
 
-/// Returns the slots of a node that are on their way, each with the number of keys that it still
-/// has there: keys leave it one after the other. Where the user may not ask for the first, only
-/// slots that arrived are noticed; without the second, not keys that move while a listing runs.
-async fn open_slots(shard: &Shard) -> Result<Vec<(String, i64)>, StoreError> {
+/// Returns the slots that leave a node, each with the number of keys that it still has there: keys
+/// leave it one after the other. Where the user may not ask for the first, only slots that arrived
+/// are noticed; without the second, not keys that move while a listing runs.
+async fn leaving_slots(shard: &Shard) -> Result<Vec<(u16, i64)>, StoreError> {
     let mut nodes = Pipeline::new();
     nodes.cmd("CLUSTER").arg("NODES");
     let reply = shard.records.connections().call(&nodes, 1).await?.pop();
     let text = reply.and_then(|reply| from_redis_value::<String>(reply.extract_error().ok()?).ok());
-    let open = on_their_way(&text.unwrap_or_default());
+    let open = leaving(&text.unwrap_or_default());
     let mut counts = Pipeline::new();
-    for (slot, _) in &open {
+    for slot in &open {
         counts.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot);
     }
     let replies = shard.records.connections().call(&counts, open.len()).await?;
     let count = |reply: Value| from_redis_value(reply.extract_error().ok()?).ok();
     let counts = replies.into_iter().map(|reply| count(reply).unwrap_or(-1));
-    Ok(open.into_iter().map(|(_, text)| text).zip(counts).collect())
+    Ok(open.into_iter().zip(counts).collect())
 }
 
-/// Reads the slots on their way from the reply to `CLUSTER NODES`, each with its whole text: a node
-/// lists its own in brackets, as in `[93->-id]` and `[77-<-id]`.
-fn on_their_way(nodes: &str) -> Vec<(u16, String)> {
+/// Reads the slots that leave a node from its reply to `CLUSTER NODES`: it lists its own that are on
+/// their way in brackets, as in `[93->-id]` and `[77-<-id]`.
+fn leaving(nodes: &str) -> Vec<u16> {
     let own = nodes.lines().find(|line| line.contains("myself")).unwrap_or_default();
-    let slot = |text: &str| {
-        let number = text.strip_prefix('[')?.split('-').next()?;
-        Some((number.parse().ok()?, text.to_owned()))
-    };
+    let slot = |text: &str| text.strip_prefix('[')?.split_once("->-")?.0.parse().ok();
     own.split_whitespace().filter_map(slot).collect()
 }
 
@@ -463,10 +501,22 @@ mod tests {
         assert_eq!(votes.add("n2".to_owned(), layout("new", "x")), 1);
         assert_eq!(votes.add("n3".to_owned(), layout("new", "y")), 2);
         assert_eq!(votes.add("n4".to_owned(), Layout::default()), 0);
-        let best = votes.best().unwrap();
+        let best = votes.best(|_| 0).unwrap();
         assert_eq!(best.ranges, layout("new", "x").ranges);
         assert_eq!(best.replicas.len(), 2);
-        assert_eq!(Votes::default().best(), None);
+        assert_eq!(Votes::default().best(|_| 0), None);
+    }
+
+    #[test]
+    fn the_layout_stays_while_as_many_nodes_tell_it_as_another() {
+        for present in ["a", "b"] {
+            let mut votes = Votes::default();
+            for (number, told) in ["a", "b", "b", "a"].into_iter().enumerate() {
+                votes.add(format!("n{number}"), layout(told, "x"));
+            }
+            let agreement = |told: &Layout| usize::from(told.ranges == layout(present, "x").ranges);
+            assert_eq!(votes.best(agreement).unwrap().ranges, layout(present, "x").ranges);
+        }
     }
 
     #[test]
@@ -475,22 +525,53 @@ mod tests {
         let failed = BTreeSet::from([nodes[0].clone(), nodes[13].clone()]);
         let mut asked = BTreeSet::new();
         for turn in 0..10 {
-            let order = in_turn(nodes.clone(), &failed, turn);
-            assert_eq!(order.len(), 40);
-            assert!(order[38..].iter().all(|node| failed.contains(node)));
-            asked.extend(order.into_iter().take(ASK_AT_MOST));
+            let order = in_turn(nodes.clone(), &failed, turn, ASK_AT_MOST);
+            assert_eq!(order.len(), ASK_AT_MOST);
+            assert_eq!(order.iter().filter(|node| failed.contains(node)).count(), 1, "one may be back");
+            asked.extend(order);
         }
-        assert_eq!(asked.len(), 38);
+        assert_eq!(asked.len(), 40);
+        let order = in_turn(nodes.clone(), &failed, 1, usize::MAX);
+        assert!(order.len() == 40 && order[38..].iter().all(|node| failed.contains(node)));
         let all_failed: BTreeSet<_> = nodes.iter().cloned().collect();
-        assert_eq!(in_turn(nodes, &all_failed, 1).len(), 40);
+        assert_eq!(in_turn(nodes, &all_failed, 1, ASK_AT_MOST).len(), ASK_AT_MOST);
+        assert_eq!(in_turn(Vec::new(), &all_failed, 1, ASK_AT_MOST), []);
+    }
+
+    /// An aborted move leaves the slot open on both sides, and each begin adds a key to the one that
+    /// it arrives at.
+    #[test]
+    fn a_slot_that_arrives_changes_no_listing() {
+        let nodes = "b 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-5460 [77-<-a]\n";
+        assert!(leaving(nodes).is_empty());
     }
 
     #[test]
-    fn slots_on_their_way_are_read_from_the_own_line() {
+    fn the_number_of_an_assignment_depends_on_each_slot() {
+        let settings = Settings::for_tests(true);
+        let shard = |host: &str| {
+            let client = Client::open(format!("redis://{host}:1")).unwrap();
+            Shard::new(&client, &settings)
+        };
+        let (a, b) = (shard("a"), shard("b"));
+        let map = |owners: &[&Arc<Shard>]| {
+            let mut map = Map::default();
+            owners.iter().zip(0..).for_each(|(owner, slot)| map.assign(slot, owner));
+            map
+        };
+        let (base, others) = (map(&[&a, &a, &b]), (shard("a"), shard("b")));
+        assert_eq!(base.hash(), map(&[&others.0, &others.0, &others.1]).hash(), "of another process");
+        for other in [map(&[&a, &b, &b]), map(&[&b, &b, &a]), map(&[&a, &a]), map(&[&a, &a, &b, &b])] {
+            assert_ne!(base.hash(), other.hash());
+        }
+        assert_eq!(base.serving().len(), 2);
+    }
+
+    #[test]
+    fn slots_that_leave_are_read_from_the_own_line() {
         let nodes = "a 10.0.0.2:1@2 master - 0 0 2 connected 5461-10922\n\
                      b 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-5460 [93->-a] [77-<-a]\n";
-        let found = on_their_way(nodes);
-        assert_eq!(found, [(93, "[93->-a]".to_owned()), (77, "[77-<-a]".to_owned())]);
-        assert_eq!(on_their_way(""), []);
+        assert_eq!(leaving(nodes), [93]);
+        assert!(leaving("").is_empty());
     }
 }

@@ -23,7 +23,7 @@ use crate::wake::guarded;
 const OPEN_ATTEMPTS: u32 = 3;
 /// Detail of the error for a port that may not expect TLS.
 const NO_TLS_ANSWER: &str = "no answer in time: is TLS expected on this port?";
-/// Longest interval between inspections while grants are refused.
+/// Longest interval between inspections while grants are refused, and of those that reads rely on.
 const DOUBT: Duration = Duration::from_secs(1);
 
 /// One multiplexed connection at a time. A call is sent at most once and ends within the timeouts.
@@ -71,6 +71,8 @@ pub(super) struct Connection {
 struct LastInspection {
     /// The time at which it was sent, on the monotonic clock.
     at: Duration,
+    /// The time at which a read sent another one, for all reads that come meanwhile.
+    claimed: Duration,
     doubt: Option<Doubt>,
     /// True if something was seen since then that another one would explain.
     is_due: bool,
@@ -180,7 +182,10 @@ impl Connections {
     /// Fails if this server is a replica, by an inspection that is recent enough: it may lack what
     /// the primary has.
     pub(super) async fn check_reads(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
-        self.renew_inspection(connection, self.watch.every().max(DOUBT)).await?;
+        let now = SystemClock.monotonic();
+        if connection.lock().claim(now) {
+            self.inspect_again(connection, now).await?;
+        }
         match connection.doubt() {
             Some(doubt @ Doubt::Replica) => {
                 self.discard(connection);
@@ -210,9 +215,11 @@ impl Connections {
         every: Duration,
     ) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
-        if !connection.lock().is_over(now, every) {
-            return Ok(());
-        }
+        let is_over = connection.lock().is_over(now, every);
+        if is_over { self.inspect_again(connection, now).await } else { Ok(()) }
+    }
+
+    async fn inspect_again(&self, connection: &Arc<Connection>, now: Duration) -> Result<(), StoreError> {
         let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
         let report = ServerReport::parse(replies)?;
         if report.run_id != connection.run_id && report.run_id.is_some() {
@@ -292,7 +299,17 @@ impl Connection {
 
 impl LastInspection {
     fn new(at: Duration, doubt: Option<Doubt>) -> LastInspection {
-        LastInspection { at, doubt, is_due: false }
+        LastInspection { at, claimed: at, doubt, is_due: false }
+    }
+
+    /// Returns true if a read has to send another inspection. Reads that come before its answer rely
+    /// on the one before.
+    fn claim(&mut self, now: Duration) -> bool {
+        let is_over = now.saturating_sub(self.at.max(self.claimed)) >= DOUBT;
+        if is_over {
+            self.claimed = now;
+        }
+        is_over
     }
 
     /// True if another inspection is due. A refusal is rechecked sooner, so that a repair is
@@ -330,4 +347,20 @@ fn is_tls(client: &Client) -> bool {
 fn is_no_primary(reply: &Value) -> bool {
     let Value::ServerError(error) = reply else { return false };
     [ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown].iter().any(|kind| error.kind() == Some(*kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn l1_one_read_a_second_inspects_and_the_others_do_not() {
+        let at = Duration::from_millis;
+        let mut last = LastInspection::new(at(0), None);
+        assert!(!last.claim(at(999)));
+        let claims = [1000, 1000, 1500, 1999, 2000].map(|now| last.claim(at(now)));
+        assert_eq!(claims, [true, false, false, false, true]);
+        assert!(last.is_over(at(2000), DOUBT), "a grant relies on answers only");
+        assert!(!LastInspection::new(at(2000), None).claim(at(2500)));
+    }
 }

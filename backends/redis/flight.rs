@@ -33,7 +33,7 @@ pub(super) trait Refreshed: Send + Sync + Sized + 'static {
     fn limit(&self) -> Duration;
 
     /// Looks for changes, and applies them. Returns false if no server answered.
-    fn refresh(&self) -> impl Future<Output = bool> + Send;
+    fn refresh(self: &Arc<Self>) -> impl Future<Output = bool> + Send;
 }
 
 /// The task that refreshes now and then.
@@ -75,7 +75,7 @@ impl Flight {
     /// Starts a refresh that begins after this call, unless one is due anyway.
     pub(super) fn start<T: Refreshed>(topology: &Arc<T>) {
         let Ok(runtime) = Handle::try_current() else { return };
-        Flight::watch(topology, &runtime);
+        Flight::watch(topology);
         Flight::begin(topology, &runtime);
     }
 
@@ -88,13 +88,16 @@ impl Flight {
         }
     }
 
-    /// Makes sure that a task of a runtime that is run refreshes now and then.
-    pub(super) fn watch<T: Refreshed>(topology: &Arc<T>, runtime: &Handle) {
+    /// Makes sure that a task of a runtime that is run refreshes now and then. Each call does: the
+    /// runtime of the task may be gone, and a store that is cut off together with its servers gets
+    /// no error that would tell.
+    pub(super) fn watch<T: Refreshed>(topology: &Arc<T>) {
         let (now, every) = (SystemClock.monotonic(), topology.every());
         let mut watcher = topology.flight().watcher.lock().unwrap_or_else(PoisonError::into_inner);
         if watcher.is_alive(now, every) {
             return;
         }
+        let Ok(runtime) = Handle::try_current() else { return };
         watcher.heartbeat = now;
         let before =
             watcher.task.replace(runtime.spawn(keep(Arc::downgrade(topology), every)).abort_handle());
@@ -216,9 +219,55 @@ impl Drop for Flight {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(2);
+
+    /// A topology that counts its refreshes.
+    #[derive(Default)]
+    struct Counted {
+        flight: Flight,
+        refreshes: AtomicUsize,
+    }
+
+    impl Refreshed for Counted {
+        fn flight(&self) -> &Flight {
+            &self.flight
+        }
+
+        fn every(&self) -> Duration {
+            at(10)
+        }
+
+        fn limit(&self) -> Duration {
+            LIMIT
+        }
+
+        async fn refresh(self: &Arc<Counted>) -> bool {
+            self.refreshes.fetch_add(1, Ordering::SeqCst);
+            true
+        }
+    }
+
+    #[test]
+    fn a_watch_whose_runtime_is_gone_is_taken_over_by_the_next_call() {
+        let topology = Arc::new(Counted::default());
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime().block_on(async { Flight::watch(&topology) });
+        assert_eq!(topology.refreshes.load(Ordering::SeqCst), 0, "its runtime was not run again");
+        runtime().block_on(async {
+            for _ in 0..2_000 {
+                Flight::watch(&topology);
+                if topology.refreshes.load(Ordering::SeqCst) > 1 {
+                    return;
+                }
+                sleep(at(10)).await;
+            }
+            panic!("it is watched no more");
+        });
+    }
 
     fn at(millis: u64) -> Duration {
         Duration::from_millis(millis)

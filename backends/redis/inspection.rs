@@ -10,6 +10,9 @@ use crate::error::StoreError;
 /// Number of commands of an inspection.
 pub(super) const COUNT: usize = 3;
 
+/// Longest time, in seconds, since a replica in step last reported. It does so each second.
+const MOST_SILENCE: u64 = 5;
+
 /// Builds the commands of an inspection, for one round trip. Commands forbidden to this user are
 /// answered with an error, which does not prevent using the server.
 pub(super) fn commands() -> Pipeline {
@@ -101,7 +104,9 @@ fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
     }
 }
 
-/// Reads the lines of replicas, such as `slave0:ip=10.0.0.2,port=6379,state=online,offset=28`.
+/// Reads the lines of replicas, such as
+/// `slave0:ip=10.0.0.2,port=6379,state=online,offset=28,lag=0`. One that was cut off stays online for
+/// a minute, but reports no more.
 fn replicas(info: &HashMap<String, String>) -> Option<Replicas> {
     let known: usize = info.get("connected_slaves")?.parse().ok()?;
     let end = number(info, "master_repl_offset").unwrap_or(0);
@@ -109,7 +114,8 @@ fn replicas(info: &HashMap<String, String>) -> Option<Replicas> {
     for line in (0..known).filter_map(|number| info.get(&format!("slave{number}"))) {
         let field =
             |name: &str| line.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-        if field("state") == Some("online") {
+        let silence = field("lag").and_then(|lag| lag.parse::<u64>().ok());
+        if field("state") == Some("online") && silence.is_none_or(|silence| silence <= MOST_SILENCE) {
             let offset = field("offset").and_then(|offset| offset.parse().ok()).unwrap_or(0);
             replicas.online += 1;
             replicas.lag = replicas.lag.max(end.saturating_sub(offset));
@@ -147,5 +153,26 @@ fn compares(server: &str, version: &str) -> bool {
         "valkey" => version >= (8, 1),
         "redis" => version >= (8, 4),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_reports_no_more_is_not_in_step() {
+        let told = |lines: &[&str]| {
+            let mut info = HashMap::from([("connected_slaves".to_owned(), lines.len().to_string())]);
+            info.insert("master_repl_offset".to_owned(), "100".to_owned());
+            info.extend(
+                lines.iter().zip(0..).map(|(line, number)| (format!("slave{number}"), (*line).to_owned())),
+            );
+            replicas(&info).unwrap()
+        };
+        let line = |state, lag| format!("ip=10.0.0.2,port=6379,state={state},offset=90,lag={lag}");
+        let [fresh, silent, syncing] = [line("online", 5), line("online", 6), line("wait_bgsave", 0)];
+        assert_eq!(told(&[&fresh, &silent, &syncing]), Replicas { online: 1, lag: 10 });
+        assert_eq!(told(&["ip=10.0.0.2,port=6379,state=online,offset=100"]), Replicas { online: 1, lag: 0 });
     }
 }

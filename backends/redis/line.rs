@@ -33,12 +33,16 @@ impl Line {
         commands: &Pipeline,
         count: usize,
     ) -> Result<Vec<Value>, StoreError> {
-        let kept = self.lock().take();
+        let kept = self.lock().clone();
         if let Some(mut connection) = kept {
             match connection.req_packed_commands(commands, 0, count).await {
-                Ok(replies) => return Ok(self.keep(connection, replies)),
-                Err(error) if is_lost(&error) => {}
-                Err(error) => return Err(store_error(&error)),
+                Ok(replies) => return Ok(replies),
+                Err(error) => {
+                    *self.lock() = None;
+                    if !is_lost(&error) {
+                        return Err(store_error(&error));
+                    }
+                }
             }
         }
         let config = configuration(limits);
@@ -48,12 +52,8 @@ impl Line {
             Ok((connection, replies))
         };
         let (connection, replies) = timely(&self.client, &config, limits[0], ask).await?;
-        Ok(self.keep(connection, replies))
-    }
-
-    fn keep(&self, connection: MultiplexedConnection, replies: Vec<Value>) -> Vec<Value> {
         *self.lock() = Some(connection);
-        replies
+        Ok(replies)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {

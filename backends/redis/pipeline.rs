@@ -48,15 +48,19 @@ impl Shard {
     /// they come from concurrent callers. Takes a second round trip for items that the first one
     /// certainly left undone.
     pub(super) async fn deliver(&self, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
-        let connections = self.records.connections();
+        let all = |error: StoreError| items.iter().map(|_| Err(error.clone())).collect();
+        let connections = match self.records.lane().await {
+            Ok(connections) => connections,
+            Err(error) => return all(error),
+        };
         let connection = match connections.get().await {
             Ok(connection) => connection,
-            Err(error) => return items.iter().map(|_| Err(error.clone())).collect(),
+            Err(error) => return all(error),
         };
         let grants = items.iter().any(|item| item.refusable);
         // The reason to give this server no more grants.
         let doubt = if grants { connections.check_grants(&connection).await.err() } else { None };
-        Delivery { shard: self, connections, connection, rows: Vec::new(), answered: 0 }
+        Delivery { shard: self, connections: &connections, connection, rows: Vec::new(), answered: 0 }
             .deliver(items, doubt)
             .await
     }
@@ -141,11 +145,13 @@ impl Delivery<'_> {
         Ok(Replies { head: replies, own, confirmed })
     }
 
-    /// Makes sure that replicas have what rows only read. One write serves them all.
+    /// Makes sure that replicas have what rows only read. One write serves them all: of the shortest
+    /// value, which is sent to the replicas and to the file once more.
     async fn confirm_reads(&mut self) {
         let Some(replication) = &self.shard.settings.replication else { return };
-        let Some(last) = self.rows.iter().rfind(|row| row.is_unconfirmed) else { return };
-        let item = &last.item;
+        let unconfirmed = self.rows.iter().filter(|row| row.is_unconfirmed);
+        let Some(row) = unconfirmed.min_by_key(|row| row.length_found()) else { return };
+        let item = &row.item;
         let (connections, settings) = (self.connections, &self.shard.settings);
         let confirmed =
             replication.confirm_reads(connections, &self.connection, settings, &item.id, item.is_asking);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::unavailable;
 use super::records::{Read, Records, Wanted};
+use super::shard::PATIENCE;
 use crate::backends::shared::batcher::{Batcher, Transport};
 use crate::error::StoreError;
 
@@ -42,8 +43,8 @@ impl Transport for Reads {
 
     fn delivery_limit(&self) -> Duration {
         let [connect, answer] = self.records.settings.limits;
-        // Opening a connection, an inspection, four reads, and a confirmation in two rounds.
-        connect.saturating_add(answer.saturating_mul(8))
+        // A lane, opening a connection, an inspection, four reads, and a confirmation in two rounds.
+        connect.saturating_add(answer.saturating_mul(PATIENCE + 8))
     }
 
     async fn deliver(self: &Arc<Self>, wanted: Vec<Wanted>) -> Vec<Result<Read, StoreError>> {

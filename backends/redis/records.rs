@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ::redis::{Client, Value, cmd, from_redis_value, pipe};
 
 use super::address::Redirect;
 use super::connection::{Connection, Connections};
 use super::error::{NO_CLUSTER, is_forbidden, malformed, store_error, unusable};
+use super::lanes::{Lane, Lanes};
 use super::shard::Settings;
 use super::value::{found, time};
 use crate::error::StoreError;
@@ -21,12 +21,10 @@ pub(super) const READ_AT_ONCE: usize = 64;
 
 /// The connections to one server, and the records under a prefix there.
 pub(super) struct Records {
-    /// Used in turn; at least one.
-    lanes: Vec<Connections>,
+    lanes: Lanes<Connections>,
     /// The one for reads that replicas must confirm, so that these neither wait for writes nor hold
     /// them back.
-    reading: Option<Connections>,
-    turn: AtomicUsize,
+    reading: Option<Lanes<Connections>>,
     pub(super) settings: Arc<Settings>,
 }
 
@@ -40,7 +38,8 @@ pub(super) struct Wanted {
 
 /// The result of reading one record.
 pub(super) enum Read {
-    Found(Snapshot),
+    /// The record, and the length of the stored value.
+    Found(Snapshot, usize),
     /// Another node serves the key.
     Elsewhere(Redirect),
 }
@@ -56,34 +55,31 @@ pub(super) struct Names {
 
 impl Records {
     pub(super) fn new(
-        lanes: Vec<Connections>,
-        reading: Option<Connections>,
+        lanes: Lanes<Connections>,
+        reading: Option<Lanes<Connections>>,
         settings: &Arc<Settings>,
     ) -> Records {
-        Records { lanes, reading, turn: AtomicUsize::new(0), settings: Arc::clone(settings) }
+        Records { lanes, reading, settings: Arc::clone(settings) }
     }
 
-    /// Returns the connection whose turn it is.
+    /// Returns the connection whose turn it is, for commands that no `WAIT` follows.
     pub(super) fn connections(&self) -> &Connections {
-        match &*self.lanes {
-            [only] => only,
-            lanes => &lanes[self.turn.fetch_add(1, Ordering::Relaxed) % lanes.len()],
-        }
+        self.lanes.next()
+    }
+
+    /// Takes a connection for a trip.
+    pub(super) async fn lane(&self) -> Result<Lane<'_, Connections>, StoreError> {
+        self.lanes.take().await
     }
 
     /// Returns the client with which they are opened.
     pub(super) fn client(&self) -> &Client {
-        self.lanes[0].client()
+        self.lanes.all()[0].client()
     }
 
     /// Returns all of them.
     pub(super) fn lanes(&self) -> &[Connections] {
-        &self.lanes
-    }
-
-    /// Returns the key name of a record.
-    pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
-        self.settings.key(id)
+        self.lanes.all()
     }
 
     /// Returns the id in a key name, if it is the name of a record.
@@ -102,7 +98,7 @@ impl Records {
         let connection = connections.get().await?;
         let absent = Snapshot { record: None, now: Stamp::ZERO };
         let wake = |read| match read {
-            Read::Found(found) => found,
+            Read::Found(found, _) => found,
             Read::Elsewhere(_) => absent.clone(),
         };
         let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
@@ -113,23 +109,23 @@ impl Records {
     /// Reads the records, in one round trip per few dozen. With replicas to wait for, these have
     /// all that was found, also that there is nothing.
     pub(super) async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
-        let connections = self.reading.as_ref().unwrap_or_else(|| self.connections());
+        let connections = self.reading.as_ref().unwrap_or(&self.lanes).take().await?;
         let connection = connections.get().await?;
         connections.check_reads(&connection).await?;
         let mut reads = Vec::with_capacity(wanted.len());
         for wanted in wanted.chunks(READ_AT_ONCE) {
-            reads.append(&mut read(connections, &connection, &self.settings, wanted).await?);
+            reads.append(&mut read(&connections, &connection, &self.settings, wanted).await?);
         }
         let Some(replication) = &self.settings.replication else { return Ok(reads) };
-        let found = |read: &Result<Read, StoreError>| match read {
-            Ok(Read::Found(found)) => Some(found.record.is_some()),
+        let length = |read: &Result<Read, StoreError>| match read {
+            Ok(Read::Found(_, length)) => Some(*length),
             Ok(Read::Elsewhere(_)) | Err(_) => None,
         };
-        let found = wanted.iter().zip(&reads).filter_map(|(wanted, read)| Some((found(read)?, wanted)));
-        // A record is written back as it is. Only where there is none, a tombstone is written.
-        if let Some((_, one)) = found.max_by_key(|(is_there, _)| *is_there) {
+        let found = wanted.iter().zip(&reads).filter_map(|(wanted, read)| Some((length(read)?, wanted)));
+        // The shortest: it is sent to the replicas and to the file once more.
+        if let Some((_, one)) = found.min_by_key(|(length, _)| *length) {
             replication
-                .confirm_reads(connections, &connection, &self.settings, &one.id, one.is_asking)
+                .confirm_reads(&connections, &connection, &self.settings, &one.id, one.is_asking)
                 .await?;
         }
         Ok(reads)
@@ -141,7 +137,10 @@ impl Records {
         scan.arg(cursor).arg("MATCH").arg(pattern(&self.settings.prefix)).arg("COUNT").arg(count);
         let mut commands = pipe();
         commands.cmd("TIME").add_command(scan);
-        let replies = self.connections().call(&commands, 2).await?;
+        let connections = self.connections();
+        let connection = connections.get().await?;
+        connections.check_reads(&connection).await?;
+        let replies = connections.send(&connection, &commands, 2).await?;
         let [now, names] = <[Value; 2]>::try_from(replies).map_err(|_| malformed())?;
         let names = names.extract_error().map_err(|error| {
             if is_forbidden(&error) {
@@ -183,12 +182,15 @@ async fn read(
         asked.and(reply)
     };
     let read = |Wanted { id, is_asking }: &Wanted| match reply(*is_asking) {
-        Ok(value) => found(id, now, Ok(value)).map(Read::Found),
+        Ok(value) => {
+            let length = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
+            found(id, now, Ok(value)).map(|found| Read::Found(found, length))
+        }
         Err(error) => match connection.redirect(&error) {
             Some(redirect) => Ok(Read::Elsewhere(redirect)),
             // No cluster was asked for, so it will not do to wait until it is up.
             None if !settings.is_cluster && error.code() == Some("CLUSTERDOWN") => Err(unusable(NO_CLUSTER)),
-            None => found(id, now, Err(error)).map(Read::Found),
+            None => found(id, now, Err(error)).map(|found| Read::Found(found, 0)),
         },
     };
     Ok(wanted.iter().map(read).collect())

@@ -23,6 +23,9 @@ use crate::store::{Cursor, Page, Snapshot};
 const SCAN_AT_MOST: usize = 256;
 /// Number of `SCAN`s after which a page is returned even if empty.
 const SCANS_A_PAGE: usize = 16;
+/// Most times that a listing starts again because keys left a slot that stays open. An aborted move
+/// leaves one open for ever, from which keys expire.
+const OPEN_RESTARTS: u8 = 2;
 
 impl Inner {
     /// Sends an item to the shard that serves it.
@@ -73,7 +76,7 @@ impl Inner {
             let read = route.shard.read(&[Wanted { id: *id, is_asking: route.is_asking }]).await;
             let read = read.and_then(|mut read| read.pop().unwrap_or_else(|| Err(malformed())));
             match read.inspect_err(|error| self.topology.suspect(error))? {
-                Read::Found(found) => return Ok(found),
+                Read::Found(found, _) => return Ok(found),
                 Read::Elsewhere(redirect) => route = self.topology.follow(redirect)?,
             }
         }
@@ -111,7 +114,7 @@ impl Inner {
         let mut snapshots = Vec::with_capacity(ids.len());
         for id in ids {
             snapshots.push(match found.remove(id) {
-                Some(Ok(Read::Found(found))) => Ok(found),
+                Some(Ok(Read::Found(found, _))) => Ok(found),
                 Some(Err(error)) => Err(error),
                 // Redirected, without a shard, or twice in the list.
                 Some(Ok(Read::Elsewhere(_))) | None => self.load(id).await,
@@ -171,12 +174,9 @@ impl Inner {
             }
         }
         page.next = (!is_done).then(|| at.cursor(is_one));
-        // A slot that stays on its way, as an aborted move leaves it, ends a listing all the same.
         if is_done && matches!(self.topology, Topology::Cluster(_)) {
-            let rest = self.topology.rest().await?;
-            if rest != at.rest {
-                page.next = Some(Position::start(rest).cursor(is_one));
-            }
+            let again = at.again(self.topology.rest().await?);
+            page.next = again.map(|again| again.cursor(is_one));
         }
         Ok(page)
     }
@@ -207,11 +207,21 @@ struct Position {
     rest: Rest,
     shard: usize,
     cursor: u64,
+    /// Times that it started again although the assignment of slots had not changed.
+    restarts: u8,
 }
 
 impl Position {
     fn start(rest: Rest) -> Position {
-        Position { rest, shard: 0, cursor: 0 }
+        Position { rest, shard: 0, cursor: 0, restarts: 0 }
+    }
+
+    /// Returns the start of another listing, if this one may have missed records: the state of the
+    /// slots at its end is not that of its start.
+    fn again(&self, rest: Rest) -> Option<Position> {
+        let restarts = self.restarts + u8::from(rest.map == self.rest.map);
+        let is_again = rest != self.rest && restarts <= OPEN_RESTARTS;
+        is_again.then(|| Position { restarts, ..Position::start(rest) })
     }
 
     fn parse(cursor: &Cursor, is_one: bool) -> Result<Position, StoreError> {
@@ -227,6 +237,7 @@ impl Position {
                 rest: Rest { map: hash()?, open: hash()? },
                 shard: parts.next()?.parse().ok()?,
                 cursor: parts.next()?.parse().ok()?,
+                restarts: parts.next()?.parse().ok().filter(|&restarts| restarts <= OPEN_RESTARTS)?,
             };
             parts.next().is_none().then_some(position)
         };
@@ -234,8 +245,34 @@ impl Position {
     }
 
     fn cursor(&self, is_one: bool) -> Cursor {
-        let Position { rest: Rest { map, open }, shard, cursor } = self;
-        let text = if is_one { cursor.to_string() } else { format!("{map:x}.{open:x}.{shard}.{cursor}") };
+        let Position { rest: Rest { map, open }, shard, cursor, restarts } = self;
+        let text = match is_one {
+            true => cursor.to_string(),
+            false => format!("{map:x}.{open:x}.{shard}.{cursor}.{restarts}"),
+        };
         Cursor(text.into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_starts_again_twice_at_most_while_a_slot_stays_open() {
+        let rest = |map, open| Rest { map, open };
+        let mut at = Position::start(rest(1, 1));
+        assert!(at.again(rest(1, 1)).is_none());
+        for open in [2, 3] {
+            let again = at.again(rest(1, open)).unwrap();
+            at = Position::parse(&again.cursor(false), false).unwrap();
+            assert_eq!(at.rest, rest(1, open));
+        }
+        assert!(at.again(rest(1, 4)).is_none());
+        // Slots that move to other nodes are finite.
+        for map in 2..20 {
+            at = at.again(rest(map, 9)).unwrap();
+        }
+        assert!(at.again(rest(19, 10)).is_none());
     }
 }

@@ -98,6 +98,16 @@ impl Row {
         matches!(self.result, Some(Ok(ItemReply::Done { .. })))
     }
 
+    /// Returns the length of the value that it found.
+    pub(super) fn length_found(&self) -> usize {
+        match &self.result {
+            Some(Ok(ItemReply::Conflict { value: Some(value), .. } | ItemReply::Seen { value, .. })) => {
+                value.len()
+            }
+            _ => 0,
+        }
+    }
+
     /// Returns the reply to the item, or `error` if there is none.
     pub(super) fn finish(self, error: &StoreError) -> Result<ItemReply, StoreError> {
         match self.redirect {

@@ -11,13 +11,14 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use self::round::{Named, Primary, Round, Told};
+use self::round::{Asked, Named, Primary, Round, Told};
 use super::address::Address;
 use super::cluster::at;
 use super::error::{store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
 use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
+use crate::backends::shared::runtime::leave;
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::observe;
@@ -33,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// The sentinels of a service, and the shard at the primary that they name.
 pub(super) struct Sentinels {
-    service: String,
+    service: Arc<str>,
     /// The login and TLS of sentinels.
     template: Connector,
     connector: Connector,
@@ -98,7 +99,7 @@ impl Sentinels {
         let sentinels = sentinels.into_iter().map(seed).collect();
         let state = State { shard: None, primary: None, earlier: None, sentinels };
         let sentinels = Arc::new(Sentinels {
-            service,
+            service: service.into(),
             template,
             connector: Connector(node),
             settings: Arc::clone(settings),
@@ -106,7 +107,7 @@ impl Sentinels {
             flight: Flight::default(),
         });
         sentinels.resolve().await?;
-        Flight::watch(&sentinels, &Handle::current());
+        Flight::watch(&sentinels);
         sentinels.listen();
         Ok(sentinels)
     }
@@ -116,11 +117,12 @@ impl Sentinels {
     /// # Panics
     /// Never: [`connect`](Sentinels::connect) has found one.
     #[allow(clippy::expect_used)]
-    pub(super) fn shard(&self) -> Arc<Shard> {
+    pub(super) fn shard(self: &Arc<Sentinels>) -> Arc<Shard> {
+        Flight::watch(self);
         self.lock().shard.clone().expect("`connect` returns only once there is a primary")
     }
 
-    pub(super) fn shards(&self) -> (u64, Vec<Arc<Shard>>) {
+    pub(super) fn shards(self: &Arc<Sentinels>) -> (u64, Vec<Arc<Shard>>) {
         let shard = self.shard();
         // FNV-1a.
         let hash = shard.address.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -138,10 +140,15 @@ impl Sentinels {
     async fn resolve(&self) -> Result<(), StoreError> {
         let sentinels: Vec<_> = {
             let state = self.lock();
-            state.sentinels.iter().map(|known| (known.address.clone(), Arc::clone(&known.line))).collect()
+            let asked = |known: &Sentinel| Asked {
+                address: known.address.clone(),
+                id: known.id.clone(),
+                is_seed: known.is_seed,
+            };
+            state.sentinels.iter().map(|known| (asked(known), Arc::clone(&known.line))).collect()
         };
         let mut round = Round::of(sentinels.len());
-        let ask = |(address, line)| ask_sentinel(line, address, &self.service, self.settings.limits);
+        let ask = |(asked, line)| ask_sentinel(line, asked, Arc::clone(&self.service), self.settings.limits);
         let mut answers: FuturesUnordered<_> = sentinels.into_iter().map(ask).collect();
         loop {
             // Sentinels that are gone are not waited for once most have answered.
@@ -151,11 +158,13 @@ impl Sentinels {
                 answers.next().await
             };
             match answer {
-                Some((address, Ok(told))) => round.add(address, told),
+                Some((asked, Ok(told))) => round.add(asked, told),
                 Some((_, Err(error))) => round.fail(error),
                 None => break,
             }
         }
+        // The others are heard to the end, so that their connections are there for the next time.
+        leave(async move { while answers.next().await.is_some() {} });
         self.learn(&round);
         self.follow(&round)
     }
@@ -164,14 +173,16 @@ impl Sentinels {
     /// forgets those of them that no sentinel names any more.
     fn learn(&self, round: &Round) {
         let mut state = self.lock();
-        for known in &mut state.sentinels {
+        // The id of a learned one is that under which others name it.
+        for known in state.sentinels.iter_mut().filter(|known| known.is_seed) {
             known.id = round.id_of(&known.address).or(known.id.take());
         }
         for Named { address, id } in round.named() {
             let by_address = state.sentinels.iter().position(|known| known.address == *address);
             let by_id = state.sentinels.iter().position(|known| id.is_some() && known.id == *id);
             match (by_address, by_id) {
-                (Some(place), _) => state.sentinels[place].id.clone_from(id),
+                (Some(place), _) if id.is_some() => state.sentinels[place].id.clone_from(id),
+                (Some(_), _) => {}
                 // The application named it otherwise.
                 (None, Some(place)) if state.sentinels[place].is_seed => {}
                 (None, place) => {
@@ -196,7 +207,7 @@ impl Sentinels {
     fn follow(&self, round: &Round) -> Result<(), StoreError> {
         let mut state = self.lock();
         let now = SystemClock.monotonic();
-        let (known, earlier) = (state.primary.clone(), state.earlier.take());
+        let (known, earlier) = (state.primary.clone(), state.earlier.clone());
         let (primary, earlier) = round.verdict(known.as_ref(), earlier, now)?;
         state.earlier = earlier;
         if state.shard.as_ref().is_some_and(|shard| shard.address == primary.address) {
@@ -252,10 +263,12 @@ impl Refreshed for Sentinels {
         connect.saturating_add(answer)
     }
 
-    async fn refresh(&self) -> bool {
+    async fn refresh(self: &Arc<Sentinels>) -> bool {
         observe::redis_refreshed();
         // Otherwise the primary stays the one that was found last.
-        self.resolve().await.is_ok()
+        let is_ok = self.resolve().await.is_ok();
+        self.listen();
+        is_ok
     }
 }
 
@@ -282,18 +295,18 @@ async fn listen(client: Client, sentinels: Weak<Sentinels>, limit: Duration) {
 /// Asks one sentinel for the primary of the service.
 async fn ask_sentinel(
     line: Arc<Line>,
-    sentinel: Address,
-    service: &str,
+    sentinel: Asked,
+    service: Arc<str>,
     limits: [Duration; 2],
-) -> (Address, Result<Told, StoreError>) {
+) -> (Asked, Result<Told, StoreError>) {
     let mut commands = Pipeline::new();
-    commands.cmd("SENTINEL").arg("MASTER").arg(service);
-    commands.cmd("SENTINEL").arg("SENTINELS").arg(service);
+    commands.cmd("SENTINEL").arg("MASTER").arg(&*service);
+    commands.cmd("SENTINEL").arg("SENTINELS").arg(&*service);
     // During a failover only this names the promoted server, and not all users may ask.
-    commands.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(service);
+    commands.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&*service);
     commands.cmd("SENTINEL").arg("MYID");
-    let replies = line.ask(limits, &commands, 4).await.map_err(|error| at(&sentinel, error));
-    let told = replies.and_then(|replies| told(replies, &sentinel, service));
+    let replies = line.ask(limits, &commands, 4).await.map_err(|error| at(&sentinel.address, error));
+    let told = replies.and_then(|replies| told(replies, &sentinel.address, &service));
     (sentinel, told)
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{Client, ConnectionAddr};
-use futures_util::future::join_all;
 
 use super::address::Address;
 use super::connection::Connections;
 use super::error::{unavailable, unusable};
 use super::grant_cache::SharedGrants;
 use super::item::{Item, ItemReply};
+use super::lanes::Lanes;
 use super::listener::RedisListener;
 use super::reads::Reads;
 use super::records::{Read, Records, Wanted};
@@ -24,6 +24,8 @@ use crate::key::RecordId;
 
 /// Connections of a shard that waits for replicas: a `WAIT` blocks all that follows on its own.
 const LANES: usize = 2;
+/// Response timeouts for which a trip waits for a connection of its own.
+pub(super) const PATIENCE: u32 = 3;
 /// Most items of one pipeline that ends with a `WAIT`: fewer and longer ones are cheaper.
 const MAX_REPLICATED: usize = 512;
 
@@ -54,6 +56,19 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    #[cfg(test)]
+    pub(super) fn for_tests(is_cluster: bool) -> Arc<Settings> {
+        Arc::new(Settings {
+            prefix: b"nevertwice:".to_vec(),
+            clock_slack: Duration::from_secs(600),
+            limits: [Duration::from_secs(1); 2],
+            scripts: Scripts::new(),
+            watch: Arc::new(ServerWatch::new(super::watch::Demands::default())),
+            is_cluster,
+            replication: None,
+        })
+    }
+
     /// Returns the key name of a record.
     pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
         [&self.prefix, &id.as_bytes()[..]].concat()
@@ -66,8 +81,10 @@ impl Shard {
         let address = Address::of(client.get_connection_info().addr());
         let (is_replicated, grants) = (settings.replication.is_some(), Arc::new(SharedGrants::default()));
         let connections = || Connections::new(client.clone(), &address, settings, &grants);
-        let lanes = (0..if is_replicated { LANES } else { 1 }).map(|_| connections()).collect();
-        let records = Arc::new(Records::new(lanes, is_replicated.then(connections), settings));
+        let patience = settings.limits[1].saturating_mul(PATIENCE);
+        let trips = |count| Lanes::exclusive((0..count).map(|_| connections()).collect(), patience);
+        let lanes = if is_replicated { trips(LANES) } else { Lanes::shared(vec![connections()]) };
+        let records = Arc::new(Records::new(lanes, is_replicated.then(|| trips(1)), settings));
         let reads = is_replicated.then(|| Arc::new(Reads::new(&records)));
         let listener =
             RedisListener { records: Arc::clone(&records), client: client.clone(), limits: settings.limits };
@@ -83,9 +100,10 @@ impl Shard {
 
     /// Reads the records. With replicas to wait for, these have all that was found.
     pub(super) async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Result<Read, StoreError>>, StoreError> {
-        match &self.reads {
-            Some(reads) => Ok(join_all(wanted.iter().map(|&wanted| Batcher::send(reads, wanted))).await),
-            None => self.records.read(wanted).await,
+        match (&self.reads, wanted) {
+            // Together with those of other callers.
+            (Some(reads), &[wanted]) => Ok(vec![Batcher::send(reads, wanted).await]),
+            _ => self.records.read(wanted).await,
         }
     }
 
@@ -121,8 +139,8 @@ impl Transport for Shard {
 
     fn delivery_limit(&self) -> Duration {
         let [connect, answer] = self.settings.limits;
-        // Opening a connection, an inspection, and up to three rounds of a pipeline.
-        connect.saturating_add(answer).saturating_mul(5)
+        // A lane, opening a connection, an inspection, and up to three rounds of a pipeline.
+        connect.saturating_add(answer.saturating_mul(PATIENCE + 5))
     }
 
     async fn deliver(self: &Arc<Self>, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {

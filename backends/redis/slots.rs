@@ -1,6 +1,6 @@
 //! The slots of a cluster and the nodes that serve them: [`slot`], [`Layout`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ::redis::{Value, from_redis_value};
 
@@ -73,13 +73,9 @@ impl Layout {
         self.ranges.iter().map(|(first, last, _)| usize::from(last - first) + 1).sum()
     }
 
-    /// Returns the primaries, each with its number of slots.
-    pub(super) fn primaries(&self) -> BTreeMap<Address, usize> {
-        let mut primaries = BTreeMap::new();
-        for (first, last, node) in &self.ranges {
-            *primaries.entry(node.clone()).or_default() += usize::from(last - first) + 1;
-        }
-        primaries
+    /// Returns the primaries.
+    pub(super) fn primaries(&self) -> BTreeSet<Address> {
+        self.ranges.iter().map(|(_, _, node)| node.clone()).collect()
     }
 }
 
@@ -137,7 +133,7 @@ mod tests {
         let layout = Layout::parse(reply, &from).unwrap();
         assert_eq!(layout.covered(), SLOTS);
         let primaries: Vec<_> = layout.primaries().into_iter().collect();
-        assert_eq!(primaries, [(Address::new("a", 1), 100), (Address::new("seed", 3), 16_284)]);
+        assert_eq!(primaries, [Address::new("a", 1), Address::new("seed", 3)]);
         assert!(layout.replicas.contains(&Address::new("b", 2)));
     }
 

@@ -64,7 +64,7 @@ impl TrackingConnection {
     ) -> Result<Vec<Result<Snapshot, StoreError>>, StoreError> {
         let mut commands = pipe();
         for id in ids {
-            commands.cmd("GET").arg(records.key(id));
+            commands.cmd("GET").arg(records.settings.key(id));
         }
         let replies = self.0.req_packed_commands(&commands, 0, ids.len()).await;
         let replies = replies.map_err(|error| store_error(&error))?;

@@ -107,6 +107,13 @@ impl<L: Listener> Waiters<L> {
         drop(ended);
     }
 
+    /// Ends the waits for some of the records.
+    #[cfg(feature = "redis")]
+    pub(crate) fn wake_where(&self, is_meant: impl Fn(&RecordId) -> bool) {
+        let ended: Vec<_> = self.shared.lock().records.extract_if(|id, _| is_meant(id)).collect();
+        drop(ended);
+    }
+
     /// Wakes the waiters of a record that this store has just changed itself.
     #[cfg(feature = "postgres")]
     pub(crate) fn changed(&self, id: &RecordId) {

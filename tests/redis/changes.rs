@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use nevertwice::backends::redis::Warning;
 use nevertwice::store::{Snapshot, Store};
-use nevertwice::{Begin, Durability, Engine, Error, Lease, RedisStore, Request, Retry, StoreError};
+use nevertwice::{
+    Begin, Clock, Durability, Engine, Error, Lease, RedisStore, Request, Retry, StoreError, SystemClock,
+};
 
 use crate::server::{Proxy, Server};
 use crate::{acquire, block_on_tokio, calls, get, name, request, response};
@@ -252,6 +254,38 @@ fn s2_a_cluster_that_takes_over_is_given_no_grants() {
         old.ask::<u64>("CLIENT KILL TYPE normal SKIPME yes");
         let refused = engine.begin(&request("another")).await.unwrap_err().to_string();
         assert!(refused.contains("cluster"), "{refused}");
+    });
+}
+
+/// Waits until the server is read no more: the time since the last inspection is over. That of
+/// grants would take 30 s.
+async fn until_not_read<T: std::fmt::Debug>(mut read: impl AsyncFnMut() -> Result<T, StoreError>) {
+    let started = SystemClock.monotonic();
+    let error = loop {
+        match read().await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(error) => break error,
+        }
+        assert!(SystemClock.monotonic() - started < Duration::from_secs(15), "it still is read");
+    };
+    assert!(error.is_transient() && error.to_string().contains("replica"), "{error}");
+}
+
+/// `REPLICAOF` closes no connection, so that nothing tells of it.
+#[test]
+fn s9_a_server_that_became_a_replica_is_soon_neither_read_nor_listed() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let store = RedisStore::connect(&server.url()).await.unwrap();
+        let other = RedisStore::connect(&server.url()).await.unwrap();
+        let done = request("done");
+        acquire(&engine(&store), &done).await.complete("done").await.unwrap();
+        assert!(other.scan(None, 10).await.unwrap().next.is_none());
+        server.ask::<()>("REPLICAOF 127.0.0.1 1");
+        until_not_read(async || store.load(&done.id()).await).await;
+        until_not_read(async || other.scan(None, 10).await).await;
+        // Neither does a new connection list it.
+        assert!(other.scan(None, 10).await.is_err());
     });
 }
 

@@ -135,6 +135,24 @@ fn a_client_of_ones_own_can_be_used() {
 }
 
 #[test]
+fn the_database_and_the_login_of_a_store_are_also_those_of_a_client_of_ones_own() {
+    let server = Server::start(&[]);
+    server.ask::<()>("ACL SETUSER gerd on >s3cret ~nevertwice:* +@all");
+    let client = || redis::Client::open(server.url()).unwrap();
+    block_on_tokio(async {
+        let builder = RedisStore::builder_with(client()).database(3).login("gerd", "s3cret");
+        let store = builder.connect().await.unwrap();
+        assert_eq!(store.identity(), store_id(3, "nevertwice:"));
+        let engine = Engine::builder(store).build().unwrap();
+        let _ = acquire(&engine, &request("k")).await;
+        assert!(server.ask::<String>("INFO keyspace").contains("db3:keys=1"));
+        assert!(server.ask::<String>("CLIENT LIST").contains("user=gerd"));
+        let wrong = RedisStore::builder_with(client()).login("gerd", "wr0ng").connect().await;
+        assert!(!wrong.unwrap_err().is_transient());
+    });
+}
+
+#[test]
 fn a_missing_permission_is_named() {
     let server = Server::start(&[]);
     server.ask::<()>("ACL SETUSER emil on >s3cret ~nevertwice:* +@all -@scripting");

@@ -37,11 +37,41 @@ pub(super) struct Named {
     pub(super) id: Option<String>,
 }
 
+/// A sentinel that is asked.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) address: Address,
+    /// The id that it told before, or under which others name it.
+    pub(super) id: Option<String>,
+    /// True if the application named it.
+    pub(super) is_seed: bool,
+}
+
+/// The sentinels that name one primary.
+#[derive(Debug, Default)]
+struct Votes {
+    count: usize,
+    /// True if one of them certainly is a sentinel of this service: the application named it, or it
+    /// told the id under which others know it.
+    is_sure: bool,
+}
+
+impl Votes {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    /// True if they can make another server the primary.
+    fn are_enough(&self) -> bool {
+        self.is_sure || self.count > 1
+    }
+}
+
 /// The answers so far.
 pub(super) struct Round {
     asked: usize,
     answered: HashMap<Address, Option<String>>,
-    votes: HashMap<Primary, usize>,
+    votes: HashMap<Primary, Votes>,
     /// The ids of those that voted: one under two names votes once.
     voters: HashSet<String>,
     others: Vec<Named>,
@@ -61,11 +91,20 @@ impl Round {
         }
     }
 
-    pub(super) fn add(&mut self, from: Address, told: Told) {
+    /// Counts an answer. That of another sentinel at the address of a learned one counts for
+    /// nothing: addresses are given to others, who may watch a service of the same name elsewhere.
+    pub(super) fn add(&mut self, from: Asked, told: Told) {
+        let Asked { address, id, is_seed } = from;
+        let is_known = id.is_some() && id == told.id;
+        if !is_seed && !is_known && id.is_some() && told.id.is_some() {
+            return self.fail(unavailable(format!("{address} is another sentinel than it was")));
+        }
         let is_new = told.id.as_ref().is_none_or(|id| self.voters.insert(id.clone()));
-        self.answered.insert(from, told.id);
+        self.answered.insert(address, told.id);
         if is_new {
-            *self.votes.entry(told.primary).or_default() += 1;
+            let votes = self.votes.entry(told.primary).or_default();
+            votes.count += 1;
+            votes.is_sure |= is_seed || is_known;
         }
         self.others.extend(told.others);
     }
@@ -99,15 +138,20 @@ impl Round {
     /// Returns the primary of the latest failover that any sentinel knows, never of an earlier one
     /// than `known`: sentinels that were cut off still name the one before. Only when all agree on
     /// an earlier one were they set up again. Most of them suffice if they do so for a while: then
-    /// the second value says since when.
+    /// the second value says since when. A learned sentinel that may not tell its id needs another
+    /// one that agrees.
     pub(super) fn verdict(
         &self,
         known: Option<&Primary>,
         earlier: Option<(Primary, Duration)>,
         now: Duration,
     ) -> Result<(Primary, Option<(Primary, Duration)>), StoreError> {
-        let rank = |(primary, votes): &(&Primary, &usize)| (primary.epoch, **votes, Some(*primary) == known);
-        let Some((latest, _)) = self.votes.iter().max_by_key(rank) else { return Err(self.silence()) };
+        let counts = |(primary, votes): &(&Primary, &Votes)| votes.are_enough() || Some(*primary) == known;
+        let rank =
+            |(primary, votes): &(&Primary, &Votes)| (primary.epoch, votes.count(), Some(*primary) == known);
+        let Some((latest, _)) = self.votes.iter().filter(counts).max_by_key(rank) else {
+            return Err(self.silence());
+        };
         let Some(known) = known.filter(|known| known.epoch > latest.epoch) else {
             return Ok((latest.clone(), None));
         };
@@ -146,10 +190,21 @@ mod tests {
     fn round(answers: &[(u64, &str)]) -> Round {
         let mut round = Round::of(3);
         for (number, (epoch, host)) in answers.iter().enumerate() {
-            let told = Told { primary: primary(*epoch, host), id: None, others: Vec::new() };
-            round.add(Address::new(&format!("s{number}"), 26379), told);
+            round.add(seed(&format!("s{number}")), told(*epoch, host, None));
         }
         round
+    }
+
+    fn seed(host: &str) -> Asked {
+        Asked { address: Address::new(host, 26379), id: None, is_seed: true }
+    }
+
+    fn learned(host: &str, id: &str) -> Asked {
+        Asked { id: Some(id.to_owned()), is_seed: false, ..seed(host) }
+    }
+
+    fn told(epoch: u64, host: &str, id: Option<&str>) -> Told {
+        Told { primary: primary(epoch, host), id: id.map(str::to_owned), others: Vec::new() }
     }
 
     fn follow(answers: &[(u64, &str)], known: Option<&Primary>) -> Primary {
@@ -195,13 +250,48 @@ mod tests {
     #[test]
     fn a_sentinel_under_two_names_votes_once() {
         let mut round = Round::of(3);
-        for (host, id, told) in
+        for (host, id, named) in
             [("s1", "1", "a"), ("sentinel-1", "1", "a"), ("s2", "2", "b"), ("s3", "3", "b")]
         {
-            let told = Told { primary: primary(4, told), id: Some(id.to_owned()), others: Vec::new() };
-            round.add(Address::new(host, 26379), told);
+            round.add(seed(host), told(4, named, Some(id)));
         }
-        assert_eq!(round.votes[&primary(4, "a")], 1);
+        assert_eq!(round.votes[&primary(4, "a")].count(), 1);
         assert_eq!(round.id_of(&Address::new("s2", 26379)).as_deref(), Some("2"));
+    }
+
+    /// A sentinel is gone, and its address belongs to one of another deployment, which watches a
+    /// service of the same name there.
+    #[test]
+    fn s9_another_sentinel_at_a_learned_address_has_no_vote() {
+        let (known, foreign) = (primary(4, "a"), (9, "elsewhere"));
+        let round = |answers: Vec<(Asked, Told)>| {
+            let mut round = Round::of(3);
+            answers.into_iter().for_each(|(asked, told)| round.add(asked, told));
+            round
+        };
+        let other = |id| {
+            (
+                learned("s3", "3"),
+                Told {
+                    others: vec![Named { address: Address::new("foreign", 26379), id: None }],
+                    ..told(foreign.0, foreign.1, id)
+                },
+            )
+        };
+        let own = (seed("s1"), told(4, "a", Some("1")));
+        let mixed = round(vec![own, other(Some("77"))]);
+        assert_eq!(mixed.verdict(Some(&known), None, Duration::ZERO).unwrap().0, known);
+        assert!(mixed.named().is_empty() && mixed.id_of(&Address::new("s3", 26379)).is_none());
+        let alone = round(vec![other(Some("77"))]);
+        let error = alone.verdict(Some(&known), None, Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("another sentinel"), "{error}");
+        // One that may not tell its id is believed if another one agrees.
+        assert!(round(vec![other(None)]).verdict(Some(&known), None, Duration::ZERO).is_err());
+        let two =
+            round(vec![(learned("s2", "2"), told(5, "b", None)), (learned("s3", "3"), told(5, "b", None))]);
+        assert_eq!(two.verdict(Some(&known), None, Duration::ZERO).unwrap().0, primary(5, "b"));
+        // The one that others name is believed by itself.
+        let one = round(vec![(learned("s2", "2"), told(5, "b", Some("2")))]);
+        assert_eq!(one.verdict(Some(&known), None, Duration::ZERO).unwrap().0, primary(5, "b"));
     }
 }

@@ -1,7 +1,7 @@
 //! Private servers at addresses of their own on the loopback network, which can be cut off from
 //! each other.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +13,8 @@ use tempfile::TempDir;
 const BINARY: &str = "NEVERTWICE_REDIS_SERVER";
 /// The port of every data node.
 pub(crate) const PORT: u16 = 6379;
+/// The port by which a network is claimed, at an address where no node is.
+const CLAIM: (u8, u16) = (254, 6380);
 /// The port of every sentinel.
 pub(crate) const SENTINEL_PORT: u16 = 26379;
 /// Attempts to reach a condition, one every 10 ms.
@@ -20,21 +22,32 @@ const PATIENCE: u32 = 6_000;
 /// Time limit of a command that a test sends by itself.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Networks of this process so far.
+/// Networks that there are.
+const NETWORKS: u32 = 128 * 256;
+
+/// Networks that this process tried so far.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A network of one test of this process: `127.a.b.0/24`.
+/// A network of one test: `127.a.b.0/24`.
 pub(crate) struct Network {
     base: String,
+    /// Keeps other tests from it, also those of other processes.
+    _claim: TcpListener,
     /// The arguments of the rules that are in force.
     rules: Mutex<Vec<Vec<String>>>,
 }
 
 impl Network {
     pub(crate) fn new() -> Network {
-        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let base = format!("127.{}.{}", 64 + process % 128, (process >> 7) % 16 * 16 + count % 16);
-        Network { base, rules: Mutex::default() }
+        let process = std::process::id();
+        for _ in 0..NETWORKS {
+            let number = (process * 16 + COUNT.fetch_add(1, Ordering::Relaxed)) % NETWORKS;
+            let base = format!("127.{}.{}", 64 + number / 256, number % 256);
+            if let Ok(claim) = TcpListener::bind(format!("{base}.{}:{}", CLAIM.0, CLAIM.1)) {
+                return Network { base, _claim: claim, rules: Mutex::default() };
+            }
+        }
+        panic!("all networks are in use");
     }
 
     pub(crate) fn ip(&self, number: u8) -> String {
@@ -118,7 +131,7 @@ impl Node {
         variables: Vec<(String, String)>,
     ) -> Node {
         let child = run(&dir, &options, &variables);
-        let node = Node { child, ip: ip.to_owned(), port, dir, options, variables };
+        let mut node = Node { child, ip: ip.to_owned(), port, dir, options, variables };
         node.answers();
         node
     }
@@ -175,7 +188,7 @@ impl Node {
         assert!(sent.unwrap().success(), "kill -{name}");
     }
 
-    fn answers(&self) {
+    fn answers(&mut self) {
         let address: SocketAddr = format!("{}:{}", self.ip, self.port).parse().unwrap();
         let what = format!("{} starts: {}", self.ip, self.log());
         until(&what, || TcpStream::connect_timeout(&address, ANSWER).is_ok());
@@ -183,6 +196,8 @@ impl Node {
             Ok(_) => true,
             Err(error) => matches!(error.code(), Some("NOAUTH")),
         });
+        // Otherwise another server is there.
+        assert_eq!(self.child.try_wait().unwrap(), None, "{} ended: {}", self.ip, self.log());
     }
 
     fn log(&self) -> String {

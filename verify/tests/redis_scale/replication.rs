@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use nevertwice::backends::redis::TopologyKind;
 use nevertwice::store::{Snapshot, Store};
-use nevertwice::{Begin, Durability, Engine, Error, Fingerprint, Owner, RedisStore, Request, StoreError};
+use nevertwice::{
+    Begin, Clock, Durability, Engine, Error, Fingerprint, Owner, RedisStore, Request, StoreError, SystemClock,
+};
 
 use crate::ledger::request;
 use crate::nodes::{Network, Node, PORT, until};
@@ -54,11 +56,25 @@ fn hasty(store: RedisStore) -> Engine {
     Engine::builder(store).lease(LEASE).call_timeout(limit).finish_timeout(limit).build().unwrap()
 }
 
+/// The last error is that of the last try. On a busy machine that may have had no answer in time, or
+/// have come after the server noticed that its replica is silent.
 fn refused<T: std::fmt::Debug>(result: Result<T, Error>) {
     let Err(Error::TimedOut { last: Some(StoreError::Unavailable { detail, .. }), .. }) = &result else {
         panic!("{result:?}");
     };
-    assert!(detail.contains("0 of 1 replicas confirmed"), "{detail}");
+    let reasons = ["0 of 1 replicas confirmed", "0 replicas are in step", "no answer in time"];
+    assert!(reasons.iter().any(|reason| detail.contains(reason)), "{detail}");
+}
+
+/// Returns the value of a field of `INFO`, or 0 if there is none.
+fn figure(node: &Node, section: &str, field: &str) -> u64 {
+    let info: String = node.ask(&format!("INFO {section}"));
+    let value = info.lines().find_map(|line| line.strip_prefix(field));
+    value.map_or(0, |value| value.split(',').next().unwrap().trim().parse().unwrap())
+}
+
+fn calls(node: &Node, command: &str) -> u64 {
+    figure(node, "commandstats", &format!("cmdstat_{command}:calls="))
 }
 
 #[test]
@@ -72,10 +88,12 @@ fn s9_without_the_replica_nothing_is_acknowledged() {
         let done = acquire(&engine, &request("done")).await;
         done.complete("outcome").await.unwrap();
         pair.part();
+        let waits = calls(&pair.primary, "wait");
         refused(engine.begin(&request("new")).await);
         refused(held.complete("outcome").await);
         refused(marked.mark_effect().await);
         refused(released.release().await);
+        assert!(calls(&pair.primary, "wait") > waits + 3, "it was tried");
         // It was written, and a repetition finds it: that is no confirmation.
         refused(held.complete("outcome").await);
         refused(released.release().await);
@@ -91,12 +109,12 @@ fn s9_what_is_only_read_is_withheld_until_a_replica_has_it() {
         let engine = hasty(pair.store().await);
         let owner = Owner::random().unwrap();
         let held = acquire(&engine, &request("held")).await;
+        // Other processes with connections that never wrote.
+        let others = [hasty(pair.store().await), hasty(pair.store().await)];
         pair.part();
         let own = request("own").owner(owner);
         refused(engine.begin(&own).await);
         refused(held.complete("outcome").await);
-        // Other processes with connections that never wrote.
-        let others = [hasty(connected(&pair).await), hasty(connected(&pair).await)];
         let mismatch = request("held").fingerprint(Fingerprint::of("other"));
         for other in &others {
             let (held, begins) = (request("held"), [&own, &mismatch].map(|request| other.begin(request)));
@@ -113,11 +131,6 @@ fn s9_what_is_only_read_is_withheld_until_a_replica_has_it() {
         }
         assert!(matches!(patient(&others[0], &own).await, Begin::Acquired(_)));
     });
-}
-
-/// Connects while the replica still counts as in step.
-async fn connected(pair: &Pair) -> RedisStore {
-    pair.store().await
 }
 
 /// Loads a record, and again where a replica of a busy machine is late.
@@ -146,17 +159,60 @@ fn s9_a_running_lease_of_another_caller_is_reported_without_the_replica() {
         let engine = hasty(pair.store().await);
         let _held = acquire(&engine, &request("held")).await;
         let other = hasty(pair.store().await);
-        let writes = || online_offset(&pair.primary);
-        let before = writes();
         assert!(matches!(other.begin(&request("held")).await.unwrap(), Begin::InProgress(_)));
-        assert!(writes() - before < 100, "a poll was answered with a write");
+        assert_eq!(calls(&pair.replica, "set"), 1, "the grant; a poll was answered with a write");
     });
 }
 
-fn online_offset(node: &Node) -> u64 {
-    let info: String = node.ask("INFO replication");
-    let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap();
-    offset.trim().parse().unwrap()
+/// What confirms a read is written back, to the replicas and to the file.
+#[test]
+fn l1_a_confirmation_costs_as_much_as_the_shortest_value_of_its_trip() {
+    const LONG: usize = 400_000;
+    let pair = Pair::start();
+    block_on_tokio(async {
+        let store = pair.store().await;
+        let engine = Engine::builder(store.clone()).build().unwrap();
+        let requests = ["a", "b", "c"].map(request);
+        for (request, length) in requests.iter().zip([LONG, 10, LONG]) {
+            acquire(&engine, request).await.complete("x".repeat(length)).await.unwrap();
+        }
+        let replicated = || figure(&pair.primary, "replication", "master_repl_offset:");
+        for _ in 0..3 {
+            let before = replicated();
+            for begun in engine.begin_many(&requests).await {
+                assert!(matches!(begun.unwrap(), Begin::Completed(_)));
+            }
+            assert!(replicated() - before < LONG as u64, "a long value was written again");
+        }
+        // One page of a listing: one trip, and one wait.
+        let (before, waits) = (replicated(), calls(&pair.primary, "wait"));
+        assert_eq!(store.scan(None, 100).await.unwrap().records.len(), 3);
+        assert!(replicated() - before < LONG as u64, "a long value was written again");
+        assert_eq!(calls(&pair.primary, "wait") - waits, 1);
+    });
+}
+
+/// A replica that is cut off counts as connected for a minute.
+#[test]
+fn health_tells_of_a_replica_that_is_silent() {
+    let pair = Pair::start();
+    block_on_tokio(async {
+        let store = pair.store().await;
+        assert!(store.health().await.is_ready());
+        pair.part();
+        until_ready(&store, false).await;
+        assert_eq!(online(&pair.primary), 1, "the server counts it in");
+        pair.network.heal();
+        until_ready(&store, true).await;
+    });
+}
+
+async fn until_ready(store: &RedisStore, is_ready: bool) {
+    let started = SystemClock.monotonic();
+    while store.health().await.is_ready() != is_ready {
+        assert!(SystemClock.monotonic() - started < Duration::from_secs(30), "never: {is_ready}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[test]
@@ -221,11 +277,16 @@ fn s9_replicas_of_a_primary_without_a_file_are_refused_unless_accepted() {
             assert!(build(store.clone(), level).is_ok(), "{level}");
         }
         // It may lose its file while the store runs.
-        let engine = hasty(store);
-        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        let engine = hasty(builder().recheck_every(Duration::ZERO).connect().await.unwrap());
+        let held = acquire(&engine, &request("k")).await;
         pair.primary.ask::<()>("CONFIG SET appendonly no");
-        let store = builder().recheck_every(Duration::ZERO).connect().await;
-        assert!(store.is_err());
+        let Err(Error::Store(StoreError::Unusable { detail, .. })) = engine.begin(&request("new")).await
+        else {
+            panic!("it is refused");
+        };
+        assert!(detail.contains("set appendonly yes"), "{detail}");
+        held.complete("done").await.unwrap();
+        assert!(matches!(engine.begin(&request("k")).await.unwrap(), Begin::Completed(_)));
     });
 }
 
@@ -240,11 +301,7 @@ fn l1_many_reads_share_their_confirmations() {
         for begun in engine.begin_many(&requests).await {
             let _ = begun.unwrap();
         }
-        let waits = || {
-            let info: String = pair.primary.ask("INFO commandstats");
-            let calls = info.lines().find_map(|line| line.strip_prefix("cmdstat_wait:calls=")).unwrap();
-            calls.split(',').next().unwrap().parse::<usize>().unwrap()
-        };
+        let waits = || calls(&pair.primary, "wait");
         let before = waits();
         let reads = join_all(requests.iter().map(async |request| loaded(&store, request).await)).await;
         assert!(reads.into_iter().all(|read| read.record.is_some()));

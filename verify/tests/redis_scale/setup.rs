@@ -193,6 +193,52 @@ fn a_user_who_may_not_ask_for_slots_on_their_way_is_refused() {
     assert!(!error.is_transient() && error.to_string().contains("+asking"), "{error}");
 }
 
+/// As in a rolling deployment while one server is down.
+#[test]
+fn a_process_can_start_while_one_node_is_down() {
+    let options = ["--cluster-node-timeout", "60000", "--cluster-require-full-coverage", "no"];
+    let mut servers = Servers::cluster(&options);
+    block_on_tokio(async {
+        tokio::task::block_in_place(|| servers.nodes[0].kill());
+        let store = servers.store().connect().await.unwrap();
+        let health = store.health().await;
+        assert_eq!(health.nodes.iter().filter(|node| node.fault.is_some()).count(), 1, "{health:?}");
+        let limit = Duration::from_secs(2);
+        let hasty = nevertwice::Engine::builder(store.clone()).call_timeout(limit).build().unwrap();
+        let requests: Vec<_> = (0..60).map(|number| request(&format!("{number}"))).collect();
+        let begun = hasty.begin_many(&requests).await;
+        let granted = begun.iter().filter(|begun| begun.is_ok()).count();
+        assert!((20..=55).contains(&granted), "{granted}: two of three shards answer");
+        tokio::task::block_in_place(|| servers.nodes[0].restart());
+        // Their scripts were never loaded there.
+        let engine = engine(store.clone());
+        for number in 100..130 {
+            acquire(&engine, &request(&format!("{number}"))).await.complete("done").await.unwrap();
+        }
+        tokio::task::block_in_place(|| servers.nodes[..3].iter_mut().for_each(Node::kill));
+        let error = servers.store().connect().await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+    });
+}
+
+/// A store that is cut off together with the primary gets no error that would tell of a failover.
+#[test]
+fn a_failover_is_noticed_without_an_error_also_where_the_runtime_of_connect_is_gone() {
+    let servers = Servers::watched(&[]);
+    let store = block_on_tokio(servers.store().connect()).unwrap();
+    block_on_tokio(async {
+        let failed = servers.primary();
+        servers.network.cut(&servers.nodes[failed].ip);
+        tokio::task::block_in_place(|| until("another primary", || servers.primary() != failed));
+        let address = format!("{}:{PORT}", servers.nodes[servers.primary()].ip);
+        let started = SystemClock.monotonic();
+        while store.health().await.nodes[0].address != address {
+            assert!(SystemClock.monotonic() - started < Duration::from_secs(20), "it never follows");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
 /// The parts of a batch for one shard follow each other; those of other shards do not wait.
 #[test]
 fn l1_a_stopped_shard_holds_back_no_other_shard_of_a_batch() {
@@ -232,8 +278,10 @@ fn l1_no_call_is_late_while_one_node_is_stopped() {
         servers.nodes[0].signal("CONT");
         let granted = answers.iter().filter(|(is_granted, _)| *is_granted).count();
         assert!((40..=110).contains(&granted), "{granted}: two of three shards answer");
+        // Those of other nodes are not delayed, and none ends after its time, but for what a busy
+        // machine takes.
         for (is_granted, took) in answers {
-            assert!(took < limit * if is_granted { 1 } else { 4 }, "{is_granted}: {took:?}");
+            assert!(took < limit * if is_granted { 3 } else { 6 } / 4, "{is_granted}: {took:?}");
         }
     });
 }

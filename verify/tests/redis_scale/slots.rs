@@ -18,6 +18,8 @@ use crate::{acquire, block_on_tokio, engine, length};
 const WORKERS: usize = 32;
 /// Records that are there before slots move; with `NEVERTWICE_LONG` ten times as many.
 const RECORDS: usize = 30_000;
+/// Longest time of a call while slots move, besides five times what a server itself takes.
+const LONGEST: Duration = Duration::from_millis(250);
 /// Keys of one MIGRATE.
 const AT_ONCE: usize = 100;
 const SLOTS: usize = 16_384;
@@ -165,6 +167,11 @@ fn s6_slots_that_move_under_load_are_one_effect_each() {
         ];
         audit.require("slots moved under load", &numbers);
         assert_eq!(storm.leases_lost(), 0);
+        // Shorter runs are beside others, on busy machines.
+        if length() > 1 {
+            assert!(moved >= 100_000, "{moved} keys");
+            assert!(longest <= LONGEST + 5 * stall, "{longest:?}, where a server took {stall:?}");
+        }
     });
 }
 
@@ -223,7 +230,9 @@ fn l4_a_slot_that_moves_loses_no_waiter() {
         let told = SystemClock.monotonic();
         let Begin::Completed(done) = waiter.await.unwrap() else { panic!("it was completed") };
         assert_eq!(done.response().unwrap().as_ref(), b"done");
-        assert!(SystemClock.monotonic() - told < Duration::from_secs(5));
+        // Sooner than without a wake-up: after four seconds the shard of the slot is looked for.
+        let took = SystemClock.monotonic() - told;
+        assert!(took < Duration::from_secs(2), "{took:?}");
     });
 }
 
@@ -298,6 +307,35 @@ fn a_listing_during_which_slots_move_misses_nothing() {
     });
 }
 
+/// Nodes answer a pipeline with redirects for some of its commands. What they did is done.
+#[test]
+fn s6_a_redirect_in_a_pipeline_repeats_nothing_else() {
+    const COUNT: usize = 300;
+    let servers = Servers::cluster(&[]);
+    block_on_tokio(async {
+        // Each swap is one call of a script.
+        let store = servers.store().clock_slack(Duration::from_secs(1)).connect().await.unwrap();
+        let requests: Vec<_> = (0..COUNT).map(|number| request(&format!("{number}"))).collect();
+        let slots = requests.iter().map(|request| slot_of(&servers.nodes[0], &request.id()));
+        let slot = slots.take(50).find(|&slot| serves(&servers.nodes[0], slot)).unwrap();
+        tokio::task::block_in_place(|| move_slots(&servers, 0, 1, slot..slot + 1));
+        let calls = || -> usize {
+            let calls = |node: &Node| {
+                let info: String = node.ask("INFO commandstats");
+                let calls = info.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+                calls.map_or(0, |calls| calls.split(',').next().unwrap().parse::<usize>().unwrap())
+            };
+            servers.nodes[..3].iter().map(calls).sum()
+        };
+        let before = calls();
+        let engine = engine(store);
+        for begun in engine.begin_many(&requests).await {
+            let _ = lease(begun.unwrap());
+        }
+        assert_eq!(calls() - before, COUNT);
+    });
+}
+
 /// An aborted move leaves a slot on its way for ever.
 #[test]
 fn a_listing_ends_although_a_slot_stays_on_its_way() {
@@ -310,13 +348,21 @@ fn a_listing_ends_although_a_slot_stays_on_its_way() {
             let lease = acquire(&engine, &request(&format!("unknown/{number}"))).await;
             lease.fail("?", Retry::Unresolved).await.unwrap();
         }
+        // Keys of slot 0. From now on they expire where it was, and new ones are begun at the other
+        // node.
+        let (mut source, mut target) = (servers.nodes[0].patient(), servers.nodes[1].patient());
+        let key = |number: usize| format!("{{06S}}{number}");
+        let set = |number| redis::Cmd::set(key(number), "x");
+        (0..300).for_each(|number| set(number).exec(&mut source).unwrap());
         open_slot(&servers, 0, 1, 0);
         let (mut after, mut found) = (None, HashSet::new());
         for pages in 0.. {
             let page = store.scan(after.as_ref(), 50).await.unwrap();
             found.extend(page.records.iter().map(|(id, _)| *id));
             let Some(next) = page.next else { break };
-            assert!(pages < 500, "it never ends");
+            assert!(pages < 300, "it never ends");
+            redis::Cmd::del(key(pages)).exec(&mut source).unwrap();
+            redis::pipe().cmd("ASKING").add_command(set(1000 + pages)).exec(&mut target).unwrap();
             after = Some(next);
         }
         assert_eq!(found.len(), 520);

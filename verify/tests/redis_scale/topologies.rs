@@ -188,6 +188,11 @@ pub(crate) fn is_primary(node: &Node) -> bool {
     node.try_ask::<String>("INFO replication").is_ok_and(|info| info.contains("role:master"))
 }
 
+/// True if it answers, as a replica.
+pub(crate) fn is_replica(node: &Node) -> bool {
+    node.try_ask::<String>("INFO replication").is_ok_and(|info| info.contains("role:slave"))
+}
+
 fn count(sentinel: &Node, what: &str) -> usize {
     sentinel.ask::<Vec<Value>>(&format!("SENTINEL {what} {SERVICE}")).len()
 }

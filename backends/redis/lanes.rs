@@ -1,0 +1,166 @@
+//! The connections to one server, one trip at a time each: [`Lanes`].
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::error::unavailable;
+use crate::error::StoreError;
+use crate::wake::guarded;
+
+/// Connections that are used in turn. Where each trip ends with a `WAIT`, which blocks all that
+/// follows on its connection, a trip gets one of its own: the response timeout of a trip that queued
+/// behind others there would be over before its turn.
+pub(super) struct Lanes<T> {
+    all: Vec<T>,
+    turn: AtomicUsize,
+    trips: Option<Trips>,
+}
+
+/// The trips that are under way.
+struct Trips {
+    turns: Semaphore,
+    /// The numbers of the lanes without a trip.
+    free: Mutex<Vec<usize>>,
+    /// The number of trips that ended.
+    ended: AtomicUsize,
+    patience: Duration,
+}
+
+/// A lane that a trip has taken, until dropped.
+pub(super) struct Lane<'a, T> {
+    lane: &'a T,
+    _held: Option<Held<'a>>,
+}
+
+struct Held<'a> {
+    trips: &'a Trips,
+    number: usize,
+    /// Released after the number is free again.
+    _turn: SemaphorePermit<'a>,
+}
+
+impl<T> Lanes<T> {
+    /// Creates lanes, at least one, on which trips do not wait for each other.
+    pub(super) fn shared(all: Vec<T>) -> Lanes<T> {
+        Lanes { all, turn: AtomicUsize::new(0), trips: None }
+    }
+
+    /// Creates lanes, at least one, with one trip at a time each. A trip waits for at most
+    /// `patience`.
+    pub(super) fn exclusive(all: Vec<T>, patience: Duration) -> Lanes<T> {
+        let (turns, free) = (Semaphore::new(all.len()), Mutex::new((0..all.len()).collect()));
+        let trips = Some(Trips { turns, free, ended: AtomicUsize::new(0), patience });
+        Lanes { all, turn: AtomicUsize::new(0), trips }
+    }
+
+    pub(super) fn all(&self) -> &[T] {
+        &self.all
+    }
+
+    /// Returns the lane whose turn it is, for what is no trip.
+    pub(super) fn next(&self) -> &T {
+        match &*self.all {
+            [only] => only,
+            all => &all[self.turn.fetch_add(1, Ordering::Relaxed) % all.len()],
+        }
+    }
+
+    /// Takes a lane for a trip. Fails if others are served for so long that its turn does not come.
+    /// Where no trip ends at all, those under way are of callers that are not polled, and are not
+    /// waited for.
+    pub(super) async fn take(&self) -> Result<Lane<'_, T>, StoreError> {
+        let Some(trips) = &self.trips else { return Ok(Lane { lane: self.next(), _held: None }) };
+        let before = trips.ended.load(Ordering::Relaxed);
+        // The trip that ends wakes the next.
+        match guarded(timeout(trips.patience, trips.turns.acquire())).await {
+            Ok(Ok(turn)) => {
+                let number = trips.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let number = number.unwrap_or_default();
+                Ok(Lane { lane: &self.all[number], _held: Some(Held { trips, number, _turn: turn }) })
+            }
+            Ok(Err(_)) | Err(_) if trips.ended.load(Ordering::Relaxed) != before => {
+                Err(unavailable("the calls before it took too long: their replicas confirm late"))
+            }
+            Ok(Err(_)) | Err(_) => Ok(Lane { lane: self.next(), _held: None }),
+        }
+    }
+}
+
+impl<T> Deref for Lane<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.lane
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.trips.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        self.trips.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_millis(10);
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn l1_trips_have_a_lane_of_their_own_and_the_next_one_waits_for_a_free_one() {
+        block_on(async {
+            let lanes = Lanes::exclusive(vec!['a', 'b'], LONG);
+            let (first, second) = (lanes.take().await.unwrap(), lanes.take().await.unwrap());
+            assert_ne!(*first, *second);
+            let mut third = Box::pin(lanes.take());
+            assert!((&mut third).now_or_never().is_none(), "both are taken");
+            let free = *second;
+            drop(second);
+            assert_eq!(*third.await.unwrap(), free);
+            assert_eq!(*lanes.take().await.unwrap(), free, "it is free again, and the other is not");
+        });
+    }
+
+    #[test]
+    fn l1_a_trip_whose_turn_does_not_come_fails_and_one_that_is_not_polled_is_passed() {
+        block_on(async {
+            let lanes = Lanes::exclusive(vec!['a'], SHORT);
+            let stuck = lanes.take().await.unwrap();
+            assert_eq!(*lanes.take().await.unwrap(), 'a');
+            drop(stuck);
+            let held = lanes.take().await.unwrap();
+            let waiting = lanes.take();
+            let busy = async {
+                // As if trips of others had come first.
+                lanes.trips.as_ref().unwrap().ended.fetch_add(1, Ordering::Relaxed);
+            };
+            let mut waiting = Box::pin(waiting);
+            assert!((&mut waiting).now_or_never().is_none());
+            busy.await;
+            assert!(waiting.await.is_err_and(|error| error.is_transient()));
+            drop(held);
+        });
+    }
+
+    #[test]
+    fn shared_lanes_are_used_in_turn() {
+        block_on(async {
+            let lanes = Lanes::shared(vec!['a']);
+            let both = [lanes.take().await.unwrap(), lanes.take().await.unwrap()];
+            assert!(both.iter().all(|lane| **lane == 'a'));
+        });
+    }
+}
