@@ -1,5 +1,7 @@
 //! The rule of `replicated`: nothing is acknowledged that too few replicas have.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
@@ -12,7 +14,7 @@ use nevertwice::{
 use crate::ledger::request;
 use crate::nodes::{Network, Node, PORT, until};
 use crate::topologies::{Servers, online};
-use crate::{LEASE, acquire, block_on_tokio};
+use crate::{LEASE, acquire, block_on_tokio, engine};
 
 /// A primary and its replica, without sentinels.
 struct Pair {
@@ -29,7 +31,28 @@ impl Pair {
     fn start_with(options: &[&str]) -> Pair {
         let network = Network::new();
         let primary = Node::start(&network.ip(1), options);
-        let follows = ["--replicaof", &network.ip(1), &PORT.to_string()];
+        Pair::following(network, primary, 1, options)
+    }
+
+    /// Lets the replica's confirmations take so much longer.
+    fn late(delay: Duration) -> Pair {
+        let network = Network::new();
+        let primary = Node::start(&network.ip(1), &[]);
+        let (way, to) = (format!("{}:{PORT}", network.ip(9)), format!("{}:{PORT}", primary.ip));
+        let listener = TcpListener::bind(way).unwrap();
+        std::thread::spawn(move || {
+            // Until the pair ends.
+            let Ok((replica, _)) = listener.accept() else { return };
+            let primary = TcpStream::connect(to).unwrap();
+            let (from, to) = (replica.try_clone().unwrap(), primary.try_clone().unwrap());
+            std::thread::spawn(move || pass(from, to, delay));
+            pass(primary, replica, Duration::ZERO);
+        });
+        Pair::following(network, primary, 9, &[])
+    }
+
+    fn following(network: Network, primary: Node, at: u8, options: &[&str]) -> Pair {
+        let follows = ["--replicaof", &network.ip(at), &PORT.to_string()];
         let replica = Node::start(&network.ip(2), &[options, &follows].concat());
         until("the replica is in step", || online(&primary) == 1);
         Pair { network, primary, replica }
@@ -47,6 +70,17 @@ impl Pair {
     /// Keeps the replica from hearing of writes, without closing its connection.
     fn part(&self) {
         self.network.cut(&self.replica.ip);
+    }
+}
+
+/// Passes on what comes, after a while.
+fn pass(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+    let mut bytes = [0; 1 << 16];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        std::thread::sleep(delay);
+        if to.write_all(&bytes[..count]).is_err() {
+            return;
+        }
     }
 }
 
@@ -306,6 +340,25 @@ fn l1_many_reads_share_their_confirmations() {
         let reads = join_all(requests.iter().map(async |request| loaded(&store, request).await)).await;
         assert!(reads.into_iter().all(|read| read.record.is_some()));
         assert!(waits() - before < 100, "{} trips for 400 reads", waits() - before);
+    });
+}
+
+/// Each trip waits for its turn before its time to answer begins, so that none is taken for lost
+/// because those before it took long.
+#[test]
+fn l1_batches_that_wait_for_a_late_replica_lose_no_connection() {
+    let pair = Pair::late(Duration::from_millis(200));
+    block_on_tokio(async {
+        let engine = engine(pair.store().await);
+        let opened = || figure(&pair.primary, "stats", "total_connections_received:");
+        let before = opened();
+        let begin = async |batch: usize| {
+            let requests: Vec<_> = (0..5).map(|number| request(&format!("{batch}/{number}"))).collect();
+            engine.begin_many(&requests).await.into_iter().for_each(|begun| drop(begun.unwrap()));
+        };
+        join_all((0..14).map(begin)).await;
+        // One of them is that of the question.
+        assert!(opened() - before <= 2, "{} connections more", opened() - before);
     });
 }
 

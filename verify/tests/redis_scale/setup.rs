@@ -221,6 +221,32 @@ fn a_process_can_start_while_one_node_is_down() {
     });
 }
 
+#[test]
+fn nodes_are_asked_for_the_layout_over_the_same_connections() {
+    let servers = Servers::cluster(&[]);
+    block_on_tokio(async {
+        let store = servers.store().connect().await.unwrap();
+        let opened = || -> usize {
+            let opened = |node: &Node| {
+                let info: String = node.ask("INFO stats");
+                let count = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+                count.unwrap().trim().parse::<usize>().unwrap()
+            };
+            servers.nodes.iter().map(opened).sum()
+        };
+        for _ in 0..5 {
+            store.scan(None, 10).await.unwrap();
+        }
+        let before = opened();
+        for _ in 0..30 {
+            store.scan(None, 10).await.unwrap();
+        }
+        // The second question is one more to each.
+        let more = opened() - before - servers.nodes.len();
+        assert!(more <= 12, "{more} connections for 30 questions or more");
+    });
+}
+
 /// A store that is cut off together with the primary gets no error that would tell of a failover.
 #[test]
 fn a_failover_is_noticed_without_an_error_also_where_the_runtime_of_connect_is_gone() {
