@@ -14,7 +14,9 @@ use crate::{block_on_tokio, engine, length};
 
 const WORKERS: usize = 64;
 /// Outcomes before, during and after a fault.
-const OUTCOMES: usize = 2500;
+const OUTCOMES: usize = 2000;
+/// The same of levels that promise less.
+const FEW_OUTCOMES: usize = 1000;
 /// Longest time from a promotion to the first outcome: 3 s, and more on a busy machine.
 const FIRST: Duration = Duration::from_secs(10);
 /// Time for which a primary is paused or cut off: longer than a failover takes.
@@ -56,10 +58,10 @@ fn fail_over(
     level: Level,
     rounds: usize,
 ) -> (Audit, Arc<Storm>, Duration) {
-    let storm = if level == Level::Replicated {
-        Storm::endless("failover")
+    let (storm, outcomes) = if level == Level::Replicated {
+        (Storm::endless("failover"), OUTCOMES)
     } else {
-        Storm::on_weak_server("failover")
+        (Storm::on_weak_server("failover"), FEW_OUTCOMES)
     };
     block_on_tokio(async {
         let mut engines = Vec::new();
@@ -74,17 +76,17 @@ fn fail_over(
             let mut gap = Duration::ZERO;
             for _ in 0..rounds {
                 let failed = servers.primary();
-                more(&storm, OUTCOMES);
+                more(&storm, outcomes);
                 let end = fault.start(&mut servers, failed);
                 until("another primary", || servers.primary() != failed);
                 // With one replica for each primary, the one that is promoted has none meanwhile.
                 if !servers.sentinels.is_empty() || level == Level::Plain {
-                    gap = gap.max(more(&storm, OUTCOMES));
+                    gap = gap.max(more(&storm, outcomes));
                 }
                 std::thread::sleep(end.saturating_sub(SystemClock.monotonic()));
                 fault.end(&mut servers, failed);
                 servers.until_ready();
-                more(&storm, OUTCOMES);
+                more(&storm, outcomes);
             }
             gap
         });
