@@ -254,6 +254,8 @@ fn a_failover_is_noticed_without_an_error_also_where_the_runtime_of_connect_is_g
     let store = block_on_tokio(servers.store().connect()).unwrap();
     block_on_tokio(async {
         let failed = servers.primary();
+        // Its connection was of the other runtime.
+        while !store.health().await.is_ready() {}
         servers.network.cut(&servers.nodes[failed].ip);
         tokio::task::block_in_place(|| until("another primary", || servers.primary() != failed));
         let address = format!("{}:{PORT}", servers.nodes[servers.primary()].ip);
