@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Pipeline, RedisError, ServerErrorKind, Value};
+use ::redis::{Pipeline, ServerErrorKind, Value};
 
 use super::connection::{Connection, Connections};
 use super::error::unavailable;
@@ -12,7 +12,7 @@ use super::replication::{Unconfirmed, lets_act};
 use super::row::Row;
 use super::script::ScriptName;
 use super::shard::Shard;
-use super::value::time;
+use super::value::{next_reply, time};
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::record::Stamp;
@@ -199,7 +199,7 @@ impl Delivery<'_> {
         let connection = &self.connection;
         let mut replies = replies.into_iter().map(Value::extract_error);
         for row in self.rows.iter_mut().filter(|row| row.is_single()) {
-            let mut reply = next(&mut replies, row.item.is_asking).map(Option::into_iter);
+            let mut reply = next_reply(&mut replies, row.item.is_asking).map(Option::into_iter);
             self.answered += 1;
             row.decode(&mut reply, by, connection, self.answered);
         }
@@ -208,7 +208,7 @@ impl Delivery<'_> {
             let mut rows: Vec<&mut Row> = self.rows.iter_mut().filter(of_script).collect();
             for rows in rows.chunks_mut(keys_at_once) {
                 let is_asking = rows.iter().any(|row| row.item.is_asking);
-                let reply = next(&mut replies, is_asking);
+                let reply = next_reply(&mut replies, is_asking);
                 let mut parts = reply.map(|reply| name.split(reply.unwrap_or(Value::Nil), rows.len()));
                 self.answered += 1;
                 rows.iter_mut().for_each(|row| row.decode(&mut parts, by, connection, self.answered));
@@ -237,16 +237,6 @@ impl Delivery<'_> {
             }
         }
     }
-}
-
-/// Returns the next reply, after that to an `ASKING`, which may be an error.
-fn next(
-    replies: &mut impl Iterator<Item = Result<Value, RedisError>>,
-    is_asking: bool,
-) -> Result<Option<Value>, RedisError> {
-    let asked = if is_asking { replies.next().transpose() } else { Ok(None) };
-    let reply = replies.next().transpose();
-    asked.and(reply)
 }
 
 fn is_lost_script(reply: &Value) -> bool {

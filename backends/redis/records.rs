@@ -10,7 +10,7 @@ use super::connection::{Connection, Connections};
 use super::error::{NO_CLUSTER, is_forbidden, malformed, store_error, unusable};
 use super::lanes::{Lane, Lanes};
 use super::shard::Settings;
-use super::value::{found, time};
+use super::value::{found, next_reply, time};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
@@ -175,14 +175,10 @@ async fn read(
     }
     let mut replies = connections.send(connection, &commands, commands.len()).await?.into_iter();
     let now = time(replies.next())?;
-    let mut reply = |is_asking: bool| {
-        let asked =
-            if is_asking { replies.next().unwrap_or(Value::Nil).extract_error() } else { Ok(Value::Nil) };
-        let reply = replies.next().unwrap_or(Value::Nil).extract_error();
-        asked.and(reply)
-    };
-    let read = |Wanted { id, is_asking }: &Wanted| match reply(*is_asking) {
+    let mut replies = replies.map(Value::extract_error);
+    let read = |Wanted { id, is_asking }: &Wanted| match next_reply(&mut replies, *is_asking) {
         Ok(value) => {
+            let value = value.unwrap_or(Value::Nil);
             let length = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
             found(id, now, Ok(value)).map(|found| Read::Found(found, length))
         }

@@ -60,6 +60,16 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
     }
 }
 
+/// Returns the next reply, after that to an `ASKING`, which may be an error.
+pub(super) fn next_reply(
+    replies: &mut impl Iterator<Item = Result<Value, RedisError>>,
+    is_asking: bool,
+) -> Result<Option<Value>, RedisError> {
+    let asked = if is_asking { replies.next().transpose() } else { Ok(None) };
+    let reply = replies.next().transpose();
+    asked.and(reply)
+}
+
 /// Parses the reply to `TIME`.
 pub(super) fn time(reply: Option<Value>) -> Result<Stamp, StoreError> {
     let reply = reply.ok_or_else(malformed)?.extract_error().map_err(|error| store_error(&error))?;

@@ -313,3 +313,44 @@ impl Drop for ListenerHandle {
         self.shared.retire(self.generation);
     }
 }
+
+#[cfg(all(test, feature = "redis", not(nevertwice_shuttle)))]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// A listener to which nothing is announced.
+    struct Deaf;
+
+    impl Listener for Deaf {
+        fn heartbeat_limit(&self) -> Duration {
+            Duration::from_secs(3600)
+        }
+
+        async fn run(self: Arc<Deaf>, _handle: ListenerHandle) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ten thousand of them would ask again for each slot that moves.
+    #[test]
+    fn l4_only_the_waiters_that_are_meant_are_woken() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let waiters = Waiters::new(Arc::new(Deaf));
+            let [moved, stays] = [1, 2].map(|byte| RecordId::from_bytes([byte; 32]));
+            let wait = |id: RecordId| {
+                let waiters = &waiters;
+                Box::pin(async move { waiters.wait(&id, Stamp(1), Duration::from_secs(3600)).await })
+            };
+            let (mut first, mut second) = (wait(moved), wait(stays));
+            assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
+            waiters.wake_where(|id| *id == moved);
+            assert!(first.await);
+            assert!((&mut second).now_or_never().is_none());
+            waiters.wake_all();
+            assert!(second.await);
+        });
+    }
+}

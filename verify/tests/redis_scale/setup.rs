@@ -107,6 +107,42 @@ fn a_service_outlives_the_sentinels_that_were_named() {
     });
 }
 
+/// A sentinel is gone, and its address is given to one that watches a service of the same name
+/// elsewhere, which had more failovers.
+#[test]
+fn s9_a_sentinel_of_another_deployment_at_a_known_address_is_not_followed() {
+    let mut servers = Servers::watched(&[]);
+    let elsewhere = Node::start(&servers.network.ip(21), &[]);
+    block_on_tokio(async {
+        // Only one is named; it tells the others.
+        let store = RedisStore::sentinel([servers.sentinels[0].url()], SERVICE).connect().await.unwrap();
+        let engine = engine(store.clone());
+        let address = store.health().await.nodes[0].address.clone();
+        acquire(&engine, &request("k")).await.complete("done").await.unwrap();
+        let lines = [
+            format!("sentinel monitor {SERVICE} {} {PORT} 1", elsewhere.ip),
+            format!("sentinel config-epoch {SERVICE} 99"),
+        ];
+        tokio::task::block_in_place(|| {
+            let ip = servers.sentinels[2].ip.clone();
+            servers.sentinels[2].kill();
+            servers.sentinels[2] = Node::sentinel(&ip, &lines);
+        });
+        // All of them are asked every second.
+        let started = SystemClock.monotonic();
+        while SystemClock.monotonic() - started < Duration::from_secs(4) {
+            let begin = engine.begin(&request("k")).await.unwrap();
+            assert!(matches!(begin, nevertwice::Begin::Completed(_)), "{begin:?}");
+            assert_eq!(store.health().await.nodes[0].address, address);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // It is still told of failovers by the others.
+        let failed = servers.primary();
+        tokio::task::block_in_place(|| servers.nodes[failed].kill());
+        acquire(&engine, &request("after")).await.complete("done").await.unwrap();
+    });
+}
+
 #[test]
 fn a_service_goes_on_without_any_sentinel_and_finds_them_again() {
     let mut servers = Servers::watched(&[]);
