@@ -467,8 +467,8 @@ async fn leaving_slots(shard: &Shard) -> Result<Vec<(u16, i64)>, StoreError> {
     Ok(open.into_iter().zip(counts).collect())
 }
 
-/// Reads the slots that leave a node from its reply to `CLUSTER NODES`: it lists its own that are on
-/// their way in brackets, as in `[93->-id]` and `[77-<-id]`.
+/// Reads the slots that leave a node from its reply to `CLUSTER NODES`: it lists its own that are
+/// on their way in brackets, as in `[93->-id]` and `[77-<-id]`.
 fn leaving(nodes: &str) -> Vec<u16> {
     let own = nodes.lines().find(|line| line.contains("myself")).unwrap_or_default();
     let slot = |text: &str| text.strip_prefix('[')?.split_once("->-")?.0.parse().ok();
@@ -538,8 +538,8 @@ mod tests {
         assert_eq!(in_turn(Vec::new(), &all_failed, 1, ASK_AT_MOST), []);
     }
 
-    /// An aborted move leaves the slot open on both sides, and each begin adds a key to the one that
-    /// it arrives at.
+    /// An aborted move leaves the slot open on both sides, and each begin adds a key to the one
+    /// that it arrives at.
     #[test]
     fn a_slot_that_arrives_changes_no_listing() {
         let nodes = "b 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-5460 [77-<-a]\n";

@@ -200,7 +200,7 @@ fn s9_a_running_lease_of_another_caller_is_reported_without_the_replica() {
     });
 }
 
-/// What confirms a read is written back, to the replicas and to the file.
+/// A value that is written back to confirm reads is sent to the replicas and to the file again.
 #[test]
 fn l1_a_confirmation_costs_as_much_as_the_shortest_value_of_its_trip() {
     const LONG: usize = 400_000;
