@@ -122,6 +122,8 @@ fn s9_a_sentinel_of_another_deployment_at_a_known_address_is_not_followed() {
         let lines = [
             format!("sentinel monitor {SERVICE} {} {PORT} 1", elsewhere.ip),
             format!("sentinel config-epoch {SERVICE} 99"),
+            // Otherwise the sentinels of both would become one group, and follow it themselves.
+            "user default on nopass ~* &* +@all -publish".to_owned(),
         ];
         tokio::task::block_in_place(|| {
             let ip = servers.sentinels[2].ip.clone();
