@@ -131,6 +131,12 @@ impl MemoryStore {
         &self.0.shards[shard_of(id)]
     }
 
+    fn read(&self, id: &RecordId) -> Snapshot {
+        let shard = self.shard(id).lock();
+        let record = shard.find(id).map(|location| Box::new(shard.read(location)));
+        Snapshot { record, now: self.0.timeline.now() }
+    }
+
     fn replace(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
         let next = next.as_deref();
         // Read before taking the lock, to keep the critical section short: a time that is slightly
@@ -313,9 +319,11 @@ const FULL_STEP: usize = 64;
 #[async_trait]
 impl Store for MemoryStore {
     async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|location| Box::new(shard.read(location)));
-        Ok(Snapshot { record, now: self.0.timeline.now() })
+        Ok(self.read(id))
+    }
+
+    fn load_now(&self, id: &RecordId) -> Option<Result<Snapshot, StoreError>> {
+        Some(Ok(self.read(id)))
     }
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {

@@ -148,7 +148,7 @@ impl Engine {
             let command = command.as_ref().ok()?;
             let finishes = matches!(command, Command::Complete(..) | Command::Fail(..));
             let limit = match finishes {
-                true => lease.finish_limit(),
+                true => lease.finish_limit(now),
                 false => self.policy().call_timeout,
             };
             Some(lease.task(command, limit, now))
@@ -178,7 +178,7 @@ impl Core {
                     swaps.push(swap);
                     (task, Ok(reply))
                 }
-                view @ (View::Unknown | View::Found(_)) => (task, Err(view)),
+                view @ (View::Unknown | View::Absent | View::Found(_)) => (task, Err(view)),
             });
         }
         let limit = self.policy.call_timeout;

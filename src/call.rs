@@ -1,4 +1,7 @@
 //! The execution of a command: load, decide and swap, until it is done or its time is up.
+//!
+//! A store that answers at once is asked without a future: [`Execution::now`]. Only a command that
+//! has to wait goes on in one, which is boxed, since its state is large to move.
 
 mod tries;
 
@@ -45,6 +48,9 @@ pub(crate) struct Task<'a> {
 pub(crate) enum View {
     /// None: the record is loaded first.
     Unknown,
+    /// There is most likely no record. It is loaded if the store answers at once, and otherwise a
+    /// write to an absent record is tried: a conflict shows the record.
+    Absent,
     /// A step that is most likely the right one, and is tried at once: a conflict shows the record.
     Expected(Step),
     /// A snapshot, requested at this time on the engine's monotonic clock. (Boxed, so that a view
@@ -59,9 +65,15 @@ pub(crate) struct Step {
 }
 
 /// The consequence of the rules for a command on a snapshot.
+enum Decided {
+    Write(Step),
+    Reply(Reply),
+}
+
+/// The next part of an execution.
 enum Next {
     Write(Step),
-    Answer(Reply),
+    Answer(Answer),
 }
 
 /// The result of a command.
@@ -73,50 +85,30 @@ pub(crate) struct Answer {
     pub(crate) until: Duration,
 }
 
+/// A command under execution: its store calls so far, and what they have shown.
+pub(crate) struct Execution<'a> {
+    call: Call<'a>,
+    /// The pauses after conflicts.
+    pause: Pause,
+    /// The swap that is due.
+    expected: Option<Step>,
+    /// The snapshot to decide on.
+    found: Option<Snapshot>,
+    /// True if the record is most likely absent and was not asked for yet.
+    absent: bool,
+    /// True if a pause is due before the next store call.
+    rests: bool,
+    lapsed: bool,
+    removes: bool,
+}
+
 impl Core {
     /// Executes a command, starting from `view`.
     pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
-        let Task { id, command, started, limit, .. } = task;
-        self.check_origin(command)?;
-        let mut call = Call::since(*started, self, id, *limit);
-        let mut pause = Pause::after(8);
-        let (mut expected, mut found) = match view {
-            View::Unknown => (None, None),
-            View::Expected(step) => (Some(step), None),
-            View::Found(found) => {
-                call.sent = found.1;
-                (None, Some(found.0))
-            }
-        };
-        let (mut lapsed, mut removes) = (false, false);
-        loop {
-            let step = match expected.take() {
-                Some(step) => step,
-                None => {
-                    let mut snapshot = match found.take() {
-                        Some(snapshot) => snapshot,
-                        None => call.load().await?,
-                    };
-                    // A release may have removed the record meanwhile: then it is not lost.
-                    task.check_released()?;
-                    lapsed = task.replaces_evidence(&snapshot);
-                    match task.decide(&mut snapshot, removes)? {
-                        Next::Write(step) => step,
-                        Next::Answer(reply) => return Ok(Answer::found(call.sent, reply, snapshot)),
-                    }
-                }
-            };
-            match call.swap(&step.swap).await? {
-                Swap::Done(stamp) => {
-                    observe::expired_unsettled(self, u64::from(lapsed));
-                    return Ok(Answer::written(call.sent, step, stamp));
-                }
-                Swap::Conflict(snapshot) => {
-                    removes = step.swap.next.is_none();
-                    found = Some(snapshot);
-                }
-            }
-            call.rest(&mut pause).await;
+        let mut execution = Execution::new(self, task, view);
+        match execution.now(task)? {
+            Some(answer) => Ok(answer),
+            None => execution.run(task).await,
         }
     }
 
@@ -136,17 +128,146 @@ impl observe::Source for Core {
     }
 }
 
+impl<'a> Execution<'a> {
+    #[inline]
+    pub(crate) fn new(core: &'a Core, task: &Task<'_>, view: View) -> Execution<'a> {
+        let mut execution = Execution {
+            call: Call::since(task.started, core, &task.id, task.limit),
+            pause: Pause::after(8),
+            expected: None,
+            found: None,
+            absent: false,
+            rests: false,
+            lapsed: false,
+            removes: false,
+        };
+        match view {
+            View::Unknown => {}
+            View::Absent => execution.absent = true,
+            View::Expected(step) => execution.expected = Some(step),
+            View::Found(found) => {
+                let (snapshot, sent) = *found;
+                execution.call.sent = sent;
+                execution.found = Some(snapshot);
+            }
+        }
+        execution
+    }
+
+    /// Executes the command as far as the store answers at once; `None` if a store call has to
+    /// wait: then [`run`](Execution::run) goes on.
+    pub(crate) fn now(&mut self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
+        self.call.core.check_origin(task.command)?;
+        while !self.rests {
+            let step = match self.expected.take() {
+                Some(step) => step,
+                None => {
+                    let snapshot = match self.found.take() {
+                        Some(snapshot) => Some(snapshot),
+                        None => self.call.load_now()?,
+                    };
+                    match (snapshot, std::mem::take(&mut self.absent)) {
+                        (Some(snapshot), _) => match self.decide(task, snapshot)? {
+                            Next::Write(step) => step,
+                            Next::Answer(answer) => return Ok(Some(answer)),
+                        },
+                        (None, true) => match task.guess() {
+                            Some(step) => step,
+                            None => return Ok(None),
+                        },
+                        (None, false) => return Ok(None),
+                    }
+                }
+            };
+            match self.call.swap_now(&step.swap)? {
+                Some(swap) => {
+                    if let Some(answer) = self.swapped(step, swap) {
+                        return Ok(Some(answer));
+                    }
+                    self.rests = !self.pause.is_free();
+                }
+                None => {
+                    self.expected = Some(step);
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes on until the command is answered or its time is up.
+    pub(crate) async fn run(mut self, task: &Task<'_>) -> Result<Answer, Error> {
+        loop {
+            if std::mem::take(&mut self.rests) {
+                self.call.rest(&mut self.pause).await;
+            }
+            match self.expected.take() {
+                Some(step) => {
+                    let swap = self.call.swap(&step.swap).await?;
+                    if let Some(answer) = self.swapped(step, swap) {
+                        return Ok(answer);
+                    }
+                    self.rests = true;
+                }
+                None => {
+                    let snapshot = match self.found.take() {
+                        Some(snapshot) => snapshot,
+                        None => self.call.load().await?,
+                    };
+                    match self.decide(task, snapshot)? {
+                        Next::Write(step) => self.expected = Some(step),
+                        Next::Answer(answer) => return Ok(answer),
+                    }
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, task: &Task<'_>, mut snapshot: Snapshot) -> Result<Next, Error> {
+        // A release may have removed the record meanwhile: then it is not lost.
+        task.check_released()?;
+        self.lapsed = task.replaces_evidence(&snapshot);
+        Ok(match task.decide(&mut snapshot, self.removes)? {
+            Decided::Write(step) => Next::Write(step),
+            Decided::Reply(reply) => Next::Answer(Answer::found(self.call.sent, reply, snapshot)),
+        })
+    }
+
+    /// The answer after a swap; `None` after a conflict, on whose record is decided next.
+    fn swapped(&mut self, step: Step, swap: Swap) -> Option<Answer> {
+        match swap {
+            Swap::Done(stamp) => {
+                observe::expired_unsettled(self.call.core, u64::from(self.lapsed));
+                Some(Answer::written(self.call.sent, step, stamp))
+            }
+            Swap::Conflict(snapshot) => {
+                self.removes = step.swap.next.is_none();
+                self.found = Some(snapshot);
+                None
+            }
+        }
+    }
+}
+
 impl Task<'_> {
+    /// The step of the command if there is no record.
+    fn guess(&self) -> Option<Step> {
+        match View::absent(&self.id, self.command) {
+            View::Expected(step) => Some(step),
+            View::Unknown | View::Absent | View::Found(_) => None,
+        }
+    }
+
     /// Applies the rules to a snapshot. `removes` is true after a removal that found it instead of
     /// the expected record. A reply with a response takes the response out of the snapshot.
-    fn decide(&self, found: &mut Snapshot, removes: bool) -> Result<Next, Error> {
+    fn decide(&self, found: &mut Snapshot, removes: bool) -> Result<Decided, Error> {
         let expected = found.record.as_ref().map(|record| record.stamp);
         Ok(match decide_again(found.now, found.record.as_deref(), self.command, removes) {
             Decision::Write { next, reply } => {
-                Next::Write(Step { swap: SwapRequest { id: self.id, expected, next }, reply })
+                Decided::Write(Step { swap: SwapRequest { id: self.id, expected, next }, reply })
             }
-            Decision::Reply(reply) => Next::Answer(reply),
-            Decision::Replay => Next::Answer(Reply::replay(found.record.take()).ok_or(NOT_COMPLETED)?),
+            Decision::Reply(reply) => Decided::Reply(reply),
+            Decision::Replay => Decided::Reply(Reply::replay(found.record.take()).ok_or(NOT_COMPLETED)?),
         })
     }
 
@@ -154,8 +275,8 @@ impl Task<'_> {
     pub(crate) fn answer(&self, found: &mut Snapshot) -> Result<Option<Reply>, Error> {
         self.check_released()?;
         Ok(match self.decide(found, false)? {
-            Next::Answer(reply) => Some(reply),
-            Next::Write(_) => None,
+            Decided::Reply(reply) => Some(reply),
+            Decided::Write(_) => None,
         })
     }
 

@@ -1,12 +1,13 @@
 //! [`Engine`]: the entry point of the crate.
 
 use std::sync::Arc;
-#[cfg(feature = "http")]
 use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Either};
 
 use crate::begin::Begin;
 use crate::builder::EngineBuilder;
-use crate::call::{Answer, Call, Core, Task, View};
+use crate::call::{Answer, Call, Core, Execution, Task, View};
 use crate::clock::Clock;
 use crate::decide::{BeginParams, Command};
 use crate::error::Error;
@@ -102,7 +103,11 @@ impl Engine {
     /// [`Request::owner`] finds it again.
     pub async fn begin(&self, request: &Request) -> Result<Begin, Error> {
         let seen = observe::call(self, Op::Begin, &|| Some(request.label()));
-        self.begin_seen(request, &seen).await
+        // Without a future in between, which would be moved.
+        match self.begin_now(request, &seen) {
+            Either::Left(begin) => begin,
+            Either::Right(started) => self.begin_later(started, &seen).await,
+        }
     }
 
     /// Begins an operation of this crate's own, which is not reported to operators.
@@ -118,17 +123,56 @@ impl Engine {
     }
 
     async fn begin_seen(&self, request: &Request, seen: &Seen<'_>) -> Result<Begin, Error> {
-        let begin = observe::in_span(seen, async {
-            let params = self.params(request)?;
-            let owner = params.owner;
-            let command = Command::Begin(params);
-            let id = request.id();
-            let answer = self.execute(&id, &command, View::absent(&id, &command)).await?;
-            self.begun(id, owner, answer)
-        });
-        let begin = begin.await;
+        match self.begin_now(request, seen) {
+            Either::Left(begin) => begin,
+            Either::Right(started) => self.begin_later(started, seen).await,
+        }
+    }
+
+    /// Begins, as far as the store answers at once.
+    fn begin_now(
+        &self,
+        request: &Request,
+        seen: &Seen<'_>,
+    ) -> Either<Result<Begin, Error>, Box<Started<'_>>> {
+        let begin = match seen.inside(|| self.start(request)) {
+            Ok(Start::Answered { id, owner, answer }) => self.begun(id, owner, answer),
+            Ok(Start::Waits(started)) => return Either::Right(started),
+            Err(error) => Err(error),
+        };
         seen.begun(&begin);
-        begin
+        Either::Left(begin)
+    }
+
+    /// Continues a begin whose store call has to wait. The future is boxed, since it is large to
+    /// move and most stores box theirs too.
+    fn begin_later<'a>(
+        &'a self,
+        started: Box<Started<'a>>,
+        seen: &'a Seen<'_>,
+    ) -> BoxFuture<'a, Result<Begin, Error>> {
+        Box::pin(async move {
+            let begin = observe::in_span(seen, async {
+                let (id, owner) = (started.id, started.owner);
+                self.begun(id, owner, started.answer(self).await.1?)
+            });
+            let begin = begin.await;
+            seen.begun(&begin);
+            begin
+        })
+    }
+
+    /// Starts a begin for `request`, as far as the store answers at once.
+    pub(crate) fn start(&self, request: &Request) -> Result<Start<'_>, Error> {
+        let params = self.params(request)?;
+        let (id, owner, command) = (request.id(), params.owner, Command::Begin(params));
+        let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
+        let task = Task { id, command: &command, started, limit, released: None };
+        let mut execution = Execution::new(self.core(), &task, View::Absent);
+        Ok(match execution.now(&task)? {
+            Some(answer) => Start::Answered { id, owner, answer },
+            None => Start::Waits(Box::new(Started { id, owner, command, started, execution })),
+        })
     }
 
     /// Returns `request` with an owner of its own, under which a begin can be repeated.
@@ -246,6 +290,37 @@ impl Engine {
     /// Loads the record under `id`.
     pub(crate) async fn load(&self, id: &RecordId) -> Result<Snapshot, Error> {
         Call::within(self.core(), id, self.policy().call_timeout).load().await
+    }
+}
+
+/// The start of a begin.
+pub(crate) enum Start<'a> {
+    /// The store answered at once.
+    Answered {
+        id: RecordId,
+        owner: Owner,
+        answer: Answer,
+    },
+    Waits(Box<Started<'a>>),
+}
+
+/// A begin whose store call has to wait.
+pub(crate) struct Started<'a> {
+    pub(crate) id: RecordId,
+    pub(crate) owner: Owner,
+    command: Command,
+    /// The time of the start, on the engine's monotonic clock.
+    pub(crate) started: Duration,
+    execution: Execution<'a>,
+}
+
+impl Started<'_> {
+    /// The command, and its answer.
+    pub(crate) async fn answer(self, engine: &Engine) -> (Command, Result<Answer, Error>) {
+        let Started { id, command, started, execution, .. } = self;
+        let limit = engine.policy().call_timeout;
+        let answer = execution.run(&Task { id, command: &command, started, limit, released: None }).await;
+        (command, answer)
     }
 }
 

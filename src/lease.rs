@@ -152,11 +152,7 @@ impl Lease {
     /// own monotonic clock from before the request was sent, so it is never more than the store
     /// granted. Zero once finished.
     pub fn remaining(&self) -> Duration {
-        let held = self.held();
-        if !held.is_working() {
-            return Duration::ZERO;
-        }
-        held.until.saturating_sub(self.0.engine.clock().monotonic())
+        self.remaining_at(self.0.engine.clock().monotonic())
     }
 
     /// Returns true if this holder must no longer rely on its lease: the store answered that the
@@ -346,7 +342,8 @@ impl Lease {
     /// written anew; [`Error::AlreadyFinished`] if this lease was finished with another outcome,
     /// which remains.
     pub async fn complete(&self, response: impl Into<Bytes>) -> Result<(), Error> {
-        self.complete_with_head(&[], response).await
+        let body = self.body("response", response.into())?;
+        self.finish(body, None).await
     }
 
     /// [`complete`](Lease::complete) with a head: up to [`Body::MAX_HEAD`] bytes that duplicates
@@ -356,7 +353,8 @@ impl Lease {
     /// # Errors
     /// As for [`complete`](Lease::complete); [`Error::TooLarge`] for the head too.
     pub async fn complete_with_head(&self, head: &[u8], response: impl Into<Bytes>) -> Result<(), Error> {
-        self.finish(self.body("response", response.into())?.with_head(checked(head)?), None).await
+        let body = self.body("response", response.into())?.with_head(checked(head)?);
+        self.finish(body, None).await
     }
 
     /// Records that the operation failed, and what the next begin may do: see [`Retry`].
@@ -376,7 +374,8 @@ impl Lease {
     /// # Errors
     /// As for [`complete`](Lease::complete).
     pub async fn fail(&self, error: impl Into<Bytes>, retry: Retry) -> Result<(), Error> {
-        self.fail_with_head(&[], error, retry).await
+        let body = self.body("error", error.into())?;
+        self.finish(body, Some(retry)).await
     }
 
     /// [`fail`](Lease::fail) with a head: see [`complete_with_head`](Lease::complete_with_head).
@@ -389,7 +388,8 @@ impl Lease {
         error: impl Into<Bytes>,
         retry: Retry,
     ) -> Result<(), Error> {
-        self.finish(self.body("error", error.into())?.with_head(checked(head)?), Some(retry)).await
+        let body = self.body("error", error.into())?.with_head(checked(head)?);
+        self.finish(body, Some(retry)).await
     }
 
     /// Removes the record, because nothing happened: the key is absent again, and the next begin

@@ -123,6 +123,13 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// swap and recognises its own write.
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError>;
 
+    /// Does a [`load`](Store::load) at once, without waiting and without a boxed future. `None` if
+    /// it cannot: then the engine calls `load`, or tries a write. **Provided**: `None`.
+    fn load_now(&self, id: &RecordId) -> Option<Result<Snapshot, StoreError>> {
+        let _ = id;
+        None
+    }
+
     /// Does a [`swap`](Store::swap) at once, without waiting and without a boxed future. `None` if
     /// it cannot, with nothing done: then the engine calls `swap`. **Provided**: `None`.
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
@@ -242,6 +249,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         (**self).swap(swap).await
+    }
+
+    fn load_now(&self, id: &RecordId) -> Option<Result<Snapshot, StoreError>> {
+        (**self).load_now(id)
     }
 
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {

@@ -11,6 +11,20 @@ pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
+/// Reads a number that [`put`] wrote at the start of `input`, and returns it with its length in
+/// bytes; `None` if there is none.
+#[cfg(feature = "memory")]
+pub(crate) fn first(input: &[u8]) -> Option<(u64, usize)> {
+    let mut number = 0;
+    for (at, byte) in input.iter().take(10).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if *byte < 0x80 {
+            return Some((number, at + 1));
+        }
+    }
+    None
+}
+
 /// Reads a number, or returns the fault.
 pub(crate) fn get(input: &mut impl Buf) -> Result<u64, &'static str> {
     let mut number = 0_u64;

@@ -11,8 +11,8 @@ use futures_util::future::{BoxFuture, Either, Shared, select};
 
 use crate::begin::Begin;
 use crate::call::{View, within};
-use crate::decide::{Command, Reply};
-use crate::engine::Engine;
+use crate::decide::{BeginParams, Command, Reply};
+use crate::engine::{Engine, Start};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, End, Moment, Op, Waiter as Observed};
@@ -75,41 +75,60 @@ impl Engine {
     /// As for [`begin`](Engine::begin).
     pub async fn begin_or_wait(&self, request: &Request, limit: Duration) -> Result<Begin, Error> {
         let mut seen = observe::call(self, Op::BeginOrWait, &|| Some(request.label()));
-        let mut asked = seen.since;
-        let begin = observe::in_span(&seen, self.begin_until(request, limit, &mut asked)).await;
-        seen.since = asked;
+        let begin = match seen.inside(|| self.start(request)) {
+            Ok(Start::Answered { id, owner, answer })
+                if !matches!(answer.reply, Reply::InProgress { .. }) =>
+            {
+                self.begun(id, owner, answer)
+            }
+            Ok(start) => {
+                let mut asked = seen.since;
+                // Boxed, since few calls wait, and the rest is large to move.
+                let wait = self.begin_until(request, limit, start, &mut asked);
+                let begin = Box::pin(observe::in_span(&seen, wait)).await;
+                seen.since = asked;
+                begin
+            }
+            Err(error) => Err(error),
+        };
         seen.begun(&begin);
         begin
     }
 
-    /// The same; `asked` is set to the time of its last request to the store.
+    /// Continues a begin that is not answered for good; `asked` is set to the time of its last
+    /// request to the store.
     async fn begin_until(
         &self,
         request: &Request,
         limit: Duration,
+        start: Start<'_>,
         asked: &mut Moment,
     ) -> Result<Begin, Error> {
         let until = self.clock().monotonic().saturating_add(limit);
-        let params = self.params(request)?;
-        let (id, owner) = (request.id(), params.owner);
-        let command = Command::Begin(params);
-        let mut view = View::absent(&id, &command);
+        let (id, owner, mut command, mut answer) = match start {
+            Start::Answered { id, owner, answer } => (id, owner, None, Ok(answer)),
+            Start::Waits(started) => {
+                let (id, owner) = (started.id, started.owner);
+                let (command, answer) = started.answer(self).await;
+                (id, owner, Some(command), answer)
+            }
+        };
         let mut place = None;
         loop {
-            let answer = self.execute(&id, &command, view).await;
             let waiter = place.as_ref().map(|(_, waiter)| waiter);
-            let answer = answer.inspect_err(|_| {
+            let answered = answer.inspect_err(|_| {
                 if waiter.is_some() {
                     observe::waited(self, waiter, End::Error);
                 }
             })?;
             let left = until.saturating_sub(self.clock().monotonic());
-            let (Reply::InProgress { lease_remaining, .. }, Some(record)) = (&answer.reply, &answer.record)
+            let (Reply::InProgress { lease_remaining, .. }, Some(record)) =
+                (&answered.reply, &answered.record)
             else {
                 if waiter.is_some() {
                     observe::waited(self, waiter, End::Changed);
                 }
-                return self.begun(id, owner, answer);
+                return self.begun(id, owner, answered);
             };
             if place.is_none() {
                 let free = self.waiting().enter(self.policy(), id, request.scope_id());
@@ -119,13 +138,18 @@ impl Engine {
                 None => End::Limit,
                 Some(_) if left.is_zero() => End::Timeout,
                 Some(_) => {
-                    view = self.wait((id, record.stamp), *lease_remaining, left).await;
+                    let view = self.wait((id, record.stamp), *lease_remaining, left).await;
                     *asked = Moment::now(self);
+                    let command = match &mut command {
+                        Some(command) => command,
+                        none => none.insert(Command::Begin(BeginParams { owner, ..self.params(request)? })),
+                    };
+                    answer = self.execute(&id, command, view).await;
                     continue;
                 }
             };
             observe::waited(self, place.as_ref().map(|(_, waiter)| waiter), end);
-            return self.begun(id, owner, answer);
+            return self.begun(id, owner, answered);
         }
     }
 

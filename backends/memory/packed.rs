@@ -408,9 +408,8 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     fn varint(&mut self) -> u64 {
-        let mut rest = &self.bytes[self.at..];
-        let number = varint::get(&mut rest).unwrap_or_default(); // as the writer put it
-        self.at = self.bytes.len() - rest.len();
+        let (number, length) = varint::first(&self.bytes[self.at..]).unwrap_or_default(); // as the writer put it
+        self.at += length;
         number
     }
 

@@ -1,12 +1,10 @@
 //! [`Call`]: the store calls of one command, with repetitions, pauses and the deadline.
 
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, poll_fn};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-
-use futures_util::future::Either;
 
 use super::Core;
 use crate::clock::{Clock, Sleep};
@@ -17,8 +15,8 @@ use crate::store::{Snapshot, Swap, SwapRequest};
 
 /// The store calls of one command, repeated after transient failures until its time limit.
 pub(crate) struct Call<'a> {
-    core: &'a Core,
-    id: &'a RecordId,
+    pub(super) core: &'a Core,
+    id: RecordId,
     limit: Duration,
     pub(crate) started: Duration,
     deadline: Duration,
@@ -26,38 +24,74 @@ pub(crate) struct Call<'a> {
     pub(crate) sent: Duration,
     tries: u32,
     last: Option<StoreError>,
+    /// The reason to repeat a store call that failed at once.
+    failed: Option<RetryCause>,
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn within(core: &'a Core, id: &'a RecordId, limit: Duration) -> Call<'a> {
+    pub(crate) fn within(core: &'a Core, id: &RecordId, limit: Duration) -> Call<'a> {
         Call::since(core.clock.monotonic(), core, id, limit)
     }
 
     /// Starts at `started`, a time that was just read from the engine's monotonic clock.
-    pub(super) fn since(started: Duration, core: &'a Core, id: &'a RecordId, limit: Duration) -> Call<'a> {
+    pub(super) fn since(started: Duration, core: &'a Core, id: &RecordId, limit: Duration) -> Call<'a> {
         let deadline = started.saturating_add(limit);
-        Call { core, id, limit, started, deadline, sent: started, tries: 0, last: None }
+        Call { core, id: *id, limit, started, deadline, sent: started, tries: 0, last: None, failed: None }
+    }
+
+    /// Loads the record if the store answers at once.
+    pub(super) fn load_now(&mut self) -> Result<Option<Snapshot>, Error> {
+        let (core, id) = (self.core, self.id);
+        self.at_once(|| core.store.load_now(&id))
+    }
+
+    /// Swaps if the store answers at once.
+    pub(super) fn swap_now(&mut self, swap: &SwapRequest) -> Result<Option<Swap>, Error> {
+        let core = self.core;
+        self.at_once(|| core.store.swap_now(swap))
+    }
+
+    /// Sends a store call that is answered at once; `None` if it is not, or has to be repeated. It
+    /// counts as sent when the last one was: no time passes between them, and the holder of a
+    /// lease may believe in a shorter one.
+    fn at_once<T>(
+        &mut self,
+        send: impl FnOnce() -> Option<Result<T, StoreError>>,
+    ) -> Result<Option<T>, Error> {
+        if self.failed.is_some() || self.limit.is_zero() {
+            return Ok(None);
+        }
+        let Some(answer) = send() else { return Ok(None) };
+        if self.tries == 0 {
+            self.sent = self.started;
+        }
+        self.tries += 1;
+        match answer {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_transient() => {
+                self.last = Some(error);
+                self.failed = Some(RetryCause::Unavailable);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(crate) async fn load(&mut self) -> Result<Snapshot, Error> {
         let (core, id) = (self.core, self.id);
-        self.repeat(|| core.store.load(id)).await
+        self.repeat(|| core.store.load(&id)).await
     }
 
     pub(crate) async fn discard(&mut self) -> Result<bool, Error> {
         let (core, id) = (self.core, self.id);
-        let existed = self.repeat(|| core.store.discard(id)).await?;
+        let existed = self.repeat(|| core.store.discard(&id)).await?;
         // If it took several tries, an earlier one may have removed the record.
         Ok(existed || self.tries > 1)
     }
 
     pub(crate) async fn swap(&mut self, swap: &SwapRequest) -> Result<Swap, Error> {
-        let store = &self.core.store;
-        self.repeat(|| match store.swap_now(swap) {
-            Some(answer) => Either::Left(ready(answer)),
-            None => Either::Right(store.swap(swap)),
-        })
-        .await
+        let core = self.core;
+        self.repeat(|| core.store.swap(swap)).await
     }
 
     /// Repeats a store call until it succeeds, fails with an error that is not transient, or the
@@ -70,7 +104,10 @@ impl<'a> Call<'a> {
         // The longest wait for one answer does not grow with the limit of the whole call.
         let usual = limit.min(self.core.policy.call_timeout);
         let mut pause = Pause::after(2);
-        let mut cause = None;
+        let mut cause = self.failed.take();
+        if cause.is_some() {
+            self.rest(&mut pause).await;
+        }
         loop {
             // The first store call is sent right after `Call` is created, so that time is reused.
             self.sent = if self.tries == 0 { self.started } else { self.core.clock.monotonic() };
@@ -103,7 +140,7 @@ impl<'a> Call<'a> {
     /// Pauses, but not past the deadline.
     pub(crate) async fn rest(&self, pause: &mut Pause) {
         let clock = &*self.core.clock;
-        if let Some(time) = pause.next((self.id, self.started)) {
+        if let Some(time) = pause.next((&self.id, self.started)) {
             clock.sleep(time.min(self.deadline.saturating_sub(clock.monotonic()))).await;
         }
     }
@@ -121,6 +158,13 @@ impl Pause {
     /// Pauses that start after `free` tries.
     pub(crate) fn after(free: u32) -> Pause {
         Pause { free, pauses: 0 }
+    }
+
+    /// Takes a try without a pause; false if a pause is due.
+    pub(super) fn is_free(&mut self) -> bool {
+        let free = self.free > 0;
+        self.free = self.free.saturating_sub(1);
+        free
     }
 
     fn next(&mut self, of: (&RecordId, Duration)) -> Option<Duration> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{KeyError, MAX_SCOPE_PARTS, check};
+use super::{KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, check};
 use crate::label::Label;
 
 /// The hash key of scopes on their own.
@@ -50,11 +50,14 @@ impl Scope {
         for part in parts {
             let part = part.as_ref();
             count += 1;
-            bad = bad.or_else(|| check("scope", part).err());
+            let kinds = kinds(part);
+            if kinds & ODD != 0 || !(1..=MAX_KEY_BYTES).contains(&part.len()) {
+                bad = bad.or_else(|| check("scope", part).err());
+            }
             if count > MAX_SCOPE_PARTS || bad.is_some() {
                 continue; // refused: only the number of parts is still asked for
             }
-            label.add(part, count > 1);
+            label.add(part, kinds & SPECIAL == 0, count > 1);
             framed.push(part.len() as u8); // at most MAX_KEY_BYTES
             framed.extend_from_slice(part.as_bytes());
         }
@@ -104,12 +107,12 @@ struct Typed {
 }
 
 impl Typed {
-    /// Adds a part, after a comma unless it is the first.
-    fn add(&mut self, part: &str, behind_another: bool) {
+    /// Adds a part, after a comma unless it is the first. A plain one equals its typed form.
+    fn add(&mut self, part: &str, is_plain: bool, behind_another: bool) {
         if behind_another {
             self.push(",");
         }
-        if is_plain(part) {
+        if is_plain {
             self.push(part);
         } else {
             escaped(part).for_each(|piece| self.push(piece));
@@ -137,11 +140,30 @@ impl Scope {
     }
 }
 
-/// Returns true if a part equals its typed form, as nearly all do.
-fn is_plain(part: &str) -> bool {
-    // Without an early exit, so that many bytes are compared at once.
-    let special = |byte: u8| byte == b',' || byte == b'\\' || byte == "…".as_bytes()[0];
-    !part.bytes().fold(false, |found, byte| found | special(byte))
+/// A kind of byte that may belong to a character that is refused.
+const ODD: u8 = 1;
+/// A kind of byte that may belong to a character that is escaped.
+const SPECIAL: u8 = 2;
+
+/// The kinds of every byte.
+static KINDS: [u8; 256] = {
+    let (mut kinds, mut byte) = ([0; 256], 0);
+    while byte < kinds.len() {
+        if !matches!(byte as u8, b' '..=b'~') {
+            kinds[byte] |= ODD;
+        }
+        // The last is the first byte of the mark of a cut.
+        if matches!(byte as u8, b',' | b'\\' | 0xe2) {
+            kinds[byte] |= SPECIAL;
+        }
+        byte += 1;
+    }
+    kinds
+};
+
+/// Returns the kinds of all bytes of a part.
+fn kinds(part: &str) -> u8 {
+    part.bytes().fold(0, |kinds, byte| kinds | KINDS[usize::from(byte)])
 }
 
 /// Returns the typed form of a part, in pieces.

@@ -1,12 +1,14 @@
 //! The commands of a lease: their limits, their execution, and the holder's view afterwards.
 
+use std::future::{Ready, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either};
 
 use super::held::Held;
 use super::{Inner, Lease};
-use crate::call::{Answer, Task, View};
+use crate::call::{Answer, Execution, Task, View};
 use crate::decide::{Command, Current, Reply};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -16,6 +18,9 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, PoisonError};
 use crate::token::LeaseToken;
 use crate::wake::wake_all;
+
+/// A command that was started: answered already, or waiting for its store.
+pub(crate) type Started<'a> = Either<Ready<Result<(), Error>>, BoxFuture<'a, Result<(), Error>>>;
 
 impl Lease {
     /// Returns true if this holder is working, as far as it knows: the lease is neither finished,
@@ -53,64 +58,89 @@ impl Lease {
         self.held().record.as_ref().and_then(|record| record.lease()).unwrap_or(self.0.engine.policy().lease)
     }
 
-    pub(super) fn command(
-        &self,
-        op: Op,
-        command: impl FnOnce(LeaseToken) -> Command,
-    ) -> impl Future<Output = Result<(), Error>> {
-        self.command_within(self.0.engine.policy().call_timeout, op, command)
+    pub(super) fn command(&self, op: Op, command: impl FnOnce(LeaseToken) -> Command) -> Started<'_> {
+        let Inner { engine, .. } = &*self.0;
+        self.command_at(engine.clock().monotonic(), engine.policy().call_timeout, op, command)
     }
 
     /// Renews with a time limit, so that other renewals get their time too.
     pub(crate) async fn renew_within(&self, limit: Duration) -> Result<(), Error> {
         let limit = limit.min(self.0.engine.policy().call_timeout);
-        self.command_within(limit, Op::Renew, Command::Renew).await
+        self.command_at(self.engine().clock().monotonic(), limit, Op::Renew, Command::Renew).await
     }
 
     /// Records an outcome: a response, or an error and its [`Retry`]. It is retried for as long as
     /// [`finish_limit`](Lease::finish_limit) allows.
-    pub(crate) async fn finish(&self, body: Body, failed: Option<Retry>) -> Result<(), Error> {
-        let limit = self.finish_limit();
+    pub(crate) fn finish(&self, body: Body, failed: Option<Retry>) -> Started<'_> {
+        let now = self.engine().clock().monotonic();
+        let limit = self.finish_limit(now);
         match failed {
-            None => self.command_within(limit, Op::Complete, |token| Command::Complete(token, body)).await,
-            Some(retry) => {
-                self.command_within(limit, Op::Fail, |token| Command::Fail(token, body, retry)).await
-            }
+            None => self.command_at(now, limit, Op::Complete, |token| Command::Complete(token, body)),
+            Some(retry) => self.command_at(now, limit, Op::Fail, |token| Command::Fail(token, body, retry)),
         }
     }
 
     /// The time for which a finish is retried. A lease whose store is unavailable cannot
     /// be renewed, so by default retries end with the lease, although the store still accepts the
     /// finish afterwards, as long as no other caller took the key.
-    pub(crate) fn finish_limit(&self) -> Duration {
+    pub(crate) fn finish_limit(&self, now: Duration) -> Duration {
         let policy = self.0.engine.policy();
         match policy.finish_timeout {
             Some(limit) => limit,
-            None => self.remaining().max(policy.call_timeout),
+            None => self.remaining_at(now).max(policy.call_timeout),
         }
     }
 
-    /// Executes the command that `command` makes from the token.
-    async fn command_within(
+    /// [`remaining`](Lease::remaining) at a time on the engine's monotonic clock.
+    pub(super) fn remaining_at(&self, now: Duration) -> Duration {
+        let held = self.held();
+        if held.is_working() { held.until.saturating_sub(now) } else { Duration::ZERO }
+    }
+
+    /// Executes the command that `command` makes from the token, started at `now`: at once, if the
+    /// store can. The future of one that waits is boxed, since its state is large to move.
+    fn command_at(
         &self,
+        now: Duration,
         limit: Duration,
         op: Op,
         command: impl FnOnce(LeaseToken) -> Command,
-    ) -> Result<(), Error> {
+    ) -> Started<'_> {
         let Inner { engine, token, .. } = &*self.0;
         let seen = match self.0.quiet {
             false => observe::call(engine, op, &|| Some(token.scope)),
             true => observe::quiet_call(engine, op),
         };
-        let result = observe::in_span(&seen, async {
+        let started = seen.inside(|| {
             let command = command(token.clone());
             self.open_for(&command)?;
-            let (task, view) = self.task(&command, limit, engine.clock().monotonic());
-            self.learn(engine.core().execute(&task, view).await?)
+            let (task, view) = self.task(&command, limit, now);
+            let mut execution = Execution::new(engine.core(), &task, view);
+            match execution.now(&task)? {
+                Some(answer) => self.learn(answer).map(|()| None),
+                None => Ok(Some(Box::new((command, execution)))),
+            }
         });
-        let result = result.await;
+        let result = match started {
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+            Ok(Some(waits)) => {
+                return Either::Right(Box::pin(async move {
+                    let (command, execution) = *waits;
+                    let result = observe::in_span(&seen, async {
+                        let Inner { token, released, .. } = &*self.0;
+                        let (id, command, started) = (token.id, &command, now);
+                        let task = Task { id, command, started, limit, released: Some(released) };
+                        self.learn(execution.run(&task).await?)
+                    });
+                    let result = result.await;
+                    seen.answered(self.attempt(), &result);
+                    result
+                }));
+            }
+        };
         seen.answered(self.attempt(), &result);
-        result
+        Either::Left(ready(result))
     }
 
     pub(crate) fn completion(&self, response: Bytes) -> Result<Command, Error> {

@@ -188,6 +188,11 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(|| self.inner.swap(swap)).await
     }
 
+    /// Returns `None`, so that every load is a call that may fail.
+    fn load_now(&self, _: &RecordId) -> Option<Result<Snapshot, StoreError>> {
+        None
+    }
+
     /// Returns `None`, so that every swap is a call that may fail.
     fn swap_now(&self, _: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         None

@@ -31,6 +31,7 @@ library_benchmark_group!(name = calls, benchmarks = memory);
 main!(
     config = LibraryBenchmarkConfig::default()
         .tool(Callgrind::with_args(["--cache-sim=no"]))
-        .tool(Dhat::default()),
+        // As deep as the deepest allocation: one whose stack is cut does not count.
+        .tool(Dhat::with_args(["--num-callers=100"])),
     library_benchmark_groups = calls
 );
