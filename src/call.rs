@@ -223,6 +223,7 @@ impl<'a> Execution<'a> {
         }
     }
 
+    #[inline]
     fn decide(&mut self, task: &Task<'_>, mut snapshot: Snapshot) -> Result<Next, Error> {
         // A release may have removed the record meanwhile: then it is not lost.
         task.check_released()?;
@@ -234,6 +235,7 @@ impl<'a> Execution<'a> {
     }
 
     /// The answer after a swap; `None` after a conflict, on whose record is decided next.
+    #[inline]
     fn swapped(&mut self, step: Step, swap: Swap) -> Option<Answer> {
         match swap {
             Swap::Done(stamp) => {

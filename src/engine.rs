@@ -69,6 +69,7 @@ impl Engine {
     }
 
     /// The parameters of a begin for `request`, completed from this engine's policy.
+    #[inline]
     pub(crate) fn params(&self, request: &Request) -> Result<BeginParams, Error> {
         request.params(self.policy(), self.0.owner)
     }

@@ -167,6 +167,7 @@ impl Request {
 
     /// The parameters of a begin: this request's settings, the policy's where the request has none,
     /// and a new `owner` if it has none.
+    #[inline]
     pub(crate) fn params(&self, policy: &Policy, owner: DrawOwner) -> Result<BeginParams, Error> {
         let params = BeginParams {
             owner: self.owner.map_or_else(owner, Ok)?,

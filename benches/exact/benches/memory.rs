@@ -6,7 +6,7 @@ use nevertwice::MemoryStore;
 use nevertwice_exact::Bench;
 
 fn bench() -> Bench {
-    Bench::over(MemoryStore::new())
+    Bench::over(MemoryStore::new(), 1024)
 }
 
 #[library_benchmark]

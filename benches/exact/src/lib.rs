@@ -12,15 +12,11 @@ use nevertwice::{Begin, Classified, Completed, Engine, Fingerprint, Lease, Reque
 /// The number of times that a bench does its operation. The figures are for one of them.
 pub const REPEATS: usize = 64;
 
-/// The number of operations before those that are counted, so that tables have grown and lazy
-/// initialisations are done.
-const WARM: usize = 1024;
-
 const SCOPE: &str = "acct_42/charges";
 
 /// Makes a key of 38 characters, at little more than the cost of its allocation: an application's
 /// way to make one is not what is measured.
-fn key(number: usize) -> String {
+pub fn key(number: usize) -> String {
     let mut key = String::with_capacity(38);
     key.push_str("8d7f9f2e-7f0c-4d57-9c55-0000000000");
     for shift in [12, 8, 4, 0] {
@@ -30,7 +26,7 @@ fn key(number: usize) -> String {
 }
 
 /// Makes the request of an operation, and its key, as an application does each time.
-fn request(number: usize, fingerprint: Fingerprint) -> Request {
+pub fn request(number: usize, fingerprint: Fingerprint) -> Request {
     Request::new(SCOPE, key(number)).unwrap().fingerprint(fingerprint)
 }
 
@@ -43,6 +39,8 @@ pub struct Bench {
     response: Bytes,
     /// The leases of the operations in progress. There is room for as many again.
     leases: Vec<Lease>,
+    /// The number of completed operations.
+    warm: usize,
 }
 
 impl fmt::Debug for Bench {
@@ -52,13 +50,14 @@ impl fmt::Debug for Bench {
 }
 
 impl Bench {
-    /// Creates a bench over `store`.
-    pub fn over(store: impl Store) -> Bench {
+    /// Creates a bench over `store`, and completes `warm` operations, so that tables have grown and
+    /// lazy initialisations are done.
+    pub fn over(store: impl Store, warm: usize) -> Bench {
         let engine = Engine::builder(store).build().unwrap();
         let (fingerprint, other) = (Fingerprint::of("4200 EUR"), Fingerprint::of("4300 EUR"));
         let (response, leases) = (Bytes::from_static(&[b'r'; 256]), Vec::with_capacity(2 * REPEATS));
-        let mut bench = Bench { engine, fingerprint, other, response, leases };
-        for number in 0..WARM {
+        let mut bench = Bench { engine, fingerprint, other, response, leases, warm };
+        for number in 0..warm {
             let lease = bench.begin(number);
             bench.finish(&lease);
             bench.replay(number);
@@ -77,15 +76,15 @@ impl Bench {
     }
 
     fn completed(&self) -> Range<usize> {
-        WARM - REPEATS..WARM
+        self.warm - REPEATS..self.warm
     }
 
     fn in_progress(&self) -> Range<usize> {
-        WARM..WARM + REPEATS
+        self.warm..self.warm + REPEATS
     }
 
     fn absent(&self) -> Range<usize> {
-        WARM + REPEATS..WARM + 2 * REPEATS
+        self.warm + REPEATS..self.warm + 2 * REPEATS
     }
 
     fn begin(&self, number: usize) -> Lease {

@@ -61,7 +61,10 @@ fn read(home: &Path) -> Result<BTreeMap<String, Figures>, Box<dyn Error>> {
             } else if path.file_name().is_some_and(|name| name == "summary.json") {
                 let summary: Value = serde_json::from_slice(&fs::read(&path)?)?;
                 let name = |field: &str| summary[field].as_str().unwrap_or_default().to_owned();
-                all.insert(format!("{} {}", name("function_name"), name("id")), figures(&summary)?);
+                // The module `memory::calls::memory` starts with the name of the store's bench.
+                let module = name("module_path");
+                let store = module.split("::").next().unwrap_or_default();
+                all.insert(format!("{store} {}", name("id")), figures(&summary)?);
             }
         }
     }
