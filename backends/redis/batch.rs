@@ -94,7 +94,12 @@ impl Inner {
         let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
         let open = settled.iter().filter(|(_, settled)| is_open(settled));
         let ids: Vec<_> = open.map(|(swap, _)| swap.id).collect();
-        let mut found = self.load_many(&ids).await.into_iter();
+        let found = match ids.is_empty() {
+            true => Vec::new(),
+            // Boxed, since it is rare, and would make every swap's future large to move.
+            false => Box::pin(self.load_many(&ids)).await,
+        };
+        let mut found = found.into_iter();
         let mut load = || found.next().unwrap_or_else(|| Err(malformed()));
         let settle = |(swap, settled): (&SwapRequest, Settled)| match settled {
             Settled::Done(result) => result,

@@ -39,7 +39,8 @@ impl Inner {
         if matches!(reply, Ok(ItemReply::Done { .. })) {
             return reply;
         }
-        self.follow(reply).await
+        // Boxed, since it is rare, and would make every swap's future large to move.
+        Box::pin(self.follow(reply)).await
     }
 
     /// Sends an item that another node serves to that node, and so on. Nothing else is sent again.

@@ -113,7 +113,9 @@ impl<T: Transport> Batcher<T> {
         };
         let others = batcher.take_queued(transport.max_items(), &item);
         if others.is_empty() {
-            return transport.deliver(vec![item]).await.pop().unwrap_or_else(|| Err(T::unanswered(LOST)));
+            // Boxed, so that the futures of those that wait for a leader are small to move.
+            let replies = Box::pin(transport.deliver(vec![item])).await;
+            return replies.into_iter().next_back().unwrap_or_else(|| Err(T::unanswered(LOST)));
         }
         leader.lead(item, others).await
     }

@@ -13,7 +13,7 @@ use gungraun::{Callgrind, Dhat, main};
 use nevertwice::{Begin, Engine, Fingerprint, RedisStore};
 use nevertwice_exact::{REPEATS, key, request};
 use redis::aio::MultiplexedConnection;
-use redis::cmd;
+use redis::{AsyncConnectionConfig, cmd};
 use tokio::runtime::Runtime;
 
 struct Bench {
@@ -37,7 +37,10 @@ fn bench() -> Bench {
     let url = format!("redis://127.0.0.1:{port}");
     let store = runtime.block_on(RedisStore::connect(&url)).unwrap();
     let client = redis::Client::open(url).unwrap();
-    let hand = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
+    // Under valgrind, the usual half second may be too short.
+    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+    let hand = client.get_multiplexed_async_connection_with_config(&patient);
+    let hand = runtime.block_on(hand).unwrap();
     let engine = Engine::builder(store).build().unwrap();
     let bench = Bench { runtime, engine, fingerprint: Fingerprint::of("4200 EUR"), hand, server };
     for round in 0..4 {
