@@ -35,10 +35,12 @@ fn bench() -> Bench {
     let (server, port) = server();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let url = format!("redis://127.0.0.1:{port}");
-    let store = runtime.block_on(RedisStore::connect(&url)).unwrap();
+    // Under valgrind, the usual limits may be too short.
+    let limit = Duration::from_secs(60);
+    let store = RedisStore::builder(&url).connection_timeout(limit).response_timeout(limit);
+    let store = runtime.block_on(store.connect()).unwrap();
     let client = redis::Client::open(url).unwrap();
-    // Under valgrind, the usual half second may be too short.
-    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(limit));
     let hand = client.get_multiplexed_async_connection_with_config(&patient);
     let hand = runtime.block_on(hand).unwrap();
     let engine = Engine::builder(store).build().unwrap();
