@@ -302,8 +302,8 @@ impl LastInspection {
         LastInspection { at, claimed: at, doubt, is_due: false }
     }
 
-    /// Returns true if a read has to send another inspection. Reads that come before its answer rely
-    /// on the one before.
+    /// Returns true if a read has to send another inspection. Reads that come before its answer
+    /// rely on the one before.
     fn claim(&mut self, now: Duration) -> bool {
         let is_over = now.saturating_sub(self.at.max(self.claimed)) >= DOUBT;
         if is_over {

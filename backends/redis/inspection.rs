@@ -105,8 +105,8 @@ fn told<T: FromRedisValue>(reply: Value) -> Result<Option<T>, StoreError> {
 }
 
 /// Reads the lines of replicas, such as
-/// `slave0:ip=10.0.0.2,port=6379,state=online,offset=28,lag=0`. One that was cut off stays online for
-/// a minute, but reports no more.
+/// `slave0:ip=10.0.0.2,port=6379,state=online,offset=28,lag=0`. One that was cut off stays online
+/// for a minute, but reports no more.
 fn replicas(info: &HashMap<String, String>) -> Option<Replicas> {
     let known: usize = info.get("connected_slaves")?.parse().ok()?;
     let end = number(info, "master_repl_offset").unwrap_or(0);

@@ -13,8 +13,8 @@ use crate::error::StoreError;
 use crate::wake::guarded;
 
 /// Connections that are used in turn. Where each trip ends with a `WAIT`, which blocks all that
-/// follows on its connection, a trip gets one of its own: the response timeout of a trip that queued
-/// behind others there would be over before its turn.
+/// follows on its connection, a trip gets one of its own: the response timeout of a trip that
+/// queued behind others there would be over before its turn.
 pub(super) struct Lanes<T> {
     all: Vec<T>,
     turn: AtomicUsize,

@@ -145,8 +145,8 @@ impl Delivery<'_> {
         Ok(Replies { head: replies, own, confirmed })
     }
 
-    /// Makes sure that replicas have what rows only read. One write serves them all: of the shortest
-    /// value, which is sent to the replicas and to the file once more.
+    /// Makes sure that replicas have what rows only read. One write serves them all: of the
+    /// shortest value, which is sent to the replicas and to the file once more.
     async fn confirm_reads(&mut self) {
         let Some(replication) = &self.shard.settings.replication else { return };
         let unconfirmed = self.rows.iter().filter(|row| row.is_unconfirmed);

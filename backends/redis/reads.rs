@@ -43,7 +43,8 @@ impl Transport for Reads {
 
     fn delivery_limit(&self) -> Duration {
         let [connect, answer] = self.records.settings.limits;
-        // A lane, opening a connection, an inspection, four reads, and a confirmation in two rounds.
+        // A lane, opening a connection, an inspection, four reads, and a confirmation in two
+        // rounds.
         connect.saturating_add(answer.saturating_mul(PATIENCE + 8))
     }
 

@@ -90,8 +90,8 @@ fn hasty(store: RedisStore) -> Engine {
     Engine::builder(store).lease(LEASE).call_timeout(limit).finish_timeout(limit).build().unwrap()
 }
 
-/// The last error is that of the last try. On a busy machine that may have had no answer in time, or
-/// have come after the server noticed that its replica is silent.
+/// The last error is that of the last try. On a busy machine that may have had no answer in time,
+/// or have come after the server noticed that its replica is silent.
 fn refused<T: std::fmt::Debug>(result: Result<T, Error>) {
     let Err(Error::TimedOut { last: Some(StoreError::Unavailable { detail, .. }), .. }) = &result else {
         panic!("{result:?}");
