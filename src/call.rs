@@ -1,7 +1,7 @@
 //! The execution of a command: load, decide and swap, until it is done or its time is up.
 //!
-//! A store that answers at once is asked without a future: [`Execution::now`]. Only a command that
-//! has to wait goes on in one, which is boxed, since its state is large to move.
+//! A store that answers at once is asked without a future: [`Execution::now`]. A command that has
+//! to wait goes on in one: [`Execution::run`].
 
 mod tries;
 

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
 use crate::label::Label;
-use crate::owner::{DrawOwner, Owner};
+use crate::owner::{Owner, OwnerError};
 use crate::policy::{Policy, check_windows};
 use crate::record::Recovery;
 
@@ -168,7 +168,11 @@ impl Request {
     /// The parameters of a begin: this request's settings, the policy's where the request has none,
     /// and a new `owner` if it has none.
     #[inline]
-    pub(crate) fn params(&self, policy: &Policy, owner: DrawOwner) -> Result<BeginParams, Error> {
+    pub(crate) fn params(
+        &self,
+        policy: &Policy,
+        owner: impl FnOnce() -> Result<Owner, OwnerError>,
+    ) -> Result<BeginParams, Error> {
         let params = BeginParams {
             owner: self.owner.map_or_else(owner, Ok)?,
             owner_is_new: self.owner.is_none() || self.owner_is_new,

@@ -124,14 +124,17 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError>;
 
     /// Does a [`load`](Store::load) at once, without waiting and without a boxed future. `None` if
-    /// it cannot: then the engine calls `load`, or tries a write. **Provided**: `None`.
+    /// it cannot: then the engine calls `load`, or tries a write. It must not block: no deadline is
+    /// looked at before the next call. With it, a begin loads before it writes; after a transient
+    /// error or a pause the engine calls `load`. **Provided**: `None`.
     fn load_now(&self, id: &RecordId) -> Option<Result<Snapshot, StoreError>> {
         let _ = id;
         None
     }
 
     /// Does a [`swap`](Store::swap) at once, without waiting and without a boxed future. `None` if
-    /// it cannot, with nothing done: then the engine calls `swap`. **Provided**: `None`.
+    /// it cannot, with nothing done: then the engine calls `swap`, as it does after a transient
+    /// error or a pause. It must not block. **Provided**: `None`.
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         let _ = swap;
         None

@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, Either, Shared, select};
 
 use crate::begin::Begin;
 use crate::call::{View, within};
-use crate::decide::{BeginParams, Command, Reply};
+use crate::decide::{Command, Reply};
 use crate::engine::{Engine, Start};
 use crate::error::Error;
 use crate::key::RecordId;
@@ -142,7 +142,7 @@ impl Engine {
                     *asked = Moment::now(self);
                     let command = match &mut command {
                         Some(command) => command,
-                        none => none.insert(Command::Begin(BeginParams { owner, ..self.params(request)? })),
+                        none => none.insert(Command::Begin(request.params(self.policy(), || Ok(owner))?)),
                     };
                     answer = self.execute(&id, command, view).await;
                     continue;

@@ -133,18 +133,61 @@ fn s6_a_fault_at_any_call_changes_no_answer() {
         for call in 1..=6 {
             let (clock, store, engine) = setup();
             store.on_call(call, fault);
-            let step = Duration::from_millis(50);
-            let lease = acquired(driven(&clock, step, engine.begin(&request("k"))));
-            assert_eq!(lease.attempt(), 1);
-            driven(&clock, step, lease.save_checkpoint("half")).unwrap();
-            driven(&clock, step, lease.mark_effect()).unwrap();
-            driven(&clock, step, lease.renew()).unwrap();
-            driven(&clock, step, lease.complete("receipt")).unwrap();
-            match driven(&clock, step, engine.begin(&request("k"))) {
-                Ok(Begin::Completed(done)) => assert_eq!(done.response().unwrap(), "receipt"),
-                other => panic!("{fault:?} at call {call}: {other:?}"),
-            }
+            whole_operation(&clock, &engine, &format!("{fault:?} at call {call}"));
         }
+    }
+}
+
+/// S6: the same where the store answers at once.
+#[test]
+fn s6_a_fault_of_an_answer_at_once_changes_no_answer() {
+    for fault in [Fault::FailBefore, Fault::FailAfter, Fault::Duplicate] {
+        for call in 1..=8 {
+            let (clock, store, _) = setup();
+            store.on_call(call, fault);
+            let at_once = AtOnce(store.clone());
+            let engine = Engine::builder(at_once).clock(clock.clone()).build().unwrap();
+            whole_operation(&clock, &engine, &format!("{fault:?} at call {call}"));
+            assert!(store.calls() >= 7, "a begin and a replay load, and five writes swap");
+        }
+    }
+}
+
+/// Executes an operation with every command, and replays it.
+fn whole_operation(clock: &ManualClock, engine: &Engine, what: &str) {
+    let step = Duration::from_millis(50);
+    let lease = acquired(driven(clock, step, engine.begin(&request("k"))));
+    assert_eq!(lease.attempt(), 1, "{what}");
+    driven(clock, step, lease.save_checkpoint("half")).unwrap();
+    driven(clock, step, lease.mark_effect()).unwrap();
+    driven(clock, step, lease.renew()).unwrap();
+    driven(clock, step, lease.complete("receipt")).unwrap();
+    match driven(clock, step, engine.begin(&request("k"))) {
+        Ok(Begin::Completed(done)) => assert_eq!(done.response().unwrap(), "receipt"),
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+/// A store that answers at once, with those faults of its calls that need no time.
+#[derive(Debug)]
+struct AtOnce(FaultyStore<MemoryStore>);
+
+#[async_trait]
+impl Store for AtOnce {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        self.0.load(id).await
+    }
+
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.0.swap(swap).await
+    }
+
+    fn load_now(&self, id: &RecordId) -> Option<Result<Snapshot, StoreError>> {
+        Some(block_on(self.0.load(id)))
+    }
+
+    fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        Some(block_on(self.0.swap(swap)))
     }
 }
 
@@ -540,23 +583,31 @@ fn s3_a_grant_that_an_operator_ordered_to_be_rerun_counts_no_more() {
 #[test]
 fn l1_a_race_that_is_always_lost_ends() {
     #[derive(Debug)]
-    struct Rigged(std::sync::atomic::AtomicU64);
+    struct Rigged {
+        swaps: std::sync::atomic::AtomicU64,
+        at_once: bool,
+    }
     #[async_trait]
     impl Store for Rigged {
         async fn load(&self, _: &RecordId) -> Result<Snapshot, StoreError> {
             Ok(Snapshot { record: None, now: Stamp(1) })
         }
         async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
-            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let swaps = self.swaps.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            assert!(swaps < 200, "it does not pause");
             self.load(&swap.id).await.map(Swap::Conflict)
         }
+        fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+            self.at_once.then(|| block_on(self.swap(swap)))
+        }
     }
-    let clock = ManualClock::new();
-    let store = Arc::new(Rigged(0.into()));
-    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
-    let result = driven(&clock, Duration::from_millis(10), engine.begin(&request("k")));
-    assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
-    assert!(store.0.load(std::sync::atomic::Ordering::SeqCst) < 200);
+    for at_once in [false, true] {
+        let clock = ManualClock::new();
+        let store = Arc::new(Rigged { swaps: 0.into(), at_once });
+        let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+        let result = driven(&clock, Duration::from_millis(10), engine.begin(&request("k")));
+        assert!(matches!(result, Err(Error::TimedOut { .. })), "{result:?}");
+    }
 }
 
 /// A small response that is a slice of a large buffer does not keep the buffer in memory.

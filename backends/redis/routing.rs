@@ -36,7 +36,7 @@ impl Inner {
         }
         let shard = self.topology.shard(&item.id)?;
         let reply = Batcher::send(&shard, item).await;
-        if matches!(reply, Ok(ItemReply::Done { .. })) {
+        if matches!(reply, Ok(ItemReply::Done { .. } | ItemReply::Conflict { .. } | ItemReply::Seen { .. })) {
             return reply;
         }
         // Boxed, since it is rare, and would make every swap's future large to move.

@@ -58,6 +58,7 @@ impl Lease {
         self.held().record.as_ref().and_then(|record| record.lease()).unwrap_or(self.0.engine.policy().lease)
     }
 
+    #[must_use = "a command that has to wait for its store is sent only if it is awaited"]
     pub(super) fn command(&self, op: Op, command: impl FnOnce(LeaseToken) -> Command) -> Started<'_> {
         let Inner { engine, .. } = &*self.0;
         self.command_at(engine.clock().monotonic(), engine.policy().call_timeout, op, command)
@@ -71,6 +72,7 @@ impl Lease {
 
     /// Records an outcome: a response, or an error and its [`Retry`]. It is retried for as long as
     /// [`finish_limit`](Lease::finish_limit) allows.
+    #[must_use = "a command that has to wait for its store is sent only if it is awaited"]
     pub(crate) fn finish(&self, body: Body, failed: Option<Retry>) -> Started<'_> {
         let now = self.engine().clock().monotonic();
         let limit = self.finish_limit(now);
@@ -99,6 +101,7 @@ impl Lease {
 
     /// Executes the command that `command` makes from the token, started at `now`: at once, if the
     /// store can. The future of one that waits is boxed, since its state is large to move.
+    #[must_use = "a command that has to wait for its store is sent only if it is awaited"]
     fn command_at(
         &self,
         now: Duration,
