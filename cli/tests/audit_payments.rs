@@ -11,8 +11,11 @@ use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The example's program, which is built if it is not there or has changed.
+/// The example's program: the one that `PAYMENTS_AXUM` names, or a new build.
 async fn program() -> PathBuf {
+    if let Some(built) = std::env::var_os("PAYMENTS_AXUM") {
+        return built.into();
+    }
     let tests = std::env::current_exe().unwrap();
     let built = tests.ancestors().nth(2).expect("tests are in target/debug/deps");
     let program = built.join("payments_axum");
