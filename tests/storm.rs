@@ -10,8 +10,12 @@ use std::process::{Command, Output};
 
 use tempfile::NamedTempFile;
 
-/// Runs the example, built with this test's features so that nothing is compiled twice.
+/// Runs the example: the one that `STORM` names, or one that is built with this test's features, so
+/// that nothing is compiled twice.
 fn storm(args: &[&str]) -> Output {
+    if let Some(built) = std::env::var_os("STORM") {
+        return children::output(Command::new(built).args(args));
+    }
     let features = [
         ("memory", cfg!(feature = "memory")),
         ("sqlite", cfg!(feature = "sqlite")),
