@@ -41,6 +41,11 @@ impl Journal {
         let _ = writeln!(std::io::stderr().lock(), "{}", plain_json(&line.to_string()));
     }
 
+    /// Writes one line about a change that may have been made: its answer is lost.
+    pub(crate) fn unknown(&self, what: &str, before: &impl Serialize) {
+        self.write(what, before, &"unknown");
+    }
+
     /// Writes one line about an operation that no record is left of.
     pub(crate) fn removed(&self, what: &str, before: &impl Serialize) {
         self.write(what, before, &Value::Null);

@@ -1,21 +1,24 @@
 //! `amend`: corrects an earlier resolution.
 
 use clap::Args;
-use nevertwice::{Amendment, Error, Inspection, RecordId};
+use nevertwice::store::{Record, State};
+use nevertwice::{Amendment, Body, Error, Inspection, RecordId, Resolution, Retry};
 use serde_json::json;
 
 use super::bulk::Plan;
-use super::change::{Change, Mode, after, dry, settled, why_refused};
+use super::change::{Change, Mode, after, dry, settled, told_if_lost, why_refused};
 use super::settle::{Outcome, OutcomeName};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::journal::Journal;
 use crate::select::{Matcher, Target};
 use crate::session::Session;
+use crate::view::View;
+use crate::walk::Found;
 
-/// Corrects an operator's earlier resolution of one operation, or of all that the filters match. An
-/// outcome that an application recorded is refused. Duplicates may have received the earlier
-/// outcome.
+/// Corrects an operator's earlier resolution of one operation, or of all that the filters match but
+/// those that have this outcome already. An outcome that an application recorded is refused.
+/// Duplicates may have received the earlier outcome.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub struct Amend {
@@ -28,11 +31,11 @@ pub struct Amend {
 impl Amend {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let target = self.change.target()?;
-        let amendment = self.amendment()?;
+        let resolution = self.outcome.resolution()?;
         let (session, mode) = (self.change.consent.open(global).await?, self.change.consent.mode(global));
         match target {
-            Target::One(id) => self.one(&session, mode, id, amendment).await,
-            Target::Many(matcher) => self.many(&session, mode, matcher, amendment).await,
+            Target::One(id) => self.one(&session, mode, id, self.amendment(resolution)).await,
+            Target::Many(matcher) => self.many(&session, mode, matcher, resolution).await,
         }
     }
 
@@ -53,7 +56,8 @@ impl Amend {
         }
         let question = "Duplicates may have received the earlier outcome. Amend it";
         mode.confirm(&format!("{question}: {consequence}?"))?;
-        amend(session, &id, &shown, amendment).await?;
+        let changed = amend(session, &id, &shown, amendment).await;
+        told_if_lost(changed, "amend", &id, &View::of(&id, &shown))?;
         settled(session, mode.output, "amend", &id, &shown, consequence).await
     }
 
@@ -62,12 +66,15 @@ impl Amend {
         session: &Session,
         mode: Mode,
         matcher: Matcher,
-        amendment: Amendment,
+        resolution: Resolution,
     ) -> Result<(), Failure> {
-        let matches = |seen: &Inspection| seen.resolved && matcher.matches(seen);
+        // Those that are as asked already would be found again by each part of a change in parts.
+        let matches = |found: &Found| {
+            found.seen.resolved && matcher.matches(&found.seen) && !has(&found.record, &resolution)
+        };
         let plan = Plan::find(session, mode, self.change.at_most(), false, matches).await?;
         let doing = format!("amend to {:?}", self.outcome.outcome).to_lowercase();
-        let journal = Journal::new("amend");
+        let (journal, amendment) = (Journal::new("amend"), self.amendment(resolution));
         let change = async |id: &RecordId, shown: &Inspection| {
             amend(session, id, shown, amendment.clone()).await?;
             Ok(json!(after(session, id).await))
@@ -75,10 +82,29 @@ impl Amend {
         plan.carry_out(mode, &journal, &doing, change).await
     }
 
-    fn amendment(&self) -> Result<Amendment, Failure> {
-        let resolution = self.outcome.resolution()?;
+    fn amendment(&self, resolution: Resolution) -> Amendment {
         // The operator wrote `rerun`, and is told about duplicates before it is done.
-        Ok(if self.outcome.outcome == OutcomeName::Rerun { Amendment::rerun() } else { resolution.into() })
+        if self.outcome.outcome == OutcomeName::Rerun { Amendment::rerun() } else { resolution.into() }
+    }
+}
+
+/// Returns true if a record has this outcome already.
+fn has(record: &Record, outcome: &Resolution) -> bool {
+    match (&record.state, outcome) {
+        (State::Completed(body), Resolution::Completed(other))
+        | (State::Failed(body, Retry::Never), Resolution::Failed(other)) => is_same(body, other),
+        (State::Failed(_, Retry::Now), Resolution::Rerun) => true,
+        _ => false,
+    }
+}
+
+/// Returns true if both bodies are the same, also once the bytes of the recorded one were dropped.
+fn is_same(recorded: &Body, wanted: &Body) -> bool {
+    match wanted.bytes() {
+        Some(bytes) if recorded.is_omitted() => {
+            *recorded == Body::new(bytes.clone(), 0).with_head(wanted.head())
+        }
+        _ => recorded == wanted,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use nevertwice::{Inspection, RecordId, Stamp};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::args::Global;
@@ -153,6 +154,19 @@ pub(super) async fn settled(
         true => output.json(&after),
         false => output.line(&format!("done: {consequence}")),
     })
+}
+
+/// Writes the line of a change of one operation if its answer is lost: it may have been made.
+pub(super) fn told_if_lost<T>(
+    changed: Result<T, Failure>,
+    command: &'static str,
+    id: &RecordId,
+    before: &impl Serialize,
+) -> Result<T, Failure> {
+    if let Err(Failure::Unreachable(_)) = &changed {
+        Journal::new(command).unknown(&id.to_string(), before);
+    }
+    changed
 }
 
 /// Returns the state after a change. The change stands, so an error of reading it again is none of

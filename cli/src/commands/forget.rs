@@ -8,7 +8,7 @@ use nevertwice::{Inspection, RecordId, Stamp, StateKind};
 use serde_json::{Value, json};
 
 use super::bulk::Plan;
-use super::change::{Change, Mode, changed};
+use super::change::{Change, Mode, changed, told_if_lost};
 use crate::args::Global;
 use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
@@ -16,14 +16,15 @@ use crate::output::time;
 use crate::select::{Matcher, Target};
 use crate::session::Session;
 use crate::view::View;
+use crate::walk::Found;
 
 /// The number of times that a removal is tried.
 const TRIES: usize = 3;
 
 /// Removes the record of one operation, or of all that the filters match, finished ones included:
 /// --scope erases a tenant. The next begin of each executes. A record that changed since it was
-/// shown is left as it is. In bulk, operations whose lease runs are refused, and records that
-/// cannot be read are left alone.
+/// shown is left as it is. In bulk, operations whose lease runs are refused (with --at-most, once
+/// nothing else is left), and records that cannot be read are left alone.
 #[derive(Debug, Args)]
 pub struct Forget {
     #[command(flatten)]
@@ -45,7 +46,20 @@ impl Forget {
         let select = &self.change.select;
         let expired = select.state.is_none() && select.reason.is_none();
         let at_most = self.change.at_most();
-        let plan = Plan::find(session, mode, at_most, expired, |seen| matcher.matches(seen)).await?;
+        // Every part would find the same leases, and the part for which there is nothing else would
+        // never come.
+        let (skips, mut skipped) = (at_most.is_some(), 0_u64);
+        let matches = |found: &Found| {
+            let skip = skips && running(&found.seen).is_some() && matcher.matches(&found.seen);
+            skipped += u64::from(skip);
+            !skip && matcher.matches(&found.seen)
+        };
+        let plan = Plan::find(session, mode, at_most, expired, matches).await?;
+        if plan.count == 0 && skipped > 0 {
+            return Err(Failure::Refused(format!(
+                "{skipped} operations have a lease that runs, and nothing else is left: repeat the command when it has ended"
+            )));
+        }
         let doing = "forget, so that the next begin executes";
         let change = async |id: &RecordId, shown: &Inspection| {
             if let Some(left) = shown.lease_remaining.filter(|left| !left.is_zero()) {
@@ -78,10 +92,11 @@ impl Forget {
             return mode.output.line(&format!("dry run, nothing was changed. {warning}."));
         }
         mode.confirm(&format!("{warning}. Remove the record?"))?;
-        let existed = match shown {
-            Some(stamp) => remove(session, &id, stamp).await?,
-            None => discard(session, &id).await?,
+        let removed = match shown {
+            Some(stamp) => remove(session, &id, stamp).await,
+            None => discard(session, &id).await,
         };
+        let existed = told_if_lost(removed, "forget", &id, &before)?;
         if !existed {
             return Err(Failure::NothingFound(format!("there is no record of {id} any more")));
         }
@@ -122,10 +137,14 @@ async fn discard(session: &Session, id: &RecordId) -> Result<bool, Failure> {
     }
 }
 
+/// Returns the remaining time of a lease that runs.
+fn running(seen: &Inspection) -> Option<Duration> {
+    seen.lease_remaining.filter(|left| *left > Duration::ZERO)
+}
+
 /// Says what the next begin of a forgotten operation does.
 fn consequence(seen: &Inspection) -> String {
-    let running = seen.lease_remaining.filter(|left| *left > Duration::ZERO);
-    match (seen.state, running) {
+    match (seen.state, running(seen)) {
         (_, Some(left)) => format!(
             "Its lease runs for {}: its holder goes on, and the next begin executes beside it",
             time(left)

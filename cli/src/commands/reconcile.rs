@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::bulk::Plan;
-use super::change::{Consent, Mode, after};
+use super::bulk::{Plan, SHOWN};
+use super::change::{Consent, after};
 use super::resolve::resolve;
 use super::settle::OutcomeName;
 use crate::args::{Global, duration};
@@ -47,6 +47,9 @@ pub struct Reconcile {
     /// The time that the program may take for one operation
     #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
     cmd_timeout: Duration,
+    /// Asks about at most this many of those that the filters match: the first that are found
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    at_most: Option<u32>,
     #[command(flatten)]
     consent: Consent,
 }
@@ -69,16 +72,16 @@ impl Reconcile {
         let matcher = self.select.matcher()?;
         let matcher = Matcher { filter: matcher.filter.need(Need::Operator), ..matcher };
         let (session, mode) = (self.consent.open(global).await?, self.consent.mode(global));
+        let at_most = self.at_most.map(|number| number as usize);
         // Of a dry run, too, each is asked about.
-        let all = Mode { dry_run: false, ..mode };
-        let plan = Plan::find(&session, all, None, false, |seen| matcher.matches(seen)).await?;
+        let plan = Plan::whole(&session, at_most, |found| matcher.matches(&found.seen)).await?;
         let output = mode.output;
         let count = plan.count;
         if count == 0 && plan.unreadable.count == 0 {
             return Err(Failure::NothingFound("nothing is unresolved".to_owned()));
         }
         if !output.json && count > 0 {
-            let rows = plan.operations.iter().map(|(id, seen)| row(id, seen)).collect();
+            let rows = plan.operations.iter().take(SHOWN).map(|(id, seen)| row(id, seen)).collect();
             or_no_reader(output.table(&COLUMNS, rows))?;
         }
         if !mode.dry_run && count > 0 {
@@ -87,9 +90,13 @@ impl Reconcile {
         let mut counts = Counts { unreadable: plan.unreadable, ..Counts::default() };
         let journal = Journal::new("reconcile");
         for (id, seen) in &plan.operations {
-            self.settle(&session, &journal, id, seen, &mut counts, output).await?;
+            if let Err(lost) = self.settle(&session, &journal, id, seen, &mut counts, output).await {
+                // The loss counts for more than a reader that has gone.
+                let _ = counts.write(output, mode.dry_run);
+                return Err(lost);
+            }
         }
-        counts.report(output, self.consent.dry_run)
+        counts.report(output, mode.dry_run)
     }
 
     async fn settle(
@@ -130,7 +137,10 @@ impl Reconcile {
                 counts.refused.push((*id, why));
                 Ok(())
             }
-            Err(other) => Err(other),
+            Err(lost) => {
+                journal.unknown(&id.to_string(), &View::of(id, seen));
+                Err(lost)
+            }
         }
     }
 

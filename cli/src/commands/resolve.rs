@@ -5,13 +5,14 @@ use nevertwice::{Error, Inspection, Need, RecordId, Resolution};
 use serde_json::json;
 
 use super::bulk::Plan;
-use super::change::{Change, Mode, after, dry, settled, why_refused};
+use super::change::{Change, Mode, after, dry, settled, told_if_lost, why_refused};
 use super::settle::Outcome;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::journal::Journal;
 use crate::select::{Matcher, Target};
 use crate::session::Session;
+use crate::view::View;
 
 /// Settles one unresolved operation, or all that the filters match. Repeating the same resolution
 /// is safe. An operation that changed since it was shown is refused.
@@ -57,7 +58,11 @@ impl Resolve {
             return dry(mode.output, &id, &shown, consequence);
         }
         mode.confirm(&format!("Settle it under fence {}: {consequence}?", shown.fence.0))?;
-        resolve(session, &id, &shown, resolution).await?;
+        let change = async {
+            resolve(session, &id, &shown, resolution).await?;
+            Ok(())
+        };
+        told_if_lost(change.await, "resolve", &id, &View::of(&id, &shown))?;
         settled(session, mode.output, "resolve", &id, &shown, consequence).await
     }
 
@@ -70,7 +75,8 @@ impl Resolve {
     ) -> Result<(), Failure> {
         let matcher = Matcher { filter: matcher.filter.need(Need::Operator), ..matcher };
         let plan =
-            Plan::find(session, mode, self.change.at_most(), false, |seen| matcher.matches(seen)).await?;
+            Plan::find(session, mode, self.change.at_most(), false, |found| matcher.matches(&found.seen))
+                .await?;
         let doing = format!("resolve as {:?}", self.outcome.outcome).to_lowercase();
         let journal = Journal::new("resolve");
         let change = async |id: &RecordId, shown: &Inspection| {

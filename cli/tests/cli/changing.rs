@@ -73,7 +73,6 @@ fn nothing_is_changed_without_a_confirmation() {
     let before = lab.json(&["show", &id])["stamp"].clone();
     let export = lab.dir.path().join("export");
     std::fs::write(&export, lab.run(&["export"]).out).unwrap();
-    assert_eq!(lab.run(&["resolve", &id, "rerun", "--json"]).code, 4, "a question about what is not shown");
     for line in [
         "resolve ID rerun",
         "forget ID",
@@ -132,6 +131,52 @@ fn many_are_changed_a_part_at_a_time() {
         assert_eq!(unresolved(&lab), 0);
         let id = request("shop,refunds", "1").id().to_string();
         assert_eq!(lab.run(&["forget", &id, "--at-most", "1", "--yes"]).code, 2);
+    }
+}
+
+#[test]
+fn many_are_amended_a_part_at_a_time() {
+    for lab in Lab::all() {
+        lab.application(async |engine| report(&engine, "shop,refunds", 25).await);
+        assert_eq!(lab.run(&["resolve", "--all", "rerun", "--yes"]).code, 0);
+        for outcome in [&["failed", "--body", "no"][..], &["completed", "--body", ""], &["rerun"]] {
+            for (changed, code) in [(10, 0), (10, 0), (5, 0), (0, 1)] {
+                let ran = lab.run(&[&["amend", "--all", "--at-most", "10", "--yes"][..], outcome].concat());
+                assert_eq!((ran.journal().len(), ran.code), (changed, code), "{outcome:?}: {ran:?}");
+            }
+        }
+        assert_eq!(lab.json(&["stats"])["retryable"], 25);
+    }
+}
+
+#[test]
+fn a_change_in_parts_ends_beside_records_that_cannot_be_read() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 5).await);
+    lab.spoil(&request("s", "0").id());
+    for (changed, code) in [(2, 4), (2, 4), (0, 1)] {
+        let ran = lab.run(&["resolve", "--all", "rerun", "--at-most", "2", "--yes"]);
+        assert_eq!((ran.journal().len(), ran.code), (changed, code), "{ran:?}");
+        assert!(ran.err.contains("1 records cannot be read"), "{ran:?}");
+    }
+}
+
+#[test]
+fn an_erasure_in_parts_is_not_held_up_by_running_leases() {
+    for lab in Lab::all() {
+        lab.application(async |engine| {
+            complete(&engine, "shop", 5).await;
+            for key in ["a", "b", "c", "d", "e"] {
+                drop(acquire(&engine, request("shop", key)).await);
+            }
+        });
+        for changed in [2, 2, 1] {
+            let ran = lab.run(&["forget", "--scope", "shop", "--at-most", "2", "--yes"]);
+            assert_eq!((ran.journal().len(), ran.code), (changed, 0), "{ran:?}");
+        }
+        let ran = lab.run(&["forget", "--scope", "shop", "--at-most", "2", "--yes"]);
+        assert!(ran.code == 4 && ran.err.contains("5 operations have a lease that runs"), "{ran:?}");
+        assert!(ran.journal().is_empty(), "{ran:?}");
     }
 }
 

@@ -102,3 +102,14 @@ fn s3_an_operation_that_another_operator_settles_meanwhile_is_left() {
     assert!(answer["refused"][0]["why"].as_str().unwrap().contains("changed"), "{answer}");
     assert_eq!(lab.json(&["stats"])["retryable"], 1);
 }
+
+#[test]
+fn a_part_is_asked_about_and_a_table_shows_the_first() {
+    let lab = Lab::sqlite();
+    lab.application(async |engine| report(&engine, "s", 30).await);
+    let (ran, answer) = reconcile(&lab, "echo rerun", &["--yes", "--at-most", "2"]);
+    assert_eq!((ran.code, &answer["settled"], ran.journal().len()), (0, &2.into(), 2), "{ran:?}");
+    let table = lab.run(&["reconcile", "--cmd", "echo unknown", "--label", "psp", "--yes"]);
+    assert!(table.code == 0 && table.out.contains("28 unknown"), "{table:?}");
+    assert_eq!(table.out.matches("uncertain").count(), 20, "{table:?}");
+}
