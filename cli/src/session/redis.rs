@@ -8,6 +8,8 @@ use crate::failure::Failure;
 
 /// The port of a sentinel whose URL names none.
 const SENTINEL_PORT: u16 = 26_379;
+/// The characters that end the part of a URL which holds the login and hosts.
+const ENDS: [char; 3] = ['/', '?', '#'];
 
 /// Starts to set up the store that a URL names:
 ///
@@ -22,14 +24,25 @@ const SENTINEL_PORT: u16 = 26_379;
 /// # Errors
 /// [`Failure::Usage`] with the form that is expected. It shows nothing of the URL.
 pub(super) fn builder(scheme: &str, url: &str) -> Result<RedisStoreBuilder, Failure> {
-    let Some((plain, kind)) = scheme.split_once('+').filter(|(_, kind)| *kind != "unix") else {
-        return Ok(RedisStore::builder(url));
-    };
     let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-    match kind {
-        "cluster" => cluster(plain, rest),
-        _ => sentinel(plain, rest),
+    let kind = scheme.split_once('+');
+    if kind.is_none_or(|(_, kind)| kind != "unix") && ends_in_login(rest) {
+        return Err(Failure::Usage(
+            "the store's user or password has a character that ends it: percent-encode / ? # and @"
+                .to_owned(),
+        ));
     }
+    match kind {
+        Some((plain, "cluster")) => cluster(plain, rest),
+        Some((plain, "sentinel")) => sentinel(plain, rest),
+        _ => Ok(RedisStore::builder(url)),
+    }
+}
+
+/// Returns true if the part of a URL that holds the login and hosts ends before its last `@`: the
+/// user would be taken for a host, and the start of the password for its port.
+fn ends_in_login(rest: &str) -> bool {
+    rest.find(ENDS).is_some_and(|end| rest[end..].contains('@'))
 }
 
 fn cluster(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
@@ -74,7 +87,7 @@ fn authority(text: &str) -> Option<(Option<&str>, Vec<&str>)> {
         None => (None, text),
     };
     let hosts: Vec<_> = hosts.split(',').collect();
-    let is_host = |host: &&str| !host.is_empty() && !host.contains(['/', '?', '#']);
+    let is_host = |host: &&str| !host.is_empty() && !host.contains(ENDS);
     hosts.iter().all(is_host).then_some((login, hosts))
 }
 
@@ -83,6 +96,8 @@ fn sentinel_login(query: &str) -> Option<String> {
     let (mut user, mut password) = ("", "");
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=')? {
+            // It would end the login in the URL of each sentinel.
+            (_, value) if value.contains(ENDS) => return None,
             ("sentinel_user", value) => user = value,
             ("sentinel_password", value) => password = value,
             _ => return None,
@@ -97,4 +112,41 @@ fn decoded(text: &str) -> Option<String> {
 
 fn usage(form: &str) -> Failure {
     Failure::Usage(format!("the store is not of the form {form}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_is_not_escaped_is_refused_and_not_repeated() {
+        for url in [
+            "redis://u:6379#s3cret@h",
+            "rediss://u:6379?s3cret@h",
+            "redis://s3cret/x@h/0",
+            "redis+cluster://u:6379#s3cret@h",
+            "redis+cluster://u:6379?s3cret@h,i:6379",
+            "redis+cluster://s3cret/x@h",
+            "redis+sentinel://u:6379#s3cret@h/service",
+            "redis+sentinel://u:6379/s3cret@h",
+            "redis+sentinel://u:6379?s3cret@h/service",
+            "redis+sentinel://h/service?sentinel_user=u&sentinel_password=6379#s3cret",
+            "redis+sentinel://h/service?sentinel_user=u&sentinel_password=6379/s3cret",
+            "redis+sentinel://h/service?sentinel_user=u&sentinel_password=6379?s3cret",
+            "redis+sentinel://h/service?sentinel_user=6379#s3cret&sentinel_password=p",
+        ] {
+            let scheme = url.split_once(':').unwrap().0;
+            let Err(Failure::Usage(text)) = builder(scheme, url) else { panic!("{url} is accepted") };
+            assert!(!text.contains("s3cret") && !text.contains("6379"), "{text}");
+        }
+        for url in [
+            "redis://u:p%23w@h:1/2",
+            "redis+unix:///run/a@b.sock?user=u&pass=p",
+            "redis+cluster://u:p%40w@h,i:1/",
+            "redis+sentinel://u:p%2Fw@h,i:1/service/2?sentinel_user=u&sentinel_password=p%3Fw",
+        ] {
+            let scheme = url.split_once(':').unwrap().0;
+            assert!(builder(scheme, url).is_ok(), "{url}");
+        }
+    }
 }
