@@ -9,13 +9,15 @@ use super::fitness::Fitness;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::output::{BAD, GOOD, Output, WARN, bytes, styled};
+use crate::redact::redact;
 use crate::session::{Access, Kind, Session};
 use crate::walk::{NAMED, Unreadable, Walk};
 
 /// Checks the store: of SQLite the whole file, and the records against their index; of Redis and
 /// PostgreSQL the servers, their settings and their level of durability; of each, that every record
-/// can be read. A fault ends in exit code 4: a record that cannot be read, a server that evicts or
-/// does not serve. Warnings, such as that a replica or standby is read, do not.
+/// can be read. A fault ends in exit code 4: a record or server that cannot be read, a server that
+/// evicts, a primary with fewer replicas in step than --replicas asks for. Warnings, such as that a
+/// replica or standby is read, do not. Nothing is written: a server may yet refuse writes.
 #[derive(Debug, Args)]
 pub struct Check {
     /// Does not read the records
@@ -34,6 +36,9 @@ struct Report {
     records: Option<u64>,
     faults: Vec<String>,
     warnings: Vec<String>,
+    /// The number of records that cannot be read.
+    #[serde(skip)]
+    unreadable: u64,
 }
 
 /// The servers of Redis.
@@ -41,7 +46,6 @@ struct Report {
 struct Servers {
     topology: &'static str,
     nodes: Vec<Node>,
-    unserved_slots: usize,
 }
 
 /// A server of Redis.
@@ -66,10 +70,14 @@ impl Check {
             records: None,
             faults: Vec::new(),
             warnings: Vec::new(),
+            unreadable: 0,
         };
-        report.inspect(&session).await;
-        if !self.settings_only {
-            report.read(&session).await?;
+        report.inspect(&session, global.replicas).await;
+        if !self.settings_only
+            && let Err(error) = report.read(&session).await
+        {
+            // What is known of the servers may say why.
+            report.faults.push(redact(&format!("the records could not be read to their end: {error}")));
         }
         let output = Output { json: global.json };
         let written = match output.json {
@@ -84,15 +92,13 @@ impl Check {
 }
 
 impl Report {
-    /// Inspects the servers.
-    async fn inspect(&mut self, session: &Session) {
+    /// Inspects the servers, which are to have this many replicas.
+    async fn inspect(&mut self, session: &Session, replicas: u8) {
         if let Kind::Redis(store) = &session.kind {
             let servers = Servers::of(&store.health().await);
             let faults = servers.nodes.iter().filter_map(|node| Some((&node.address, node.fault.as_ref()?)));
             self.faults.extend(faults.map(|(address, fault)| format!("{address}: {fault}")));
-            if servers.unserved_slots > 0 {
-                self.faults.push(format!("{} slots are served by no node", servers.unserved_slots));
-            }
+            self.faults.extend(servers.nodes.iter().filter_map(|node| node.too_few(replicas)));
             self.servers = Some(servers);
         }
         let fitness = Fitness::of(session);
@@ -123,7 +129,7 @@ impl Report {
             self.faults
                 .push(format!("{} records cannot be read, of which the first are named", unreadable.count));
         }
-        self.records = Some(records);
+        (self.records, self.unreadable) = (Some(records), unreadable.count);
         Ok(())
     }
 
@@ -145,10 +151,22 @@ impl Report {
         for fault in &self.faults {
             output.line(&format!("{}: {fault}", styled(BAD, "fault")))?;
         }
-        match self.faults.is_empty() {
-            true => output.line(&styled(GOOD, "no faults")),
-            false => output.line("a record that cannot be read is removed by `forget ID`: see the runbook"),
+        if self.unreadable > 0 {
+            output.line("a record that cannot be read is removed by `forget ID`: see the runbook")?;
         }
+        if self.faults.is_empty() {
+            output.line(&styled(GOOD, "no faults"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    /// Returns the fault of a primary that has fewer replicas in step than asked for. Unknown
+    /// replicas are a warning of the store's.
+    fn too_few(&self, needed: u8) -> Option<String> {
+        let found = self.replicas.filter(|found| *found < usize::from(needed) && self.role == "primary")?;
+        Some(format!("{}: {found} replicas are in step, and --replicas asks for {needed}", self.address))
     }
 }
 
@@ -169,7 +187,6 @@ impl Servers {
                 _ => "other",
             },
             nodes: health.nodes.iter().map(node).collect(),
-            unserved_slots: health.unserved_slots,
         }
     }
 

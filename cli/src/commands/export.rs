@@ -22,12 +22,16 @@ pub(super) const VERSION: u32 = 1;
 
 /// Writes all records that have not expired as JSON Lines, for `import` into another store. The
 /// output holds responses and checkpoints. Stop the applications first: what they change meanwhile
-/// may be missing. The events of an outbox are not exported: let its relay deliver them first.
+/// may be missing. A replica, a standby and a Redis that evicts keys are refused. The events of an outbox are not exported: let its relay deliver them first.
 #[derive(Debug, Args)]
 pub struct Export {
     /// A new file, readable for its owner only, instead of stdout
     #[arg(long, short, value_name = "PATH")]
     output: Option<PathBuf>,
+    /// Exports what a replica or standby has, which may be late, or a Redis that evicts or has
+    /// evicted keys
+    #[arg(long)]
+    accept_stale: bool,
 }
 
 /// A line of an export.
@@ -67,7 +71,13 @@ impl Export {
             ));
         }
         let session = Session::open(global, Access::Read).await?;
-        warn_if_stale(&session);
+        // The last line says that nothing is missing.
+        if warn_if_stale(&session) && !self.accept_stale {
+            return Err(Failure::Refused(
+                "records may be missing or old here: export from the primary, or accept that by --accept-stale"
+                    .to_owned(),
+            ));
+        }
         let counts = match &self.output {
             None => {
                 write(&session, &mut std::io::stdout().lock()).await.map_err(|failure| match failure {

@@ -23,16 +23,14 @@ impl Fitness {
     pub(super) fn of(session: &Session) -> Fitness {
         let mut fitness = Fitness::default();
         match &session.kind {
-            Kind::SqliteReader(_) => {}
-            Kind::Sqlite(store) => {
-                fitness.warnings.extend(store.warnings().iter().map(ToString::to_string));
-            }
+            // A file that is read shows nothing of how it is written.
+            Kind::SqliteReader(_) | Kind::Sqlite(_) => {}
             Kind::Redis(store) => {
                 for warning in store.warnings() {
-                    let (is_late, drops) =
-                        (warning == redis::Warning::Replica, warning == redis::Warning::Evicts);
-                    fitness.is_stale |= is_late || drops;
-                    if drops { &mut fitness.faults } else { &mut fitness.warnings }.push(warning.to_string());
+                    use redis::Warning::{Evicts, KeysEvicted, Replica};
+                    fitness.is_stale |= [Evicts, KeysEvicted, Replica].contains(&warning);
+                    if warning == Evicts { &mut fitness.faults } else { &mut fitness.warnings }
+                        .push(warning.to_string());
                 }
             }
             Kind::Postgres(store) => {
@@ -46,12 +44,13 @@ impl Fitness {
     }
 }
 
-/// Says on stderr if what is read may be late or incomplete.
-pub(super) fn warn_if_stale(session: &Session) {
+/// Says on stderr if what is read may be late or incomplete, and returns true then.
+pub(super) fn warn_if_stale(session: &Session) -> bool {
     let fitness = Fitness::of(session);
     if fitness.is_stale {
         for text in fitness.faults.iter().chain(&fitness.warnings) {
             let _ = writeln!(anstream::stderr(), "{}: {text}", styled(WARN, "warning"));
         }
     }
+    fitness.is_stale
 }

@@ -17,7 +17,7 @@ fn commands() -> Vec<Vec<String>> {
         "stats",
         "check",
         "watch --once",
-        "export",
+        "export --accept-stale",
         "purge --dry-run",
         "forget --all --dry-run",
         "resolve --all rerun --dry-run",
