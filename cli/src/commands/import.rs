@@ -9,10 +9,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use clap::Args;
-use nevertwice::store::{Record, Snapshot, Swap, SwapRequest};
+use futures_util::future::join_all;
+use nevertwice::store::{Record, Snapshot, Store, Swap, SwapRequest};
 use nevertwice::{RecordId, Stamp};
 use serde_json::json;
 
+use super::bulk::SHOWN;
 use super::change::Consent;
 use super::export::{Line, VERSION};
 use crate::args::{Global, duration};
@@ -20,6 +22,7 @@ use crate::failure::{Failure, or_no_reader};
 use crate::journal::Journal;
 use crate::output::{Output, progress, time};
 use crate::session::{Access, Session};
+use crate::walk::NAMED;
 
 /// The number of records that are written in one call.
 const BATCH: usize = 100;
@@ -27,8 +30,8 @@ const BATCH: usize = 100;
 const MAX_LINE: u64 = 128 << 20;
 /// The number of times that a batch is tried.
 const TRIES: usize = 5;
-/// The number of differing records that are named.
-const NAMED: usize = 20;
+/// An id of no record.
+const ANY: RecordId = RecordId::from_bytes([0; 32]);
 
 /// Writes the records of an export into a store. Their fences stay, and those that the store gives
 /// are above them; leases and retentions begin anew. A record that is there already is left as it
@@ -109,15 +112,17 @@ impl Import {
         lines: &mut Lines,
         counts: &mut Counts,
     ) -> Result<(), Failure> {
-        let mut target = Target { session, dry_run: self.consent.dry_run, wait: self.wait, now: Stamp::ZERO };
-        target.pass(start).await?;
+        let (store, timeout) = (session.store.as_ref(), session.timeout());
+        let mut target =
+            Target { store, timeout, dry_run: self.consent.dry_run, wait: self.wait, now: Stamp::ZERO };
+        target.pass(start, &[ANY]).await?;
         let mut batch = Vec::with_capacity(BATCH);
         let bar = progress("importing");
         while let Some(line) = lines.next()? {
             match line {
                 Line::Start { .. } => return Err(lines.wrong("it begins a second time")),
                 Line::End { records, unreadable, now } => {
-                    target.pass(Stamp(now)).await?;
+                    target.pass(Stamp(now), &[ANY]).await?;
                     (counts.expected, counts.missing) = (Some(records), unreadable);
                     break;
                 }
@@ -149,25 +154,23 @@ impl Import {
 
 /// The store that is imported into.
 struct Target<'a> {
-    session: &'a Session,
+    store: &'a dyn Store,
+    /// The longest time that a call may take.
+    timeout: Duration,
     dry_run: bool,
     wait: Duration,
-    /// A time that the store's clock has passed.
+    /// A time that the clock which was asked last has passed.
     now: Stamp,
 }
 
 impl Target<'_> {
-    /// Waits until the store's clock has passed `stamp`, so that no fence is given twice.
-    async fn pass(&mut self, stamp: Stamp) -> Result<(), Failure> {
+    /// Waits until the store's clock has passed `stamp`, so that no fence is given twice. A cluster
+    /// has a clock for each of its nodes: those of these ids are asked.
+    async fn pass(&mut self, stamp: Stamp, ids: &[RecordId]) -> Result<(), Failure> {
         const PAUSE: Duration = Duration::from_millis(50);
-        let nothing = RecordId::from_bytes([0; 32]);
         let mut waited = Duration::ZERO;
         while self.now <= stamp {
-            let call = self.session.store.load(&nothing);
-            self.now = match tokio::time::timeout(self.session.timeout(), call).await {
-                Ok(answer) => answer?.now,
-                Err(_) => return Err(Failure::Unreachable("no answer in time: see --timeout".to_owned())),
-            };
+            self.now = self.slowest(ids).await?;
             if self.now > stamp || self.dry_run {
                 break;
             }
@@ -184,6 +187,24 @@ impl Target<'_> {
         Ok(())
     }
 
+    /// Returns the time of the slowest of the clocks that these ids are stamped by.
+    async fn slowest(&self, ids: &[RecordId]) -> Result<Stamp, Failure> {
+        let mut failure = Failure::Unreachable("no answer in time: see --timeout".to_owned());
+        for _ in 0..TRIES {
+            let calls = join_all(ids.iter().map(|id| self.store.load(id)));
+            let Ok(answers) = tokio::time::timeout(self.timeout, calls).await else { continue };
+            let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
+            let slowest = answers.iter().flatten().map(|answer| answer.now).min();
+            match (errors().find(|error| error.is_transient()), slowest) {
+                (Some(error), _) => failure = error.clone().into(),
+                // One that cannot be read is left to the write, which is refused.
+                (None, Some(now)) => return Ok(now),
+                (None, None) => return Err(errors().next().cloned().map_or(failure, Failure::from)),
+            }
+        }
+        Err(failure)
+    }
+
     /// Writes the batch, and empties it.
     async fn write(
         &mut self,
@@ -192,15 +213,25 @@ impl Target<'_> {
     ) -> Result<(), Failure> {
         let last = batch.iter().map(|(_, record)| record.stamp.max(record.fence)).max();
         if let Some(last) = last {
-            self.pass(last).await?;
+            if self.store.name() == "redis" {
+                // It may be a cluster, whose nodes each have their own clock.
+                self.now = Stamp::ZERO;
+            }
+            let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
+            self.pass(last, &ids).await?;
         }
         let mut left: Vec<(RecordId, Record)> = std::mem::take(batch);
         for tries in 1.. {
             let mut again = Vec::new();
-            let mut failure = None;
+            let (mut failure, mut below) = (None, Vec::new());
             for ((id, record), answer) in left.iter().zip(self.swap(&left).await?) {
                 match answer {
-                    Ok(Swap::Done(_)) => counts.imported += 1,
+                    Ok(Swap::Done(stamp)) => {
+                        counts.imported += 1;
+                        if stamp <= record.fence && !self.dry_run {
+                            below.push(id.to_string());
+                        }
+                    }
                     Ok(Swap::Conflict(Snapshot { record: Some(present), .. })) => {
                         match is_same(record, &present) {
                             true => counts.already += 1,
@@ -215,6 +246,13 @@ impl Target<'_> {
                     }
                     Err(error) => return Err(error.into()),
                 }
+            }
+            if !below.is_empty() {
+                return Err(Failure::Refused(format!(
+                    "a server's clock went back: fences that it gives to what was just written may repeat. \
+                     Set the clock right, `forget` these, and repeat the import: {}",
+                    below.join(" ")
+                )));
             }
             if again.is_empty() {
                 return Ok(());
@@ -237,7 +275,7 @@ impl Target<'_> {
         if self.dry_run {
             let mut answers = Vec::with_capacity(records.len());
             for (id, _) in records {
-                let found = self.session.store.load(id).await;
+                let found = self.store.load(id).await;
                 answers.push(found.map(|found| match found.record {
                     None => Swap::Done(found.now),
                     Some(_) => Swap::Conflict(found),
@@ -247,8 +285,8 @@ impl Target<'_> {
         }
         let swaps: Vec<SwapRequest> =
             records.iter().map(|(id, record)| SwapRequest::new(id, None, Some(record))).collect();
-        let call = self.session.store.swap_many(&swaps);
-        match tokio::time::timeout(self.session.timeout().saturating_mul(2), call).await {
+        let call = self.store.swap_many(&swaps);
+        match tokio::time::timeout(self.timeout.saturating_mul(2), call).await {
             Ok(answers) => Ok(answers),
             Err(_) => Err(Failure::Unreachable("no answer in time: repeat the import".to_owned())),
         }
@@ -266,15 +304,15 @@ impl Counts {
     fn write(&self, output: Output, dry_run: bool) -> Result<(), Failure> {
         let Counts { imported, already, differing, .. } = self;
         if output.json {
-            let differing: Vec<String> = differing.iter().map(ToString::to_string).collect();
+            let differing: Vec<String> = differing.iter().take(NAMED).map(ToString::to_string).collect();
             return output.json(&json!({
                 "dry_run": dry_run, "imported": imported, "already": already, "differing": differing,
-                "complete": self.expected.is_some(),
+                "differing_count": self.differing.len(), "complete": self.expected.is_some(),
             }));
         }
         let note = if dry_run { " would be imported (dry run)" } else { " imported" };
         output.line(&format!("{imported}{note}, {already} were there, {} differ", differing.len()))?;
-        for id in differing.iter().take(NAMED) {
+        for id in differing.iter().take(SHOWN) {
             output.line(&format!("differs, and is left as it is: {id}"))?;
         }
         Ok(())
@@ -349,8 +387,97 @@ impl Lines {
 
     fn wrong(&self, what: &str) -> Failure {
         Failure::Refused(format!(
-            "{}, line {}: {what}. What came before was imported; repeat it with a sound file",
+            "{}, line {}: {what}. Import a sound file: what is there by then is left as it is",
             self.name, self.number
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use nevertwice::store::async_trait;
+    use nevertwice::{Begin, Engine, MemoryStore, Request, StoreError};
+
+    use super::*;
+
+    const ON_TIME: RecordId = RecordId::from_bytes([1; 32]);
+    const BEHIND: RecordId = RecordId::from_bytes([2; 32]);
+
+    /// A cluster of two nodes. The clock of the second goes on by `step` with each reading.
+    #[derive(Debug)]
+    struct Cluster {
+        on_time: Stamp,
+        behind: AtomicU64,
+        step: u64,
+        /// The time that the second loses between a reading and a write.
+        lost: u64,
+        written: AtomicU64,
+    }
+
+    impl Cluster {
+        fn now(&self, id: &RecordId) -> Stamp {
+            if *id == BEHIND {
+                Stamp(self.behind.fetch_add(self.step, Ordering::SeqCst))
+            } else {
+                self.on_time
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Store for Cluster {
+        async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+            Ok(Snapshot { record: None, now: self.now(id) })
+        }
+
+        async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+            self.written.fetch_add(1, Ordering::SeqCst);
+            let lost = if swap.id == BEHIND { self.lost } else { 0 };
+            Ok(Swap::Done(Stamp(self.now(&swap.id).0 - lost)))
+        }
+
+        fn name(&self) -> &'static str {
+            "redis"
+        }
+    }
+
+    /// Imports a record to each of the nodes, the second of which is 100 µs behind.
+    async fn import(step: u64, lost: u64) -> (Result<(), Failure>, Cluster) {
+        let memory = MemoryStore::new();
+        let engine = Engine::builder(memory.clone()).build().unwrap();
+        let begun = engine.begin(&Request::new("s", "k").unwrap()).await.unwrap();
+        assert!(matches!(begun, Begin::Acquired(_)));
+        let (_, record) = memory.scan(None, 1).await.unwrap().records.pop().unwrap();
+        let last = record.stamp.max(record.fence).0;
+        let (behind, written) = (AtomicU64::new(last - 100), AtomicU64::new(0));
+        let cluster = Cluster { on_time: Stamp(last + 100), behind, step, lost, written };
+        let now = cluster.on_time;
+        let (timeout, wait) = (Duration::from_secs(10), Duration::from_millis(100));
+        let mut target = Target { store: &cluster, timeout, dry_run: false, wait, now };
+        let mut batch = vec![(ON_TIME, record.clone()), (BEHIND, record)];
+        let ended = target.write(&mut batch, &mut Counts::default()).await;
+        (ended, cluster)
+    }
+
+    #[tokio::test]
+    async fn s5_no_record_is_written_where_the_clock_is_behind_its_fence() {
+        // In time, after another reading.
+        let (ended, cluster) = import(101, 0).await;
+        assert!(ended.is_ok() && cluster.written.into_inner() == 2, "{ended:?}");
+        // Not in time.
+        let (ended, cluster) = import(0, 0).await;
+        assert!(matches!(ended, Err(Failure::Refused(_))), "{ended:?}");
+        assert_eq!(cluster.written.into_inner(), 0);
+    }
+
+    #[tokio::test]
+    async fn s5_a_record_that_was_stamped_below_its_fence_is_an_error() {
+        let (ended, _) = import(200, 1000).await;
+        assert!(
+            matches!(&ended, Err(Failure::Refused(text)) if text.contains(&BEHIND.to_string())),
+            "{ended:?}"
+        );
     }
 }
