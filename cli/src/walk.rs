@@ -87,8 +87,8 @@ impl<'a> Walk<'a> {
         self.after = page.next;
         self.is_over = self.after.is_none();
         self.bar.inc(page.records.len() as u64);
-        let mut step =
-            Step { found: Vec::new(), unreadable: page.unreadable, expired: Vec::new(), now: page.now };
+        let unreadable = page.unreadable.into_iter().filter(|id| !self.is_again(*id)).collect();
+        let mut step = Step { found: Vec::new(), unreadable, expired: Vec::new(), now: page.now };
         for (id, record) in page.records {
             if self.purger == Some(id) || self.is_again(id) {
                 continue;
