@@ -22,7 +22,8 @@ pub(super) const VERSION: u32 = 1;
 
 /// Writes all records that have not expired as JSON Lines, for `import` into another store. The
 /// output holds responses and checkpoints. Stop the applications first: what they change meanwhile
-/// may be missing. A replica, a standby and a Redis that evicts keys are refused. The events of an outbox are not exported: let its relay deliver them first.
+/// may be missing. A replica, a standby and a Redis that evicts keys are refused. The events of an
+/// outbox are not exported: let its relay deliver them first.
 #[derive(Debug, Args)]
 pub struct Export {
     /// A new file, readable for its owner only, instead of stdout
