@@ -300,7 +300,7 @@ fn two_clients_and_an_operator() {
     let shown = (careful, Menu::RESOLVE.and(Menu::SHOWN));
     let reached = [Event::Settled, Event::SettleRefused, Event::UnresolvedReport];
     check(setup("resolve what was shown", &[(careful, menu), (careful, menu), shown], NOTHING), &reached);
-    // Nobody begins after the only client, and is told of its report.
+    // No begin follows that of the only client, so none is told of its report.
     check(setup("resolve at once", &[(careful, menu), shown, shown], NOTHING), &reached[..2]);
     let removes = [(careful, Menu::COMPLETE), (careful, Menu::COMPLETE), (careful, Menu::FORGET)];
     check(setup("forget", &removes, NOTHING), &[Event::Forgotten, Event::Restored]);
