@@ -113,20 +113,18 @@ impl Engine {
 
     /// Begins an operation of this crate's own, which is not reported to operators.
     pub(crate) async fn begin_quietly(&self, request: &Request) -> Result<Begin, Error> {
-        match self.begin_seen(request, &observe::quiet_call(self, Op::Begin)).await? {
+        let seen = observe::quiet_call(self, Op::Begin);
+        let begin = match self.begin_now(request, &seen) {
+            Either::Left(begin) => begin,
+            Either::Right(started) => self.begin_later(started, &seen).await,
+        };
+        match begin? {
             Begin::Acquired(lease) => Ok(Begin::Acquired(lease.quietly())),
             answer @ (Begin::Completed(_)
             | Begin::InProgress(_)
             | Begin::Failed(_)
             | Begin::Unresolved(_)
             | Begin::Mismatch(_)) => Ok(answer),
-        }
-    }
-
-    async fn begin_seen(&self, request: &Request, seen: &Seen<'_>) -> Result<Begin, Error> {
-        match self.begin_now(request, seen) {
-            Either::Left(begin) => begin,
-            Either::Right(started) => self.begin_later(started, seen).await,
         }
     }
 

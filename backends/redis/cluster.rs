@@ -293,8 +293,7 @@ impl Refreshed for Cluster {
     }
 
     fn limit(&self) -> Duration {
-        let [connect, answer] = self.settings.limits;
-        connect.saturating_add(answer)
+        self.settings.opening()
     }
 
     async fn refresh(self: &Arc<Cluster>) -> bool {

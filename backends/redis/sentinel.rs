@@ -259,8 +259,7 @@ impl Refreshed for Sentinels {
     }
 
     fn limit(&self) -> Duration {
-        let [connect, answer] = self.settings.limits;
-        connect.saturating_add(answer)
+        self.settings.opening()
     }
 
     async fn refresh(self: &Arc<Sentinels>) -> bool {

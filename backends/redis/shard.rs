@@ -69,6 +69,12 @@ impl Settings {
         })
     }
 
+    /// Upper bound on the time to open a connection and get a first answer.
+    pub(super) fn opening(&self) -> Duration {
+        let [connect, answer] = self.limits;
+        connect.saturating_add(answer)
+    }
+
     /// Returns the key name of a record.
     pub(super) fn key(&self, id: &RecordId) -> Vec<u8> {
         [&self.prefix, &id.as_bytes()[..]].concat()

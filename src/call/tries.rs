@@ -168,8 +168,7 @@ impl Pause {
     }
 
     fn next(&mut self, of: (&RecordId, Duration)) -> Option<Duration> {
-        if self.free > 0 {
-            self.free -= 1;
+        if self.is_free() {
             return None;
         }
         let mut hasher = DefaultHasher::new();

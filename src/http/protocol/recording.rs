@@ -90,7 +90,8 @@ impl Recording {
 /// be left to an operator.
 async fn release(lease: &Lease) -> Result<(), Error> {
     let clock: &dyn Clock = lease.engine().clock();
-    let until = clock.monotonic().saturating_add(lease.finish_limit(clock.monotonic()));
+    let now = clock.monotonic();
+    let until = now.saturating_add(lease.finish_limit(now));
     loop {
         match lease.release().await {
             Err(Error::Store(error)) if error.is_transient() && clock.monotonic() < until => {}
