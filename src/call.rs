@@ -254,10 +254,7 @@ impl<'a> Execution<'a> {
 impl Task<'_> {
     /// The step of the command if there is no record.
     fn guess(&self) -> Option<Step> {
-        match View::absent(&self.id, self.command) {
-            View::Expected(step) => Some(step),
-            View::Unknown | View::Absent | View::Found(_) => None,
-        }
+        Step::expecting(&self.id, Stamp::ZERO, None, self.command)
     }
 
     /// Applies the rules to a snapshot. `removes` is true after a removal that found it instead of
@@ -311,12 +308,20 @@ impl View {
     /// The view of a key that most likely has this record.
     #[inline]
     pub(crate) fn expecting(id: &RecordId, now: Stamp, record: Option<&Record>, command: &Command) -> View {
+        Step::expecting(id, now, record, command).map_or(View::Unknown, View::Expected)
+    }
+}
+
+impl Step {
+    /// The step of a command on this record, if it needs a write.
+    #[inline]
+    fn expecting(id: &RecordId, now: Stamp, record: Option<&Record>, command: &Command) -> Option<Step> {
         let expected = record.map(|record| record.stamp);
         match decide(now, record, command) {
             Decision::Write { next, reply } => {
-                View::Expected(Step { swap: SwapRequest { id: *id, expected, next }, reply })
+                Some(Step { swap: SwapRequest { id: *id, expected, next }, reply })
             }
-            Decision::Reply(_) | Decision::Replay => View::Unknown,
+            Decision::Reply(_) | Decision::Replay => None,
         }
     }
 }
