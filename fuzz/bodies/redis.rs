@@ -132,6 +132,8 @@ fn server() -> &'static Server {
 
 /// Answers until the other side leaves, or the fuzzer's answer has been sent.
 fn serve(stream: TcpStream) -> Option<()> {
+    // It writes one answer at a time, which must not wait for the acknowledgement of the last.
+    stream.set_nodelay(true).ok()?;
     let mut output = stream.try_clone().ok()?;
     let mut input = BufReader::new(stream);
     loop {
