@@ -46,7 +46,7 @@ fn ends_in_login(rest: &str) -> bool {
 }
 
 fn cluster(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
-    let usage = || usage("redis+cluster://[user:password@]host[:port][,host[:port]..]");
+    let usage = || usage("redis+cluster://HOST:PORT,HOST:PORT, with some nodes of the cluster");
     let (login, hosts) = authority(rest.strip_suffix('/').unwrap_or(rest)).ok_or_else(usage)?;
     let login = login.map_or_else(String::new, |login| format!("{login}@"));
     Ok(RedisStore::cluster(hosts.iter().map(|host| format!("{scheme}://{login}{host}"))))
@@ -55,7 +55,8 @@ fn cluster(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
 fn sentinel(scheme: &str, rest: &str) -> Result<RedisStoreBuilder, Failure> {
     let usage = || {
         usage(
-            "redis+sentinel://[user:password@]host[:port][,host[:port]..]/service[/database], then maybe ?sentinel_user=..&sentinel_password=..",
+            "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DATABASE, with the sentinels and no other options \
+             than sentinel_user and sentinel_password",
         )
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -110,8 +111,9 @@ fn decoded(text: &str) -> Option<String> {
     percent_decode_str(text).decode_utf8().ok().map(Into::into)
 }
 
+/// The texts show no login and no value, which would be taken for real ones and hidden.
 fn usage(form: &str) -> Failure {
-    Failure::Usage(format!("the store is not of the form {form}"))
+    Failure::Usage(format!("the store is not of the form {form} (a login stands before the first host)"))
 }
 
 #[cfg(test)]

@@ -131,6 +131,7 @@ fn a_store_that_is_none_is_refused_without_being_repeated() {
     ] {
         let ran = crate::lab::run(&["list", "--store", url]);
         assert!(ran.code == 2 && !ran.err.contains("s3cret"), "{url}: {ran:?}");
+        assert!(!ran.err.contains("***"), "what is expected is shown whole: {ran:?}");
     }
     for url in [
         "sqlite:/tmp",
