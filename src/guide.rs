@@ -219,7 +219,9 @@
 //!   cannot open the same SQLite file again while the parent has it open: open stores after the
 //!   fork. A child is recognised by its process id. A child in its own PID namespace may have the
 //!   same process id as its parent; it must not use anything that its parent opened. Connections
-//!   that the application itself opened to the file are not detected.
+//!   that the application itself opened to the file are not detected. SQLite has locks for the whole
+//!   process: a child that is forked while another thread is inside SQLite waits for ever in its own
+//!   first call of SQLite. Fork before the first store is opened, or `exec` another program.
 //! * **Panics.** A waker that panics when it is woken or dropped, a purge report that panics, and
 //!   bytes that panic when they are freed harm only the task that they belong to. With
 //!   `panic = "abort"` no panic can be contained.

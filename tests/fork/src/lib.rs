@@ -22,9 +22,16 @@ pub fn child(work: impl FnOnce() -> String) -> String {
 /// Does the same in a child that is process 1 of its own PID namespace, as every such copy is.
 /// `None` where this user lacks the right.
 pub fn copy(work: impl FnOnce() -> String) -> Option<String> {
+    const MADE: &str = "made ";
     let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
-    // SAFETY: without a stack of its own, `clone` is a fork.
-    fork(|| unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as libc::pid_t }, work)
+    // A bare `clone` leaves the allocator's locks as they are, held by other threads or not; a child
+    // of `fork` has no other threads.
+    let said = child(|| {
+        // SAFETY: without a stack of its own, `clone` is a fork.
+        let clone = || unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as libc::pid_t };
+        fork(clone, work).map_or_else(String::new, |said| format!("{MADE}{said}"))
+    });
+    said.strip_prefix(MADE).map(str::to_owned)
 }
 
 fn fork(fork: impl FnOnce() -> libc::pid_t, work: impl FnOnce() -> String) -> Option<String> {

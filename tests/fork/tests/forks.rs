@@ -1,7 +1,10 @@
 //! The rights of a forked child over what it inherits: it starts anew, or gets an error.
+//!
+//! SQLite has locks for the whole process, and a child that was forked while another thread held
+//! one waits for it for ever. So no test runs beside another: see [`alone`].
 #![cfg(target_os = "linux")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -10,6 +13,12 @@ use nevertwice::{Begin, Clock, Engine, MemoryStore, Owner, Request, SqliteStore,
 use nevertwice_fork_tests::{child, copy};
 
 const SHORT: Duration = Duration::from_millis(50);
+
+/// Keeps the other tests of this process waiting until it is dropped.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn request(key: &str) -> Request {
     Request::new("forks", key).unwrap()
@@ -33,6 +42,7 @@ fn wait(engine: &Engine, key: &str) -> String {
 
 #[test]
 fn a_child_waits_after_its_parent_did_and_so_does_its_own_child() {
+    let _alone = alone();
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
     assert_eq!(begin(&engine, "k"), "acquired");
     let waited = wait(&engine, "k");
@@ -57,6 +67,7 @@ impl Wake for Never {
 
 #[test]
 fn only_a_sleep_that_the_child_polls_moves_to_the_child() {
+    let _alone = alone();
     let never = Waker::from(Arc::new(Never));
     let (mut carried, mut left) = (SystemClock.sleep(SHORT), SystemClock.sleep(SHORT * 40));
     assert!(carried.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -74,6 +85,7 @@ fn only_a_sleep_that_the_child_polls_moves_to_the_child() {
 /// it.
 #[test]
 fn children_of_a_busy_process_wait_too() {
+    let _alone = alone();
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let busy = [(); 2].map(|()| {
         let stop = Arc::clone(&stop);
@@ -99,6 +111,7 @@ fn children_of_a_busy_process_wait_too() {
 
 #[test]
 fn a_childs_sqlite_store_says_that_it_is_its_parents() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let [path, other] = ["keys.db", "other.db"].map(|name| dir.path().join(name));
     let store = SqliteStore::open(&path).unwrap();
@@ -123,6 +136,7 @@ fn a_childs_sqlite_store_says_that_it_is_its_parents() {
 
 #[test]
 fn a_child_that_drops_its_parents_store_neither_hangs_nor_harms_it() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path().join("keys.db")).unwrap();
     let engine = Engine::builder(store).build().unwrap();
@@ -163,6 +177,7 @@ fn draw_many() {
 
 #[test]
 fn copies_of_a_process_draw_other_owners() {
+    let _alone = alone();
     // The form in a token, since `Debug` does not show it.
     let draw = || serde_json::to_string(&Owner::random().unwrap()).unwrap();
     if let Some([one, other]) = two_copies(draw_many, draw) {
@@ -175,6 +190,7 @@ fn copies_of_a_process_draw_other_owners() {
 /// progress.
 #[test]
 fn copies_of_a_process_are_not_both_granted_a_key() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.db");
     let work = || {
@@ -190,6 +206,7 @@ fn copies_of_a_process_are_not_both_granted_a_key() {
 /// A child must not use its parent's connection: the writes of both would be interleaved.
 #[test]
 fn a_childs_redis_store_says_that_it_is_its_parents() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
     let server = std::process::Command::new("redis-server")
