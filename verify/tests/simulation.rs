@@ -25,7 +25,7 @@ mod wire;
 #[path = "simulation/world.rs"]
 mod world;
 
-/// The number of seeds for each test: what CI requires in a release build, a tenth without
+/// The number of seeds for each test: what `tests/run` does, in an optimised build; a tenth without
 /// optimisation. `NEVERTWICE_LONG` multiplies it by ten.
 const SEEDS: u64 = if cfg!(debug_assertions) { 1_000 } else { 10_000 };
 

@@ -24,8 +24,8 @@ pub fn child(work: impl FnOnce() -> String) -> String {
 pub fn copy(work: impl FnOnce() -> String) -> Option<String> {
     const MADE: &str = "made ";
     let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
-    // A bare `clone` leaves the allocator's locks as they are, held by other threads or not; a child
-    // of `fork` has no other threads.
+    // A bare `clone` leaves the allocator's locks as they are, held by other threads or not; a
+    // child of `fork` has no other threads.
     let said = child(|| {
         // SAFETY: without a stack of its own, `clone` is a fork.
         let clone = || unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) as libc::pid_t };
