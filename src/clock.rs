@@ -54,7 +54,7 @@ pub struct Boot {
 
 /// The operating system's clocks.
 ///
-/// On Linux, with the feature `sqlite` or `redis`, [`monotonic`](Clock::monotonic) and
+/// On Linux, with the feature `sqlite`, `redis` or `postgres`, [`monotonic`](Clock::monotonic) and
 /// [`boot`](Clock::boot) read `CLOCK_BOOTTIME`, which advances during a suspend. The kernel's boot
 /// id and the time namespace of the process identify a boot. Both are read once, from `/proc`;
 /// where that is not mounted there is no boot.

@@ -69,8 +69,8 @@
 //! answered like any other caller's.
 //!
 //! So the order is: begin, prepare, `mark_effect`, act, `complete`. If the effect and the record
-//! can be in one transaction (feature `sqlite`: `begin_in` and `complete_in`), put them there: then
-//! they commit together or not at all.
+//! can be in one transaction (`sqlite::begin_in` or `postgres::begin_in`, and `complete_in`), put
+//! them there: then they commit together or not at all.
 //!
 //! # For operators
 //!
@@ -162,9 +162,9 @@
 //!
 //! # Synchronous code
 //!
-//! Only the Redis store needs an async runtime. With the memory and SQLite stores, wrap a call in
-//! the `block_on` of any small executor (`futures-executor`, `pollster`). It parks the thread until
-//! the writer has committed or the other caller's outcome is available:
+//! The Redis and PostgreSQL stores, and the HTTP layer, need tokio. With the memory and SQLite
+//! stores, wrap a call in the `block_on` of any small executor (`futures-executor`, `pollster`). It
+//! parks the thread until the writer has committed or the other caller's outcome is available:
 //!
 //! ```
 //! # #[cfg(feature = "memory")] {
@@ -178,8 +178,8 @@
 //! # }
 //! ```
 //!
-//! For Redis, create one tokio runtime, keep it as long as the store, and call its `block_on` (a
-//! connection lives on the runtime that it was made on):
+//! For Redis and PostgreSQL, create one tokio runtime, keep it as long as the store, and call its
+//! `block_on` (a connection lives on the runtime that it was made on):
 //! `let runtime = tokio::runtime::Runtime::new()?; runtime.block_on(engine.begin(&request))`. Never
 //! call `block_on` inside an async task: it blocks the thread that other tasks run on, SQLite's
 //! callers included.
@@ -188,8 +188,8 @@
 //! client) also blocks the renewal of its lease: the lease expires, and another caller may take
 //! over while the handler still acts. [`run_blocking`](crate::Engine::run_blocking) runs the
 //! handler on a thread of its own and renews from the caller's future. In the handler, call the
-//! lease through `block_on`; on Redis, through the `block_on` of the runtime's `Handle`, obtained
-//! beforehand. If the future is dropped, the thread cannot be stopped: check
+//! lease through `block_on`; on Redis and PostgreSQL, through the `block_on` of the runtime's
+//! `Handle`, obtained beforehand. If the future is dropped, the thread cannot be stopped: check
 //! [`is_lost`](crate::Lease::is_lost) before each step that matters. Without `run`, renew from
 //! another thread: [`Lease`](crate::Lease) is `Sync`.
 //!
@@ -200,8 +200,8 @@
 //! ([`StoreError::Full`](crate::StoreError::Full)), and still answers duplicates and accepts
 //! finishes. The limits are records, bytes and records per scope for the memory store
 //! (`max_records`, `max_bytes`, `max_records_per_scope`), the bytes of the file for SQLite
-//! (`max_bytes`) and the server's `maxmemory` for Redis. SQLite and Redis have no limit per scope,
-//! because they cannot count records by scope cheaply.
+//! (`max_bytes`), the server's `maxmemory` for Redis and its disk for PostgreSQL. SQLite, Redis and
+//! PostgreSQL have no limit per scope, because they cannot count records by scope cheaply.
 //! [`max_response`](crate::Policy::max_response), [`max_checkpoint`](crate::Policy::max_checkpoint)
 //! and [`max_waiters`](crate::Policy::max_waiters) bound what one caller can use;
 //! [`max_waiters_per_key`](crate::Policy::max_waiters_per_key) and
@@ -214,14 +214,15 @@
 //!   operating system's random source, so that copies of a process (a forked child, a snapshot that
 //!   is started twice) are never mistaken for each other. Without random bytes a begin returns
 //!   [`Error::Owner`](crate::Error::Owner).
-//! * **Forks.** A child has a timer of its own and copies of its parent's memory stores. A SQLite
-//!   or Redis store that was opened before the fork refuses every call in the child, and the child
-//!   cannot open the same SQLite file again while the parent has it open: open stores after the
-//!   fork. A child is recognised by its process id. A child in its own PID namespace may have the
-//!   same process id as its parent; it must not use anything that its parent opened. Connections
-//!   that the application itself opened to the file are not detected. SQLite has locks for the whole
-//!   process: a child that is forked while another thread is inside SQLite waits for ever in its own
-//!   first call of SQLite. Fork before the first store is opened, or `exec` another program.
+//! * **Forks.** A child has a timer of its own and copies of its parent's memory stores. A SQLite,
+//!   Redis or PostgreSQL store that was opened before the fork refuses every call in the child, and
+//!   the child cannot open the same SQLite file again while the parent has it open: open stores
+//!   after the fork. A child is recognised by its process id. A child in its own PID namespace may
+//!   have the same process id as its parent; it must not use anything that its parent opened.
+//!   Connections that the application itself opened to the file are not detected. SQLite has locks
+//!   for the whole process: a child that is forked while another thread is inside SQLite waits for
+//!   ever in its own first call of SQLite. Fork before the first store is opened, or `exec` another
+//!   program.
 //! * **Panics.** A waker that panics when it is woken or dropped, a purge report that panics, and
 //!   bytes that panic when they are freed harm only the task that they belong to. With
 //!   `panic = "abort"` no panic can be contained.
@@ -236,9 +237,10 @@
 //!
 //! With the features `testing` and `memory`, `testing::audit` answers the question whether a
 //! handler is safe. It runs the handler some 50 times: with a fault before and after each call of
-//! the store, dropped at each of its awaits, with a second delivery at each of them, and resumed
-//! after its lease ended and another delivery was dealt with. It counts the effects, and says which
-//! schedule breaks the handler and what to change in it. This is the program of the README:
+//! the store, dropped at each of its awaits, with a second delivery at each of them, and paused
+//! there until its lease has ended and a second delivery was handled. It counts the effects, and
+//! says which schedule breaks the handler and what to change in it. This is the program of the
+//! README:
 //!
 //! ```
 //! # #[cfg(all(feature = "testing", feature = "memory"))] {
@@ -282,9 +284,11 @@
 //!   runs unknowingly.
 //! * **More than the store keeps.** A memory store loses its records with its process. Redis
 //!   without AOF loses them with its server. A Redis failover loses writes that the new primary had
-//!   not received; with `replicated(n)` those were not acknowledged either. A Redis server that
-//!   starts to evict, or that keeps less than when the store connected, gets no more grants within
-//!   30 s (its `recheck_every`); operations in progress can still finish.
+//!   not received; with `replicated(n)` those were not acknowledged either. A PostgreSQL failover
+//!   to an asynchronous standby loses what the standby had not received; with `replicas(n)` that
+//!   was not acknowledged. A Redis server that starts to evict, or that keeps less than when the
+//!   store connected, gets no more grants within 30 s (its `recheck_every`); operations in progress
+//!   can still finish.
 //! * **Protection from a deleted store.** Remove the file or the server's data, and all keys are
 //!   new.
 //! * **Secrecy of responses.** They are stored as they are given. Keys are stored as digests unless
@@ -328,13 +332,16 @@
 //!   other processes wrote since; a warning says so. Two processes that started before and after
 //!   the clock was set disagree by that much: stop all of them before setting it by more than the
 //!   shortest lease.
+//! * **PostgreSQL** uses the server's `clock_timestamp()`. Set back, it prolongs leases by as much
+//!   and repeats no fence; set forward, it ends leases and retentions early.
 //! * **Redis** uses the server's clock. Setting that clock back prolongs a lease that was not taken
 //!   over yet; setting it forward ends leases early.
 //!
 //! A holder counts the remaining time of its lease by
 //! [`Clock::monotonic`](crate::Clock::monotonic), from before it sent the request. On Linux, with
-//! the feature `sqlite` or `redis`, that clock includes suspends, so that a machine that wakes up
-//! does not rely on a lease that another caller was granted meanwhile. On other systems it stops
-//! during a suspend: do not suspend a machine there while it holds leases of a shared store.
+//! the feature `sqlite`, `redis` or `postgres`, that clock includes suspends, so that a machine
+//! that wakes up does not rely on a lease that another caller was granted meanwhile. On other
+//! systems it stops during a suspend: do not suspend a machine there while it holds leases of a
+//! shared store.
 
 pub mod write_a_store;

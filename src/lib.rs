@@ -116,6 +116,7 @@
 //! | `postgres` | `PostgresStore`, and transactions of the application's own; needs tokio |
 //! | `sqlx` | those of sqlx 0.9 on PostgreSQL; needs Rust 1.94, as sqlx does |
 //! | `redis` | `RedisStore`; needs tokio |
+//! | `redis-rustls`, `redis-native-tls` | `redis`, and TLS for `rediss://` by rustls or the system's library |
 //! | `http` | a tower layer for the `Idempotency-Key` header, on tokio |
 //! | `axum` | `http`, and its lease as an extractor of axum |
 //! | `testing` | `conformance!`, `FaultyStore` and the reference model, for authors of stores and for tests of applications |

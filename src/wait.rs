@@ -51,10 +51,10 @@ impl Engine {
     /// key](crate::Policy::max_waiters_per_key) or in [one
     /// scope](crate::Policy::max_waiters_per_scope) as the policy allows.
     ///
-    /// A waiter wakes when the other caller finishes (memory and Redis push this, SQLite notices
-    /// within some milliseconds) or its lease expires. It then reads the record again and is
-    /// answered by the rules like any begin. The end of the wait is never a reason to act. Only
-    /// `Acquired` is, for example after the other attempt crashed or failed with
+    /// A waiter wakes when the other caller finishes (memory, Redis and PostgreSQL push this,
+    /// SQLite notices within some milliseconds) or its lease expires. It then reads the record
+    /// again and is answered by the rules like any begin. The end of the wait is never a reason to
+    /// act. Only `Acquired` is, for example after the other attempt crashed or failed with
     /// [`Retry::Now`](crate::Retry::Now).
     ///
     /// ```

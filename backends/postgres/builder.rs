@@ -121,9 +121,9 @@ impl PostgresStoreBuilder {
         self
     }
 
-    /// Bounds the number of connections. **Default 8**, at least 3. Two of them write at a time, as
-    /// long as the server answers; a third reads. Two more are kept for waiters, while there are
-    /// any, and for announcing changes.
+    /// Bounds the number of connections. **Default 8**, at least 3. Up to a third of them read; of
+    /// the others two write at a time as long as the server answers. One more is open while there
+    /// are waiters.
     pub fn connections(mut self, most: usize) -> PostgresStoreBuilder {
         self.connections = most.max(3);
         self

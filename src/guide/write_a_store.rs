@@ -42,8 +42,8 @@
 //!
 //! | way | used by | how | price |
 //! |---|---|---|---|
-//! | a high-water mark for the whole store, or for each part of it | memory: one a shard. SQLite: one a file | every stamp is greater than the mark, and the mark is at least the stamp of every record removed. It rises in the same atomic step as the removal, and is as durable | writers meet at one number. SQLite raises it only when it removes a row, or writes one more than 100 ms above it, so most commits do not touch it |
-//! | a tombstone for each removed key | Redis | a removal leaves the bare stamp behind; the next write of this key takes a greater one | space for removed keys, until the clock is certainly past the stamp. Redis keeps a tombstone for its `clock_slack` (10 minutes) |
+//! | a high-water mark for the whole store, or for each part of it | memory: one a shard. SQLite: one a file. PostgreSQL: a sequence, raised by a purge | every stamp is greater than the mark, and the mark is at least the stamp of every record removed. It rises in the same atomic step as the removal, and is as durable | writers meet at one number. SQLite raises it only when it removes a row, or writes one more than 100 ms above it, so most commits do not touch it |
+//! | a tombstone for each removed key | Redis; PostgreSQL, until a purge removes it | a removal leaves the bare stamp behind; the next write of this key takes a greater one | space for removed keys, until the clock is certainly past the stamp. Redis keeps a tombstone for its `clock_slack` (10 minutes) |
 //! | the store's own clock | Redis, after an expiry and once the tombstone has gone | a record expires after its deadline by the clock that stamped it, so that clock is past the stamp already | holds only while the clock is not set back further than the store allows for, and not for removals before the deadline. A revision counter that a server never reuses has no such limit, but cannot serve as time |
 //!
 //! A stamp is both a version and a time: [`load`](crate::store::Store::load) returns the present
