@@ -12,7 +12,8 @@ pub enum Durability {
     /// A power cut.
     Power,
     /// The loss of the primary: this many replicas have the write too. (A failover is still no
-    /// consensus.)
+    /// consensus.) It does not include [`Power`](Durability::Power) unless the store says so
+    /// ([`Store::is_as_durable_as`](crate::store::Store::is_as_durable_as)).
     Replicated(u8),
 }
 

@@ -26,18 +26,19 @@ pub enum Oversized {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
-    /// The duration of a grant. **Default 30 s.** Make it longer than the slowest call that is
-    /// waited for under it; a crash blocks its key for that long. *Too short*: a slow worker is
-    /// taken over, and its result is refused.
+    /// The duration of a grant. **Default 30 s.** 0 is refused. Make it longer than the slowest
+    /// call that is waited for under it; a crash blocks its key for that long. *Too short*: a slow
+    /// worker is taken over, and its result is refused.
     pub lease: Duration,
     /// The time that a record is kept, counted from its finish, from the end of its lease or from
-    /// when a retry is due. **Default 24 h**, as at Stripe. Make it longer than the longest retry
-    /// window of any caller. *Too short*: a late retry executes again. *Long*: costs storage.
+    /// when a retry is due. **Default 24 h**, as at Stripe. At least the lease. Make it longer than
+    /// the longest retry window of any caller. *Too short*: a late retry executes again. *Long*:
+    /// costs storage.
     pub retention: Duration,
     /// The treatment of a crashed attempt. **Default [`Recovery::RerunUnlessEffect`].**
     pub recovery: Recovery,
     /// The number of times an operation is executed in all before it is left to an operator.
-    /// **Default: no limit.**
+    /// **Default: no limit.** 0 is refused.
     pub max_attempts: u32,
     /// The longest response or error that is kept, in bytes. **Default 1 MiB.** A longer one is
     /// replaced by a marker: duplicates get the outcome without a body, and nothing is rerun.
@@ -52,22 +53,22 @@ pub struct Policy {
     /// [`unfinished`](crate::Engine::unfinished).
     pub unresolved_retention: Duration,
     /// The time that a response or error is replayed, if that is shorter than the record is kept.
-    /// **Default: as long as the record.** After it, duplicates get `Completed` without a response
-    /// until the [`retention`](Policy::retention) ends.
+    /// **Default: as long as the record.** 0 is refused. After it, duplicates get `Completed`
+    /// without a response until the [`retention`](Policy::retention) ends.
     /// [`Engine::purge_regularly`](crate::Engine::purge_regularly) frees the space, for which it
     /// reads the whole store.
     pub response_retention: Option<Duration>,
     /// The longest checkpoint, in bytes. **Default 64 KiB.** A longer one is refused.
     pub max_checkpoint: usize,
     /// The time limit of a call, including its retries and a store that does not answer. **Default
-    /// 5 s.** After a timeout, the write may or may not have been made.
+    /// 5 s.** 0 is refused. After a timeout, the write may or may not have been made.
     pub call_timeout: Duration,
     /// The time limit of a finish ([`complete`](crate::Lease::complete),
     /// [`fail`](crate::Lease::fail), and the outcome that [`run`](crate::Engine::run) records). It
     /// is longer than that of other calls because finished work must not be lost to a store that is
     /// unavailable for some seconds. **Default: until the lease ends, and at least the
-    /// `call_timeout`.** *Shorter*: finished work is executed again, or left to an operator. *Long
-    /// leases* on a store that is down delay finishes for as long.
+    /// `call_timeout`.** 0 is refused. *Shorter*: finished work is executed again, or left to an
+    /// operator. *Long leases* on a store that is down delay finishes for as long.
     pub finish_timeout: Option<Duration>,
     /// The time that [`Engine::run`](crate::Engine::run) waits for a duplicate in flight. **Default
     /// 30 s.**

@@ -82,13 +82,15 @@ impl Request {
         self
     }
 
-    /// Overrides [`Policy::lease`].
+    /// Overrides [`Policy::lease`]. A begin with 0, with more than the retention, or with less than
+    /// [`Policy::handler_timeout`] is [`Error::Policy`](crate::Error::Policy).
     pub fn lease(mut self, lease: Duration) -> Request {
         self.lease = Some(lease);
         self
     }
 
-    /// Overrides [`Policy::retention`].
+    /// Overrides [`Policy::retention`]. A begin with less than the lease or than
+    /// [`Policy::retry_horizon`] is [`Error::Policy`](crate::Error::Policy).
     pub fn retention(mut self, retention: Duration) -> Request {
         self.retention = Some(retention);
         self
@@ -110,7 +112,8 @@ impl Request {
         self
     }
 
-    /// Overrides [`Policy::max_attempts`].
+    /// Overrides [`Policy::max_attempts`]. A begin with 0 is
+    /// [`Error::Policy`](crate::Error::Policy).
     pub fn max_attempts(mut self, max_attempts: u32) -> Request {
         self.max_attempts = Some(max_attempts);
         self
