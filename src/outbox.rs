@@ -97,7 +97,7 @@ pub trait Outbox: sealed::Queue {
     async fn discard(&self, id: EventId) -> Result<bool, StoreError>;
 
     /// Removes dead letters that were put aside longer than `age` ago, oldest first, at most
-    /// `limit` of them, and returns their number. Call it until it returns less than `limit`.
+    /// `limit` of them, and returns their number. Call it until it returns fewer than `limit`.
     ///
     /// # Errors
     /// [`StoreError`] if the database did not answer.

@@ -138,10 +138,10 @@ impl<O: Outbox> Relay<O> {
         self
     }
 
-    /// Sets the number of attempts after which an event becomes a dead letter. **Default 15**, over
-    /// an hour by the default back-off. At least 1. An event whose relay died is delivered alone
-    /// the next time, and deaths count from then on: one that kills its relay is put aside too, and
-    /// those beside it are not.
+    /// Sets the number of attempts after which an event becomes a dead letter. **Default 15**:
+    /// about half an hour of pauses by the default back-off. At least 1. An event whose relay died
+    /// is delivered alone the next time, and deaths count from then on: one that kills its relay is
+    /// put aside too, and those beside it are not.
     pub fn max_attempts(mut self, attempts: u32) -> Relay<O> {
         self.max_attempts = attempts.max(1);
         self
