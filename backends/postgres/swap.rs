@@ -31,7 +31,7 @@ const PATIENCE: [&str; 2] = ["50ms", "2ms"];
 const CAREFUL: Duration = Duration::from_secs(1);
 /// The pause before a swap of a locked row is sent again: first and longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
-/// The number of times that a batch is sent which the server undoes for another transaction's sake.
+/// The number of tries of a batch that the server rolls back in favour of another transaction.
 const ATTEMPTS: u32 = 4;
 
 /// A parameter of a statement, with its type.

@@ -29,7 +29,7 @@ Exit codes:
   3  the store cannot be reached, is missing, or cannot be used
   4  refused, not confirmed, or ended early: see the message
 
-Passwords belong into NEVERTWICE_STORE, where other users do not see them; they are never shown.
+Put passwords into NEVERTWICE_STORE, where other users do not see them; they are never shown.
 Colours are used on a terminal only, and not if NO_COLOR is set.";
 
 /// Looks at idempotency records, and settles, moves and checks them.
@@ -112,8 +112,8 @@ pub enum Command {
     Import(Import),
     /// Shows rates and what is unresolved, again and again
     Watch(Watch),
-    /// Audits from outside that an HTTP API keeps its word on idempotency keys, whatever it is
-    /// written in; see `nevertwice audit --help`
+    /// Tests from outside how an HTTP API handles idempotency keys, whatever it is written in; see
+    /// `nevertwice audit --help`
     Audit,
     /// Writes completions for a shell
     Completions(Completions),

@@ -18,8 +18,8 @@ use crate::backends::postgres::schema::Names;
 use crate::error::StoreError;
 use crate::wake::guarded;
 
-/// The number of sessions on the server, with those that were given up and wait for an answer. Such
-/// as each of them, if a synchronous standby is gone.
+/// The most sessions on the server, counting abandoned ones whose last statement is unanswered (as
+/// all are while a synchronous standby is gone).
 pub(super) const SESSIONS: usize = 3;
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("schema.sql");

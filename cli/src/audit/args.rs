@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-/// Audits from outside that an HTTP API keeps its word on idempotency keys
+/// Tests from outside how an HTTP API handles idempotency keys
 ///
 /// It sends the described request, repeats, doubles and interrupts it, and reports check by check
 /// with the evidence. It needs no access to the service, which may be written in any language.
@@ -152,7 +152,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", help_heading = "Choice")]
     pub(super) seed: Option<u64>,
 
-    /// Runs each check so often, with fresh keys
+    /// Runs each check this many times, with fresh keys
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Choice")]
     pub(super) repeat: u32,
 

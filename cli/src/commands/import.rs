@@ -30,7 +30,7 @@ const BATCH: usize = 100;
 const MAX_LINE: u64 = 128 << 20;
 /// The number of times that a batch is tried.
 const TRIES: usize = 5;
-/// An id of no record.
+/// An id under which there is no record.
 const ANY: RecordId = RecordId::from_bytes([0; 32]);
 
 /// Writes the records of an export into a store. Their fences stay, and those that the store gives

@@ -84,7 +84,7 @@ pub(in crate::audit) struct Crash;
 
 /// The time in which a service must start again.
 const START: Duration = Duration::from_secs(60);
-/// The time that its end may take. A proxy before it accepts connections for ever.
+/// The time that its end may take. A proxy in front of it goes on accepting connections.
 const DEATH: Duration = Duration::from_secs(2);
 /// The time in which a command must kill it.
 const KILL: Duration = Duration::from_secs(30);
