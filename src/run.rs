@@ -171,9 +171,9 @@ impl Engine {
     }
 }
 
-/// Runs `work` and renews the lease meanwhile. A renewal is due at a third of the lease and may
-/// take a sixth of it. After a failed renewal the next follows at a twelfth: two in a row may fail,
-/// and there is still time for a third.
+/// Runs `work` and renews the lease meanwhile. The lease is renewed after a third of its length; a
+/// renewal may take a sixth, and a failed one is repeated after a twelfth. So two may fail in a row
+/// before the lease ends.
 pub(crate) async fn alive<T>(lease: &Lease, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let length = lease.length();

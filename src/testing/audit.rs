@@ -30,8 +30,8 @@ use crate::store::Store;
 /// * the handler is dropped, as by a crash, and delivered again after its lease or at once; or the
 ///   delivery that takes over is dropped too: at each of its awaits;
 /// * a second delivery comes while the first is in progress: at each of its awaits;
-/// * the handler stops, its lease ends, a second delivery is dealt with, and the first goes on: at
-///   each of its awaits.
+/// * the handler pauses until its lease has ended and a second delivery was handled, then
+///   continues: at each of its awaits.
 ///
 /// `request` makes the request of a key, as the handler does; it is used to look at the record.
 /// `handler` deals with one delivery under the engine and the key. `Ok` is an outcome: a first
