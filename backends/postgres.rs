@@ -260,6 +260,14 @@ impl Store for PostgresStore {
         self.0.connections.durability()
     }
 
+    /// Returns true if the server keeps this level. One that waits for replicas syncs its own disk
+    /// too.
+    fn is_as_durable_as(&self, required: Durability) -> bool {
+        let level = self.durability();
+        let is_replicated = matches!(level, Durability::Replicated(_));
+        level.satisfies(required) || (is_replicated && Durability::Power.satisfies(required))
+    }
+
     /// Returns an identity that is derived from a random id in the tables and from the cluster,
     /// database and table. Replicas of the server share it. A restored dump, and a server that was
     /// upgraded, have another one:

@@ -56,6 +56,7 @@ fn fail_over(primary: &mut Server, standby: &Server, replicas: u8, cut: bool) ->
         let engine = Engine::builder(store.clone())
             .call_timeout(Duration::from_secs(1))
             .finish_timeout(Duration::from_secs(1))
+            .require(Durability::Power)
             .build()
             .unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -168,7 +169,12 @@ fn s9_replicas_count_only_if_each_copy_is_on_disk() {
         server.restart_with(&[SYNCHRONOUS, setting], &[]);
         let connected = block_on_tokio(PostgresStore::builder(&server.url()).replicas(1).connect());
         match level {
-            Some(level) => assert_eq!(connected.unwrap().durability(), level, "{setting}"),
+            Some(level) => {
+                let store = connected.unwrap();
+                assert_eq!(store.durability(), level, "{setting}");
+                let synced = matches!(level, Durability::Replicated(_));
+                assert_eq!(store.is_as_durable_as(Durability::Power), synced, "{setting}");
+            }
             None => assert!(unusable(connected).contains("synchronous_commit"), "{setting}"),
         }
     }

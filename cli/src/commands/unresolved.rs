@@ -23,8 +23,8 @@ pub struct Unresolved {
     /// The number of operations to show at most, the oldest
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
-    /// Only operations whose effect may have happened, which SQLite and PostgreSQL find without
-    /// reading the others
+    /// Only operations whose effect may have happened. SQLite finds them by an index; PostgreSQL
+    /// reads every row, but only their contents; Redis reads everything
     #[arg(long)]
     settling: bool,
 }
