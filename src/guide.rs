@@ -78,8 +78,8 @@
 //! [`purge_regularly`](crate::Engine::purge_regularly) refreshes. Memory and SQLite keep an index
 //! of records that may be unresolved. On Redis and PostgreSQL the count reads the whole store, and
 //! only if [`count_unresolved`](crate::PurgePlan::count_unresolved) is set. Evidence that expired
-//! before it was settled is counted in `nevertwice_unsettled_expired_total`, and the error of a full
-//! store says how many of its records are unresolved where the store can tell.
+//! before it was settled is counted in `nevertwice_unsettled_expired_total`, and the error of a
+//! full store says how many of its records are unresolved where the store can tell.
 //!
 //! * **List.** [`unfinished_by`](crate::Engine::unfinished_by) lists operations by a
 //!   [`Filter`](crate::Filter): by need, scope, reason and age.

@@ -35,8 +35,8 @@ pub struct PurgePlan {
     /// [`every`](PurgePlan::every).
     pub limit: u64,
     /// True if each purge also counts unresolved operations, for the gauge `nevertwice_unresolved`,
-    /// on a store that has to be read completely for it (Redis, PostgreSQL). **Default: false**: they
-    /// are counted only if the store [indexes](crate::store::Store::finds_unsettled) them.
+    /// on a store that has to be read completely for it (Redis, PostgreSQL). **Default: false**:
+    /// they are counted only if the store [indexes](crate::store::Store::finds_unsettled) them.
     pub count_unresolved: bool,
 }
 
