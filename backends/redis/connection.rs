@@ -1,6 +1,6 @@
 //! The connection to the server and its replacements: [`Connections`].
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,7 +65,17 @@ pub(super) struct Connection {
     /// The address of the node of a cluster, relative to which its redirects are read.
     node: Option<Address>,
     last_inspection: Mutex<LastInspection>,
+    silence: Silence,
 }
+
+/// The time at which the first call was dropped since the server last answered: in microseconds on
+/// the monotonic clock, plus one, or 0 if there is none. A dropped call does not see its timeout, so
+/// a connection that no answer comes through would be kept as long as every caller leaves early.
+#[derive(Default)]
+struct Silence(AtomicU64);
+
+/// A call under way. Dropped, it may be the start of a silence.
+struct Asking<'a>(Option<&'a Silence>);
 
 /// The result of the last inspection.
 struct LastInspection {
@@ -102,9 +112,12 @@ impl Connections {
     /// wait for it.
     pub(super) async fn get(&self) -> Result<Arc<Connection>, StoreError> {
         let attempts = {
-            let current = self.lock();
-            if let Some(connection) = &current.connection {
-                return Ok(Arc::clone(connection));
+            let mut current = self.lock();
+            let [_, answer] = self.limits;
+            match &current.connection {
+                Some(connection) if connection.silence.is_over(answer) => current.connection = None,
+                Some(connection) => return Ok(Arc::clone(connection)),
+                None => {}
             }
             current.attempts
         };
@@ -145,7 +158,10 @@ impl Connections {
         }
         // The task that reads the connection wakes all callers.
         let mut inner = connection.inner.clone();
-        match guarded(inner.req_packed_commands(commands, 0, count)).await {
+        let asking = Asking(Some(&connection.silence));
+        let replies = guarded(inner.req_packed_commands(commands, 0, count)).await;
+        asking.is_answered();
+        match replies {
             Ok(replies) => {
                 // A primary became a replica: the host name may lead to another server by now.
                 if replies.iter().any(is_no_primary) {
@@ -262,6 +278,7 @@ impl Connections {
             last_inspection: Mutex::new(LastInspection::new(at, self.watch.judge(&self.address, &report))),
             run_id: report.run_id,
             node: self.is_cluster.then(|| self.address.clone()),
+            silence: Silence::default(),
         }))
     }
 
@@ -294,6 +311,36 @@ impl Connection {
 
     fn lock(&self) -> MutexGuard<'_, LastInspection> {
         self.last_inspection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Silence {
+    /// Returns true if the server has not answered for `limit` since a call was dropped.
+    fn is_over(&self, limit: Duration) -> bool {
+        match self.0.load(Ordering::Relaxed) {
+            0 => false,
+            since => SystemClock.monotonic().saturating_sub(Duration::from_micros(since - 1)) >= limit,
+        }
+    }
+}
+
+impl Asking<'_> {
+    fn is_answered(mut self) {
+        if let Some(silence) = self.0.take()
+            && silence.0.load(Ordering::Relaxed) != 0
+        {
+            silence.0.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(silence) = self.0.take() {
+            let now = SystemClock.monotonic().as_micros() as u64 + 1;
+            // One that has begun goes on.
+            let _ = silence.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 

@@ -4,28 +4,29 @@
 mod schedules;
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::runtime::{leave, oneshot, timeout, yield_now};
+use super::runtime::{Moment, Runtime, oneshot, timeout, yield_now};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wake::guarded;
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
-/// The detail of the error for a delivery with too few answers.
+/// The details of errors without an answer.
 const LOST: &str = "it gave too few answers";
+const DROPPED: &str = "the runtime that sent it has ended";
+const LATE: &str = "no answer in time";
+const NO_RUNTIME: &str = "it was called outside of a tokio runtime";
 
 /// Sends a swap at once while fewer than [`PIPELINES`] pipelines are in flight. Later swaps queue,
 /// only until one of these ends, and are then sent together.
 ///
-/// There is no task. When a pipeline ends, the caller that has waited longest becomes leader and
-/// sends the queue, its own swap included. A leader dropped in mid-flight leaves its pipeline to
-/// the runtime and hands over the lead. A leader that is neither dropped nor polled, because its
-/// runtime is blocked, loses the lead to the first caller whose wait times out.
+/// Each pipeline is a task of its own, on the runtime of the caller that has waited longest: a
+/// caller that is not polled for a while, or leaves, delays no other. Only a runtime that does not
+/// run can: if no pipeline has started or ended for some time, those in flight no longer count.
 pub(crate) struct Batcher<T: Transport>(Mutex<Queue<T>>);
 
 /// The transport of items to the server: swaps, and the answer to each.
@@ -53,6 +54,12 @@ pub(crate) trait Transport: Send + Sync + Sized + 'static {
     /// Upper bound on the time that one delivery takes.
     fn delivery_limit(&self) -> Duration;
 
+    /// The time without a start or an end of a pipeline after which those in flight no longer
+    /// count. Less than the time of one try of an engine by default.
+    fn stall_limit(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
     /// Sends the items at once and returns the reply to each.
     fn deliver(self: &Arc<Self>, items: Vec<Self::Item>) -> impl Future<Output = Answers<Self>> + Send;
 }
@@ -63,91 +70,99 @@ pub(crate) type Answers<T> = Vec<Result<<T as Transport>::Answer, StoreError>>;
 struct Queue<T: Transport> {
     pending: VecDeque<Pending<T>>,
     in_flight: usize,
-    /// The current generation. Leaders of an earlier one no longer count.
+    /// The current generation. Pipelines of an earlier one no longer count.
     generation: u64,
     next_number: u64,
+    /// The time at which a pipeline last started or ended.
+    moved: Moment,
+    /// True if the last pipeline had several items.
+    is_busy: bool,
 }
 
-/// A queued item.
+/// An item that is not sent yet.
 struct Pending<T: Transport> {
     number: u64,
     item: T::Item,
-    sender: oneshot::Sender<Reply<T>>,
+    sender: oneshot::Sender<Result<T::Answer, StoreError>>,
+    /// The caller's.
+    runtime: Runtime,
 }
 
-/// A message to a queued caller.
-enum Reply<T: Transport> {
-    Item(Result<T::Answer, StoreError>),
-    /// The caller's swap is not sent yet: it becomes leader and sends it along with the others.
-    Lead(Leader<T>, T::Item),
-}
-
-/// The number of a queued item, and the receiver of its caller.
-type Ticket<T> = (u64, oneshot::Receiver<Reply<T>>);
-
-/// The lead: the right to send a pipeline. It is never lost: dropping it passes it on.
-struct Leader<T: Transport> {
+/// The right to send a pipeline, with the item that has waited longest. It is never lost: dropping
+/// it passes it on.
+struct Lead<T: Transport> {
     transport: Arc<T>,
     generation: u64,
-    /// A shared pipeline that is still in flight.
-    delivery: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    first: Option<Pending<T>>,
 }
 
 impl<T: Transport> Default for Batcher<T> {
     fn default() -> Batcher<T> {
-        let queue = Queue { pending: VecDeque::new(), in_flight: 0, generation: 0, next_number: 0 };
-        Batcher(Mutex::new(queue))
+        Batcher(Mutex::new(Queue {
+            pending: VecDeque::new(),
+            in_flight: 0,
+            generation: 0,
+            next_number: 0,
+            moved: Moment::now(),
+            is_busy: false,
+        }))
     }
 }
 
 impl<T: Transport> Batcher<T> {
     pub(crate) async fn send(transport: &Arc<T>, item: T::Item) -> Result<T::Answer, StoreError> {
         let batcher = transport.batcher();
-        let (leader, item) = match batcher.enter(transport, item) {
-            Ok(lead) => lead,
-            // Another caller's task wakes this one.
-            Err(ticket) => match guarded(batcher.wait(transport, ticket)).await? {
-                Reply::Item(reply) => return reply,
-                Reply::Lead(leader, item) => (leader, item),
-            },
-        };
-        let others = batcher.take_queued(transport.max_items(), &item);
-        if others.is_empty() {
-            // Boxed, so that the futures of those that wait for a leader are small to move.
-            let replies = Box::pin(transport.deliver(vec![item])).await;
-            return replies.into_iter().next_back().unwrap_or_else(|| Err(T::unanswered(LOST)));
-        }
-        leader.lead(item, others).await
+        let Some(runtime) = Runtime::current() else { return Err(T::unanswered(NO_RUNTIME)) };
+        let (sender, mut receiver) = oneshot::channel();
+        let number = batcher.enter(transport, item, sender, runtime);
+        let limits = (transport.stall_limit(), transport.delivery_limit());
+        // Another caller's task may wake this one.
+        guarded(async {
+            let mut waited = Duration::ZERO;
+            loop {
+                match timeout(limits.0, &mut receiver).await {
+                    Ok(reply) => return reply.unwrap_or_else(|_| Err(T::unanswered(DROPPED))),
+                    Err(_) if waited > limits.1 => return Err(T::unanswered(LATE)),
+                    Err(_) => batcher.take_over(transport, number),
+                }
+                waited = waited.saturating_add(limits.0);
+            }
+        })
+        .await
     }
 
-    /// Makes the caller leader, or queues the item.
-    fn enter(&self, transport: &Arc<T>, item: T::Item) -> Result<(Leader<T>, T::Item), Ticket<T>> {
+    /// Queues the item, or starts a pipeline with it. Returns its number.
+    fn enter(
+        &self,
+        transport: &Arc<T>,
+        item: T::Item,
+        sender: oneshot::Sender<Result<T::Answer, StoreError>>,
+        runtime: Runtime,
+    ) -> u64 {
         let mut queue = self.lock();
-        if queue.in_flight < PIPELINES {
-            queue.in_flight += 1;
-            return Ok((Leader::new(transport, queue.generation), item));
-        }
-        let (sender, receiver) = oneshot::channel();
         let number = queue.next_number;
         queue.next_number += 1;
-        queue.pending.push_back(Pending { number, item, sender });
-        Err((number, receiver))
+        queue.pending.push_back(Pending { number, item, sender, runtime });
+        let is_free = queue.in_flight < PIPELINES || queue.give_up_stalled(transport.stall_limit());
+        if is_free && let Some(first) = queue.pending.pop_front() {
+            let lead = queue.start(transport, first);
+            drop(queue);
+            lead.spawn();
+        }
+        number
     }
 
-    /// Waits for a reply, and takes over the lead if none comes in time.
-    async fn wait(&self, transport: &Arc<T>, ticket: Ticket<T>) -> Result<Reply<T>, StoreError> {
-        let (limit, (number, mut receiver)) = (transport.delivery_limit(), ticket);
-        let received = match timeout(limit, &mut receiver).await {
-            Ok(received) => Ok(received),
-            Err(_) => match self.take_over(transport, number) {
-                Some((leader, item)) => return Ok(Reply::Lead(leader, item)),
-                None => timeout(limit, receiver).await,
-            },
-        };
-        match received {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(T::unanswered("the call that it was sent with was dropped")),
-            Err(_) => Err(T::unanswered("no answer in time")),
+    /// Starts a pipeline with the item of this number if it is still queued while nothing moves.
+    fn take_over(&self, transport: &Arc<T>, number: u64) {
+        let mut queue = self.lock();
+        let own = queue.pending.iter().position(|pending| pending.number == number);
+        if let Some(own) = own
+            && queue.give_up_stalled(transport.stall_limit())
+            && let Some(own) = queue.pending.remove(own)
+        {
+            let lead = queue.start(transport, own);
+            drop(queue);
+            lead.spawn();
         }
     }
 
@@ -167,39 +182,26 @@ impl<T: Transport> Batcher<T> {
                 taken.push(next);
             }
         }
+        queue.is_busy = !taken.is_empty();
         taken
     }
 
-    /// Passes the lead on to the caller that has waited longest.
+    /// Starts the next pipeline in place of one that ended, if anything is queued.
     fn pass_on(&self, transport: &Arc<T>, generation: u64) {
-        loop {
-            let mut queue = self.lock();
-            if queue.generation != generation {
-                return;
-            }
-            let Some(Pending { item, sender, .. }) = queue.pending.pop_front() else {
-                queue.in_flight -= 1;
-                return;
-            };
-            drop(queue);
+        let mut queue = self.lock();
+        if queue.generation != generation {
+            return;
+        }
+        queue.in_flight -= 1;
+        queue.moved = Moment::now();
+        while let Some(first) = queue.pending.pop_front() {
             // The swap of a caller that is gone is dropped with it.
-            if !sender.is_closed() {
-                // If the caller leaves just now, the lead is dropped and passed on again.
-                let _ = sender.send(Reply::Lead(Leader::new(transport, generation), item));
-                return;
+            if !first.sender.is_closed() {
+                let lead = queue.start(transport, first);
+                drop(queue);
+                return lead.spawn();
             }
         }
-    }
-
-    /// Revokes all leads, which have been held for too long, and makes the caller of the item with
-    /// this number leader. Does nothing if that item is already in flight.
-    fn take_over(&self, transport: &Arc<T>, number: u64) -> Option<(Leader<T>, T::Item)> {
-        let mut queue = self.lock();
-        let own = queue.pending.iter().position(|pending| pending.number == number)?;
-        let own = queue.pending.remove(own)?;
-        queue.generation += 1;
-        queue.in_flight = 1;
-        Some((Leader::new(transport, queue.generation), own.item))
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue<T>> {
@@ -207,46 +209,60 @@ impl<T: Transport> Batcher<T> {
     }
 }
 
-impl<T: Transport> Leader<T> {
-    fn new(transport: &Arc<T>, generation: u64) -> Leader<T> {
-        Leader { transport: Arc::clone(transport), generation, delivery: None }
+impl<T: Transport> Queue<T> {
+    fn start(&mut self, transport: &Arc<T>, first: Pending<T>) -> Lead<T> {
+        self.in_flight += 1;
+        self.moved = Moment::now();
+        Lead { transport: Arc::clone(transport), generation: self.generation, first: Some(first) }
     }
 
-    /// Sends the item with the others and hands each caller its own reply.
-    async fn lead(mut self, item: T::Item, others: Vec<Pending<T>>) -> Result<T::Answer, StoreError> {
-        let (sender, mut own) = oneshot::channel();
+    /// Stops counting the pipelines in flight if nothing has moved for `limit`.
+    fn give_up_stalled(&mut self, limit: Duration) -> bool {
+        let is_stalled = self.moved.is_older_than(limit);
+        if is_stalled {
+            self.generation += 1;
+            self.in_flight = 0;
+        }
+        is_stalled
+    }
+}
+
+impl<T: Transport> Lead<T> {
+    /// Sends the pipeline, on the runtime of its first caller.
+    fn spawn(self) {
+        if let Some(first) = &self.first {
+            let runtime = first.runtime.clone();
+            runtime.spawn(self.deliver());
+        }
+    }
+
+    /// Sends the first item with those queued and hands each caller its own reply.
+    async fn deliver(mut self) {
+        let batcher = self.transport.batcher();
+        if batcher.lock().is_busy {
+            // Callers that just got their reply may have more to send, which then joins this
+            // pipeline.
+            yield_now().await;
+        }
+        // If the caller left, the next pipeline starts at once.
+        let first = self.first.take().filter(|first| !first.sender.is_closed());
+        let Some(Pending { item, sender, .. }) = first else { return };
+        let others = batcher.take_queued(self.transport.max_items(), &item);
         let (mut items, mut senders) = (vec![item], vec![sender]);
         for Pending { item, sender, .. } in others {
             items.push(item);
             senders.push(sender);
         }
-        let transport = Arc::clone(&self.transport);
-        let delivery = self.delivery.insert(Box::pin(async move {
-            let replies = transport.deliver(items).await;
-            for (sender, reply) in senders.into_iter().zip(replies) {
-                // The caller may be gone.
-                let _ = sender.send(Reply::Item(reply));
-            }
-        }));
-        poll_fn(|context| delivery.as_mut().poll(context)).await;
-        self.delivery = None;
-        let reply = own.try_recv();
-        // Callers that just got their reply may have more to send, which then joins the next
-        // pipeline.
-        yield_now().await;
-        drop(self);
-        match reply {
-            Ok(Reply::Item(reply)) => reply,
-            Ok(Reply::Lead(..)) | Err(_) => Err(T::unanswered(LOST)),
+        let mut replies = self.transport.deliver(items).await.into_iter();
+        for sender in senders {
+            // The caller may be gone.
+            let _ = sender.send(replies.next().unwrap_or_else(|| Err(T::unanswered(LOST))));
         }
     }
 }
 
-impl<T: Transport> Drop for Leader<T> {
+impl<T: Transport> Drop for Lead<T> {
     fn drop(&mut self) {
-        if let Some(delivery) = self.delivery.take() {
-            leave(delivery);
-        }
         self.transport.batcher().pass_on(&self.transport, self.generation);
     }
 }

@@ -3,14 +3,45 @@
 #[cfg(not(all(test, nevertwice_shuttle)))]
 mod tokios {
     use std::future::Future;
+    use std::time::Duration;
 
     use tokio::runtime::Handle;
     pub(crate) use tokio::sync::oneshot;
     pub(crate) use tokio::task::{AbortHandle, yield_now};
+    use tokio::time::Instant;
     pub(crate) use tokio::time::timeout;
 
     pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         tokio::spawn(work).abort_handle()
+    }
+
+    /// The runtime of a caller.
+    #[derive(Clone)]
+    pub(crate) struct Runtime(Handle);
+
+    impl Runtime {
+        /// Returns the caller's, or `None` outside of one.
+        pub(crate) fn current() -> Option<Runtime> {
+            Handle::try_current().ok().map(Runtime)
+        }
+
+        /// Drops `work` if the runtime has ended.
+        pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+            self.0.spawn(work);
+        }
+    }
+
+    /// A time.
+    pub(crate) struct Moment(Instant);
+
+    impl Moment {
+        pub(crate) fn now() -> Moment {
+            Moment(Instant::now())
+        }
+
+        pub(crate) fn is_older_than(&self, limit: Duration) -> bool {
+            self.0.elapsed() >= limit
+        }
     }
 
     /// Leaves `work` to the runtime. If there is none any more, drops it.
@@ -22,7 +53,9 @@ mod tokios {
 }
 
 #[cfg(not(all(test, nevertwice_shuttle)))]
-pub(crate) use tokios::{AbortHandle, leave, oneshot, spawn, timeout, yield_now};
+pub(crate) use tokios::{AbortHandle, Moment, Runtime, leave, oneshot, spawn, timeout, yield_now};
 
 #[cfg(all(test, nevertwice_shuttle))]
-pub(crate) use crate::sync::runtime::{AbortHandle, leave, oneshot, spawn, timeout, yield_now};
+pub(crate) use crate::sync::runtime::{
+    AbortHandle, Moment, Runtime, leave, oneshot, spawn, timeout, yield_now,
+};

@@ -14,6 +14,34 @@ pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortHan
     shuttle::future::spawn(work).abort_handle()
 }
 
+/// The runtime of all callers.
+#[derive(Clone)]
+pub(crate) struct Runtime;
+
+impl Runtime {
+    pub(crate) fn current() -> Option<Runtime> {
+        Some(Runtime)
+    }
+
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        leave(work);
+    }
+}
+
+/// A time, which may be any time ago.
+pub(crate) struct Moment;
+
+impl Moment {
+    pub(crate) fn now() -> Moment {
+        Moment
+    }
+
+    /// Returns true at random, but never with a limit of `Duration::MAX`.
+    pub(crate) fn is_older_than(&self, limit: Duration) -> bool {
+        limit != Duration::MAX && shuttle::rand::thread_rng().gen_ratio(1, 3)
+    }
+}
+
 /// Spawns `work` and detaches it.
 pub(crate) fn leave(work: impl Future<Output = ()> + Send + 'static) {
     drop(shuttle::future::spawn(work));

@@ -3,10 +3,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
 use nevertwice::store::{Record, Store, Swap, SwapRequest};
-use nevertwice::{Fingerprint, RecordId, RedisStore, Stamp, StoreError};
+use nevertwice::{Begin, Engine, Fingerprint, RecordId, RedisStore, Request, Stamp, StoreError};
+use tokio::task::yield_now;
+use tokio::time::timeout;
 
 use crate::server::{Proxy, Server};
 use crate::waiting::within;
@@ -119,27 +122,25 @@ fn s11_a_swap_that_is_dropped_while_it_waits_is_not_sent() {
 }
 
 #[test]
-fn s11_a_leader_that_is_dropped_harms_no_other_call() {
+fn s11_a_call_that_is_dropped_in_flight_harms_no_other_call() {
     let server = Server::start(&[]);
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
+        // Opens the connection.
+        assert!(store.load(&id(0)).await.unwrap().record.is_none());
         let mut all: Vec<_> = (0..8).map(|number| swapping(&store, number, &grant)).collect();
         assert!(all.iter_mut().all(|swapping| poll(swapping).is_pending()));
-        let mut all = all.into_iter().enumerate();
-        for (number, swapping) in all.by_ref().take(FREE) {
-            assert_done(&server, number, within(SOON, swapping).await).await;
-        }
-        // The next two lead now. The server is silent while one of them sends for all and is
-        // dropped.
         server.ask::<()>("CLIENT PAUSE 200 ALL");
-        let (leader, mut leading) = all.next().unwrap();
-        assert!(poll(&mut leading).is_pending());
-        drop(leading);
-        for (number, swapping) in all {
+        for _ in 0..10 {
+            // The pipelines of the first are sent.
+            yield_now().await;
+        }
+        drop(all.remove(0));
+        for (number, swapping) in (1..).zip(all) {
             assert_done(&server, number, within(SOON, swapping).await).await;
         }
         // Its own swap was sent, and so is done too.
-        assert!(get(&server, &name_of(&id(leader))).is_some());
+        assert!(get(&server, &name_of(&id(0))).is_some());
     });
 }
 
@@ -162,7 +163,7 @@ fn s11_whichever_call_is_dropped_at_any_time_the_others_are_answered() {
                 let chosen = draw(all.len());
                 match draw(4) {
                     0 if all.len() > 4 => drop(all.swap_remove(chosen)),
-                    1 => tokio::task::yield_now().await,
+                    1 => yield_now().await,
                     _ => {
                         if let Poll::Ready(answer) = poll(&mut all[chosen].1) {
                             let (number, _) = all.swap_remove(chosen);
@@ -203,6 +204,62 @@ fn l1_a_call_neither_polled_nor_dropped_does_not_block_others_for_long() {
         }
         let last = within(SOON, swapping(&store, 20, &grant)).await;
         assert_done(&server, 20, last).await;
+    });
+}
+
+/// Pipelines on a runtime that does not run any more are not waited for.
+#[test]
+fn l1_a_runtime_that_is_left_idle_does_not_block_others_for_long() {
+    let server = Server::start(&[]);
+    let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    block_on_tokio(async {
+        let (store, grant) = (connect(&server).await, grant(&server).await);
+        let mut all: Vec<_> = (0..4).map(|number| swapping(&store, number, &grant)).collect();
+        {
+            let _entered = idle.enter();
+            assert!(all[..FREE].iter_mut().all(|swapping| poll(swapping).is_pending()));
+        }
+        let waiting = all.split_off(FREE);
+        for (number, swapping) in (FREE..).zip(waiting) {
+            assert_done(&server, number, within(SOON, swapping).await).await;
+        }
+    });
+}
+
+/// The form that a stream of begins takes in an application: while its body runs, none of the
+/// others is polled.
+#[test]
+fn l1_begins_that_are_not_polled_delay_no_completion() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let engine = Engine::builder(RedisStore::connect(&server.url()).await.unwrap()).build().unwrap();
+        let requests: Vec<_> = (0..40).map(|n| Request::new("orders", format!("k{n}")).unwrap()).collect();
+        let mut begins = stream::iter(&requests).map(|request| engine.begin(request)).buffered(10);
+        let started = Instant::now();
+        while let Some(begin) = begins.next().await {
+            let Begin::Acquired(lease) = begin.unwrap() else { panic!("a new key") };
+            lease.complete(&b"done"[..]).await.unwrap();
+        }
+        // Waiting for a pipeline that nobody drives would take seconds for each.
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    });
+}
+
+/// L3: Callers that leave before the response timeout do not keep a connection that has gone
+/// silent.
+#[test]
+fn l3_a_silent_connection_is_replaced_though_every_caller_leaves_early() {
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let proxy = Proxy::start(server.port()).await;
+        // Four times as much as any caller waits.
+        let (limit, early) = (Duration::from_secs(2), Duration::from_millis(500));
+        let store = RedisStore::builder(&proxy.url()).response_timeout(limit).connect().await.unwrap();
+        assert!(store.load(&id(1)).await.unwrap().record.is_none());
+        proxy.stall();
+        let heals = async { while timeout(early, store.load(&id(1))).await.is_err() {} };
+        within(SOON, heals).await;
+        assert!(proxy.heal(), "over a new connection");
     });
 }
 
