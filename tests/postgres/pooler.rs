@@ -42,7 +42,9 @@ impl Pooler {
             .expect("these tests need setpriv and the package pgbouncer");
         let pooler = Pooler { child, port, _folder: folder };
         for _ in 0..2000 {
-            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            if std::net::TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_secs(1))
+                .is_ok()
+            {
                 return pooler;
             }
             std::thread::sleep(Duration::from_millis(10));

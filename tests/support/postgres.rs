@@ -326,7 +326,10 @@ fn until_it_answers(mut child: Child, port: u16) -> Option<Child> {
 fn answers(port: u16) -> bool {
     let ready =
         Command::new(program("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status();
-    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() && ready.is_ok_and(|status| status.success())
+    // Another program may have taken the port, and accept nothing.
+    let address = (Ipv4Addr::LOCALHOST, port).into();
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+        && ready.is_ok_and(|status| status.success())
 }
 
 pub(crate) fn free_port() -> u16 {

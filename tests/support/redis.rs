@@ -189,7 +189,9 @@ impl Starting {
 /// True if it has finished loading. A server that demands a password has.
 fn answers(port: u16) -> bool {
     let ping = || -> std::io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        // Another program may have taken the port, and accept nothing.
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         stream.write_all(b"PING\r\n")?;
         let mut reply = [0; 5];

@@ -45,7 +45,9 @@ impl Sentinel {
             let (mut answers, mut ended) = (false, false);
             until("the sentinel answers or ends", || {
                 ended = sentinel.0.try_wait().unwrap().is_some();
-                answers = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+                answers =
+                    TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(1))
+                        .is_ok();
                 ended || answers
             });
             if answers && !ended {
