@@ -46,7 +46,7 @@
 mod delivery;
 mod event;
 mod relay;
-mod turn;
+mod relay_loop;
 
 use std::fmt;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::delivery::DeliveryError;
 use super::event::Event;
-use super::turn::{Mode, Turn};
+use super::relay_loop::{Mode, RelayLoop};
 use super::{EventId, Outbox};
 use crate::error::StoreError;
 
@@ -197,7 +197,7 @@ impl<O: Outbox> Relay<O> {
         E: Into<DeliveryError> + Send,
     {
         let stop = std::pin::pin!(stop);
-        Turn::new(self, &deliver, Mode::Forever).run(stop).await.map(|_| ())
+        RelayLoop::new(self, &deliver, Mode::Forever).run(stop).await.map(|_| ())
     }
 
     /// Delivers what is due now, with the events that follow it in the order of their keys, and
@@ -213,7 +213,7 @@ impl<O: Outbox> Relay<O> {
         E: Into<DeliveryError> + Send,
     {
         let never = std::pin::pin!(pending());
-        Turn::new(self, &deliver, Mode::Drain).run(never).await
+        RelayLoop::new(self, &deliver, Mode::Drain).run(never).await
     }
 
     /// Returns the outbox.

@@ -33,7 +33,7 @@ pub(super) enum Mode {
 }
 
 /// The state of a running relay.
-pub(super) struct Turn<'a, O, F> {
+pub(super) struct RelayLoop<'a, O, F> {
     relay: &'a Relay<O>,
     deliver: &'a F,
     mode: Mode,
@@ -88,15 +88,15 @@ struct Found {
     next: Option<(String, String)>,
 }
 
-impl<'a, O, F, R, E> Turn<'a, O, F>
+impl<'a, O, F, R, E> RelayLoop<'a, O, F>
 where
     O: Outbox,
     F: Fn(Event) -> R + Send + Sync,
     R: Future<Output = Result<(), E>> + Send + 'a,
     E: Into<DeliveryError> + Send,
 {
-    pub(super) fn new(relay: &'a Relay<O>, deliver: &'a F, mode: Mode) -> Turn<'a, O, F> {
-        Turn {
+    pub(super) fn new(relay: &'a Relay<O>, deliver: &'a F, mode: Mode) -> RelayLoop<'a, O, F> {
+        RelayLoop {
             relay,
             deliver,
             mode,
