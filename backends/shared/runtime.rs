@@ -45,6 +45,7 @@ mod tokios {
     }
 
     /// Leaves `work` to the runtime. If there is none any more, drops it.
+    #[cfg(feature = "redis")]
     pub(crate) fn leave(work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(work);
@@ -52,10 +53,12 @@ mod tokios {
     }
 }
 
+#[cfg(all(feature = "redis", not(all(test, nevertwice_shuttle))))]
+pub(crate) use tokios::leave;
 #[cfg(not(all(test, nevertwice_shuttle)))]
-pub(crate) use tokios::{AbortHandle, Moment, Runtime, leave, oneshot, spawn, timeout, yield_now};
+pub(crate) use tokios::{AbortHandle, Moment, Runtime, oneshot, spawn, timeout, yield_now};
 
+#[cfg(all(test, nevertwice_shuttle, feature = "redis"))]
+pub(crate) use crate::sync::runtime::leave;
 #[cfg(all(test, nevertwice_shuttle))]
-pub(crate) use crate::sync::runtime::{
-    AbortHandle, Moment, Runtime, leave, oneshot, spawn, timeout, yield_now,
-};
+pub(crate) use crate::sync::runtime::{AbortHandle, Moment, Runtime, oneshot, spawn, timeout, yield_now};
