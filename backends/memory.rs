@@ -31,12 +31,12 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Cursor, Decide, Page, Purge, Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
 use crate::sync::unpoisoned::Mutex;
-use crate::wake::wake_all;
+use crate::wake::{ForeignWaker, wake_all};
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;
@@ -133,16 +133,15 @@ impl MemoryStore {
 
     fn read(&self, id: &RecordId) -> Snapshot {
         let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|location| Box::new(shard.read(location)));
+        let record = shard.find(id).map(|location| Box::new(shard.read(location).into_owned()));
         Snapshot { record, now: self.0.timeline.now() }
     }
 
     fn replace(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
-        let next = next.as_deref();
         // Read before taking the lock, to keep the critical section short: a time that is slightly
         // early expires nothing early.
         let now = self.0.timeline.now();
-        let mut expired = Removed::default(); // dropped when the lock is not held any more
+        let mut freed = Freed::default(); // dropped when the lock is not held any more
         let mut shard = self.shard(id).lock();
         let found = shard.find(id);
         let is_expected = match (found, *expected) {
@@ -150,30 +149,56 @@ impl MemoryStore {
             (found, expected) => found.is_none() && expected.is_none(),
         };
         if !is_expected {
-            let record = found.map(|location| Box::new(shard.read(location)));
+            let record = found.map(|location| Box::new(shard.read(location).into_owned()));
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
+        self.write(&mut shard, (id, found), next.as_deref(), now, &mut freed).map(Swap::Done)
+    }
+
+    fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Result<(Update, Stamp), StoreError> {
+        let now = self.0.timeline.now();
+        let mut freed = Freed::default();
+        let mut shard = self.shard(id).lock();
+        let found = shard.find(id);
+        let record = found.map(|location| shard.read(location));
+        let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
+        let update = decide(now, record);
+        let next = match &update {
+            Update::Keep => return Ok((update, now)),
+            Update::Replace(next) => Some(&**next),
+            Update::Remove => None,
+        };
+        let stamp = self.write(&mut shard, (id, found), next, now, &mut freed)?;
+        Ok((update, stamp))
+    }
+
+    /// Writes `next` in place of the record that was found under an id, or removes that.
+    fn write(
+        &self,
+        shard: &mut Shard,
+        (id, found): (&RecordId, Option<u32>),
+        next: Option<&Record>,
+        now: Stamp,
+        freed: &mut Freed,
+    ) -> Result<Stamp, StoreError> {
         if let Some(next) = next {
             if found.is_none() {
-                self.make_room(&mut shard, next, now, &mut expired)?;
+                self.make_room(shard, next, now, &mut freed.expired)?;
             }
             if !shard.has_room() {
                 return Err(StoreError::full(BACKEND, "a shard has no room for more records"));
             }
         }
-        let stamp = self.stamp(&mut shard, now);
-        let replaced = match next {
+        let stamp = self.stamp(shard, now);
+        freed.replaced = match next {
             Some(next) => shard.put(id, next, stamp, found),
             None => found.map(|location| shard.remove(id, location)).unwrap_or_default(),
         };
-        let waiters = shard.waiters.take(id, |_, _| true);
-        self.report(&mut shard, self.0.slack);
-        self.count_scopes(next, &replaced);
-        drop(shard); // a waker may run anything, and what was removed may take time to free
-        wake_all(waiters);
-        drop((expired, replaced));
-        Ok(Swap::Done(stamp))
+        freed.waiters = shard.waiters.take(id, |_, _| true);
+        self.report(shard, self.0.slack);
+        self.count_scopes(next, &freed.replaced);
+        Ok(stamp)
     }
 
     /// Returns the stamp of a write requested at `now`: greater than every earlier stamp of the
@@ -288,6 +313,23 @@ impl MemoryStore {
     }
 }
 
+/// What a write frees and whom it wakes. Both may take time or run anything, and are done when it is
+/// dropped, without the lock.
+#[derive(Default)]
+struct Freed {
+    expired: Removed,
+    replaced: Removed,
+    waiters: Vec<ForeignWaker>,
+}
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        if !self.waiters.is_empty() {
+            wake_all(self.waiters.drain(..));
+        }
+    }
+}
+
 /// Returns the index of the shard that holds a record. The first shards get up to twice as many
 /// records as the last, so that their hash tables double one after another as the store grows and
 /// few are ever half empty.
@@ -332,6 +374,14 @@ impl Store for MemoryStore {
 
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         Some(self.replace(swap))
+    }
+
+    fn update_now(
+        &self,
+        id: &RecordId,
+        decide: &mut Decide<'_>,
+    ) -> Option<Result<(Update, Stamp), StoreError>> {
+        Some(self.update(id, decide))
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -219,7 +219,7 @@ impl Core {
         sent: Duration,
     ) -> Tried {
         match answer {
-            Some(Ok(Swap::Done(stamp))) => Tried::Settled(Ok(Answer::written(sent, step, stamp))),
+            Some(Ok(Swap::Done(stamp))) => Tried::Settled(Ok(Answer::written(sent, step.reply, step.swap.next, stamp))),
             Some(Ok(Swap::Conflict(mut found))) => match task.answer(&mut found) {
                 Ok(Some(reply)) => Tried::Settled(Ok(Answer::found(sent, reply, found))),
                 Ok(None) => Tried::Open(View::Found(Box::new((found, sent)))),

@@ -5,6 +5,7 @@
 
 mod tries;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::key::RecordId;
 use crate::observe;
 use crate::policy::Policy;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,8 +80,11 @@ enum Next {
 /// The result of a command.
 pub(crate) struct Answer {
     pub(crate) reply: Reply,
-    /// The record as the reply leaves it. `None` with a replay, which does not use it.
+    /// The record as the reply leaves it. `None` with a reply that tells the caller nothing more of
+    /// it.
     pub(crate) record: Option<Box<Record>>,
+    /// The stamp of the record, if there is one.
+    pub(crate) stamp: Option<Stamp>,
     /// The time, on the engine's monotonic clock, until which the record's lease can be relied on.
     pub(crate) until: Duration,
 }
@@ -158,6 +162,12 @@ impl<'a> Execution<'a> {
     /// wait: then [`run`](Execution::run) goes on.
     pub(crate) fn now(&mut self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
         self.call.core.check_origin(task.command)?;
+        if self.expected.is_none()
+            && self.found.is_none()
+            && let Some(answer) = self.update(task)?
+        {
+            return Ok(Some(answer));
+        }
         while !self.rests {
             let step = match self.expected.take() {
                 Some(step) => step,
@@ -195,6 +205,34 @@ impl<'a> Execution<'a> {
         Ok(None)
     }
 
+    /// Decides on the record in the store itself; `None` if the store cannot at once.
+    #[inline]
+    fn update(&mut self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
+        let mut decided = None;
+        let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| match task.update(now, record) {
+            Ok((update, reply)) => {
+                decided = Some(Ok(reply));
+                update
+            }
+            Err(error) => {
+                decided = Some(Err(error));
+                Update::Keep
+            }
+        };
+        let updated = self.call.update_now(&mut decide)?;
+        let (Some((update, stamp)), Some(decided)) = (updated, decided) else { return Ok(None) };
+        let Replied { reply, record, stamp: found, left, lapsed } = decided?;
+        let sent = self.call.sent;
+        Ok(Some(match update {
+            Update::Keep => Answer { reply, record, stamp: found, until: sent.saturating_add(left) },
+            Update::Replace(_) | Update::Remove => {
+                observe::expired_unsettled(self.call.core, u64::from(lapsed));
+                let next = if let Update::Replace(next) = update { Some(next) } else { None };
+                Answer::written(sent, reply, next, stamp)
+            }
+        }))
+    }
+
     /// Goes on until the command is answered or its time is up.
     pub(crate) async fn run(mut self, task: &Task<'_>) -> Result<Answer, Error> {
         loop {
@@ -227,7 +265,7 @@ impl<'a> Execution<'a> {
     fn decide(&mut self, task: &Task<'_>, mut snapshot: Snapshot) -> Result<Next, Error> {
         // A release may have removed the record meanwhile: then it is not lost.
         task.check_released()?;
-        self.lapsed = task.replaces_evidence(&snapshot);
+        self.lapsed = task.replaces_evidence(snapshot.now, snapshot.record.as_deref());
         Ok(match task.decide(&mut snapshot, self.removes)? {
             Decided::Write(step) => Next::Write(step),
             Decided::Reply(reply) => Next::Answer(Answer::found(self.call.sent, reply, snapshot)),
@@ -240,7 +278,7 @@ impl<'a> Execution<'a> {
         match swap {
             Swap::Done(stamp) => {
                 observe::expired_unsettled(self.call.core, u64::from(self.lapsed));
-                Some(Answer::written(self.call.sent, step, stamp))
+                Some(Answer::written(self.call.sent, step.reply, step.swap.next, stamp))
             }
             Swap::Conflict(snapshot) => {
                 self.removes = step.swap.next.is_none();
@@ -280,9 +318,36 @@ impl Task<'_> {
     }
 
     /// Returns true if a begin would replace evidence that expired before it was settled.
-    fn replaces_evidence(&self, found: &Snapshot) -> bool {
-        let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
-        matches!(self.command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
+    fn replaces_evidence(&self, now: Stamp, found: Option<&Record>) -> bool {
+        let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(now);
+        matches!(self.command, Command::Begin(_)) && found.is_some_and(lapsed)
+    }
+
+    /// Applies the rules to a record in its store.
+    #[inline]
+    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> Result<(Update, Replied), Error> {
+        self.check_released()?;
+        let seen = found.as_deref();
+        let (stamp, lapsed) = (seen.map(|record| record.stamp), self.replaces_evidence(now, seen));
+        let left = seen.and_then(|record| record.lease_remaining(now)).unwrap_or_default();
+        let replied = |reply, record| Replied { reply, record, stamp, left, lapsed };
+        Ok(match decide(now, seen, self.command) {
+            Decision::Write { next, reply } => {
+                (next.map_or(Update::Remove, Update::Replace), replied(reply, None))
+            }
+            Decision::Reply(reply) => {
+                let record = found.filter(|_| reply.leaves_record());
+                let record = record.map(|record| Box::new(record.into_owned()));
+                (Update::Keep, replied(reply, record))
+            }
+            Decision::Replay => {
+                let state = match found.ok_or(NOT_COMPLETED)? {
+                    Cow::Owned(record) => record.state,
+                    Cow::Borrowed(record) => record.state.clone(),
+                };
+                (Update::Keep, replied(Reply::replay_of(state).ok_or(NOT_COMPLETED)?, None))
+            }
+        })
     }
 
     /// Refuses to decide for a lease that sent a release, which may have removed the record: a
@@ -294,6 +359,19 @@ impl Task<'_> {
         }
         Ok(())
     }
+}
+
+/// The reply to a command, decided on a record in its store.
+struct Replied {
+    reply: Reply,
+    /// The record, if the reply [leaves](Reply::leaves_record) it to the caller.
+    record: Option<Box<Record>>,
+    /// The stamp of the record, if there is one.
+    stamp: Option<Stamp>,
+    /// The remaining lease.
+    left: Duration,
+    /// True if a write replaces evidence that expired.
+    lapsed: bool,
 }
 
 /// The error of a replay of a record that is not completed, which the rules exclude.
@@ -330,26 +408,38 @@ impl Answer {
     /// The answer from a snapshot that was requested at `sent`.
     pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
         let left = found.record.as_deref().and_then(|record| record.lease_remaining(found.now));
-        let used = !matches!(reply, Reply::Completed(_));
+        let stamp = found.record.as_ref().map(|record| record.stamp);
+        let used = reply.leaves_record();
         Answer {
             reply,
             record: found.record.filter(|_| used),
+            stamp,
             until: sent.saturating_add(left.unwrap_or_default()),
         }
     }
 
     /// The answer of a swap that was sent at `sent` and succeeded.
-    pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
-        let mut record = step.swap.next;
+    pub(crate) fn written(
+        sent: Duration,
+        reply: Reply,
+        mut record: Option<Box<Record>>,
+        stamp: Stamp,
+    ) -> Answer {
         if let Some(record) = &mut record {
             record.stamp_with(stamp);
         }
         let left = record.as_ref().and_then(|record| record.lease_remaining(stamp)).unwrap_or_default();
-        Answer { reply: step.reply, record, until: sent.saturating_add(left) }
+        let written = record.is_some().then_some(stamp);
+        Answer { reply, record, stamp: written, until: sent.saturating_add(left) }
     }
 }
 
 impl Reply {
+    /// Returns true if the caller holds the record that the reply is about, and goes on from it.
+    fn leaves_record(&self) -> bool {
+        matches!(self, Reply::Acquired | Reply::Done { .. })
+    }
+
     /// Converts the reply to a command that is either carried out or refused.
     pub(crate) fn into_done(self) -> Result<(), Error> {
         match self {

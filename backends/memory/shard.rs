@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -199,10 +200,10 @@ impl Shard {
         }
     }
 
-    pub(super) fn read(&self, location: u32) -> Record {
+    pub(super) fn read(&self, location: u32) -> Cow<'_, Record> {
         match Location::of(location) {
-            Location::Loose(at) => self.loose[at].record.clone(),
-            Location::Packed(segment, at) => self.segments[segment as usize].view(at).record(),
+            Location::Loose(at) => Cow::Borrowed(&self.loose[at].record),
+            Location::Packed(segment, at) => Cow::Owned(self.segments[segment as usize].view(at).record()),
         }
     }
 
@@ -219,7 +220,7 @@ impl Shard {
             slots.retain(|(hash, _)| *hash <= end);
         }
         slots.sort_unstable_by_key(|(_, location)| self.id(*location));
-        let location = |(_, location): (u32, u32)| (self.id(location), self.read(location));
+        let location = |(_, location): (u32, u32)| (self.id(location), self.read(location).into_owned());
         slots.into_iter().take(limit).map(location).collect()
     }
 
@@ -227,7 +228,7 @@ impl Shard {
     pub(super) fn list_evidence(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let ids = self.evidence.range((start, Bound::Unbounded)).take(limit);
-        ids.filter_map(|id| Some((*id, self.read(self.find(id)?)))).collect()
+        ids.filter_map(|id| Some((*id, self.read(self.find(id)?).into_owned()))).collect()
     }
 
     /// Writes a record, replacing the one at `old` if there is one.
