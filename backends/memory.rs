@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 #[cfg(not(all(test, nevertwice_shuttle)))]
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use self::builder::Limits;
 pub use self::builder::MemoryStoreBuilder;
@@ -35,8 +35,8 @@ use crate::store::{Cursor, Decide, Page, Purge, Snapshot, Store, Swap, SwapReque
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
-use crate::sync::unpoisoned::Mutex;
-use crate::wake::{ForeignWaker, wake_all};
+use crate::sync::{MutexGuard, unpoisoned::Mutex};
+use crate::wake::wake_all;
 
 const BACKEND: &str = "memory store";
 const SHARDS: usize = 128;
@@ -133,7 +133,7 @@ impl MemoryStore {
 
     fn read(&self, id: &RecordId) -> Snapshot {
         let shard = self.shard(id).lock();
-        let record = shard.find(id).map(|location| Box::new(shard.read(location).into_owned()));
+        let record = shard.find(id).map(|location| Box::new(shard.read(location)));
         Snapshot { record, now: self.0.timeline.now() }
     }
 
@@ -141,63 +141,74 @@ impl MemoryStore {
         // Read before taking the lock, to keep the critical section short: a time that is slightly
         // early expires nothing early.
         let now = self.0.timeline.now();
-        let mut freed = Freed::default(); // dropped when the lock is not held any more
-        let mut shard = self.shard(id).lock();
+        let shard = self.shard(id).lock();
         let found = shard.find(id);
         let is_expected = match (found, *expected) {
             (Some(location), Some(expected)) => shard.stamp(location) == expected,
             (found, expected) => found.is_none() && expected.is_none(),
         };
         if !is_expected {
-            let record = found.map(|location| Box::new(shard.read(location).into_owned()));
+            let record = found.map(|location| Box::new(shard.read(location)));
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
-        self.write(&mut shard, (id, found), next.as_deref(), now, &mut freed).map(Swap::Done)
+        self.write(shard, (id, found), next.as_deref(), now).map(Swap::Done)
     }
 
     fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Result<(Update, Stamp), StoreError> {
-        let now = self.0.timeline.now();
-        let mut freed = Freed::default();
-        let mut shard = self.shard(id).lock();
+        let mut now = self.0.timeline.now(); // before the lock, likewise
+        let shard = self.shard(id).lock();
         let found = shard.find(id);
-        let record = found.map(|location| shard.read(location));
-        let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
-        let update = decide(now, record);
+        let update = match found {
+            None => decide(now, None),
+            Some(location) => shard.show(location, |record| {
+                now = now.max(record.stamp);
+                decide(now, Some(record))
+            }),
+        };
         let next = match &update {
             Update::Keep => return Ok((update, now)),
             Update::Replace(next) => Some(&**next),
             Update::Remove => None,
         };
-        let stamp = self.write(&mut shard, (id, found), next, now, &mut freed)?;
+        let stamp = self.write(shard, (id, found), next, now)?;
         Ok((update, stamp))
     }
 
     /// Writes `next` in place of the record that was found under an id, or removes that.
     fn write(
         &self,
-        shard: &mut Shard,
+        mut shard: MutexGuard<'_, Shard>,
         (id, found): (&RecordId, Option<u32>),
         next: Option<&Record>,
         now: Stamp,
-        freed: &mut Freed,
     ) -> Result<Stamp, StoreError> {
+        let mut expired = Removed::default();
         if let Some(next) = next {
-            if found.is_none() {
-                self.make_room(shard, next, now, &mut freed.expired)?;
-            }
-            if !shard.has_room() {
-                return Err(StoreError::full(BACKEND, "a shard has no room for more records"));
+            let room = match found {
+                None => self.make_room(&mut shard, next, now, &mut expired),
+                Some(_) => Ok(()),
+            };
+            let room = room.and_then(|()| match shard.has_room() {
+                true => Ok(()),
+                false => Err(StoreError::full(BACKEND, "a shard has no room for more records")),
+            });
+            if let Err(full) = room {
+                drop(shard); // and only then what expired
+                return Err(full);
             }
         }
-        let stamp = self.stamp(shard, now);
-        freed.replaced = match next {
+        let stamp = self.stamp(&mut shard, now);
+        let replaced = match next {
             Some(next) => shard.put(id, next, stamp, found),
             None => found.map(|location| shard.remove(id, location)).unwrap_or_default(),
         };
-        freed.waiters = shard.waiters.take(id, |_, _| true);
-        self.report(shard, self.0.slack);
-        self.count_scopes(next, &freed.replaced);
+        let waiters = shard.waiters.take(id, |_, _| true);
+        self.report(&mut shard, self.0.slack);
+        self.count_scopes(next, &replaced);
+        drop(shard); // a waker may run anything, and what was removed may take time to free
+        wake_all(waiters);
+        drop((expired, replaced));
         Ok(stamp)
     }
 
@@ -302,30 +313,13 @@ impl MemoryStore {
         if let Some(added) = added {
             *scopes.entry(added.scope).or_default() += 1;
         }
-        for scope in &removed.scopes {
+        for scope in removed.scopes() {
             if let Some(used) = scopes.get_mut(scope) {
                 *used -= 1;
                 if *used == 0 {
                     scopes.remove(scope);
                 }
             }
-        }
-    }
-}
-
-/// What a write frees and whom it wakes. Both may take time or run anything, and are done when it is
-/// dropped, without the lock.
-#[derive(Default)]
-struct Freed {
-    expired: Removed,
-    replaced: Removed,
-    waiters: Vec<ForeignWaker>,
-}
-
-impl Drop for Freed {
-    fn drop(&mut self) {
-        if !self.waiters.is_empty() {
-            wake_all(self.waiters.drain(..));
         }
     }
 }

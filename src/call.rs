@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::decide::{Command, Current, Decision, Reply, decide, decide_again};
 use crate::error::Error;
 use crate::key::RecordId;
-use crate::observe;
+use crate::observe::{self, RetryCause};
 use crate::policy::Policy;
 use crate::record::{Record, Stamp};
 use crate::store::{Snapshot, Store, Swap, SwapRequest, Update};
@@ -109,11 +109,50 @@ pub(crate) struct Execution<'a> {
 impl Core {
     /// Executes a command, starting from `view`.
     pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
+        self.check_origin(task.command)?;
+        if let View::Unknown = view
+            && let Some(answer) = self.update_now(task)?
+        {
+            return Ok(answer);
+        }
         let mut execution = Execution::new(self, task, view);
         match execution.now(task)? {
             Some(answer) => Ok(answer),
             None => execution.run(task).await,
         }
+    }
+
+    /// Executes a command on the record in its store; `None` if the store cannot at once.
+    #[inline]
+    pub(crate) fn update_now(&self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
+        let mut decided = None;
+        let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| {
+            let (update, replied) = task.update(now, record);
+            decided = Some(replied);
+            update
+        };
+        let (update, stamp) = match self.store.update_now(&task.id, &mut decide) {
+            Some(Ok(updated)) => updated,
+            // Whether anything was written, the rules recognise.
+            Some(Err(error)) if error.is_transient() => {
+                observe::repeated(self, RetryCause::Unavailable, 1);
+                return Ok(None);
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Ok(None),
+        };
+        let Some(decided) = decided else { return Ok(None) };
+        let Replied { reply, record, stamp: found, left, lapsed } = decided?;
+        let next = match update {
+            Update::Keep => {
+                let until = task.started.saturating_add(left);
+                return Ok(Some(Answer { reply, record, stamp: found, until }));
+            }
+            Update::Replace(next) => Some(next),
+            Update::Remove => None,
+        };
+        observe::expired_unsettled(self, u64::from(lapsed));
+        Ok(Some(Answer::written(task.started, reply, next, stamp)))
     }
 
     /// Refuses a command whose token belongs to another store.
@@ -162,12 +201,6 @@ impl<'a> Execution<'a> {
     /// wait: then [`run`](Execution::run) goes on.
     pub(crate) fn now(&mut self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
         self.call.core.check_origin(task.command)?;
-        if self.expected.is_none()
-            && self.found.is_none()
-            && let Some(answer) = self.update(task)?
-        {
-            return Ok(Some(answer));
-        }
         while !self.rests {
             let step = match self.expected.take() {
                 Some(step) => step,
@@ -203,34 +236,6 @@ impl<'a> Execution<'a> {
             }
         }
         Ok(None)
-    }
-
-    /// Decides on the record in the store itself; `None` if the store cannot at once.
-    #[inline]
-    fn update(&mut self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
-        let mut decided = None;
-        let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| match task.update(now, record) {
-            Ok((update, reply)) => {
-                decided = Some(Ok(reply));
-                update
-            }
-            Err(error) => {
-                decided = Some(Err(error));
-                Update::Keep
-            }
-        };
-        let updated = self.call.update_now(&mut decide)?;
-        let (Some((update, stamp)), Some(decided)) = (updated, decided) else { return Ok(None) };
-        let Replied { reply, record, stamp: found, left, lapsed } = decided?;
-        let sent = self.call.sent;
-        Ok(Some(match update {
-            Update::Keep => Answer { reply, record, stamp: found, until: sent.saturating_add(left) },
-            Update::Replace(_) | Update::Remove => {
-                observe::expired_unsettled(self.call.core, u64::from(lapsed));
-                let next = if let Update::Replace(next) = update { Some(next) } else { None };
-                Answer::written(sent, reply, next, stamp)
-            }
-        }))
     }
 
     /// Goes on until the command is answered or its time is up.
@@ -325,13 +330,15 @@ impl Task<'_> {
 
     /// Applies the rules to a record in its store.
     #[inline]
-    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> Result<(Update, Replied), Error> {
-        self.check_released()?;
+    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> (Update, Result<Replied, Error>) {
+        if let Err(error) = self.check_released() {
+            return (Update::Keep, Err(error));
+        }
         let seen = found.as_deref();
         let (stamp, lapsed) = (seen.map(|record| record.stamp), self.replaces_evidence(now, seen));
         let left = seen.and_then(|record| record.lease_remaining(now)).unwrap_or_default();
-        let replied = |reply, record| Replied { reply, record, stamp, left, lapsed };
-        Ok(match decide(now, seen, self.command) {
+        let replied = |reply, record| Ok(Replied { reply, record, stamp, left, lapsed });
+        match decide(now, seen, self.command) {
             Decision::Write { next, reply } => {
                 (next.map_or(Update::Remove, Update::Replace), replied(reply, None))
             }
@@ -341,13 +348,14 @@ impl Task<'_> {
                 (Update::Keep, replied(reply, record))
             }
             Decision::Replay => {
-                let state = match found.ok_or(NOT_COMPLETED)? {
+                let state = found.map(|record| match record {
                     Cow::Owned(record) => record.state,
                     Cow::Borrowed(record) => record.state.clone(),
-                };
-                (Update::Keep, replied(Reply::replay_of(state).ok_or(NOT_COMPLETED)?, None))
+                });
+                let reply = state.and_then(Reply::replay_of);
+                (Update::Keep, reply.ok_or(NOT_COMPLETED).and_then(|reply| replied(reply, None)))
             }
-        })
+        }
     }
 
     /// Refuses to decide for a lease that sent a release, which may have removed the record: a

@@ -167,6 +167,9 @@ impl Engine {
         let (id, owner, command) = (request.id(), params.owner, Command::Begin(params));
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let task = Task { id, command: &command, started, limit, released: None };
+        if let Some(answer) = self.core().update_now(&task)? {
+            return Ok(Start::Answered { id, owner, answer });
+        }
         let mut execution = Execution::new(self.core(), &task, View::Absent);
         Ok(match execution.now(&task)? {
             Some(answer) => Start::Answered { id, owner, answer },

@@ -62,8 +62,15 @@ pub(super) struct Removed {
     pub(super) records: usize,
     /// The number of removed records that were evidence of an effect that may have happened.
     pub(super) evidence: usize,
-    /// The scope of each, if scopes are counted.
-    pub(super) scopes: Vec<Label>,
+    /// Boxed, since most removals leave nothing behind.
+    remains: Option<Box<Remains>>,
+}
+
+/// What a removal leaves behind.
+#[derive(Default)]
+struct Remains {
+    /// The scope of each record, if scopes are counted.
+    scopes: Vec<Label>,
     /// Memory that is slow to free and must be dropped outside the lock: an allocator may return
     /// much of it to the system at once.
     large: Vec<Record>,
@@ -71,20 +78,29 @@ pub(super) struct Removed {
 }
 
 impl Removed {
+    /// The scope of each record, if scopes are counted.
+    pub(super) fn scopes(&self) -> &[Label] {
+        self.remains.as_ref().map_or(&[], |remains| &remains.scopes)
+    }
+
     /// Takes over the memory that another removal left to be dropped.
-    pub(super) fn absorb(&mut self, mut other: Removed) {
-        self.large.append(&mut other.large);
-        self.buffers.append(&mut other.buffers);
+    pub(super) fn absorb(&mut self, other: Removed) {
+        if let Some(mut other) = other.remains {
+            let remains = self.remains();
+            remains.large.append(&mut other.large);
+            remains.buffers.append(&mut other.buffers);
+        }
+    }
+
+    fn remains(&mut self) -> &mut Remains {
+        self.remains.get_or_insert_default()
     }
 }
 
-impl Drop for Removed {
+impl Drop for Remains {
     /// Drops the large records with care: their bytes come from the application, and dropping them
     /// may run its code.
     fn drop(&mut self) {
-        if self.large.is_empty() {
-            return; // as nearly always
-        }
         for record in &mut self.large {
             discard(record.checkpoint.take());
         }
@@ -200,10 +216,18 @@ impl Shard {
         }
     }
 
-    pub(super) fn read(&self, location: u32) -> Cow<'_, Record> {
+    pub(super) fn read(&self, location: u32) -> Record {
+        self.show(location, |record| record.into_owned())
+    }
+
+    /// Calls `see` with the record: a copy only if it is packed.
+    #[inline]
+    pub(super) fn show<T>(&self, location: u32, see: impl FnOnce(Cow<'_, Record>) -> T) -> T {
         match Location::of(location) {
-            Location::Loose(at) => Cow::Borrowed(&self.loose[at].record),
-            Location::Packed(segment, at) => Cow::Owned(self.segments[segment as usize].view(at).record()),
+            Location::Loose(at) => see(Cow::Borrowed(&self.loose[at].record)),
+            Location::Packed(segment, at) => {
+                see(Cow::Owned(self.segments[segment as usize].view(at).record()))
+            }
         }
     }
 
@@ -220,7 +244,7 @@ impl Shard {
             slots.retain(|(hash, _)| *hash <= end);
         }
         slots.sort_unstable_by_key(|(_, location)| self.id(*location));
-        let location = |(_, location): (u32, u32)| (self.id(location), self.read(location).into_owned());
+        let location = |(_, location): (u32, u32)| (self.id(location), self.read(location));
         slots.into_iter().take(limit).map(location).collect()
     }
 
@@ -228,7 +252,7 @@ impl Shard {
     pub(super) fn list_evidence(&self, after: Option<RecordId>, limit: usize) -> Vec<(RecordId, Record)> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let ids = self.evidence.range((start, Bound::Unbounded)).take(limit);
-        ids.filter_map(|id| Some((*id, self.read(self.find(id)?).into_owned()))).collect()
+        ids.filter_map(|id| Some((*id, self.read(self.find(id)?)))).collect()
     }
 
     /// Writes a record, replacing the one at `old` if there is one.
@@ -390,13 +414,13 @@ impl Shard {
         let weight = loose_weight(record);
         self.bytes -= weight;
         if self.counts_scopes {
-            removed.scopes.push(record.scope);
+            removed.remains().scopes.push(record.scope);
         }
         if at != last {
             self.loose.swap(at, last);
         }
         if weight > LARGE {
-            removed.large.extend(self.loose.pop().map(|loose| loose.record));
+            removed.remains().large.extend(self.loose.pop().map(|loose| loose.record));
         } else {
             self.loose.truncate(last); // where it is: a record is long to move
         }
@@ -419,7 +443,7 @@ impl Shard {
             removed.evidence += usize::from(self.evidence.remove(&view.id()));
         }
         if self.counts_scopes {
-            removed.scopes.push(view.scope());
+            removed.remains().scopes.push(view.scope());
         }
         segment.kill(at);
         let class = segment.class;
@@ -458,8 +482,9 @@ impl Shard {
             self.spare.push(bytes);
             return;
         }
-        removed.buffers.push(bytes);
-        removed.buffers.extend(self.spare.drain(most.min(self.spare.len())..));
+        let buffers = &mut removed.remains().buffers;
+        buffers.push(bytes);
+        buffers.extend(self.spare.drain(most.min(self.spare.len())..));
     }
 
     /// Returns the index of the class of a listed record.

@@ -11,8 +11,7 @@ use crate::clock::{Clock, Sleep};
 use crate::error::{Error, StoreError};
 use crate::key::RecordId;
 use crate::observe::{self, RetryCause};
-use crate::record::Stamp;
-use crate::store::{Decide, Snapshot, Swap, SwapRequest, Update};
+use crate::store::{Snapshot, Swap, SwapRequest};
 
 /// The store calls of one command, repeated after transient failures until its time limit.
 pub(crate) struct Call<'a> {
@@ -44,12 +43,6 @@ impl<'a> Call<'a> {
     pub(super) fn load_now(&mut self) -> Result<Option<Snapshot>, Error> {
         let (core, id) = (self.core, self.id);
         self.at_once(|| core.store.load_now(&id))
-    }
-
-    /// Decides on the record in the store itself, if the store answers at once.
-    pub(super) fn update_now(&mut self, decide: &mut Decide<'_>) -> Result<Option<(Update, Stamp)>, Error> {
-        let (core, id) = (self.core, self.id);
-        self.at_once(|| core.store.update_now(&id, decide))
     }
 
     /// Swaps if the store answers at once.
