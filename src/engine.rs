@@ -163,8 +163,8 @@ impl Engine {
 
     /// Starts a begin for `request`, as far as the store answers at once.
     pub(crate) fn start(&self, request: &Request) -> Result<Start<'_>, Error> {
-        let params = self.params(request)?;
-        let (id, owner, command) = (request.id(), params.owner, Command::Begin(params));
+        let (id, owner) = (request.id(), request.owner_or(self.0.owner)?);
+        let command = Command::Begin(request.params(self.policy(), || Ok(owner))?);
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let task = Task { id, command: &command, started, limit, released: None };
         if let Some(answer) = self.core().update_now(&task)? {

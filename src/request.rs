@@ -165,6 +165,15 @@ impl Request {
         self.scope.label()
     }
 
+    /// The owner to begin as: a new one from `draw`, unless this request has one.
+    #[inline]
+    pub(crate) fn owner_or(
+        &self,
+        draw: impl FnOnce() -> Result<Owner, OwnerError>,
+    ) -> Result<Owner, OwnerError> {
+        self.owner.map_or_else(draw, Ok)
+    }
+
     /// The parameters of a begin: this request's settings, the policy's where the request has none,
     /// and a new `owner` if it has none.
     #[inline]
@@ -173,26 +182,28 @@ impl Request {
         policy: &Policy,
         owner: impl FnOnce() -> Result<Owner, OwnerError>,
     ) -> Result<BeginParams, Error> {
-        let params = BeginParams {
-            owner: self.owner.map_or_else(owner, Ok)?,
+        let lease = self.lease.unwrap_or(policy.lease);
+        let retention = self.retention.unwrap_or(policy.retention);
+        let max_attempts = self.max_attempts.unwrap_or(policy.max_attempts);
+        check_windows(lease, retention, max_attempts)?;
+        if !self.internal {
+            policy.check_horizons(lease, retention)?;
+        }
+        Ok(BeginParams {
+            owner: self.owner_or(owner)?,
             owner_is_new: self.owner.is_none() || self.owner_is_new,
             fingerprint: self.fingerprint,
             also: self.also,
-            lease: self.lease.unwrap_or(policy.lease),
-            retention: self.retention.unwrap_or(policy.retention),
+            lease,
+            retention,
             response_retention: policy.response_retention,
             unresolved_retention: policy.unresolved_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             assume_effect: self.assume_effect,
-            max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
+            max_attempts,
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.to_typed().into()),
-        };
-        check_windows(params.lease, params.retention, params.max_attempts)?;
-        if !self.internal {
-            policy.check_horizons(params.lease, params.retention)?;
-        }
-        Ok(params)
+        })
     }
 }

@@ -264,6 +264,7 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     /// Parses the record at offset `at`.
+    #[inline]
     pub(super) fn read(bytes: &'a [u8], mut base: Base, at: usize) -> View<'a> {
         let flags = bytes[at];
         let has = |flag: u8| flags & flag != 0;
@@ -344,6 +345,7 @@ impl<'a> View<'a> {
     }
 
     /// Returns the record as it was written.
+    #[inline]
     pub(super) fn record(&self) -> Record {
         Record {
             stamp: self.stamp,

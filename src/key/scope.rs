@@ -54,19 +54,25 @@ enum Framed {
 impl Framed {
     const FEW: usize = 62;
 
-    fn push(&mut self, bytes: &[u8]) {
+    /// Appends a part of at most [`MAX_KEY_BYTES`], after its length.
+    fn push(&mut self, part: &[u8]) {
+        let length = part.len() as u8;
         match self {
             Framed::Few(len, few) => {
                 let used = usize::from(*len);
-                match few.get_mut(used..used + bytes.len()) {
-                    Some(room) => {
-                        room.copy_from_slice(bytes);
-                        *len += bytes.len() as u8; // at most FEW in all
+                match few[used..].get_mut(..1 + part.len()) {
+                    Some([first, room @ ..]) => {
+                        *first = length;
+                        room.copy_from_slice(part);
+                        *len += 1 + length; // at most FEW in all
                     }
-                    None => *self = Framed::Many([&few[..used], bytes].concat()),
+                    _ => *self = Framed::Many([&few[..used], &[length], part].concat()),
                 }
             }
-            Framed::Many(many) => many.extend_from_slice(bytes),
+            Framed::Many(many) => {
+                many.push(length);
+                many.extend_from_slice(part);
+            }
         }
     }
 }
@@ -108,7 +114,6 @@ impl Scope {
                 continue; // refused: only the number of parts is still asked for
             }
             label.add(part, kinds & SPECIAL == 0, count > 1);
-            framed.push(&[part.len() as u8]); // at most MAX_KEY_BYTES
             framed.push(part.as_bytes());
         }
         if count == 0 || count > MAX_SCOPE_PARTS {
