@@ -151,7 +151,9 @@ impl Engine {
                 true => lease.finish_limit(now),
                 false => self.policy().call_timeout,
             };
-            Some(lease.task(command, limit, now))
+            let task = lease.task(command, limit, now);
+            let view = lease.view(&task);
+            Some((task, view))
         });
         let answers = core.execute_many(tasks.collect());
         let mut answers = observe::in_span(&seen, answers).await.into_iter();

@@ -109,7 +109,6 @@ pub(crate) struct Execution<'a> {
 impl Core {
     /// Executes a command, starting from `view`.
     pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
-        self.check_origin(task.command)?;
         if let View::Unknown = view
             && let Some(answer) = self.update_now(task)?
         {
@@ -125,6 +124,10 @@ impl Core {
     /// Executes a command on the record in its store; `None` if the store cannot at once.
     #[inline]
     pub(crate) fn update_now(&self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
+        self.check_origin(task.command)?;
+        if task.limit.is_zero() {
+            return Ok(None);
+        }
         let mut decided = None;
         let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| {
             let (update, replied) = task.update(now, record);
@@ -336,16 +339,16 @@ impl Task<'_> {
         }
         let seen = found.as_deref();
         let (stamp, lapsed) = (seen.map(|record| record.stamp), self.replaces_evidence(now, seen));
-        let left = seen.and_then(|record| record.lease_remaining(now)).unwrap_or_default();
-        let replied = |reply, record| Ok(Replied { reply, record, stamp, left, lapsed });
+        let replied = |reply, record, left| Ok(Replied { reply, record, stamp, left, lapsed });
         match decide(now, seen, self.command) {
             Decision::Write { next, reply } => {
-                (next.map_or(Update::Remove, Update::Replace), replied(reply, None))
+                (next.map_or(Update::Remove, Update::Replace), replied(reply, None, Duration::ZERO))
             }
             Decision::Reply(reply) => {
+                let left = seen.and_then(|record| record.lease_remaining(now)).unwrap_or_default();
                 let record = found.filter(|_| reply.leaves_record());
                 let record = record.map(|record| Box::new(record.into_owned()));
-                (Update::Keep, replied(reply, record))
+                (Update::Keep, replied(reply, record, left))
             }
             Decision::Replay => {
                 let state = found.map(|record| match record {
@@ -353,7 +356,8 @@ impl Task<'_> {
                     Cow::Borrowed(record) => record.state.clone(),
                 });
                 let reply = state.and_then(Reply::replay_of);
-                (Update::Keep, reply.ok_or(NOT_COMPLETED).and_then(|reply| replied(reply, None)))
+                let reply = reply.ok_or(NOT_COMPLETED);
+                (Update::Keep, reply.and_then(|reply| replied(reply, None, Duration::ZERO)))
             }
         }
     }

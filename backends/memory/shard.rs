@@ -347,12 +347,12 @@ impl Shard {
 
     /// Writes the record into the class's last segment, if it can be packed.
     fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Location> {
-        let bytes = packed::fits(record)?;
+        let (bytes, weight) = packed::fits(record)?;
         let Class { number, segments, .. } = self.classes[class];
         let last = self.segments.get(segments.last as usize).is_some_and(|segment| segment.has_room(bytes));
         let segment = if last { segments.last } else { self.open(class, number, Base::of(record, stamp))? };
         let at = self.segments[segment as usize].write(id, record, stamp, bytes);
-        self.bytes += packed::weight_of(record);
+        self.bytes += weight;
         Some(Location::Packed(segment, at))
     }
 
