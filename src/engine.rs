@@ -164,7 +164,8 @@ impl Engine {
     /// Starts a begin for `request`, as far as the store answers at once.
     pub(crate) fn start(&self, request: &Request) -> Result<Start<'_>, Error> {
         let (id, owner) = (request.id(), request.owner_or(self.0.owner)?);
-        let command = Command::Begin(request.params(self.policy(), || Ok(owner))?);
+        request.check(self.policy())?;
+        let command = Command::Begin(request.params_of(self.policy(), owner));
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let task = Task { id, command: &command, started, limit, released: None };
         if let Some(answer) = self.core().update_now(&task)? {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use rand::rngs::SysRng;
 use rand::TryRng;
+use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 
 /// The identity of a caller that requests a lease: 128 random bits, drawn before a begin is first

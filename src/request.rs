@@ -8,7 +8,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
 use crate::label::Label;
 use crate::owner::{Owner, OwnerError};
-use crate::policy::{Policy, check_windows};
+use crate::policy::{Policy, PolicyError, check_windows};
 use crate::record::Recovery;
 
 /// One operation: its scope and key, its fingerprint, and its overrides of the engine's policy.
@@ -45,6 +45,7 @@ impl Request {
     ///
     /// # Errors
     /// [`KeyError`], if either is empty, over 255 bytes, or has control characters.
+    #[inline]
     pub fn new<S, K>(scope: S, key: K) -> Result<Request, KeyError>
     where
         S: TryInto<Scope>,
@@ -174,36 +175,46 @@ impl Request {
         self.owner.map_or_else(draw, Ok)
     }
 
-    /// The parameters of a begin: this request's settings, the policy's where the request has none,
-    /// and a new `owner` if it has none.
+    /// Refuses windows that cannot be safe, of this request or of the policy.
     #[inline]
+    pub(crate) fn check(&self, policy: &Policy) -> Result<(), PolicyError> {
+        let (lease, retention) =
+            (self.lease.unwrap_or(policy.lease), self.retention.unwrap_or(policy.retention));
+        check_windows(lease, retention, self.max_attempts.unwrap_or(policy.max_attempts))?;
+        if self.internal { Ok(()) } else { policy.check_horizons(lease, retention) }
+    }
+
+    /// The parameters of a begin: [`params_of`](Request::params_of) this request, checked, and a new
+    /// `owner` if it has none.
     pub(crate) fn params(
         &self,
         policy: &Policy,
         owner: impl FnOnce() -> Result<Owner, OwnerError>,
     ) -> Result<BeginParams, Error> {
-        let lease = self.lease.unwrap_or(policy.lease);
-        let retention = self.retention.unwrap_or(policy.retention);
-        let max_attempts = self.max_attempts.unwrap_or(policy.max_attempts);
-        check_windows(lease, retention, max_attempts)?;
-        if !self.internal {
-            policy.check_horizons(lease, retention)?;
-        }
-        Ok(BeginParams {
-            owner: self.owner_or(owner)?,
+        let owner = self.owner_or(owner)?;
+        self.check(policy)?;
+        Ok(self.params_of(policy, owner))
+    }
+
+    /// The parameters of a begin by `owner`: this request's settings, and the policy's where the
+    /// request has none.
+    #[inline]
+    pub(crate) fn params_of(&self, policy: &Policy, owner: Owner) -> BeginParams {
+        BeginParams {
+            owner,
             owner_is_new: self.owner.is_none() || self.owner_is_new,
             fingerprint: self.fingerprint,
             also: self.also,
-            lease,
-            retention,
+            lease: self.lease.unwrap_or(policy.lease),
+            retention: self.retention.unwrap_or(policy.retention),
             response_retention: policy.response_retention,
             unresolved_retention: policy.unresolved_retention,
             recovery: self.recovery.unwrap_or(policy.recovery),
             assume_effect: self.assume_effect,
-            max_attempts,
+            max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.to_typed().into()),
-        })
+        }
     }
 }

@@ -122,8 +122,7 @@ impl Engine {
                 }
             })?;
             let left = until.saturating_sub(self.clock().monotonic());
-            let (Reply::InProgress { lease_remaining, .. }, Some(stamp)) =
-                (&answered.reply, answered.stamp)
+            let (Reply::InProgress { lease_remaining, .. }, Some(stamp)) = (&answered.reply, answered.stamp)
             else {
                 if waiter.is_some() {
                     observe::waited(self, waiter, End::Changed);

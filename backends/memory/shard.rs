@@ -259,18 +259,23 @@ impl Shard {
     pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
         let deadline = stamp.after(record.keep());
         let class = self.class(deadline, stamp);
-        let location =
-            self.pack(class, id, record, stamp).unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
         let listed = &mut self.classes[class];
         listed.due = listed.due.min(deadline);
         self.due = self.due.min(deadline);
-        match old {
-            None => self.index.insert(hash_of(id), location.bits()),
-            Some(old) => self.index.replace(hash_of(id), old, location.bits()),
-        }
         let mut removed = Removed::default();
-        if let Some(old) = old {
-            self.vacate(old, &mut removed);
+        let packed = self.pack(class, id, record, stamp);
+        match (packed, old.map(Location::of)) {
+            (None, Some(Location::Loose(at))) => self.rewrite_loose(at, class, record, stamp, &mut removed),
+            (packed, _) => {
+                let location = packed.unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
+                match old {
+                    None => self.index.insert(hash_of(id), location.bits()),
+                    Some(old) => {
+                        self.index.replace(hash_of(id), old, location.bits());
+                        self.vacate(old, &mut removed);
+                    }
+                }
+            }
         }
         if record.is_evidence() {
             self.evidence.insert(*id);
@@ -382,14 +387,56 @@ impl Shard {
 
     fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Location {
         let at = self.loose.len();
-        let number = self.classes[class].number;
-        self.loose.push(Loose { id: *id, record: record.clone(), class: number, links: Links::NONE });
-        let record = &mut self.loose[at].record; // where it is: a record is long to move
+        self.loose.push(Loose { id: *id, record: record.clone(), class: 0, links: Links::NONE });
+        self.enlist_loose(at, class, stamp);
+        Location::Loose(at)
+    }
+
+    /// Replaces a loose record by another that stays loose, where it is.
+    fn rewrite_loose(
+        &mut self,
+        at: usize,
+        class: usize,
+        record: &Record,
+        stamp: Stamp,
+        removed: &mut Removed,
+    ) {
+        removed.records += 1;
+        let (weight, before) = self.delist_loose(at, removed);
+        let place = &mut self.loose[at].record;
+        if weight > LARGE {
+            removed.remains().large.push(std::mem::replace(place, record.clone()));
+        } else {
+            place.clone_from(record);
+        }
+        self.enlist_loose(at, class, stamp);
+        self.drop_class_if_empty(before);
+    }
+
+    /// Puts a loose record that was just written at the end of its class.
+    fn enlist_loose(&mut self, at: usize, class: usize, stamp: Stamp) {
+        let Loose { record, class: number, .. } = &mut self.loose[at]; // where it is: it is long to move
+        *number = self.classes[class].number;
         record.stamp_with(stamp);
         record.detach();
         self.bytes += loose_weight(record);
         self.classes[class].loose.push(&mut self.loose, at as u32);
-        Location::Loose(at)
+    }
+
+    /// Takes a loose record out of its class. Returns its weight, and the index of the class.
+    fn delist_loose(&mut self, at: usize, removed: &mut Removed) -> (usize, usize) {
+        let class = self.class_at(self.loose[at].class);
+        self.classes[class].loose.take(&mut self.loose, at as u32);
+        let record = &self.loose[at].record;
+        if record.is_evidence() {
+            removed.evidence += usize::from(self.evidence.remove(&self.loose[at].id));
+        }
+        let weight = loose_weight(record);
+        self.bytes -= weight;
+        if self.counts_scopes {
+            removed.remains().scopes.push(record.scope);
+        }
+        (weight, class)
     }
 
     /// Frees the space of a record that the index no longer knows.
@@ -399,23 +446,18 @@ impl Shard {
             Location::Loose(at) => self.take_loose(at, removed),
             Location::Packed(segment, at) => self.take_packed(segment, at, removed),
         };
+        self.drop_class_if_empty(class);
+    }
+
+    fn drop_class_if_empty(&mut self, class: usize) {
         if self.classes[class].loose.is_empty() && self.classes[class].segments.is_empty() {
             self.classes.remove(class);
         }
     }
 
     fn take_loose(&mut self, at: usize, removed: &mut Removed) -> usize {
-        let class = self.class_at(self.loose[at].class);
-        self.classes[class].loose.take(&mut self.loose, at as u32);
-        let (record, last) = (&self.loose[at].record, self.loose.len() - 1);
-        if record.is_evidence() {
-            removed.evidence += usize::from(self.evidence.remove(&self.loose[at].id));
-        }
-        let weight = loose_weight(record);
-        self.bytes -= weight;
-        if self.counts_scopes {
-            removed.remains().scopes.push(record.scope);
-        }
+        let (weight, class) = self.delist_loose(at, removed);
+        let last = self.loose.len() - 1;
         if at != last {
             self.loose.swap(at, last);
         }

@@ -207,7 +207,10 @@ fn compare(ops: Vec<Op>) {
                 model.retain(|id, record| {
                     shard.find(id).is_some() || record.is_kept(now) && panic!("removed early")
                 });
-                assert_eq!((before - model.len(), removed.scopes().len()), (removed.records, removed.records));
+                assert_eq!(
+                    (before - model.len(), removed.scopes().len()),
+                    (removed.records, removed.records)
+                );
                 let late = |record: &Record| {
                     !record.is_kept(now) && record.stamp.after(record.keep() / 32 * 33) < now
                 };
