@@ -130,8 +130,8 @@ impl Core {
         }
         let mut decided = None;
         let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| {
-            let (update, replied) = task.update(now, record);
-            decided = Some(replied);
+            let (update, answer) = task.update(now, record);
+            decided = Some(answer);
             update
         };
         let (update, stamp) = match self.store.update_now(&task.id, &mut decide) {
@@ -144,18 +144,14 @@ impl Core {
             Some(Err(error)) => return Err(error.into()),
             None => return Ok(None),
         };
-        let Some(decided) = decided else { return Ok(None) };
-        let Replied { reply, record, stamp: found, left, lapsed } = decided?;
+        let Some((answer, lapsed)) = decided.transpose()? else { return Ok(None) };
         let next = match update {
-            Update::Keep => {
-                let until = task.started.saturating_add(left);
-                return Ok(Some(Answer { reply, record, stamp: found, until }));
-            }
+            Update::Keep => return Ok(Some(answer)),
             Update::Replace(next) => Some(next),
             Update::Remove => None,
         };
         observe::expired_unsettled(self, u64::from(lapsed));
-        Ok(Some(Answer::written(task.started, reply, next, stamp)))
+        Ok(Some(Answer::written(task.started, answer.reply, next, stamp)))
     }
 
     /// Refuses a command whose token belongs to another store.
@@ -331,33 +327,35 @@ impl Task<'_> {
         matches!(self.command, Command::Begin(_)) && found.is_some_and(lapsed)
     }
 
-    /// Applies the rules to a record in its store.
+    /// Applies the rules to a record in its store. The answer to an update is complete once it is
+    /// [written](Answer::written). True with it if the update replaces evidence that expired.
     #[inline]
-    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> (Update, Result<Replied, Error>) {
+    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> (Update, Result<(Answer, bool), Error>) {
         if let Err(error) = self.check_released() {
             return (Update::Keep, Err(error));
         }
-        let seen = found.as_deref();
-        let (stamp, lapsed) = (seen.map(|record| record.stamp), self.replaces_evidence(now, seen));
-        let replied = |reply, record, left| Ok(Replied { reply, record, stamp, left, lapsed });
-        match decide(now, seen, self.command) {
+        let stamp = found.as_ref().map(|record| record.stamp);
+        let lapsed = self.replaces_evidence(now, found.as_deref());
+        let answer = |reply, record, until| Ok((Answer { reply, record, stamp, until }, lapsed));
+        match decide(now, found.as_deref(), self.command) {
             Decision::Write { next, reply } => {
-                (next.map_or(Update::Remove, Update::Replace), replied(reply, None, Duration::ZERO))
+                (next.map_or(Update::Remove, Update::Replace), answer(reply, None, self.started))
             }
             Decision::Reply(reply) => {
-                let left = seen.and_then(|record| record.lease_remaining(now)).unwrap_or_default();
-                let record = found.filter(|_| reply.leaves_record());
-                let record = record.map(|record| Box::new(record.into_owned()));
-                (Update::Keep, replied(reply, record, left))
+                let left = found.as_ref().and_then(|record| record.lease_remaining(now)).unwrap_or_default();
+                let record = match found {
+                    Some(record) if reply.leaves_record() => Some(Box::new(record.into_owned())),
+                    Some(_) | None => None,
+                };
+                (Update::Keep, answer(reply, record, self.started.saturating_add(left)))
             }
             Decision::Replay => {
                 let state = found.map(|record| match record {
                     Cow::Owned(record) => record.state,
                     Cow::Borrowed(record) => record.state.clone(),
                 });
-                let reply = state.and_then(Reply::replay_of);
-                let reply = reply.ok_or(NOT_COMPLETED);
-                (Update::Keep, reply.and_then(|reply| replied(reply, None, Duration::ZERO)))
+                let reply = state.and_then(Reply::replay_of).ok_or(NOT_COMPLETED);
+                (Update::Keep, reply.and_then(|reply| answer(reply, None, self.started)))
             }
         }
     }
@@ -371,19 +369,6 @@ impl Task<'_> {
         }
         Ok(())
     }
-}
-
-/// The reply to a command, decided on a record in its store.
-struct Replied {
-    reply: Reply,
-    /// The record, if the reply [leaves](Reply::leaves_record) it to the caller.
-    record: Option<Box<Record>>,
-    /// The stamp of the record, if there is one.
-    stamp: Option<Stamp>,
-    /// The remaining lease.
-    left: Duration,
-    /// True if a write replaces evidence that expired.
-    lapsed: bool,
 }
 
 /// The error of a replay of a record that is not completed, which the rules exclude.

@@ -162,6 +162,7 @@ impl Engine {
     }
 
     /// Starts a begin for `request`, as far as the store answers at once.
+    #[inline]
     pub(crate) fn start(&self, request: &Request) -> Result<Start<'_>, Error> {
         let (id, owner) = (request.id(), request.owner_or(self.0.owner)?);
         request.check(self.policy())?;
@@ -225,6 +226,7 @@ impl Engine {
     }
 
     /// The result that the caller of a begin gets.
+    #[inline]
     pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);
         Begin::of(answer.reply, || {

@@ -198,7 +198,7 @@ impl Request {
 
     /// The parameters of a begin by `owner`: this request's settings, and the policy's where the
     /// request has none.
-    #[inline]
+    #[inline(always)] // it is long to move
     pub(crate) fn params_of(&self, policy: &Policy, owner: Owner) -> BeginParams {
         BeginParams {
             owner,

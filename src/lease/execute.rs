@@ -181,7 +181,7 @@ impl Lease {
     /// Updates this holder's view with the answer to a command.
     pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
         let Answer { reply, record, until, .. } = answer;
-        let restored = reply == Reply::Done { existed: false } && record.is_some();
+        let restored = matches!(reply, Reply::Done { existed: false }) && record.is_some();
         let mut held = self.held();
         let first = !held.closed;
         if matches!(reply, Reply::Done { .. }) {
