@@ -155,24 +155,27 @@ impl MemoryStore {
         self.write(shard, (id, found), next.as_deref(), now).map(Swap::Done)
     }
 
-    fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Result<(Update, Stamp), StoreError> {
+    /// See [`Store::update_now`]. `None` for a large record: a decision may hash its response, which
+    /// is too slow under the lock.
+    fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Option<Result<(Update, Stamp), StoreError>> {
         let mut now = self.0.timeline.now(); // before the lock, likewise
         let shard = self.shard(id).lock();
         let found = shard.find(id);
         let update = match found {
             None => decide(now, None),
+            Some(location) if shard.is_large(location) => return None,
             Some(location) => shard.show(location, |record| {
                 now = now.max(record.stamp);
                 decide(now, Some(record))
             }),
         };
         let next = match &update {
-            Update::Keep => return Ok((update, now)),
+            Update::Keep => return Some(Ok((update, now))),
             Update::Replace(next) => Some(&**next),
             Update::Remove => None,
         };
-        let stamp = self.write(shard, (id, found), next, now)?;
-        Ok((update, stamp))
+        let written = self.write(shard, (id, found), next, now);
+        Some(written.map(|stamp| (update, stamp)))
     }
 
     /// Writes `next` in place of the record that was found under an id, or removes that.
@@ -375,7 +378,7 @@ impl Store for MemoryStore {
         id: &RecordId,
         decide: &mut Decide<'_>,
     ) -> Option<Result<(Update, Stamp), StoreError>> {
-        Some(self.update(id, decide))
+        self.update(id, decide)
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// Requests the right to act on `request`, or returns its present state or outcome. One store
-    /// call, two after a crash; on a store that answers at once, a load and, if it grants, a swap.
+    /// call, two after a crash.
     ///
     /// ```
     /// # use nevertwice::*;

@@ -216,6 +216,14 @@ impl Shard {
         }
     }
 
+    /// Returns true if the record is slow to free, copy or hash.
+    pub(super) fn is_large(&self, location: u32) -> bool {
+        match Location::of(location) {
+            Location::Loose(at) => loose_weight(&self.loose[at].record) > LARGE,
+            Location::Packed(..) => false,
+        }
+    }
+
     pub(super) fn read(&self, location: u32) -> Record {
         self.show(location, |record| record.into_owned())
     }
