@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 #[cfg(not(all(test, nevertwice_shuttle)))]
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use self::builder::Limits;
 pub use self::builder::MemoryStoreBuilder;
@@ -31,11 +31,11 @@ use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::label::Label;
 use crate::record::{Record, Stamp};
-use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Cursor, Decide, Page, Purge, Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(all(test, nevertwice_shuttle))]
-use crate::sync::unpoisoned::Mutex;
+use crate::sync::{MutexGuard, unpoisoned::Mutex};
 use crate::wake::wake_all;
 
 const BACKEND: &str = "memory store";
@@ -138,12 +138,10 @@ impl MemoryStore {
     }
 
     fn replace(&self, SwapRequest { id, expected, next }: &SwapRequest) -> Result<Swap, StoreError> {
-        let next = next.as_deref();
         // Read before taking the lock, to keep the critical section short: a time that is slightly
         // early expires nothing early.
         let now = self.0.timeline.now();
-        let mut expired = Removed::default(); // dropped when the lock is not held any more
-        let mut shard = self.shard(id).lock();
+        let shard = self.shard(id).lock();
         let found = shard.find(id);
         let is_expected = match (found, *expected) {
             (Some(location), Some(expected)) => shard.stamp(location) == expected,
@@ -154,12 +152,53 @@ impl MemoryStore {
             let now = record.as_ref().map_or(now, |record| now.max(record.stamp));
             return Ok(Swap::Conflict(Snapshot { record, now }));
         }
+        self.write(shard, (id, found), next.as_deref(), now).map(Swap::Done)
+    }
+
+    /// See [`Store::update_now`]. `None` for a large record: a decision may hash its response, which
+    /// is too slow under the lock.
+    fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Option<Result<(Update, Stamp), StoreError>> {
+        let mut now = self.0.timeline.now(); // before the lock, likewise
+        let shard = self.shard(id).lock();
+        let found = shard.find(id);
+        let update = match found {
+            None => decide(now, None),
+            Some(location) if shard.is_large(location) => return None,
+            Some(location) => shard.show(location, |record| {
+                now = now.max(record.stamp);
+                decide(now, Some(record))
+            }),
+        };
+        let next = match &update {
+            Update::Keep => return Some(Ok((update, now))),
+            Update::Replace(next) => Some(&**next),
+            Update::Remove => None,
+        };
+        let written = self.write(shard, (id, found), next, now);
+        Some(written.map(|stamp| (update, stamp)))
+    }
+
+    /// Writes `next` in place of the record that was found under an id, or removes that.
+    fn write(
+        &self,
+        mut shard: MutexGuard<'_, Shard>,
+        (id, found): (&RecordId, Option<u32>),
+        next: Option<&Record>,
+        now: Stamp,
+    ) -> Result<Stamp, StoreError> {
+        let mut expired = Removed::default();
         if let Some(next) = next {
-            if found.is_none() {
-                self.make_room(&mut shard, next, now, &mut expired)?;
-            }
-            if !shard.has_room() {
-                return Err(StoreError::full(BACKEND, "a shard has no room for more records"));
+            let room = match found {
+                None => self.make_room(&mut shard, next, now, &mut expired),
+                Some(_) => Ok(()),
+            };
+            let room = room.and_then(|()| match shard.has_room() {
+                true => Ok(()),
+                false => Err(StoreError::full(BACKEND, "a shard has no room for more records")),
+            });
+            if let Err(full) = room {
+                drop(shard); // and only then what expired
+                return Err(full);
             }
         }
         let stamp = self.stamp(&mut shard, now);
@@ -173,7 +212,7 @@ impl MemoryStore {
         drop(shard); // a waker may run anything, and what was removed may take time to free
         wake_all(waiters);
         drop((expired, replaced));
-        Ok(Swap::Done(stamp))
+        Ok(stamp)
     }
 
     /// Returns the stamp of a write requested at `now`: greater than every earlier stamp of the
@@ -277,7 +316,7 @@ impl MemoryStore {
         if let Some(added) = added {
             *scopes.entry(added.scope).or_default() += 1;
         }
-        for scope in &removed.scopes {
+        for scope in removed.scopes() {
             if let Some(used) = scopes.get_mut(scope) {
                 *used -= 1;
                 if *used == 0 {
@@ -332,6 +371,14 @@ impl Store for MemoryStore {
 
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         Some(self.replace(swap))
+    }
+
+    fn update_now(
+        &self,
+        id: &RecordId,
+        decide: &mut Decide<'_>,
+    ) -> Option<Result<(Update, Stamp), StoreError>> {
+        self.update(id, decide)
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -71,7 +71,7 @@ impl Engine {
             let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
             let tasks = wanted.iter().flatten().map(|Wanted { id, command, .. }| {
                 let task = Task { id: *id, command, started, limit, released: None };
-                (task, View::absent(id, command))
+                (task, |task: &Task<'_>| View::absent(&task.id, task.command))
             });
             let answers = self.core().execute_many(tasks.collect());
             let mut answers = observe::in_span(&seen, answers).await.into_iter();
@@ -151,7 +151,7 @@ impl Engine {
                 true => lease.finish_limit(now),
                 false => self.policy().call_timeout,
             };
-            Some(lease.task(command, limit, now))
+            Some((lease.task(command, limit, now), |task: &Task<'_>| lease.view(task)))
         });
         let answers = core.execute_many(tasks.collect());
         let mut answers = observe::in_span(&seen, answers).await.into_iter();
@@ -167,9 +167,30 @@ impl Engine {
 }
 
 impl Core {
+    /// Executes commands on their records in the store, as far as it can at once. The others are
+    /// tried by what `view` expects of their records.
+    pub(crate) async fn execute_many<'a, V>(&self, tasks: Vec<(Task<'a>, V)>) -> Vec<Result<Answer, Error>>
+    where
+        V: FnOnce(&Task<'a>) -> View,
+    {
+        let (mut answers, mut open) = (Vec::with_capacity(tasks.len()), Vec::new());
+        for (task, view) in tasks {
+            let answer = self.update_now(&task).transpose();
+            if answer.is_none() {
+                let view = view(&task);
+                open.push((task, view));
+            }
+            answers.push(answer);
+        }
+        let open = if open.is_empty() { Vec::new() } else { self.try_many(open).await };
+        let mut open = open.into_iter();
+        let answers = answers.into_iter().map(|answer| answer.or_else(|| open.next()));
+        answers.map(|answer| answer.unwrap_or_else(unanswered)).collect()
+    }
+
     /// Tries all commands in one store call, by what is expected of their records. Commands that
     /// this does not settle continue one by one.
-    pub(crate) async fn execute_many(&self, tasks: Vec<(Task<'_>, View)>) -> Vec<Result<Answer, Error>> {
+    async fn try_many(&self, tasks: Vec<(Task<'_>, View)>) -> Vec<Result<Answer, Error>> {
         let sent = self.clock.monotonic();
         let (mut swaps, mut first) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
         for (task, view) in tasks {
@@ -219,7 +240,9 @@ impl Core {
         sent: Duration,
     ) -> Tried {
         match answer {
-            Some(Ok(Swap::Done(stamp))) => Tried::Settled(Ok(Answer::written(sent, step, stamp))),
+            Some(Ok(Swap::Done(stamp))) => {
+                Tried::Settled(Ok(Answer::written(sent, step.reply, step.swap.next, stamp)))
+            }
             Some(Ok(Swap::Conflict(mut found))) => match task.answer(&mut found) {
                 Ok(Some(reply)) => Tried::Settled(Ok(Answer::found(sent, reply, found))),
                 Ok(None) => Tried::Open(View::Found(Box::new((found, sent)))),

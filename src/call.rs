@@ -5,6 +5,7 @@
 
 mod tries;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use crate::clock::Clock;
 use crate::decide::{Command, Current, Decision, Reply, decide, decide_again};
 use crate::error::Error;
 use crate::key::RecordId;
-use crate::observe;
+use crate::observe::{self, RetryCause};
 use crate::policy::Policy;
 use crate::record::{Record, Stamp};
-use crate::store::{Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,8 +80,11 @@ enum Next {
 /// The result of a command.
 pub(crate) struct Answer {
     pub(crate) reply: Reply,
-    /// The record as the reply leaves it. `None` with a replay, which does not use it.
+    /// The record as the reply leaves it. `None` with a reply that tells the caller nothing more of
+    /// it.
     pub(crate) record: Option<Box<Record>>,
+    /// The stamp of the record, if there is one.
+    pub(crate) stamp: Option<Stamp>,
     /// The time, on the engine's monotonic clock, until which the record's lease can be relied on.
     pub(crate) until: Duration,
 }
@@ -105,11 +109,49 @@ pub(crate) struct Execution<'a> {
 impl Core {
     /// Executes a command, starting from `view`.
     pub(crate) async fn execute(&self, task: &Task<'_>, view: View) -> Result<Answer, Error> {
+        if let View::Unknown = view
+            && let Some(answer) = self.update_now(task)?
+        {
+            return Ok(answer);
+        }
         let mut execution = Execution::new(self, task, view);
         match execution.now(task)? {
             Some(answer) => Ok(answer),
             None => execution.run(task).await,
         }
+    }
+
+    /// Executes a command on the record in its store; `None` if the store cannot at once.
+    #[inline]
+    pub(crate) fn update_now(&self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
+        self.check_origin(task.command)?;
+        if task.limit.is_zero() {
+            return Ok(None);
+        }
+        let mut decided = None;
+        let mut decide = |now: Stamp, record: Option<Cow<'_, Record>>| {
+            let (update, answer) = task.update(now, record);
+            decided = Some(answer);
+            update
+        };
+        let (update, stamp) = match self.store.update_now(&task.id, &mut decide) {
+            Some(Ok(updated)) => updated,
+            // Whether anything was written, the rules recognise.
+            Some(Err(error)) if error.is_transient() => {
+                observe::repeated(self, RetryCause::Unavailable, 1);
+                return Ok(None);
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Ok(None),
+        };
+        let Some((answer, lapsed)) = decided.transpose()? else { return Ok(None) };
+        let next = match update {
+            Update::Keep => return Ok(Some(answer)),
+            Update::Replace(next) => Some(next),
+            Update::Remove => None,
+        };
+        observe::expired_unsettled(self, u64::from(lapsed));
+        Ok(Some(Answer::written(task.started, answer.reply, next, stamp)))
     }
 
     /// Refuses a command whose token belongs to another store.
@@ -227,7 +269,7 @@ impl<'a> Execution<'a> {
     fn decide(&mut self, task: &Task<'_>, mut snapshot: Snapshot) -> Result<Next, Error> {
         // A release may have removed the record meanwhile: then it is not lost.
         task.check_released()?;
-        self.lapsed = task.replaces_evidence(&snapshot);
+        self.lapsed = task.replaces_evidence(snapshot.now, snapshot.record.as_deref());
         Ok(match task.decide(&mut snapshot, self.removes)? {
             Decided::Write(step) => Next::Write(step),
             Decided::Reply(reply) => Next::Answer(Answer::found(self.call.sent, reply, snapshot)),
@@ -240,7 +282,7 @@ impl<'a> Execution<'a> {
         match swap {
             Swap::Done(stamp) => {
                 observe::expired_unsettled(self.call.core, u64::from(self.lapsed));
-                Some(Answer::written(self.call.sent, step, stamp))
+                Some(Answer::written(self.call.sent, step.reply, step.swap.next, stamp))
             }
             Swap::Conflict(snapshot) => {
                 self.removes = step.swap.next.is_none();
@@ -280,9 +322,42 @@ impl Task<'_> {
     }
 
     /// Returns true if a begin would replace evidence that expired before it was settled.
-    fn replaces_evidence(&self, found: &Snapshot) -> bool {
-        let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(found.now);
-        matches!(self.command, Command::Begin(_)) && found.record.as_deref().is_some_and(lapsed)
+    fn replaces_evidence(&self, now: Stamp, found: Option<&Record>) -> bool {
+        let lapsed = |record: &Record| record.is_evidence() && !record.is_kept(now);
+        matches!(self.command, Command::Begin(_)) && found.is_some_and(lapsed)
+    }
+
+    /// Applies the rules to a record in its store. The answer to an update is complete once it is
+    /// [written](Answer::written). True with it if the update replaces evidence that expired.
+    #[inline]
+    fn update(&self, now: Stamp, found: Option<Cow<'_, Record>>) -> (Update, Result<(Answer, bool), Error>) {
+        if let Err(error) = self.check_released() {
+            return (Update::Keep, Err(error));
+        }
+        let stamp = found.as_ref().map(|record| record.stamp);
+        let lapsed = self.replaces_evidence(now, found.as_deref());
+        let answer = |reply, record, until| Ok((Answer { reply, record, stamp, until }, lapsed));
+        match decide(now, found.as_deref(), self.command) {
+            Decision::Write { next, reply } => {
+                (next.map_or(Update::Remove, Update::Replace), answer(reply, None, self.started))
+            }
+            Decision::Reply(reply) => {
+                let left = found.as_ref().and_then(|record| record.lease_remaining(now)).unwrap_or_default();
+                let record = match found {
+                    Some(record) if reply.leaves_record() => Some(Box::new(record.into_owned())),
+                    Some(_) | None => None,
+                };
+                (Update::Keep, answer(reply, record, self.started.saturating_add(left)))
+            }
+            Decision::Replay => {
+                let state = found.map(|record| match record {
+                    Cow::Owned(record) => record.state,
+                    Cow::Borrowed(record) => record.state.clone(),
+                });
+                let reply = state.and_then(Reply::replay_of).ok_or(NOT_COMPLETED);
+                (Update::Keep, reply.and_then(|reply| answer(reply, None, self.started)))
+            }
+        }
     }
 
     /// Refuses to decide for a lease that sent a release, which may have removed the record: a
@@ -330,26 +405,38 @@ impl Answer {
     /// The answer from a snapshot that was requested at `sent`.
     pub(crate) fn found(sent: Duration, reply: Reply, found: Snapshot) -> Answer {
         let left = found.record.as_deref().and_then(|record| record.lease_remaining(found.now));
-        let used = !matches!(reply, Reply::Completed(_));
+        let stamp = found.record.as_ref().map(|record| record.stamp);
+        let used = reply.leaves_record();
         Answer {
             reply,
             record: found.record.filter(|_| used),
+            stamp,
             until: sent.saturating_add(left.unwrap_or_default()),
         }
     }
 
     /// The answer of a swap that was sent at `sent` and succeeded.
-    pub(crate) fn written(sent: Duration, step: Step, stamp: Stamp) -> Answer {
-        let mut record = step.swap.next;
+    pub(crate) fn written(
+        sent: Duration,
+        reply: Reply,
+        mut record: Option<Box<Record>>,
+        stamp: Stamp,
+    ) -> Answer {
         if let Some(record) = &mut record {
             record.stamp_with(stamp);
         }
         let left = record.as_ref().and_then(|record| record.lease_remaining(stamp)).unwrap_or_default();
-        Answer { reply: step.reply, record, until: sent.saturating_add(left) }
+        let written = record.is_some().then_some(stamp);
+        Answer { reply, record, stamp: written, until: sent.saturating_add(left) }
     }
 }
 
 impl Reply {
+    /// Returns true if the caller holds the record that the reply is about, and goes on from it.
+    fn leaves_record(&self) -> bool {
+        matches!(self, Reply::Acquired | Reply::Done { .. })
+    }
+
     /// Converts the reply to a command that is either carried out or refused.
     pub(crate) fn into_done(self) -> Result<(), Error> {
         match self {

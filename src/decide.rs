@@ -142,7 +142,8 @@ fn crash(recovery: Recovery, effect: bool) -> Option<Reason> {
 /// the remaining lease, in whole seconds from 1 to 30. The outcome usually arrives long before the
 /// lease ends, and a lease that is renewed does not predict when.
 fn retry_hint(lease_remaining: Duration) -> Duration {
-    Duration::from_secs((lease_remaining / 8).as_millis().div_ceil(1000).clamp(1, 30) as u64)
+    let eighth = lease_remaining / 8;
+    Duration::from_secs((eighth.as_secs() + u64::from(eighth.subsec_millis() > 0)).clamp(1, 30))
 }
 
 /// Returns the recorded error, without its bytes once they have expired.

@@ -79,7 +79,7 @@ impl Engine {
     }
 
     /// Requests the right to act on `request`, or returns its present state or outcome. One store
-    /// call, two after a crash; on a store that answers at once, a load and, if it grants, a swap.
+    /// call, two after a crash.
     ///
     /// ```
     /// # use nevertwice::*;
@@ -162,11 +162,16 @@ impl Engine {
     }
 
     /// Starts a begin for `request`, as far as the store answers at once.
+    #[inline]
     pub(crate) fn start(&self, request: &Request) -> Result<Start<'_>, Error> {
-        let params = self.params(request)?;
-        let (id, owner, command) = (request.id(), params.owner, Command::Begin(params));
+        let (id, owner) = (request.id(), request.owner_or(self.0.owner)?);
+        request.check(self.policy())?;
+        let command = Command::Begin(request.params_of(self.policy(), owner));
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let task = Task { id, command: &command, started, limit, released: None };
+        if let Some(answer) = self.core().update_now(&task)? {
+            return Ok(Start::Answered { id, owner, answer });
+        }
         let mut execution = Execution::new(self.core(), &task, View::Absent);
         Ok(match execution.now(&task)? {
             Some(answer) => Start::Answered { id, owner, answer },
@@ -221,6 +226,7 @@ impl Engine {
     }
 
     /// The result that the caller of a begin gets.
+    #[inline]
     pub(crate) fn begun(&self, id: RecordId, owner: Owner, answer: Answer) -> Result<Begin, Error> {
         let (record, until) = (answer.record, answer.until);
         Begin::of(answer.reply, || {

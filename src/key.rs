@@ -229,7 +229,7 @@ impl RecordId {
     /// Returns the id of `key` in `scope`.
     pub fn new(scope: &Scope, key: &Key) -> RecordId {
         let length = [key.0.len() as u8]; // at most MAX_KEY_BYTES
-        let pieces: [&[u8]; 3] = [&scope.framed, &length, &key.0];
+        let pieces: [&[u8]; 3] = [scope.framed(), &length, &key.0];
         // Nearly all are short enough to be hashed in one piece, which is fastest.
         let mut whole = [0_u8; 192];
         let mut used = 0;

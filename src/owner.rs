@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use rand::TryRng;
 use rand::rngs::SysRng;
-use rand::{Rng, TryRng};
 use serde::{Deserialize, Serialize};
 
 /// The identity of a caller that requests a lease: 128 random bits, drawn before a begin is first
@@ -40,9 +40,7 @@ impl Owner {
     /// A new owner for a record that only this process ever sees. A generator inside the process is
     /// enough, since a copy of the process has a copy of the records too.
     pub(crate) fn random_here() -> Result<Owner, OwnerError> {
-        let mut bytes = [0; Owner::BYTES];
-        rand::rng().fill_bytes(&mut bytes);
-        Ok(Owner(bytes))
+        Ok(Owner(rand::random::<u128>().to_le_bytes()))
     }
 
     fn draw<S: TryRng<Error: fmt::Display>>(source: &mut S) -> Result<Owner, OwnerError> {

@@ -8,7 +8,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyError, RecordId, Scope, ScopeId};
 use crate::label::Label;
 use crate::owner::{Owner, OwnerError};
-use crate::policy::{Policy, check_windows};
+use crate::policy::{Policy, PolicyError, check_windows};
 use crate::record::Recovery;
 
 /// One operation: its scope and key, its fingerprint, and its overrides of the engine's policy.
@@ -45,6 +45,7 @@ impl Request {
     ///
     /// # Errors
     /// [`KeyError`], if either is empty, over 255 bytes, or has control characters.
+    #[inline]
     pub fn new<S, K>(scope: S, key: K) -> Result<Request, KeyError>
     where
         S: TryInto<Scope>,
@@ -168,16 +169,42 @@ impl Request {
         self.scope.label()
     }
 
-    /// The parameters of a begin: this request's settings, the policy's where the request has none,
-    /// and a new `owner` if it has none.
+    /// The owner to begin as: a new one from `draw`, unless this request has one.
     #[inline]
+    pub(crate) fn owner_or(
+        &self,
+        draw: impl FnOnce() -> Result<Owner, OwnerError>,
+    ) -> Result<Owner, OwnerError> {
+        self.owner.map_or_else(draw, Ok)
+    }
+
+    /// Refuses windows that cannot be safe, of this request or of the policy.
+    #[inline]
+    pub(crate) fn check(&self, policy: &Policy) -> Result<(), PolicyError> {
+        let (lease, retention) =
+            (self.lease.unwrap_or(policy.lease), self.retention.unwrap_or(policy.retention));
+        check_windows(lease, retention, self.max_attempts.unwrap_or(policy.max_attempts))?;
+        if self.internal { Ok(()) } else { policy.check_horizons(lease, retention) }
+    }
+
+    /// The parameters of a begin: [`params_of`](Request::params_of) this request, checked, and a new
+    /// `owner` if it has none.
     pub(crate) fn params(
         &self,
         policy: &Policy,
         owner: impl FnOnce() -> Result<Owner, OwnerError>,
     ) -> Result<BeginParams, Error> {
-        let params = BeginParams {
-            owner: self.owner.map_or_else(owner, Ok)?,
+        let owner = self.owner_or(owner)?;
+        self.check(policy)?;
+        Ok(self.params_of(policy, owner))
+    }
+
+    /// The parameters of a begin by `owner`: this request's settings, and the policy's where the
+    /// request has none.
+    #[inline(always)] // it is long to move
+    pub(crate) fn params_of(&self, policy: &Policy, owner: Owner) -> BeginParams {
+        BeginParams {
+            owner,
             owner_is_new: self.owner.is_none() || self.owner_is_new,
             fingerprint: self.fingerprint,
             also: self.also,
@@ -191,11 +218,6 @@ impl Request {
             holder: Label::new(&policy.holder),
             scope: self.scope.label(),
             key: policy.keep_keys.then(|| self.key.to_typed().into()),
-        };
-        check_windows(params.lease, params.retention, params.max_attempts)?;
-        if !self.internal {
-            policy.check_horizons(params.lease, params.retention)?;
         }
-        Ok(params)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`guide::write_a_store`](crate::guide::write_a_store) shows how to implement one.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,21 @@ impl SwapRequest {
     pub fn new(id: &RecordId, expected: Option<Stamp>, next: Option<&Record>) -> SwapRequest {
         SwapRequest { id: *id, expected, next: next.cloned().map(Box::new) }
     }
+}
+
+/// A decision on the record under an id, of which it gets the store's time and the record: see
+/// [`Store::update_now`].
+pub type Decide<'a> = dyn FnMut(Stamp, Option<Cow<'_, Record>>) -> Update + 'a;
+
+/// The change to a record that was decided on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// Nothing is written.
+    Keep,
+    /// The record is replaced, or written if there is none.
+    Replace(Box<Record>),
+    /// The record is removed.
+    Remove,
 }
 
 /// The position at which a [`scan`](Store::scan) continues. Only the store that made it can read
@@ -137,6 +153,20 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// error or a pause. It must not block. **Provided**: `None`.
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         let _ = swap;
+        None
+    }
+
+    /// Does a [`load`](Store::load) and the [`swap`](Store::swap) that `decide` asks for in one
+    /// atomic step, at once and without blocking. Returns the change and the stamp of the write
+    /// (without one, the time of the read). `None` if it cannot, or not for this record, with nothing
+    /// done: then the engine calls [`load_now`](Store::load_now). `decide` is called at most once. It
+    /// only reads, copies and compares, so that it may be called under a lock. **Provided**: `None`.
+    fn update_now(
+        &self,
+        id: &RecordId,
+        decide: &mut Decide<'_>,
+    ) -> Option<Result<(Update, Stamp), StoreError>> {
+        let _ = (id, decide);
         None
     }
 
@@ -260,6 +290,14 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         (**self).swap_now(swap)
+    }
+
+    fn update_now(
+        &self,
+        id: &RecordId,
+        decide: &mut Decide<'_>,
+    ) -> Option<Result<(Update, Stamp), StoreError>> {
+        (**self).update_now(id, decide)
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

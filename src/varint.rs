@@ -14,7 +14,17 @@ pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
 /// Reads a number that [`put`] wrote at the start of `input`, and returns it with its length in
 /// bytes; `None` if there is none.
 #[cfg(feature = "memory")]
+#[inline]
 pub(crate) fn first(input: &[u8]) -> Option<(u64, usize)> {
+    match *input {
+        [one @ ..0x80, ..] => Some((u64::from(one), 1)),
+        [one, two @ ..0x80, ..] => Some((u64::from(one & 0x7f) | u64::from(two) << 7, 2)),
+        _ => longer(input),
+    }
+}
+
+#[cfg(feature = "memory")]
+fn longer(input: &[u8]) -> Option<(u64, usize)> {
     let mut number = 0;
     for (at, byte) in input.iter().take(10).enumerate() {
         number |= u64::from(byte & 0x7f) << (7 * at);

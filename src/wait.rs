@@ -122,8 +122,7 @@ impl Engine {
                 }
             })?;
             let left = until.saturating_sub(self.clock().monotonic());
-            let (Reply::InProgress { lease_remaining, .. }, Some(record)) =
-                (&answered.reply, &answered.record)
+            let (Reply::InProgress { lease_remaining, .. }, Some(stamp)) = (&answered.reply, answered.stamp)
             else {
                 if waiter.is_some() {
                     observe::waited(self, waiter, End::Changed);
@@ -138,7 +137,7 @@ impl Engine {
                 None => End::Limit,
                 Some(_) if left.is_zero() => End::Timeout,
                 Some(_) => {
-                    let view = self.wait((id, record.stamp), *lease_remaining, left).await;
+                    let view = self.wait((id, stamp), *lease_remaining, left).await;
                     *asked = Moment::now(self);
                     let command = match &mut command {
                         Some(command) => command,

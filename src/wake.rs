@@ -76,8 +76,11 @@ impl fmt::Debug for ForeignWaker {
 }
 
 /// Wakes all of `wakers`, even if one of them panics.
+#[inline]
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = ForeignWaker>) {
-    wakers.into_iter().for_each(ForeignWaker::wake);
+    for waker in wakers {
+        waker.wake();
+    }
 }
 
 /// A future of the application's, such as a store's. Neither polling nor dropping it panics; its

@@ -3,12 +3,12 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nevertwice::store::{DecodeError, Label, Snapshot, Store, Swap, SwapRequest};
+use nevertwice::store::{Decide, DecodeError, Label, Snapshot, Store, Swap, SwapRequest, Update};
 use nevertwice::testing::{Fault, FaultyStore, block_on};
 use nevertwice::{
     Begin, Clock, Durability, Engine, Error, Fingerprint, Key, Lease, LeaseToken, ManualClock, MemoryStore,
@@ -188,6 +188,123 @@ impl Store for AtOnce {
 
     fn swap_now(&self, swap: &SwapRequest) -> Option<Result<Swap, StoreError>> {
         Some(block_on(self.0.swap(swap)))
+    }
+}
+
+/// What happens to a call of an [`InPlace`] store.
+enum Fate {
+    Done,
+    AnswerLost,
+}
+
+type Before = Box<dyn FnOnce() -> Fate + Send>;
+
+/// A store that decides under its own lock, after it has run what a test puts before the call.
+struct InPlace(MemoryStore, Mutex<Option<Before>>);
+
+impl std::fmt::Debug for InPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl InPlace {
+    fn before(&self, act: impl FnOnce() -> Fate + Send + 'static) {
+        *self.1.lock().unwrap() = Some(Box::new(act));
+    }
+}
+
+#[async_trait]
+impl Store for InPlace {
+    async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
+        self.0.load(id).await
+    }
+
+    async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
+        self.0.swap(swap).await
+    }
+
+    fn update_now(
+        &self,
+        id: &RecordId,
+        decide: &mut Decide<'_>,
+    ) -> Option<Result<(Update, Stamp), StoreError>> {
+        let before = self.1.lock().unwrap().take();
+        let fate = before.map_or(Fate::Done, |before| before());
+        let updated = self.0.update_now(id, decide);
+        match fate {
+            Fate::Done => updated,
+            Fate::AnswerLost => Some(Err(StoreError::unavailable("in place", "the answer was lost"))),
+        }
+    }
+}
+
+fn in_place() -> (ManualClock, Arc<InPlace>, Engine) {
+    let clock = ManualClock::new();
+    let memory = MemoryStore::builder().clock(clock.clone()).build();
+    let store = Arc::new(InPlace(memory, Mutex::default()));
+    let engine = Engine::builder(store.clone()).clock(clock.clone()).build().unwrap();
+    (clock, store, engine)
+}
+
+#[test]
+fn s3_a_completion_in_place_that_a_release_overtakes_records_nothing() {
+    let (_, store, engine) = in_place();
+    let lease = Arc::new(acquire(&engine, "k"));
+    let other = Arc::clone(&lease);
+    store.before(move || {
+        block_on(other.release()).unwrap();
+        Fate::Done
+    });
+    assert!(matches!(block_on(lease.complete("done")), Err(Error::LeaseLost { .. })));
+    assert!(store.0.is_empty());
+}
+
+/// A holder counts its lease from before the call, however long the store takes.
+#[test]
+fn s1_a_grant_in_place_is_counted_from_before_it_was_requested() {
+    let (clock, store, engine) = in_place();
+    let later = |seconds| {
+        let clock = clock.clone();
+        store.before(move || {
+            clock.advance(seconds * SECOND);
+            Fate::Done
+        });
+    };
+    later(2);
+    let lease = acquire(&engine, "k");
+    assert_eq!(lease.remaining(), 28 * SECOND);
+    later(3);
+    block_on(lease.renew()).unwrap();
+    assert_eq!(lease.remaining(), 27 * SECOND);
+}
+
+#[test]
+fn s6_an_update_in_place_whose_answer_is_lost_is_recognised() {
+    let (_, store, engine) = in_place();
+    store.before(|| Fate::AnswerLost);
+    let lease = acquire(&engine, "k");
+    assert_eq!((lease.attempt(), store.0.len()), (1, 1));
+    store.before(|| Fate::AnswerLost);
+    block_on(lease.complete("done")).unwrap();
+    assert!(matches!(block_on(engine.begin(&request("k"))), Ok(Begin::Completed(_))));
+}
+
+/// Large records are decided on outside the lock of the memory store.
+#[test]
+fn records_of_all_sizes_are_decided_on() {
+    let (_, _, engine) = in_place();
+    for bytes in [0, 256, 1024, 1025, 5000, 60_000] {
+        let (key, payload) = (format!("{bytes} bytes"), vec![7; bytes]);
+        let lease = acquire(&engine, &key);
+        block_on(lease.save_checkpoint(payload.clone())).unwrap();
+        block_on(lease.renew()).unwrap();
+        let again = block_on(engine.begin(&request(&key)));
+        assert!(matches!(again, Ok(Begin::InProgress(busy)) if busy.attempt() == 1));
+        block_on(lease.complete(payload.clone())).unwrap();
+        block_on(lease.complete(payload.clone())).unwrap();
+        let done = block_on(engine.begin(&request(&key)));
+        assert!(matches!(done, Ok(Begin::Completed(done)) if *done.response().unwrap() == payload));
     }
 }
 

@@ -54,9 +54,9 @@ const MAX_KEY: usize = 255;
 /// The number of recently written scopes that are searched for an equal one.
 const RECENT: usize = 8;
 
-/// Returns an upper bound of the bytes that the record takes in a segment, or `None` if it cannot
-/// be packed.
-pub(super) fn fits(record: &Record) -> Option<usize> {
+/// Returns an upper bound of the bytes that the record takes in a segment, and the weight that it
+/// will have there; `None` if it cannot be packed.
+pub(super) fn fits(record: &Record) -> Option<(usize, usize)> {
     let body = match &record.state {
         State::Completed(body) | State::Failed(body, _) => {
             body.head().len() + body.bytes().map_or(16, Bytes::len)
@@ -79,7 +79,7 @@ pub(super) fn fits(record: &Record) -> Option<usize> {
     let fingerprint = record.fingerprint == Fingerprint::NONE || record.fingerprint.as_bytes()[0] != 0;
     // Seven numbers of at most 10 bytes, four lengths and a distance of at most 3, more flags.
     let bound = SCOPE + Fingerprint::BYTES + 7 * 10 + 5 * 3 + 1 + scope + key + body;
-    (small && exact && fingerprint).then_some(bound)
+    (small && exact && fingerprint).then_some((bound, weight(scope, key, body)))
 }
 
 /// Returns the duration in microseconds if it is a whole number of them.
@@ -264,6 +264,7 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     /// Parses the record at offset `at`.
+    #[inline]
     pub(super) fn read(bytes: &'a [u8], mut base: Base, at: usize) -> View<'a> {
         let flags = bytes[at];
         let has = |flag: u8| flags & flag != 0;
@@ -344,6 +345,7 @@ impl<'a> View<'a> {
     }
 
     /// Returns the record as it was written.
+    #[inline]
     pub(super) fn record(&self) -> Record {
         Record {
             stamp: self.stamp,
@@ -392,13 +394,6 @@ impl<'a> View<'a> {
 /// Returns the approximate memory use of a packed record in bytes, including its index entry.
 fn weight(scope: usize, key: usize, body: usize) -> usize {
     96 + scope + key + body
-}
-
-/// Returns the weight that a record will have once packed.
-pub(super) fn weight_of(record: &Record) -> usize {
-    let body = summary(record).2;
-    let body = body.head().len() + body.bytes().map_or(16, Bytes::len);
-    weight(record.scope.as_bytes().len(), record.key.as_ref().map_or(0, |key| key.len()), body)
 }
 
 struct Input<'a> {

@@ -1,5 +1,6 @@
 //! Concurrent swaps, waits and purges of the store, explored under many schedules.
 
+use std::borrow::Cow;
 use std::sync::Mutex as Plain;
 
 use bytes::Bytes;
@@ -22,6 +23,22 @@ fn swap_now(
     next: Option<&Record>,
 ) -> Result<Swap, StoreError> {
     store.swap_now(&SwapRequest::new(id, expected, next)).unwrap()
+}
+
+/// Writes `next` in place of whatever there is.
+fn update_now(store: &MemoryStore, id: &RecordId, next: Option<Record>) -> Option<Write> {
+    let mut there = None;
+    let mut decide = |now: Stamp, found: Option<Cow<'_, Record>>| {
+        assert!(found.as_ref().is_none_or(|record| record.stamp <= now));
+        there = found.map(|record| record.stamp);
+        match (&next, there) {
+            (Some(next), _) => Update::Replace(Box::new(next.clone())),
+            (None, Some(_)) => Update::Remove,
+            (None, None) => Update::Keep,
+        }
+    };
+    let (update, stamp) = store.update_now(id, &mut decide).unwrap().unwrap();
+    (update != Update::Keep).then_some((there, stamp, next.is_some().then_some(stamp)))
 }
 
 fn id(number: u8) -> RecordId {
@@ -80,6 +97,10 @@ fn schedules_of_swaps() {
                 for round in 0..3 {
                     let next = (number + round) % 3;
                     let next = (next > 0).then(|| record("schedules", next == 1));
+                    if number == 2 {
+                        writes.lock().unwrap().extend(update_now(&store, &id(1), next));
+                        continue;
+                    }
                     match swap_now(&store, &id(1), known, next.as_ref()).unwrap() {
                         Swap::Done(stamp) => {
                             let left = next.is_some().then_some(stamp);

@@ -63,6 +63,7 @@ impl Segment {
         self.log.write(self.base, id, record, stamp)
     }
 
+    #[inline]
     pub(super) fn view(&self, at: usize) -> View<'_> {
         View::read(&self.log.bytes, self.base, at)
     }

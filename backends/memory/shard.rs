@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -61,8 +62,15 @@ pub(super) struct Removed {
     pub(super) records: usize,
     /// The number of removed records that were evidence of an effect that may have happened.
     pub(super) evidence: usize,
-    /// The scope of each, if scopes are counted.
-    pub(super) scopes: Vec<Label>,
+    /// Boxed, since most removals leave nothing behind.
+    remains: Option<Box<Remains>>,
+}
+
+/// What a removal leaves behind.
+#[derive(Default)]
+struct Remains {
+    /// The scope of each record, if scopes are counted.
+    scopes: Vec<Label>,
     /// Memory that is slow to free and must be dropped outside the lock: an allocator may return
     /// much of it to the system at once.
     large: Vec<Record>,
@@ -70,20 +78,29 @@ pub(super) struct Removed {
 }
 
 impl Removed {
+    /// The scope of each record, if scopes are counted.
+    pub(super) fn scopes(&self) -> &[Label] {
+        self.remains.as_ref().map_or(&[], |remains| &remains.scopes)
+    }
+
     /// Takes over the memory that another removal left to be dropped.
-    pub(super) fn absorb(&mut self, mut other: Removed) {
-        self.large.append(&mut other.large);
-        self.buffers.append(&mut other.buffers);
+    pub(super) fn absorb(&mut self, other: Removed) {
+        if let Some(mut other) = other.remains {
+            let remains = self.remains();
+            remains.large.append(&mut other.large);
+            remains.buffers.append(&mut other.buffers);
+        }
+    }
+
+    fn remains(&mut self) -> &mut Remains {
+        self.remains.get_or_insert_default()
     }
 }
 
-impl Drop for Removed {
+impl Drop for Remains {
     /// Drops the large records with care: their bytes come from the application, and dropping them
     /// may run its code.
     fn drop(&mut self) {
-        if self.large.is_empty() {
-            return; // as nearly always
-        }
         for record in &mut self.large {
             discard(record.checkpoint.take());
         }
@@ -199,10 +216,26 @@ impl Shard {
         }
     }
 
-    pub(super) fn read(&self, location: u32) -> Record {
+    /// Returns true if the record is slow to free, copy or hash.
+    pub(super) fn is_large(&self, location: u32) -> bool {
         match Location::of(location) {
-            Location::Loose(at) => self.loose[at].record.clone(),
-            Location::Packed(segment, at) => self.segments[segment as usize].view(at).record(),
+            Location::Loose(at) => loose_weight(&self.loose[at].record) > LARGE,
+            Location::Packed(..) => false,
+        }
+    }
+
+    pub(super) fn read(&self, location: u32) -> Record {
+        self.show(location, |record| record.into_owned())
+    }
+
+    /// Calls `see` with the record: a copy only if it is packed.
+    #[inline]
+    pub(super) fn show<T>(&self, location: u32, see: impl FnOnce(Cow<'_, Record>) -> T) -> T {
+        match Location::of(location) {
+            Location::Loose(at) => see(Cow::Borrowed(&self.loose[at].record)),
+            Location::Packed(segment, at) => {
+                see(Cow::Owned(self.segments[segment as usize].view(at).record()))
+            }
         }
     }
 
@@ -234,18 +267,23 @@ impl Shard {
     pub(super) fn put(&mut self, id: &RecordId, record: &Record, stamp: Stamp, old: Option<u32>) -> Removed {
         let deadline = stamp.after(record.keep());
         let class = self.class(deadline, stamp);
-        let location =
-            self.pack(class, id, record, stamp).unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
         let listed = &mut self.classes[class];
         listed.due = listed.due.min(deadline);
         self.due = self.due.min(deadline);
-        match old {
-            None => self.index.insert(hash_of(id), location.bits()),
-            Some(old) => self.index.replace(hash_of(id), old, location.bits()),
-        }
         let mut removed = Removed::default();
-        if let Some(old) = old {
-            self.vacate(old, &mut removed);
+        let packed = self.pack(class, id, record, stamp);
+        match (packed, old.map(Location::of)) {
+            (None, Some(Location::Loose(at))) => self.rewrite_loose(at, class, record, stamp, &mut removed),
+            (packed, _) => {
+                let location = packed.unwrap_or_else(|| self.keep_loose(class, id, record, stamp));
+                match old {
+                    None => self.index.insert(hash_of(id), location.bits()),
+                    Some(old) => {
+                        self.index.replace(hash_of(id), old, location.bits());
+                        self.vacate(old, &mut removed);
+                    }
+                }
+            }
         }
         if record.is_evidence() {
             self.evidence.insert(*id);
@@ -322,12 +360,12 @@ impl Shard {
 
     /// Writes the record into the class's last segment, if it can be packed.
     fn pack(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Option<Location> {
-        let bytes = packed::fits(record)?;
+        let (bytes, weight) = packed::fits(record)?;
         let Class { number, segments, .. } = self.classes[class];
         let last = self.segments.get(segments.last as usize).is_some_and(|segment| segment.has_room(bytes));
         let segment = if last { segments.last } else { self.open(class, number, Base::of(record, stamp))? };
         let at = self.segments[segment as usize].write(id, record, stamp, bytes);
-        self.bytes += packed::weight_of(record);
+        self.bytes += weight;
         Some(Location::Packed(segment, at))
     }
 
@@ -357,14 +395,56 @@ impl Shard {
 
     fn keep_loose(&mut self, class: usize, id: &RecordId, record: &Record, stamp: Stamp) -> Location {
         let at = self.loose.len();
-        let number = self.classes[class].number;
-        self.loose.push(Loose { id: *id, record: record.clone(), class: number, links: Links::NONE });
-        let record = &mut self.loose[at].record; // where it is: a record is long to move
+        self.loose.push(Loose { id: *id, record: record.clone(), class: 0, links: Links::NONE });
+        self.enlist_loose(at, class, stamp);
+        Location::Loose(at)
+    }
+
+    /// Replaces a loose record by another that stays loose, where it is.
+    fn rewrite_loose(
+        &mut self,
+        at: usize,
+        class: usize,
+        record: &Record,
+        stamp: Stamp,
+        removed: &mut Removed,
+    ) {
+        removed.records += 1;
+        let (weight, before) = self.delist_loose(at, removed);
+        let place = &mut self.loose[at].record;
+        if weight > LARGE {
+            removed.remains().large.push(std::mem::replace(place, record.clone()));
+        } else {
+            place.clone_from(record);
+        }
+        self.enlist_loose(at, class, stamp);
+        self.drop_class_if_empty(before);
+    }
+
+    /// Puts a loose record that was just written at the end of its class.
+    fn enlist_loose(&mut self, at: usize, class: usize, stamp: Stamp) {
+        let Loose { record, class: number, .. } = &mut self.loose[at]; // where it is: it is long to move
+        *number = self.classes[class].number;
         record.stamp_with(stamp);
         record.detach();
         self.bytes += loose_weight(record);
         self.classes[class].loose.push(&mut self.loose, at as u32);
-        Location::Loose(at)
+    }
+
+    /// Takes a loose record out of its class. Returns its weight, and the index of the class.
+    fn delist_loose(&mut self, at: usize, removed: &mut Removed) -> (usize, usize) {
+        let class = self.class_at(self.loose[at].class);
+        self.classes[class].loose.take(&mut self.loose, at as u32);
+        let record = &self.loose[at].record;
+        if record.is_evidence() {
+            removed.evidence += usize::from(self.evidence.remove(&self.loose[at].id));
+        }
+        let weight = loose_weight(record);
+        self.bytes -= weight;
+        if self.counts_scopes {
+            removed.remains().scopes.push(record.scope);
+        }
+        (weight, class)
     }
 
     /// Frees the space of a record that the index no longer knows.
@@ -374,28 +454,23 @@ impl Shard {
             Location::Loose(at) => self.take_loose(at, removed),
             Location::Packed(segment, at) => self.take_packed(segment, at, removed),
         };
+        self.drop_class_if_empty(class);
+    }
+
+    fn drop_class_if_empty(&mut self, class: usize) {
         if self.classes[class].loose.is_empty() && self.classes[class].segments.is_empty() {
             self.classes.remove(class);
         }
     }
 
     fn take_loose(&mut self, at: usize, removed: &mut Removed) -> usize {
-        let class = self.class_at(self.loose[at].class);
-        self.classes[class].loose.take(&mut self.loose, at as u32);
-        let (record, last) = (&self.loose[at].record, self.loose.len() - 1);
-        if record.is_evidence() {
-            removed.evidence += usize::from(self.evidence.remove(&self.loose[at].id));
-        }
-        let weight = loose_weight(record);
-        self.bytes -= weight;
-        if self.counts_scopes {
-            removed.scopes.push(record.scope);
-        }
+        let (weight, class) = self.delist_loose(at, removed);
+        let last = self.loose.len() - 1;
         if at != last {
             self.loose.swap(at, last);
         }
         if weight > LARGE {
-            removed.large.extend(self.loose.pop().map(|loose| loose.record));
+            removed.remains().large.extend(self.loose.pop().map(|loose| loose.record));
         } else {
             self.loose.truncate(last); // where it is: a record is long to move
         }
@@ -418,7 +493,7 @@ impl Shard {
             removed.evidence += usize::from(self.evidence.remove(&view.id()));
         }
         if self.counts_scopes {
-            removed.scopes.push(view.scope());
+            removed.remains().scopes.push(view.scope());
         }
         segment.kill(at);
         let class = segment.class;
@@ -457,8 +532,9 @@ impl Shard {
             self.spare.push(bytes);
             return;
         }
-        removed.buffers.push(bytes);
-        removed.buffers.extend(self.spare.drain(most.min(self.spare.len())..));
+        let buffers = &mut removed.remains().buffers;
+        buffers.push(bytes);
+        buffers.extend(self.spare.drain(most.min(self.spare.len())..));
     }
 
     /// Returns the index of the class of a listed record.

@@ -40,10 +40,13 @@ impl<W> Registry<W> {
     }
 
     /// Takes the waiters of a record for which `is_due` returns true, in the order they came.
+    #[inline]
     pub(crate) fn take(&mut self, id: &RecordId, is_due: impl Fn(u64, &W) -> bool) -> Vec<W> {
-        if self.waiting.is_empty() {
-            return Vec::new();
-        }
+        // As nearly always: no record has waiters.
+        if self.waiting.is_empty() { Vec::new() } else { self.take_due(id, is_due) }
+    }
+
+    fn take_due(&mut self, id: &RecordId, is_due: impl Fn(u64, &W) -> bool) -> Vec<W> {
         let Some(waiters) = self.waiting.get_mut(id) else { return Vec::new() };
         let due = waiters.iter().filter(|(number, waiter)| is_due(**number, waiter));
         let due: Vec<u64> = due.map(|(number, _)| *number).collect();

@@ -243,7 +243,12 @@ impl Reply {
     /// The reply with the response of a completed record; `None` for any other record. It takes the
     /// record, since moving a response is cheaper than copying it.
     pub fn replay(record: Option<Box<Record>>) -> Option<Reply> {
-        match record?.state {
+        Reply::replay_of(record?.state)
+    }
+
+    /// [`replay`](Reply::replay) of a record in this state.
+    pub(crate) fn replay_of(state: State) -> Option<Reply> {
+        match state {
             State::Completed(response) => Some(Reply::Completed(response)),
             State::InProgress { .. } | State::Failed(..) => None,
         }

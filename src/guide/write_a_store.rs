@@ -121,6 +121,7 @@
 //! | method | provided form | override it if |
 //! |---|---|---|
 //! | [`load_now`](crate::store::Store::load_now), [`swap_now`](crate::store::Store::swap_now) | `None` | it can answer at once, without waiting: a call then needs no boxed future |
+//! | [`update_now`](crate::store::Store::update_now) | `None` | it can answer at once, and can decide under its own lock: a begin then needs one look-up |
 //! | [`swap_many`](crate::store::Store::swap_many) | one swap after the other | many writes can share a commit or a round trip |
 //! | [`changed`](crate::store::Store::changed) | loads the record again and again, at growing intervals up to 100 ms | the store can push, or wakes waiters in its own process |
 //! | [`scan`](crate::store::Store::scan) | refuses | it can list records: operators' lists, bulk calls and counts need it |

@@ -1,6 +1,7 @@
 //! [`Scope`]: the tenant and operation that a key belongs to.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 
 use super::{KeyError, MAX_KEY_BYTES, MAX_SCOPE_PARTS, check};
@@ -37,15 +38,70 @@ const SCOPES: &[u8; blake3::KEY_LEN] = b"nevertwice scope id v1\0\0\0\0\0\0\0\0\
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Scope {
     /// The bytes that are hashed: the number of parts, then each part after its length.
-    pub(super) framed: Vec<u8>,
+    framed: Framed,
     label: Label,
+}
+
+/// The framed bytes of a scope. Most are few and need no allocation.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Framed {
+    /// As many bytes as the first number says, then zeroes.
+    Few(u8, [u8; Framed::FEW]),
+    /// More than [`Framed::FEW`].
+    Many(Vec<u8>),
+}
+
+impl Framed {
+    const FEW: usize = 62;
+
+    /// Appends a part of at most [`MAX_KEY_BYTES`], after its length.
+    fn push(&mut self, part: &[u8]) {
+        let length = part.len() as u8;
+        match self {
+            Framed::Few(len, few) => {
+                let used = usize::from(*len);
+                match few[used..].get_mut(..1 + part.len()) {
+                    Some([first, room @ ..]) => {
+                        *first = length;
+                        room.copy_from_slice(part);
+                        *len += 1 + length; // at most FEW in all
+                    }
+                    _ => *self = Framed::Many([&few[..used], &[length], part].concat()),
+                }
+            }
+            Framed::Many(many) => {
+                many.push(length);
+                many.extend_from_slice(part);
+            }
+        }
+    }
+}
+
+impl Deref for Framed {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Framed::Few(len, few) => &few[..usize::from(*len)],
+            Framed::Many(many) => many,
+        }
+    }
+}
+
+impl DerefMut for Framed {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Framed::Few(len, few) => &mut few[..usize::from(*len)],
+            Framed::Many(many) => many,
+        }
+    }
 }
 
 impl Scope {
     /// Creates a scope of 1 to 16 parts, each of 1 to 255 bytes without control characters.
     pub fn new<P: AsRef<str>>(parts: impl IntoIterator<Item = P>) -> Result<Scope, KeyError> {
-        let mut framed = Vec::with_capacity(Label::MAX_BYTES);
-        framed.push(0);
+        let mut framed = Framed::Few(1, [0; Framed::FEW]);
         let (mut label, mut count, mut bad) = (Typed::default(), 0_usize, None);
         for part in parts {
             let part = part.as_ref();
@@ -58,8 +114,7 @@ impl Scope {
                 continue; // refused: only the number of parts is still asked for
             }
             label.add(part, kinds & SPECIAL == 0, count > 1);
-            framed.push(part.len() as u8); // at most MAX_KEY_BYTES
-            framed.extend_from_slice(part.as_bytes());
+            framed.push(part.as_bytes());
         }
         if count == 0 || count > MAX_SCOPE_PARTS {
             return Err(KeyError::Parts { parts: count });
@@ -85,6 +140,12 @@ impl Scope {
     pub(crate) fn is_cut(&self) -> bool {
         let kept = self.label.strip_suffix(Scope::CUT);
         kept.is_some_and(|kept| kept.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0)
+    }
+
+    /// Returns the bytes that are hashed.
+    #[inline]
+    pub(super) fn framed(&self) -> &[u8] {
+        &self.framed
     }
 
     /// Returns the parts.

@@ -117,7 +117,11 @@ impl Lease {
         let started = seen.inside(|| {
             let command = command(token.clone());
             self.open_for(&command)?;
-            let (task, view) = self.task(&command, limit, now);
+            let task = self.task(&command, limit, now);
+            if let Some(answer) = engine.core().update_now(&task)? {
+                return self.learn(answer).map(|()| None);
+            }
+            let view = self.view(&task);
             let mut execution = Execution::new(engine.core(), &task, view);
             match execution.now(&task)? {
                 Some(answer) => self.learn(answer).map(|()| None),
@@ -131,10 +135,7 @@ impl Lease {
                 return Either::Right(Box::pin(async move {
                     let (command, execution) = *waits;
                     let result = observe::in_span(&seen, async {
-                        let Inner { token, released, .. } = &*self.0;
-                        let (id, command, started) = (token.id, &command, now);
-                        let task = Task { id, command, started, limit, released: Some(released) };
-                        self.learn(execution.run(&task).await?)
+                        self.learn(execution.run(&self.task(&command, limit, now)).await?)
                     });
                     let result = result.await;
                     seen.answered(self.attempt(), &result);
@@ -179,8 +180,8 @@ impl Lease {
 
     /// Updates this holder's view with the answer to a command.
     pub(crate) fn learn(&self, answer: Answer) -> Result<(), Error> {
-        let Answer { reply, record, until } = answer;
-        let restored = reply == Reply::Done { existed: false } && record.is_some();
+        let Answer { reply, record, until, .. } = answer;
+        let restored = matches!(reply, Reply::Done { existed: false }) && record.is_some();
         let mut held = self.held();
         let first = !held.closed;
         if matches!(reply, Reply::Done { .. }) {
@@ -200,21 +201,20 @@ impl Lease {
         reply.into_done()
     }
 
-    /// Returns `command`, started at `now`, with its limits, and the record that the store most
-    /// likely holds. Once the lease may have expired, the record is loaded first.
-    pub(crate) fn task<'a>(
-        &'a self,
-        command: &'a Command,
-        limit: Duration,
-        now: Duration,
-    ) -> (Task<'a>, View) {
+    /// Returns `command`, started at `now`, with its limits.
+    pub(crate) fn task<'a>(&'a self, command: &'a Command, limit: Duration, now: Duration) -> Task<'a> {
         let Inner { token, released, .. } = &*self.0;
+        Task { id: token.id, command, started: now, limit, released: Some(released) }
+    }
+
+    /// Returns the record that the store most likely holds. Once the lease may have expired, the
+    /// record is loaded first.
+    pub(crate) fn view(&self, task: &Task<'_>) -> View {
         let held = self.held();
-        let view = match held.record.as_deref().filter(|_| held.until > now) {
-            Some(record) => View::expecting(&token.id, record.stamp, Some(record), command),
+        match held.record.as_deref().filter(|_| held.until > task.started) {
+            Some(record) => View::expecting(&task.id, record.stamp, Some(record), task.command),
             None => View::Unknown,
-        };
-        (Task { id: token.id, command, started: now, limit, released: Some(released) }, view)
+        }
     }
 
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {

@@ -113,7 +113,8 @@ impl Engine {
         let (started, limit) = (self.clock().monotonic(), self.policy().call_timeout);
         let tasks = zip(&chosen.operations, &commands).map(|((found, snapshot), command)| {
             let task = Task { id: found.id, command, started, limit, released: None };
-            (task, View::expecting(&found.id, snapshot.now, snapshot.record.as_deref(), command))
+            let record = snapshot.record.as_deref();
+            (task, move |task: &Task<'_>| View::expecting(&task.id, snapshot.now, record, task.command))
         });
         let seen = observe::call(self, Op::ResolveMany, &|| None);
         let answers = observe::in_span(&seen, self.core().execute_many(tasks.collect())).await;

@@ -14,7 +14,7 @@ use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::Stamp;
-use crate::store::{Cursor, Page, Purge, Snapshot, Store, Swap, SwapRequest};
+use crate::store::{Cursor, Decide, Page, Purge, Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 
 /// The fate of one call of a [`FaultyStore`].
@@ -195,6 +195,11 @@ impl<S: Store> Store for FaultyStore<S> {
 
     /// Returns `None`, so that every swap is a call that may fail.
     fn swap_now(&self, _: &SwapRequest) -> Option<Result<Swap, StoreError>> {
+        None
+    }
+
+    /// Returns `None`, likewise.
+    fn update_now(&self, _: &RecordId, _: &mut Decide<'_>) -> Option<Result<(Update, Stamp), StoreError>> {
         None
     }
 

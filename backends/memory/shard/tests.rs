@@ -195,7 +195,7 @@ fn compare(ops: Vec<Op>) {
             Op::Remove(key) => {
                 let found = shard.find(&id(key));
                 assert_eq!(found.is_some(), model.contains_key(&id(key)));
-                let scopes = found.map(|location| shard.remove(&id(key), location).scopes.clone());
+                let scopes = found.map(|location| shard.remove(&id(key), location).scopes().to_vec());
                 let scope = model.remove(&id(key)).map(|record| vec![record.scope]);
                 assert_eq!(scopes, scope);
             }
@@ -207,7 +207,10 @@ fn compare(ops: Vec<Op>) {
                 model.retain(|id, record| {
                     shard.find(id).is_some() || record.is_kept(now) && panic!("removed early")
                 });
-                assert_eq!((before - model.len(), removed.scopes.len()), (removed.records, removed.records));
+                assert_eq!(
+                    (before - model.len(), removed.scopes().len()),
+                    (removed.records, removed.records)
+                );
                 let late = |record: &Record| {
                     !record.is_kept(now) && record.stamp.after(record.keep() / 32 * 33) < now
                 };
