@@ -125,7 +125,10 @@ impl Delivery<'_> {
                 }
             }
         }
-        self.confirm_reads().await;
+        if settings.replication.is_some() {
+            // Boxed, since it would make the futures of other pipelines large to move.
+            Box::pin(self.confirm_reads()).await;
+        }
         let error =
             error.unwrap_or_else(|| unavailable("it loses scripts as soon as they are loaded (NOSCRIPT)"));
         self.rows.into_iter().map(|row| row.finish(&error)).collect()

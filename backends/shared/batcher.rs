@@ -5,14 +5,14 @@ mod schedules;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::runtime::{leave, oneshot, timeout, yield_now};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
-use crate::wake::guarded;
+use crate::wake::guarded_in_place;
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
@@ -106,7 +106,7 @@ impl<T: Transport> Batcher<T> {
         let (leader, item) = match batcher.enter(transport, item) {
             Ok(lead) => lead,
             // Another caller's task wakes this one.
-            Err(ticket) => match guarded(batcher.wait(transport, ticket)).await? {
+            Err(ticket) => match guarded_in_place(pin!(batcher.wait(transport, ticket))).await? {
                 Reply::Item(reply) => return reply,
                 Reply::Lead(leader, item) => (leader, item),
             },
@@ -117,7 +117,7 @@ impl<T: Transport> Batcher<T> {
             let replies = Box::pin(transport.deliver(vec![item])).await;
             return replies.into_iter().next_back().unwrap_or_else(|| Err(T::unanswered(LOST)));
         }
-        leader.lead(item, others).await
+        Box::pin(leader.lead(item, others)).await
     }
 
     /// Makes the caller leader, or queues the item.
@@ -137,18 +137,19 @@ impl<T: Transport> Batcher<T> {
     /// Waits for a reply, and takes over the lead if none comes in time.
     async fn wait(&self, transport: &Arc<T>, ticket: Ticket<T>) -> Result<Reply<T>, StoreError> {
         let (limit, (number, mut receiver)) = (transport.delivery_limit(), ticket);
-        let received = match timeout(limit, &mut receiver).await {
-            Ok(received) => Ok(received),
-            Err(_) => match self.take_over(transport, number) {
-                Some((leader, item)) => return Ok(Reply::Lead(leader, item)),
-                None => timeout(limit, receiver).await,
-            },
-        };
-        match received {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(T::unanswered("the call that it was sent with was dropped")),
-            Err(_) => Err(T::unanswered("no answer in time")),
+        // In one place, so that the future holds one timer. The second time the item is in flight.
+        for _ in 0..2 {
+            match timeout(limit, &mut receiver).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(_)) => return Err(T::unanswered("the call that it was sent with was dropped")),
+                Err(_) => {
+                    if let Some((leader, item)) = self.take_over(transport, number) {
+                        return Ok(Reply::Lead(leader, item));
+                    }
+                }
+            }
         }
+        Err(T::unanswered("no answer in time"))
     }
 
     /// Takes the queued items that are sent along with this one.

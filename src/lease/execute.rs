@@ -127,12 +127,12 @@ impl Lease {
         let result = match started {
             Ok(None) => Ok(()),
             Err(error) => Err(error),
-            Ok(Some(waits)) => {
+            Ok(Some(mut waits)) => {
                 return Either::Right(Box::pin(async move {
-                    let (command, execution) = *waits;
+                    let (command, execution) = &mut *waits;
                     let result = observe::in_span(&seen, async {
                         let Inner { token, released, .. } = &*self.0;
-                        let (id, command, started) = (token.id, &command, now);
+                        let (id, command, started) = (token.id, &*command, now);
                         let task = Task { id, command, started, limit, released: Some(released) };
                         self.learn(execution.run(&task).await?)
                     });
