@@ -154,9 +154,9 @@ impl<T: Transport> Batcher<T> {
 
     /// Takes the queued items that are sent along with this one.
     fn take_queued(&self, max_items: usize, item: &T::Item) -> Vec<Pending<T>> {
-        let mut taken = Vec::new();
         let mut bytes = T::bytes(item);
         let mut queue = self.lock();
+        let mut taken = Vec::with_capacity(queue.pending.len().min(max_items));
         while taken.len() + 1 < max_items
             && let Some(next) = queue.pending.front()
             && bytes.saturating_add(T::bytes(&next.item)) <= T::MAX_BYTES
@@ -216,7 +216,10 @@ impl<T: Transport> Leader<T> {
     /// Sends the item with the others and hands each caller its own reply.
     async fn lead(mut self, item: T::Item, others: Vec<Pending<T>>) -> Result<T::Answer, StoreError> {
         let (sender, mut own) = oneshot::channel();
-        let (mut items, mut senders) = (vec![item], vec![sender]);
+        let count = others.len() + 1;
+        let (mut items, mut senders) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        items.push(item);
+        senders.push(sender);
         for Pending { item, sender, .. } in others {
             items.push(item);
             senders.push(sender);
