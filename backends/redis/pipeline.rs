@@ -90,7 +90,8 @@ impl Delivery<'_> {
             if round > 0 && self.rows.iter().all(Row::is_settled) {
                 break;
             }
-            let mut replies = match self.exchange(head).await {
+            // Boxed, so that the whole future stays below the size that allocators are slow for.
+            let mut replies = match Box::pin(self.exchange(head)).await {
                 Ok(replies) => replies,
                 Err(failed) => {
                     error = Some(failed);

@@ -2,17 +2,18 @@
 
 #[cfg(all(test, nevertwice_shuttle))]
 mod schedules;
+mod slot;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::runtime::{leave, oneshot, timeout, yield_now};
+use self::slot::{Receiver, Sender, slot};
+use super::runtime::{leave, timeout, yield_now};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
-use crate::wake::guarded_in_place;
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
@@ -72,7 +73,7 @@ struct Queue<T: Transport> {
 struct Pending<T: Transport> {
     number: u64,
     item: T::Item,
-    sender: oneshot::Sender<Reply<T>>,
+    sender: Sender<Reply<T>>,
 }
 
 /// A message to a queued caller.
@@ -83,7 +84,7 @@ enum Reply<T: Transport> {
 }
 
 /// The number of a queued item, and the receiver of its caller.
-type Ticket<T> = (u64, oneshot::Receiver<Reply<T>>);
+type Ticket<T> = (u64, Receiver<Reply<T>>);
 
 /// The lead: the right to send a pipeline. It is never lost: dropping it passes it on.
 struct Leader<T: Transport> {
@@ -105,8 +106,7 @@ impl<T: Transport> Batcher<T> {
         let batcher = transport.batcher();
         let (leader, item) = match batcher.enter(transport, item) {
             Ok(lead) => lead,
-            // Another caller's task wakes this one.
-            Err(ticket) => match guarded_in_place(pin!(batcher.wait(transport, ticket))).await? {
+            Err(ticket) => match batcher.wait(transport, ticket).await? {
                 Reply::Item(reply) => return reply,
                 Reply::Lead(leader, item) => (leader, item),
             },
@@ -127,7 +127,7 @@ impl<T: Transport> Batcher<T> {
             queue.in_flight += 1;
             return Ok((Leader::new(transport, queue.generation), item));
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = slot();
         let number = queue.next_number;
         queue.next_number += 1;
         queue.pending.push_back(Pending { number, item, sender });
@@ -186,7 +186,7 @@ impl<T: Transport> Batcher<T> {
             // The swap of a caller that is gone is dropped with it.
             if !sender.is_closed() {
                 // If the caller leaves just now, the lead is dropped and passed on again.
-                let _ = sender.send(Reply::Lead(Leader::new(transport, generation), item));
+                sender.send(Reply::Lead(Leader::new(transport, generation), item));
                 return;
             }
         }
@@ -215,7 +215,7 @@ impl<T: Transport> Leader<T> {
 
     /// Sends the item with the others and hands each caller its own reply.
     async fn lead(mut self, item: T::Item, others: Vec<Pending<T>>) -> Result<T::Answer, StoreError> {
-        let (sender, mut own) = oneshot::channel();
+        let (sender, own) = slot();
         let count = others.len() + 1;
         let (mut items, mut senders) = (Vec::with_capacity(count), Vec::with_capacity(count));
         items.push(item);
@@ -229,19 +229,19 @@ impl<T: Transport> Leader<T> {
             let replies = transport.deliver(items).await;
             for (sender, reply) in senders.into_iter().zip(replies) {
                 // The caller may be gone.
-                let _ = sender.send(Reply::Item(reply));
+                sender.send(Reply::Item(reply));
             }
         }));
         poll_fn(|context| delivery.as_mut().poll(context)).await;
         self.delivery = None;
-        let reply = own.try_recv();
+        let reply = own.take();
         // Callers that just got their reply may have more to send, which then joins the next
         // pipeline.
         yield_now().await;
         drop(self);
         match reply {
-            Ok(Reply::Item(reply)) => reply,
-            Ok(Reply::Lead(..)) | Err(_) => Err(T::unanswered(LOST)),
+            Some(Reply::Item(reply)) => reply,
+            Some(Reply::Lead(..)) | None => Err(T::unanswered(LOST)),
         }
     }
 }
