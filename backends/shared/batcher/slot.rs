@@ -126,6 +126,34 @@ mod tests {
         assert!(matches!(receiver.now_or_never(), Some(Err(Dropped))));
     }
 
+    #[test]
+    fn the_last_waker_is_woken_once_by_a_reply_and_by_its_loss() {
+        for is_sent in [true, false] {
+            let (sender, mut receiver) = slot();
+            let (early, late) = (Arc::new(Count::default()), Arc::new(Count::default()));
+            for count in [&early, &late] {
+                let waker = Waker::from(Arc::clone(count));
+                assert!(receiver.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+            }
+            if is_sent {
+                sender.send(7)
+            } else {
+                drop(sender)
+            }
+            let counts = [early, late].map(|count| count.0.load(Ordering::SeqCst));
+            assert_eq!(counts, [0, 1]);
+        }
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     /// A reply that calls back into its slot while it is dropped, as a lead passes itself on.
     struct Curious(Option<Sender<Curious>>, Arc<AtomicUsize>);
 
