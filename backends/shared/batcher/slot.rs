@@ -160,6 +160,11 @@ mod tests {
     impl Drop for Curious {
         fn drop(&mut self) {
             if let Some(sender) = self.0.take() {
+                if sender.0.0.try_lock().is_err() {
+                    // Dropping it would wait for ever.
+                    std::mem::forget(sender);
+                    panic!("dropped under the lock");
+                }
                 assert!(sender.is_closed());
             }
             self.1.fetch_add(1, Ordering::SeqCst);
