@@ -41,8 +41,7 @@ struct State {
 }
 
 /// The sleepers, each in a slot, and the order in which they are due. One that leaves early frees
-/// its slot. Its entry in the order stays until that is swept, which a fixed number of others has to
-/// pay for.
+/// its slot. Its entry in the order stays until most entries are such ones, which are then swept.
 #[derive(Default)]
 struct Sleepers {
     slots: Vec<Slot>,
@@ -329,7 +328,7 @@ mod tests {
         let waker = || ForeignWaker::of(noop_waker_ref());
         let mut sleepers = Sleepers::default();
         let stays = sleepers.add(millis(7), waker());
-        // Whoever left is not mistaken for the sleeper that has its slot now.
+        // One that left is not mistaken for the sleeper that has its slot now.
         let left = sleepers.add(millis(3), waker());
         assert!(sleepers.remove(left).is_some() && sleepers.remove(left).is_none());
         let next = sleepers.add(millis(5), waker());
