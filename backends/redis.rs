@@ -300,10 +300,7 @@ impl Store for RedisStore {
     async fn swap(&self, swap: &SwapRequest) -> Result<Swap, StoreError> {
         self.writable()?;
         let reply = self.0.send(self.0.item(swap)).await;
-        if let Ok(ItemReply::Done { stamp, .. }) = reply {
-            return Ok(Swap::Done(stamp));
-        }
-        self.0.settle(std::slice::from_ref(swap), vec![reply]).await.pop().unwrap_or_else(|| Err(malformed()))
+        self.0.settle_one(swap, reply).await
     }
 
     async fn swap_many(&self, swaps: &[SwapRequest]) -> Vec<Result<Swap, StoreError>> {

@@ -238,7 +238,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Goes on until the command is answered or its time is up.
-    pub(crate) async fn run(mut self, task: &Task<'_>) -> Result<Answer, Error> {
+    pub(crate) async fn run(&mut self, task: &Task<'_>) -> Result<Answer, Error> {
         loop {
             if std::mem::take(&mut self.rests) {
                 self.call.rest(&mut self.pause).await;

@@ -2,7 +2,7 @@
 //! which stores stamp.
 
 mod boot;
-mod timer;
+pub(crate) mod timer;
 
 use std::fmt::Debug;
 use std::future::Future;

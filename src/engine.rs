@@ -147,13 +147,13 @@ impl Engine {
     /// move and most stores box theirs too.
     fn begin_later<'a>(
         &'a self,
-        started: Box<Started<'a>>,
+        mut started: Box<Started<'a>>,
         seen: &'a Seen<'_>,
     ) -> BoxFuture<'a, Result<Begin, Error>> {
         Box::pin(async move {
             let begin = observe::in_span(seen, async {
-                let (id, owner) = (started.id, started.owner);
-                self.begun(id, owner, started.answer(self).await.1?)
+                let answer = started.answer(self).await?;
+                self.begun(started.id, started.owner, answer)
             });
             let begin = begin.await;
             seen.begun(&begin);
@@ -313,19 +313,18 @@ pub(crate) enum Start<'a> {
 pub(crate) struct Started<'a> {
     pub(crate) id: RecordId,
     pub(crate) owner: Owner,
-    command: Command,
+    pub(crate) command: Command,
     /// The time of the start, on the engine's monotonic clock.
     pub(crate) started: Duration,
     execution: Execution<'a>,
 }
 
 impl Started<'_> {
-    /// The command, and its answer.
-    pub(crate) async fn answer(self, engine: &Engine) -> (Command, Result<Answer, Error>) {
+    /// The answer. The execution stays where it is, since it is large to move.
+    pub(crate) async fn answer(&mut self, engine: &Engine) -> Result<Answer, Error> {
         let Started { id, command, started, execution, .. } = self;
         let limit = engine.policy().call_timeout;
-        let answer = execution.run(&Task { id, command: &command, started, limit, released: None }).await;
-        (command, answer)
+        execution.run(&Task { id: *id, command, started: *started, limit, released: None }).await
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, Either, Shared, select};
 use crate::begin::Begin;
 use crate::call::{View, within};
 use crate::decide::{Command, Reply};
-use crate::engine::{Engine, Start};
+use crate::engine::{Engine, Start, Started};
 use crate::error::Error;
 use crate::key::RecordId;
 use crate::observe::{self, End, Moment, Op, Waiter as Observed};
@@ -107,9 +107,9 @@ impl Engine {
         let until = self.clock().monotonic().saturating_add(limit);
         let (id, owner, mut command, mut answer) = match start {
             Start::Answered { id, owner, answer } => (id, owner, None, Ok(answer)),
-            Start::Waits(started) => {
-                let (id, owner) = (started.id, started.owner);
-                let (command, answer) = started.answer(self).await;
+            Start::Waits(mut started) => {
+                let answer = started.answer(self).await;
+                let Started { id, owner, command, .. } = *started;
                 (id, owner, Some(command), answer)
             }
         };

@@ -129,18 +129,22 @@ impl Wake for Guard {
 /// waker does. For channels, shared futures and connections, which wake one caller from within
 /// another's call.
 pub(crate) async fn guarded<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
+    guarded_in_place(pin!(future)).await
+}
+
+/// [`guarded`] for a future that need not be pinned. It is kept once, not twice as by an `async fn`
+/// that pins its argument.
+pub(crate) fn guarded_in_place<F: Future + Unpin>(mut future: F) -> impl Future<Output = F::Output> {
     let mut known: Option<(Arc<Guard>, Waker)> = None;
-    poll_fn(|context| {
+    poll_fn(move |context| {
         let same = known.as_ref().is_some_and(|(guard, _)| guard.0.will_wake(context.waker()));
         if !same {
             let guard = Arc::new(Guard(ForeignWaker::of(context.waker())));
             known = Some((guard.clone(), Waker::from(guard)));
         }
         let waker = known.as_ref().map_or(Waker::noop(), |(_, waker)| waker);
-        future.as_mut().poll(&mut Context::from_waker(waker))
+        Pin::new(&mut future).poll(&mut Context::from_waker(waker))
     })
-    .await
 }
 
 #[cfg(test)]

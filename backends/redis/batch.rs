@@ -13,7 +13,7 @@ use super::value::snapshot;
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::record::{Record, Stamp};
-use crate::store::{Swap, SwapRequest};
+use crate::store::{Snapshot, Swap, SwapRequest};
 
 /// Limits of one pipeline. It blocks the server for some 3 to 7 µs per swap.
 const MAX_ITEMS: usize = 256;
@@ -84,7 +84,7 @@ impl Inner {
 
     /// Translates replies into results. Swaps whose reply does not suffice have their records
     /// loaded, all together.
-    pub(super) async fn settle(
+    async fn settle(
         &self,
         swaps: &[SwapRequest],
         replies: Vec<Result<ItemReply, StoreError>>,
@@ -103,17 +103,22 @@ impl Inner {
         let mut load = || found.next().unwrap_or_else(|| Err(malformed()));
         let settle = |(swap, settled): (&SwapRequest, Settled)| match settled {
             Settled::Done(result) => result,
-            Settled::Open(refused) => match (load(), refused) {
-                // A duplicate is answered from the record even while begins are refused.
-                (Ok(found), Some(why))
-                    if found.record.as_ref().map(|record| record.stamp) == swap.expected =>
-                {
-                    Err(why)
-                }
-                (found, _) => found.map(Swap::Conflict),
-            },
+            Settled::Open(refused) => settle_loaded(swap, load(), refused),
         };
         settled.into_iter().map(settle).collect()
+    }
+
+    /// Translates one reply, as [`settle`](Inner::settle) does.
+    pub(super) async fn settle_one(
+        &self,
+        swap: &SwapRequest,
+        reply: Result<ItemReply, StoreError>,
+    ) -> Result<Swap, StoreError> {
+        match settle_alone(&swap.id, reply) {
+            Settled::Done(result) => result,
+            // Boxed, since it is rare, as there.
+            Settled::Open(refused) => settle_loaded(swap, Box::pin(self.load(&swap.id)).await, refused),
+        }
     }
 }
 
@@ -191,6 +196,21 @@ fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled 
         Ok(ItemReply::Elsewhere(..)) => Err(malformed()),
         Err(error) => Err(error),
     })
+}
+
+/// The result of a swap whose record was loaded, after it was refused for this reason, if it was.
+fn settle_loaded(
+    swap: &SwapRequest,
+    loaded: Result<Snapshot, StoreError>,
+    refused: Option<StoreError>,
+) -> Result<Swap, StoreError> {
+    match (loaded, refused) {
+        // A duplicate is answered from the record even while begins are refused.
+        (Ok(found), Some(why)) if found.record.as_ref().map(|record| record.stamp) == swap.expected => {
+            Err(why)
+        }
+        (found, _) => found.map(Swap::Conflict),
+    }
 }
 
 /// True if no deadline of the record has passed by `now`. An estimate of the server's clock must

@@ -17,7 +17,7 @@ use super::time::ServerTime;
 use super::watch::{Doubt, ServerWatch};
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
-use crate::wake::guarded;
+use crate::wake::guarded_in_place;
 
 /// Number of new connections, each lost immediately, after which the call fails.
 const OPEN_ATTEMPTS: u32 = 3;
@@ -122,7 +122,8 @@ impl Connections {
             current.attempts
         };
         // The caller that opens one wakes the next.
-        guarded(self.get_anew(attempts)).await
+        // Boxed, since it is rare, and would make every pipeline's future large to move.
+        guarded_in_place(Box::pin(self.get_anew(attempts))).await
     }
 
     async fn get_anew(&self, attempts: u64) -> Result<Arc<Connection>, StoreError> {
@@ -159,7 +160,7 @@ impl Connections {
         // The task that reads the connection wakes all callers.
         let mut inner = connection.inner.clone();
         let asking = Asking(Some(&connection.silence));
-        let replies = guarded(inner.req_packed_commands(commands, 0, count)).await;
+        let replies = guarded_in_place(inner.req_packed_commands(commands, 0, count)).await;
         asking.is_answered();
         match replies {
             Ok(replies) => {
@@ -200,7 +201,7 @@ impl Connections {
     pub(super) async fn check_reads(&self, connection: &Arc<Connection>) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
         if connection.lock().claim(now) {
-            self.inspect_again(connection, now).await?;
+            Box::pin(self.inspect_again(connection, now)).await?;
         }
         match connection.doubt() {
             Some(doubt @ Doubt::Replica) => {
@@ -232,7 +233,8 @@ impl Connections {
     ) -> Result<(), StoreError> {
         let now = SystemClock.monotonic();
         let is_over = connection.lock().is_over(now, every);
-        if is_over { self.inspect_again(connection, now).await } else { Ok(()) }
+        // Boxed, since it is rare, as above.
+        if is_over { Box::pin(self.inspect_again(connection, now)).await } else { Ok(()) }
     }
 
     async fn inspect_again(&self, connection: &Arc<Connection>, now: Duration) -> Result<(), StoreError> {

@@ -1,6 +1,7 @@
 //! A cache of the grants that this store wrote: [`GrantCache`].
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +26,45 @@ pub(super) struct SharedGrants(Mutex<Option<(String, Arc<GrantCache>)>>);
 /// Two generations of entries. When the younger is full, the elder is dropped.
 #[derive(Debug, Default)]
 struct Generations {
-    younger: HashMap<RecordId, CachedGrant>,
-    elder: HashMap<RecordId, CachedGrant>,
+    younger: HashMap<RecordId, CachedGrant, Seed>,
+    elder: HashMap<RecordId, CachedGrant, Seed>,
+}
+
+/// Hashes ids by one multiplication: they are digests, of which eight bytes do. The seed keeps
+/// callers from choosing keys that collide.
+#[derive(Debug, Clone, Copy)]
+struct Seed(u64, u64);
+
+struct SeededHasher(Seed, u64);
+
+impl Default for Seed {
+    fn default() -> Seed {
+        let random = RandomState::new();
+        Seed(random.hash_one(0), random.hash_one(1) | 1)
+    }
+}
+
+impl BuildHasher for Seed {
+    type Hasher = SeededHasher;
+
+    fn build_hasher(&self) -> SeededHasher {
+        SeededHasher(*self, 0)
+    }
+}
+
+impl Hasher for SeededHasher {
+    /// The last bytes count: the id, which follows its length.
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.1 = u64::from_le_bytes(*first);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        let SeededHasher(Seed(mask, factor), id) = *self;
+        let product = u128::from(id ^ mask) * u128::from(factor);
+        (product >> 64) as u64 ^ product as u64
+    }
 }
 
 #[derive(Debug)]

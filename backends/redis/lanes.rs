@@ -1,6 +1,7 @@
 //! The connections to one server, one trip at a time each: [`Lanes`].
 
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 use super::error::unavailable;
 use crate::error::StoreError;
-use crate::wake::guarded;
+use crate::wake::guarded_in_place;
 
 /// Connections that are used in turn. Where each trip ends with a `WAIT`, which blocks all that
 /// follows on its connection, a trip gets one of its own: the response timeout of a trip that
@@ -77,7 +78,7 @@ impl<T> Lanes<T> {
         let Some(trips) = &self.trips else { return Ok(Lane { lane: self.next(), _held: None }) };
         let before = trips.ended.load(Ordering::Relaxed);
         // The trip that ends wakes the next.
-        match guarded(timeout(trips.patience, trips.turns.acquire())).await {
+        match guarded_in_place(pin!(timeout(trips.patience, trips.turns.acquire()))).await {
             Ok(Ok(turn)) => {
                 let number = trips.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let number = number.unwrap_or_default();

@@ -90,7 +90,8 @@ impl Delivery<'_> {
             if round > 0 && self.rows.iter().all(Row::is_settled) {
                 break;
             }
-            let mut replies = match self.exchange(head).await {
+            // Boxed, so that the whole future stays below the size that allocators are slow for.
+            let mut replies = match Box::pin(self.exchange(head)).await {
                 Ok(replies) => replies,
                 Err(failed) => {
                     error = Some(failed);
@@ -125,7 +126,10 @@ impl Delivery<'_> {
                 }
             }
         }
-        self.confirm_reads().await;
+        if settings.replication.is_some() {
+            // Boxed, since it would make the futures of other pipelines large to move.
+            Box::pin(self.confirm_reads()).await;
+        }
         let error =
             error.unwrap_or_else(|| unavailable("it loses scripts as soon as they are loaded (NOSCRIPT)"));
         self.rows.into_iter().map(|row| row.finish(&error)).collect()

@@ -149,8 +149,11 @@ impl Transport for Shard {
         connect.saturating_add(answer.saturating_mul(PATIENCE + 5))
     }
 
-    async fn deliver(self: &Arc<Self>, items: Vec<Item>) -> Vec<Result<ItemReply, StoreError>> {
-        Shard::deliver(self, items).await
+    fn deliver(
+        self: &Arc<Self>,
+        items: Vec<Item>,
+    ) -> impl Future<Output = Vec<Result<ItemReply, StoreError>>> + Send {
+        Shard::deliver(self, items)
     }
 }
 

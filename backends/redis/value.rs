@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use ::redis::{Cmd, RedisError, RedisWrite, Value, from_redis_value};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::error::{corrupt, is_wrong_type, malformed, store_error};
 use crate::error::StoreError;
@@ -42,7 +42,7 @@ pub(super) fn bytes(value: Value) -> Result<Option<Vec<u8>>, StoreError> {
 /// Parses a key's value: a stamp followed by a record, or a bare stamp where a record was removed.
 pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Result<Snapshot, StoreError> {
     let damaged = |what| Err(corrupt(id, DecodeError::Damaged { what }));
-    let Some(value) = value.map(Bytes::from) else { return Ok(Snapshot { record: None, now }) };
+    let Some(mut value) = value.map(Bytes::from) else { return Ok(Snapshot { record: None, now }) };
     let Some(stamp) = value.first_chunk::<STAMP_BYTES>() else {
         return damaged("shorter than a stamp, or not a string");
     };
@@ -54,7 +54,8 @@ pub(super) fn snapshot(id: &RecordId, now: Stamp, value: Option<Vec<u8>>) -> Res
     if value.len() == STAMP_BYTES {
         return Ok(Snapshot { record: None, now });
     }
-    match Record::decode(id, stamp, Stamp::ZERO, &value.slice(STAMP_BYTES..)) {
+    value.advance(STAMP_BYTES);
+    match Record::decode_owned(id, stamp, Stamp::ZERO, value) {
         Ok(record) => Ok(Snapshot { record: Some(Box::new(record)), now }),
         Err(error) => Err(corrupt(id, error)),
     }

@@ -2,16 +2,17 @@
 
 #[cfg(all(test, nevertwice_shuttle))]
 mod schedules;
+mod slot;
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::runtime::{Moment, Runtime, oneshot, timeout, yield_now};
+use self::slot::{Sender, slot};
+use super::runtime::{Moment, Runtime, timeout, yield_now};
 use crate::error::StoreError;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
-use crate::wake::guarded;
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
@@ -83,14 +84,13 @@ struct Queue<T: Transport> {
 struct Pending<T: Transport> {
     number: u64,
     item: T::Item,
-    sender: oneshot::Sender<Result<T::Answer, StoreError>>,
+    sender: Sender<Result<T::Answer, StoreError>>,
     /// The caller's.
     runtime: Runtime,
 }
 
-/// The right to send a pipeline, with the item that has waited longest. It is never lost: dropping
-/// it passes it on.
-struct Lead<T: Transport> {
+/// A pipeline to be sent, with the item that has waited longest. Dropping it starts the next one.
+struct PipelineTask<T: Transport> {
     transport: Arc<T>,
     generation: u64,
     first: Option<Pending<T>>,
@@ -113,22 +113,18 @@ impl<T: Transport> Batcher<T> {
     pub(crate) async fn send(transport: &Arc<T>, item: T::Item) -> Result<T::Answer, StoreError> {
         let batcher = transport.batcher();
         let Some(runtime) = Runtime::current() else { return Err(T::unanswered(NO_RUNTIME)) };
-        let (sender, mut receiver) = oneshot::channel();
+        let (sender, mut receiver) = slot();
         let number = batcher.enter(transport, item, sender, runtime);
         let limits = (transport.stall_limit(), transport.delivery_limit());
-        // Another caller's task may wake this one.
-        guarded(async {
-            let mut waited = Duration::ZERO;
-            loop {
-                match timeout(limits.0, &mut receiver).await {
-                    Ok(reply) => return reply.unwrap_or_else(|_| Err(T::unanswered(DROPPED))),
-                    Err(_) if waited > limits.1 => return Err(T::unanswered(LATE)),
-                    Err(_) => batcher.take_over(transport, number),
-                }
-                waited = waited.saturating_add(limits.0);
+        let mut waited = Duration::ZERO;
+        loop {
+            match timeout(limits.0, &mut receiver).await {
+                Ok(reply) => return reply.unwrap_or_else(|_| Err(T::unanswered(DROPPED))),
+                Err(_) if waited > limits.1 => return Err(T::unanswered(LATE)),
+                Err(_) => batcher.take_over(transport, number),
             }
-        })
-        .await
+            waited = waited.saturating_add(limits.0);
+        }
     }
 
     /// Queues the item, or starts a pipeline with it. Returns its number.
@@ -136,7 +132,7 @@ impl<T: Transport> Batcher<T> {
         &self,
         transport: &Arc<T>,
         item: T::Item,
-        sender: oneshot::Sender<Result<T::Answer, StoreError>>,
+        sender: Sender<Result<T::Answer, StoreError>>,
         runtime: Runtime,
     ) -> u64 {
         let mut queue = self.lock();
@@ -145,9 +141,9 @@ impl<T: Transport> Batcher<T> {
         queue.pending.push_back(Pending { number, item, sender, runtime });
         let is_free = queue.in_flight < PIPELINES || queue.give_up_stalled(transport.stall_limit());
         if is_free && let Some(first) = queue.pending.pop_front() {
-            let lead = queue.start(transport, first);
+            let task = queue.start(transport, first);
             drop(queue);
-            lead.spawn();
+            task.spawn();
         }
         number
     }
@@ -160,17 +156,17 @@ impl<T: Transport> Batcher<T> {
             && queue.give_up_stalled(transport.stall_limit())
             && let Some(own) = queue.pending.remove(own)
         {
-            let lead = queue.start(transport, own);
+            let task = queue.start(transport, own);
             drop(queue);
-            lead.spawn();
+            task.spawn();
         }
     }
 
     /// Takes the queued items that are sent along with this one.
     fn take_queued(&self, max_items: usize, item: &T::Item) -> Vec<Pending<T>> {
-        let mut taken = Vec::new();
         let mut bytes = T::bytes(item);
         let mut queue = self.lock();
+        let mut taken = Vec::with_capacity(queue.pending.len().min(max_items));
         while taken.len() + 1 < max_items
             && let Some(next) = queue.pending.front()
             && bytes.saturating_add(T::bytes(&next.item)) <= T::MAX_BYTES
@@ -197,9 +193,9 @@ impl<T: Transport> Batcher<T> {
         while let Some(first) = queue.pending.pop_front() {
             // The swap of a caller that is gone is dropped with it.
             if !first.sender.is_closed() {
-                let lead = queue.start(transport, first);
+                let task = queue.start(transport, first);
                 drop(queue);
-                return lead.spawn();
+                return task.spawn();
             }
         }
     }
@@ -210,10 +206,10 @@ impl<T: Transport> Batcher<T> {
 }
 
 impl<T: Transport> Queue<T> {
-    fn start(&mut self, transport: &Arc<T>, first: Pending<T>) -> Lead<T> {
+    fn start(&mut self, transport: &Arc<T>, first: Pending<T>) -> PipelineTask<T> {
         self.in_flight += 1;
         self.moved = Moment::now();
-        Lead { transport: Arc::clone(transport), generation: self.generation, first: Some(first) }
+        PipelineTask { transport: Arc::clone(transport), generation: self.generation, first: Some(first) }
     }
 
     /// Stops counting the pipelines in flight if nothing has moved for `limit`.
@@ -227,7 +223,7 @@ impl<T: Transport> Queue<T> {
     }
 }
 
-impl<T: Transport> Lead<T> {
+impl<T: Transport> PipelineTask<T> {
     /// Sends the pipeline, on the runtime of its first caller.
     fn spawn(self) {
         if let Some(first) = &self.first {
@@ -248,7 +244,10 @@ impl<T: Transport> Lead<T> {
         let first = self.first.take().filter(|first| !first.sender.is_closed());
         let Some(Pending { item, sender, .. }) = first else { return };
         let others = batcher.take_queued(self.transport.max_items(), &item);
-        let (mut items, mut senders) = (vec![item], vec![sender]);
+        let count = others.len() + 1;
+        let (mut items, mut senders) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        items.push(item);
+        senders.push(sender);
         for Pending { item, sender, .. } in others {
             items.push(item);
             senders.push(sender);
@@ -256,12 +255,12 @@ impl<T: Transport> Lead<T> {
         let mut replies = self.transport.deliver(items).await.into_iter();
         for sender in senders {
             // The caller may be gone.
-            let _ = sender.send(replies.next().unwrap_or_else(|| Err(T::unanswered(LOST))));
+            sender.send(replies.next().unwrap_or_else(|| Err(T::unanswered(LOST))));
         }
     }
 }
 
-impl<T: Transport> Drop for Lead<T> {
+impl<T: Transport> Drop for PipelineTask<T> {
     fn drop(&mut self) {
         self.transport.batcher().pass_on(&self.transport, self.generation);
     }

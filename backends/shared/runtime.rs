@@ -2,14 +2,34 @@
 
 #[cfg(not(all(test, nevertwice_shuttle)))]
 mod tokios {
-    use std::future::Future;
+    use std::future::{Future, poll_fn};
+    use std::pin::Pin;
+    use std::task::Poll;
     use std::time::Duration;
 
     use tokio::runtime::Handle;
     pub(crate) use tokio::sync::oneshot;
     pub(crate) use tokio::task::{AbortHandle, yield_now};
     use tokio::time::Instant;
-    pub(crate) use tokio::time::timeout;
+
+    use crate::clock::timer::sleep;
+
+    /// The error of a timeout.
+    #[derive(Debug)]
+    pub(crate) struct Elapsed;
+
+    /// Returns the output of `future`, unless it times out first: by the timer of this crate, which
+    /// runs while the runtime is blocked, and costs less than the runtime's.
+    pub(crate) fn timeout<F: Future + Unpin>(
+        limit: Duration,
+        mut future: F,
+    ) -> impl Future<Output = Result<F::Output, Elapsed>> {
+        let mut sleep = sleep(limit);
+        poll_fn(move |context| match Pin::new(&mut future).poll(context) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => Pin::new(&mut sleep).poll(context).map(|()| Err(Elapsed)),
+        })
+    }
 
     pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         tokio::spawn(work).abort_handle()

@@ -1,6 +1,7 @@
 //! Sleeps on the system's monotonic clock, on any executor: [`Timer`].
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -32,24 +33,50 @@ struct Timer {
 }
 
 struct State {
-    sleepers: BTreeMap<(Duration, u64), ForeignWaker>,
-    next_number: u64,
+    sleepers: Sleepers,
     /// The time at which the thread wakes up; `None`: when it is notified.
     looks_at: Option<Duration>,
     /// True if the thread is running.
     runs: bool,
 }
 
+/// The sleepers, each in a slot, and the order in which they are due. One that leaves early frees
+/// its slot. Its entry in the order stays until most entries are such ones, which are then swept.
+#[derive(Default)]
+struct Sleepers {
+    slots: Vec<Slot>,
+    /// The slots without a sleeper.
+    free: Vec<usize>,
+    order: BinaryHeap<Reverse<(Duration, Place)>>,
+    next_number: u64,
+}
+
+struct Slot {
+    /// The number of its sleeper, or of the last one.
+    number: u64,
+    waker: Option<ForeignWaker>,
+}
+
+/// The place of one sleeper. No later one has the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    number: u64,
+    slot: usize,
+}
+
+/// Entries of those who left that are not swept yet, at least, and slots that are kept unused.
+const FEW: usize = 1024;
+
 /// Returns a sleep of `time`, from now.
-pub(super) fn sleep(time: Duration) -> impl Future<Output = ()> + Send {
+pub(crate) fn sleep(time: Duration) -> Sleeping {
     Sleeping { until: SystemClock.monotonic().saturating_add(time.min(LONGEST)), place: None }
 }
 
-struct Sleeping {
+pub(crate) struct Sleeping {
     until: Duration,
-    /// The timer and the number of the sleeper there, set by the first poll and again by the first
+    /// The timer and the place of the sleeper there, set by the first poll and again by the first
     /// poll in a forked child.
-    place: Option<(&'static Timer, u64)>,
+    place: Option<(&'static Timer, Place)>,
 }
 
 impl Future for Sleeping {
@@ -60,16 +87,14 @@ impl Future for Sleeping {
         let waker = ForeignWaker::of(context.waker());
         let mut state = timer.lock();
         let old = match self.place.filter(|(known, _)| std::ptr::eq(*known, timer)) {
-            Some((_, number)) => match state.sleepers.get_mut(&(self.until, number)) {
+            Some((_, place)) => match state.sleepers.waker(place) {
                 Some(known) if known.will_wake(context.waker()) => Some(waker),
                 Some(known) => Some(std::mem::replace(known, waker)),
                 None => return Poll::Ready(()),
             },
             None => {
-                let number = state.next_number;
-                state.next_number += 1;
-                self.place = Some((timer, number));
-                state.sleepers.insert((self.until, number), waker)
+                self.place = Some((timer, state.sleepers.add(self.until, waker)));
+                None
             }
         };
         let is_earlier = state.looks_at.is_none_or(|at| self.until < at);
@@ -91,6 +116,81 @@ impl Future for Sleeping {
     }
 }
 
+impl Sleepers {
+    fn add(&mut self, until: Duration, waker: ForeignWaker) -> Place {
+        let number = self.next_number;
+        self.next_number += 1;
+        let waker = Some(waker);
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = Slot { number, waker };
+                slot
+            }
+            None => {
+                self.slots.push(Slot { number, waker });
+                self.slots.len() - 1
+            }
+        };
+        let place = Place { number, slot };
+        self.order.push(Reverse((until, place)));
+        place
+    }
+
+    /// Returns the waker at this place, unless it was taken.
+    fn waker(&mut self, place: Place) -> Option<&mut ForeignWaker> {
+        let slot = self.slots.get_mut(place.slot).filter(|slot| slot.number == place.number)?;
+        slot.waker.as_mut()
+    }
+
+    /// Takes a sleeper that leaves early, if it is still there.
+    fn remove(&mut self, place: Place) -> Option<ForeignWaker> {
+        let waker = self.take(place)?;
+        let count = self.slots.len() - self.free.len();
+        if self.order.len() > 2 * count + FEW {
+            let Sleepers { slots, order, .. } = self;
+            order.retain(|Reverse((_, place))| {
+                slots.get(place.slot).is_some_and(|slot| slot.number == place.number && slot.waker.is_some())
+            });
+            order.shrink_to(2 * count + FEW);
+        }
+        Some(waker)
+    }
+
+    /// Takes the sleepers that are due.
+    fn take_due(&mut self, now: Duration) -> Vec<ForeignWaker> {
+        let mut due = Vec::new();
+        while let Some(&Reverse((until, place))) = self.order.peek()
+            && until <= now
+        {
+            self.order.pop();
+            due.extend(self.take(place));
+        }
+        due
+    }
+
+    /// Returns the time at which the first sleeper is due.
+    fn first(&mut self) -> Option<Duration> {
+        while let Some(&Reverse((until, place))) = self.order.peek() {
+            if self.waker(place).is_some() {
+                return Some(until);
+            }
+            self.order.pop();
+        }
+        None
+    }
+
+    fn take(&mut self, place: Place) -> Option<ForeignWaker> {
+        let slot = self.slots.get_mut(place.slot).filter(|slot| slot.number == place.number)?;
+        let waker = slot.waker.take()?;
+        self.free.push(place.slot);
+        if self.free.len() == self.slots.len() && self.slots.len() > FEW {
+            // The last one of many leaves.
+            (self.slots, self.free) = Default::default();
+        }
+        Some(waker)
+    }
+}
+
 impl Sleeping {
     fn look(&self, context: &mut Context<'_>) -> Poll<()> {
         if SystemClock.monotonic() >= self.until {
@@ -103,10 +203,10 @@ impl Sleeping {
 
 impl Drop for Sleeping {
     fn drop(&mut self) {
-        if let Some((timer, number)) = self.place
+        if let Some((timer, place)) = self.place
             && timer.process == Process::current()
         {
-            let waker = timer.lock().sleepers.remove(&(self.until, number));
+            let waker = timer.lock().sleepers.remove(place);
             drop(waker); // not under the lock, as above
         }
     }
@@ -114,7 +214,7 @@ impl Drop for Sleeping {
 
 impl Timer {
     fn of(process: Process) -> Timer {
-        let state = State { sleepers: BTreeMap::new(), next_number: 0, looks_at: None, runs: false };
+        let state = State { sleepers: Sleepers::default(), looks_at: None, runs: false };
         Timer { process, state: Mutex::new(state), changed: Condvar::new(), next: OnceLock::new() }
     }
 
@@ -146,15 +246,14 @@ impl Timer {
         let mut state = self.lock();
         loop {
             let now = SystemClock.monotonic();
-            let later = state.sleepers.split_off(&(now, u64::MAX));
-            let due = std::mem::replace(&mut state.sleepers, later);
+            let due = state.sleepers.take_due(now);
             if !due.is_empty() {
                 drop(state);
-                wake_all(due.into_values());
+                wake_all(due);
                 state = self.lock();
                 continue;
             }
-            let first = state.sleepers.first_key_value().map(|((until, _), _)| *until);
+            let first = state.sleepers.first();
             state.looks_at = first;
             let pause = first.map_or(LONGEST, |first| first.saturating_sub(now));
             let woken = self.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
@@ -213,9 +312,38 @@ mod tests {
         for sleep in &mut early {
             assert!(sleep.as_mut().poll(&mut Context::from_waker(noop_waker_ref())).is_pending());
         }
-        let ours = || Timer::current().lock().sleepers.range((from, 0)..(until(), u64::MAX)).count();
+        let ours = || {
+            let (to, mut state) = (until(), Timer::current().lock());
+            let all: Vec<_> = state.sleepers.order.iter().map(|&Reverse(entry)| entry).collect();
+            let ours = all.into_iter().filter(|(until, _)| (from..=to).contains(until));
+            ours.filter(|(_, place)| state.sleepers.waker(*place).is_some()).count()
+        };
         assert_eq!(ours(), 100);
         drop(early);
         assert_eq!(ours(), 0);
+    }
+
+    #[test]
+    fn sleepers_are_due_in_order_and_those_who_left_take_no_room() {
+        let waker = || ForeignWaker::of(noop_waker_ref());
+        let mut sleepers = Sleepers::default();
+        let stays = sleepers.add(millis(7), waker());
+        // One that left is not mistaken for the sleeper that has its slot now.
+        let left = sleepers.add(millis(3), waker());
+        assert!(sleepers.remove(left).is_some() && sleepers.remove(left).is_none());
+        let next = sleepers.add(millis(5), waker());
+        assert!(next.slot == left.slot && sleepers.waker(left).is_none() && sleepers.waker(next).is_some());
+        assert_eq!(sleepers.first(), Some(millis(5)));
+        assert_eq!((sleepers.take_due(millis(4)).len(), sleepers.take_due(millis(5)).len()), (0, 1));
+        assert!(sleepers.waker(next).is_none() && sleepers.waker(stays).is_some());
+        for _ in 0..100 * FEW {
+            let early = sleepers.add(millis(9), waker());
+            assert!(sleepers.remove(early).is_some());
+        }
+        assert!(sleepers.order.len() <= 2 + FEW && sleepers.slots.len() <= 2, "{}", sleepers.order.len());
+        let many: Vec<_> = (0..2 * FEW).map(|_| sleepers.add(millis(8), waker())).collect();
+        assert_eq!(sleepers.take_due(millis(8)).len(), 1 + 2 * FEW);
+        assert!(sleepers.slots.is_empty() && many.into_iter().all(|gone| sleepers.remove(gone).is_none()));
+        assert_eq!(sleepers.first(), None);
     }
 }

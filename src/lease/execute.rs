@@ -131,11 +131,11 @@ impl Lease {
         let result = match started {
             Ok(None) => Ok(()),
             Err(error) => Err(error),
-            Ok(Some(waits)) => {
+            Ok(Some(mut waits)) => {
                 return Either::Right(Box::pin(async move {
-                    let (command, execution) = *waits;
+                    let (command, execution) = &mut *waits;
                     let result = observe::in_span(&seen, async {
-                        self.learn(execution.run(&self.task(&command, limit, now)).await?)
+                        self.learn(execution.run(&self.task(command, limit, now)).await?)
                     });
                     let result = result.await;
                     seen.answered(self.attempt(), &result);

@@ -105,6 +105,17 @@ impl Record {
     /// # Errors
     /// [`DecodeError`], which tells a damaged record from one of a later release.
     pub fn decode(id: &RecordId, stamp: Stamp, sealed: Stamp, bytes: &Bytes) -> Result<Record, DecodeError> {
+        FORMATS.decode(id, (stamp, sealed), bytes.clone())
+    }
+
+    /// Decodes a record from bytes that nothing else refers to, which saves their reference count.
+    #[cfg(feature = "redis")]
+    pub(crate) fn decode_owned(
+        id: &RecordId,
+        stamp: Stamp,
+        sealed: Stamp,
+        bytes: Bytes,
+    ) -> Result<Record, DecodeError> {
         FORMATS.decode(id, (stamp, sealed), bytes)
     }
 
@@ -185,9 +196,8 @@ impl Formats {
         self,
         id: &RecordId,
         (stamp, sealed): (Stamp, Stamp),
-        bytes: &Bytes,
+        mut input: Bytes,
     ) -> Result<Record, DecodeError> {
-        let mut input = bytes.clone();
         let version = input.try_get_u8().map_err(|_| DAMAGED)?;
         if version > self.newest {
             return Err(DecodeError::NewerVersion { found: version });
@@ -388,7 +398,7 @@ mod tests {
     }
 
     fn read(formats: Formats, bytes: Vec<u8>) -> Result<Record, DecodeError> {
-        formats.decode(&id(), (Stamp(9), Stamp(9)), &bytes.into())
+        formats.decode(&id(), (Stamp(9), Stamp(9)), bytes.into())
     }
 
     /// Releases of two neighbouring formats share a store: the newer one writes the older format
