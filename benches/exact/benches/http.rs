@@ -21,7 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// The requests completed before: tables have grown, and lazy initialisations are done.
-const WARM: usize = 1024;
+const WARM: usize = 256;
 
 /// A handler that answers with the body of the request.
 #[derive(Clone, Copy)]
