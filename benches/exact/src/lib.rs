@@ -32,7 +32,7 @@ pub fn request(number: usize, fingerprint: Fingerprint) -> Request {
     Request::new(SCOPE, key(number)).unwrap().fingerprint(fingerprint)
 }
 
-/// A relay in front of a server, which makes counts of its client repeatable: see `src/bin/relay.rs`.
+/// A relay in front of a server, for counts of its client that repeat: see `src/bin/relay.rs`.
 #[derive(Debug)]
 pub struct Relay {
     child: Child,

@@ -2,8 +2,8 @@
 //! server's answers until the bench has sent all that it can, and sleeps. The bench then finds all
 //! of them at once, however the two processes were scheduled.
 //!
-//! Called by a bench as `relay PORT`, with the port of the server; prints its own port. It ends with
-//! its standard input.
+//! Called by a bench as `relay PORT`, with the port of the server; prints its own port. It ends
+//! with its standard input.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
