@@ -1,6 +1,6 @@
 //! The client's side of calls over Redis, beside the same by hand on one multiplexed connection:
 //! `SET NX`, then `SET` or `GET`. Callers and connections share a thread; the server is a process
-//! of its own.
+//! of its own, behind a relay.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use gungraun::prelude::*;
 use gungraun::{Callgrind, Dhat, main};
 use nevertwice::{Begin, Engine, Fingerprint, RedisStore};
-use nevertwice_exact::{REPEATS, key, request};
+use nevertwice_exact::{REPEATS, Relay, key, request};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, cmd};
 use tokio::runtime::Runtime;
@@ -21,6 +21,7 @@ struct Bench {
     engine: Engine,
     fingerprint: Fingerprint,
     hand: MultiplexedConnection,
+    _relay: Relay,
     server: Child,
 }
 
@@ -34,7 +35,8 @@ impl Drop for Bench {
 fn bench() -> Bench {
     let (server, port) = server();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let url = format!("redis://127.0.0.1:{port}");
+    let relay = Relay::start(env!("CARGO_BIN_EXE_relay"), port);
+    let url = format!("redis://127.0.0.1:{}", relay.port);
     // Under valgrind, the usual limits may be too short.
     let limit = Duration::from_secs(60);
     let store = RedisStore::builder(&url).connection_timeout(limit).response_timeout(limit);
@@ -44,7 +46,8 @@ fn bench() -> Bench {
     let hand = client.get_multiplexed_async_connection_with_config(&patient);
     let hand = runtime.block_on(hand).unwrap();
     let engine = Engine::builder(store).build().unwrap();
-    let bench = Bench { runtime, engine, fingerprint: Fingerprint::of("4200 EUR"), hand, server };
+    let fingerprint = Fingerprint::of("4200 EUR");
+    let bench = Bench { runtime, engine, fingerprint, hand, _relay: relay, server };
     for round in 0..4 {
         bench.cycles(round);
         bench.replays(round);

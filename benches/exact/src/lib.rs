@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::hint::black_box;
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use futures_executor::block_on;
@@ -28,6 +30,36 @@ pub fn key(number: usize) -> String {
 /// Makes the request of an operation, and its key, as an application does each time.
 pub fn request(number: usize, fingerprint: Fingerprint) -> Request {
     Request::new(SCOPE, key(number)).unwrap().fingerprint(fingerprint)
+}
+
+/// A relay in front of a server, for counts of its client that repeat: see `src/bin/relay.rs`.
+#[derive(Debug)]
+pub struct Relay {
+    child: Child,
+    /// The port for clients.
+    pub port: u16,
+}
+
+impl Relay {
+    /// Starts `program` in front of the server at `port`.
+    pub fn start(program: &str, port: u16) -> Relay {
+        let mut child = Command::new(program)
+            .arg(port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Relay { child, port: line.trim().parse().unwrap() }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
 }
 
 /// An engine over a store with completed operations and operations in progress.
