@@ -161,7 +161,7 @@ impl Connections {
         let mut inner = connection.inner.clone();
         let asking = Asking(Some(&connection.silence));
         let replies = guarded_in_place(inner.req_packed_commands(commands, 0, count)).await;
-        asking.is_answered();
+        asking.answered();
         match replies {
             Ok(replies) => {
                 // A primary became a replica: the host name may lead to another server by now.
@@ -327,7 +327,7 @@ impl Silence {
 }
 
 impl Asking<'_> {
-    fn is_answered(mut self) {
+    fn answered(mut self) {
         if let Some(silence) = self.0.take()
             && silence.0.load(Ordering::Relaxed) != 0
         {

@@ -70,6 +70,13 @@ pub(crate) struct Comparison {
     pub(crate) peer: Option<(Rate, Median)>,
 }
 
+/// A comparison with the callers on this many threads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Threads {
+    pub(crate) workers: usize,
+    pub(crate) comparison: Comparison,
+}
+
 impl Comparison {
     /// Returns the least acceptable ratio, if one is set.
     pub(crate) fn bar(&self) -> Option<f64> {

@@ -30,6 +30,7 @@ mod side;
 mod table;
 mod waiters;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ struct Common {
     /// Fewer and shorter rounds, fewer records: two minutes in all.
     #[arg(long, global = true)]
     quick: bool,
+    /// Number of threads that run the callers.
+    #[arg(long, global = true, default_value = "2")]
+    workers: NonZeroUsize,
     #[arg(
         long,
         global = true,
@@ -110,8 +114,15 @@ enum Command {
     Http,
     /// A Redis cluster, and sentinels with and without a replica to wait for, beside one server.
     Shards,
-    /// Writes the tables and the plots under docs/ from the last run's results.
-    Publish,
+    /// Memory and SQLite with the callers on 1 to 16 threads, as far as there are cores.
+    Threads,
+    /// Writes the tables and the plots under docs/ for which a run left results.
+    Publish {
+        /// The results; those of the last whole run by default, `part.jsonl` has those of the last
+        /// part.
+        #[arg(long)]
+        from: Option<PathBuf>,
+    },
     /// The growth of this process.
     #[command(hide = true)]
     Resident { whose: Whose, records: u64 },
@@ -141,7 +152,7 @@ struct CompareArgs {
 fn main() {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(cli.common.workers.get())
         .enable_all()
         .build()
         .expect("a runtime starts");
@@ -166,7 +177,10 @@ fn main() {
             Some(Command::Shards) => run("part.jsonl").shards().await,
             Some(Command::Http) => run("part.jsonl").http().await,
             Some(Command::Fingerprints) => run("part.jsonl").fingerprints(),
-            Some(Command::Publish) => publish::publish(&results::read(&last)),
+            Some(Command::Threads) => run("part.jsonl").threads(),
+            Some(Command::Publish { from }) => {
+                publish::publish(&results::read(from.as_deref().unwrap_or(&last)));
+            }
             Some(Command::Resident { whose, records }) => {
                 println!("{}", footprint::grow_this_process(*whose, *records).await);
             }

@@ -25,8 +25,13 @@ pub(crate) struct Axes {
     pub(crate) y: &'static str,
 }
 
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(31, 119, 180), RGBColor(44, 140, 60), RGBColor(200, 50, 40), RGBColor(140, 86, 175)];
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(31, 119, 180),
+    RGBColor(44, 140, 60),
+    RGBColor(200, 50, 40),
+    RGBColor(140, 86, 175),
+    RGBColor(120, 90, 60),
+];
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::bars;
+use crate::compare::Threads;
 use crate::measure::Median;
 use crate::plots::{Axes, Curve, Panel, draw};
 use crate::results::Figure;
@@ -12,6 +13,8 @@ use crate::run::SLOW_DISK;
 use crate::scale;
 use crate::table::{comparisons, count, markdown, short};
 
+/// The tables that need the figures of a whole run.
+const OF_ALL: [&str; 3] = ["bars", "machine", "scale"];
 const STORES: [&str; 5] = ["memory", "sqlite", "redis", "valkey", "postgres"];
 
 pub(crate) fn publish(figures: &[Figure]) {
@@ -19,16 +22,23 @@ pub(crate) fn publish(figures: &[Figure]) {
     std::fs::create_dir_all(docs).expect("the folder can be made");
     let page = docs.join("BENCHMARKS.md");
     let mut text = std::fs::read_to_string(&page).expect("run from the repository's root");
+    let is_whole = figures.iter().any(|figure| matches!(figure, Figure::Machine(_)));
     for (name, table) in tables(figures) {
-        text = replace(&text, name, &table);
+        // What was not measured stays as it is. A table without figures is a head and a line.
+        if table.lines().count() > 2 && (is_whole || !OF_ALL.contains(&name)) {
+            text = replace(&text, name, &table);
+        }
     }
     std::fs::write(&page, text).expect("the page can be written");
-    let callers = Axes { x: "callers", y: "operations a second" };
-    let panels = ["fresh", "replay"].map(|op| by_callers(figures, op));
-    draw(&docs.join("callers.svg"), &callers, &STORES, panels).expect("the plot is drawn");
-    let records = Axes { x: "records", y: "µs of CPU time per operation" };
-    let panels = ["fresh", "replay"].map(|op| by_records(figures, op));
-    draw(&docs.join("records.svg"), &records, &STORES, panels).expect("the plot is drawn");
+    let plot = |file: &str, axes: Axes, panels: [Panel; 2]| {
+        if panels.iter().all(|panel| panel.curves.iter().any(|curve| curve.points.len() > 1)) {
+            draw(&docs.join(file), &axes, &STORES, panels).expect("the plot is drawn");
+        }
+    };
+    let panels = |panel: fn(&[Figure], &str) -> Panel| ["fresh", "replay"].map(|op| panel(figures, op));
+    plot("callers.svg", Axes { x: "callers", y: "operations a second" }, panels(by_callers));
+    plot("threads.svg", Axes { x: "threads", y: "operations a second" }, panels(by_threads));
+    plot("records.svg", Axes { x: "records", y: "µs of CPU time per operation" }, panels(by_records));
 }
 
 /// Returns `text` with `table` between the markers of `name`.
@@ -57,6 +67,7 @@ fn tables(figures: &[Figure]) -> BTreeMap<&'static str, String> {
         ("redis", comparisons(of_store("redis"))),
         ("valkey", comparisons(of_store("valkey"))),
         ("postgres", comparisons(of_store("postgres"))),
+        ("threads", threads(figures)),
         ("fingerprints", fingerprints(figures)),
         ("http", http(figures)),
         ("shards", shards(figures)),
@@ -88,6 +99,21 @@ fn machine(figures: &[Figure]) -> String {
         ("disk", format!("{} appends of 4 KiB a second, each made durable", count(machine.syncs_per_second))),
     ];
     markdown(["what", "which"], rows.map(|(what, which)| [what.to_owned(), which]))
+}
+
+fn threads(figures: &[Figure]) -> String {
+    let rows = figures.iter().filter_map(|figure| match figure {
+        Figure::Threads(Threads { workers, comparison }) => Some([
+            comparison.store.clone(),
+            comparison.op.clone(),
+            workers.to_string(),
+            count(comparison.ours.per_second),
+            count(comparison.hand.per_second),
+            format!("{:.2}", comparison.ratio.median),
+        ]),
+        _ => None,
+    });
+    markdown(["store", "op", "threads", "ours, a second", "by hand", "ratio"], rows)
 }
 
 fn fingerprints(figures: &[Figure]) -> String {
@@ -258,6 +284,25 @@ fn by_callers(figures: &[Figure], op: &str) -> Panel {
                 Figure::Comparison(figure) if figure.store == *store && figure.op == op => {
                     let side = if ours { &figure.ours } else { &figure.hand };
                     Some((figure.c as f64, side.per_second))
+                }
+                _ => None,
+            });
+            curves.push(Curve { store: place, ours, points: points.collect() });
+        }
+    }
+    panel(op, curves)
+}
+
+fn by_threads(figures: &[Figure], op: &str) -> Panel {
+    let mut curves = Vec::new();
+    for (place, store) in STORES.iter().enumerate() {
+        for ours in [true, false] {
+            let points = figures.iter().filter_map(|figure| match figure {
+                Figure::Threads(Threads { workers, comparison })
+                    if comparison.store == *store && comparison.op == op =>
+                {
+                    let side = if ours { &comparison.ours } else { &comparison.hand };
+                    Some((*workers as f64, side.per_second))
                 }
                 _ => None,
             });

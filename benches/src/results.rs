@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compare::Comparison;
+use crate::compare::{Comparison, Threads};
 use crate::fingerprints::FingerprintCost;
 use crate::footprint::Footprint;
 use crate::grow::Grown;
@@ -23,6 +23,7 @@ use crate::waiters::{Wake, WakeEach};
 pub(crate) enum Figure {
     Machine(Machine),
     Comparison(Comparison),
+    Threads(Threads),
     Fingerprint(FingerprintCost),
     Http(HttpCost),
     HttpGrowth(HttpGrowth),
@@ -43,6 +44,9 @@ impl Figure {
                 format!("bench: store=disk op=sync per_second={:.0}", machine.syncs_per_second)
             }
             Figure::Comparison(comparison) => comparison.line(),
+            Figure::Threads(Threads { workers, comparison }) => {
+                format!("{} workers={workers}", comparison.line())
+            }
             Figure::Fingerprint(cost) => {
                 format!("bench: store=none op=fingerprint of=\"{}\" ns={:.0}", cost.of, cost.ns)
             }

@@ -1,11 +1,12 @@
 //! All measurements over all available stores.
 
+use std::num::NonZeroUsize;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::compare::{Bench, Comparison, StoreKind, plan};
+use crate::compare::{Bench, Comparison, StoreKind, Threads, plan};
 use crate::footprint::{Footprint, Whose};
 use crate::hand::{Calls, HandMemory, HandRedis, HandSqlite};
 use crate::machine::Machine;
@@ -60,6 +61,7 @@ impl<'a> Run<'a> {
         })
         .await;
         self.slow_disk();
+        self.threads();
         self.http().await;
         self.shards().await;
         self.many().await;
@@ -85,6 +87,27 @@ impl<'a> Run<'a> {
             }
         }
         println!("\n{}", table::comparisons(&figures));
+    }
+
+    /// Measures memory and SQLite with the callers on 1 to 16 threads, each number in a process of its
+    /// own. More threads than cores would measure the scheduler.
+    pub(crate) fn threads(&mut self) {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        for workers in [1, 2, 4, 8, 16].into_iter().filter(|&workers| workers <= cores) {
+            let folder = folder(self.common);
+            let program = std::env::current_exe().expect("this program has a path");
+            let mut child = Command::new(program);
+            child.args(["compare", "--store", "memory,sqlite", "--c", "256", "--no-peer", "--workers"]);
+            child.arg(workers.to_string()).arg("--dir").arg(folder.path());
+            child.args(self.common.quick.then_some("--quick")).stdout(Stdio::null());
+            let status = child.status().expect("this program starts once more");
+            assert!(status.success(), "the comparison on {workers} threads failed");
+            for figure in results::read(&folder.path().join("part.jsonl")) {
+                if let Figure::Comparison(comparison) = figure {
+                    self.results.add(Figure::Threads(Threads { workers, comparison }));
+                }
+            }
+        }
     }
 
     /// Measures SQLite once more, in a process whose syncs are slowed down by benches/slowdisk.c.
