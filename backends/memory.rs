@@ -155,8 +155,8 @@ impl MemoryStore {
         self.write(shard, (id, found), next.as_deref(), now).map(Swap::Done)
     }
 
-    /// See [`Store::update_now`]. `None` for a large record: a decision may hash its response, which
-    /// is too slow under the lock.
+    /// See [`Store::update_now`]. `None` for a large record: a decision may hash its response,
+    /// which is too slow under the lock.
     fn update(&self, id: &RecordId, decide: &mut Decide<'_>) -> Option<Result<(Update, Stamp), StoreError>> {
         let mut now = self.0.timeline.now(); // before the lock, likewise
         let shard = self.shard(id).lock();

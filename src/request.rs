@@ -187,8 +187,8 @@ impl Request {
         if self.internal { Ok(()) } else { policy.check_horizons(lease, retention) }
     }
 
-    /// The parameters of a begin: [`params_of`](Request::params_of) this request, checked, and a new
-    /// `owner` if it has none.
+    /// The parameters of a begin: [`params_of`](Request::params_of) this request, checked, and a
+    /// new `owner` if it has none.
     pub(crate) fn params(
         &self,
         policy: &Policy,

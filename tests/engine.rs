@@ -191,7 +191,7 @@ impl Store for AtOnce {
     }
 }
 
-/// What happens to a call of an [`InPlace`] store.
+/// The end of a call of an [`InPlace`] store.
 enum Fate {
     Done,
     AnswerLost,

@@ -98,7 +98,8 @@ fn schedules_of_swaps() {
                     let next = (number + round) % 3;
                     let next = (next > 0).then(|| record("schedules", next == 1));
                     if number == 2 {
-                        writes.lock().unwrap().extend(update_now(&store, &id(1), next));
+                        let written = update_now(&store, &id(1), next);
+                        writes.lock().unwrap().extend(written);
                         continue;
                     }
                     match swap_now(&store, &id(1), known, next.as_ref()).unwrap() {

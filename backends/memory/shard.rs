@@ -66,7 +66,7 @@ pub(super) struct Removed {
     remains: Option<Box<Remains>>,
 }
 
-/// What a removal leaves behind.
+/// The remains of a removal, to be counted or dropped.
 #[derive(Default)]
 struct Remains {
     /// The scope of each record, if scopes are counted.
