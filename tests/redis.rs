@@ -20,6 +20,8 @@ mod outages;
 mod pipelines;
 #[path = "redis/races.rs"]
 mod races;
+#[path = "redis/replicas.rs"]
+mod replicas;
 #[path = "support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod server;

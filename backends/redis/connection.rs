@@ -1,5 +1,6 @@
 //! The connection to the server and its replacements: [`Connections`].
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -297,6 +298,15 @@ impl Connection {
     /// Reads a redirect from the error of a node of a cluster.
     pub(super) fn redirect(&self, error: &RedisError) -> Option<Redirect> {
         Redirect::of(error, self.node.as_ref()?)
+    }
+
+    /// Returns a number that differs after each start of the server, or 0 if that is not known.
+    pub(super) fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.run_id.as_ref().map_or(0, |run_id| {
+            run_id.hash(&mut hasher);
+            hasher.finish().max(1)
+        })
     }
 
     /// Returns the reason to refuse grants that the last inspection found.
