@@ -14,6 +14,8 @@ mod faults;
 mod keeping;
 #[path = "redis/listing.rs"]
 mod listing;
+#[path = "redis/nodes.rs"]
+mod nodes;
 #[path = "redis/outages.rs"]
 mod outages;
 #[path = "redis/pipelines.rs"]

@@ -93,6 +93,11 @@ impl Records {
         self.lanes.all()
     }
 
+    /// Returns all connections, also those for reads.
+    pub(super) fn all_connections(&self) -> impl Iterator<Item = &Connections> {
+        self.lanes.all().iter().chain(self.reading.iter().flat_map(Lanes::all))
+    }
+
     /// Returns the id in a key name, if it is the name of a record.
     pub(super) fn id(&self, key: &[u8]) -> Option<RecordId> {
         let id = key.strip_prefix(self.settings.prefix.as_slice())?;
