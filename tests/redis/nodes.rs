@@ -27,13 +27,18 @@ fn start(proxy: u16) -> Server {
     ]);
     node.ask::<()>("CONFIG SET cluster-announce-ip 127.0.0.1");
     node.ask::<()>(&format!("CONFIG SET cluster-announce-port {proxy}"));
+    serve(&node);
+    node
+}
+
+/// Lets the node serve all slots.
+fn serve(node: &Server) {
     node.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383");
     let is_up = || {
         std::thread::sleep(Duration::from_millis(10));
         node.ask::<String>("CLUSTER INFO").contains("cluster_state:ok")
     };
     assert!((0..PATIENCE).any(|_| is_up()), "the cluster is never up");
-    node
 }
 
 /// The node is gone, and its address leads to one of another cluster.
@@ -101,7 +106,7 @@ fn s1_a_node_that_was_set_up_again_under_a_connection_grants_nothing() {
         node.ask::<()>("FLUSHALL");
         node.ask::<()>("CLUSTER RESET HARD");
         assert_ne!(node.ask::<String>("CLUSTER MYID"), before);
-        node.ask::<()>("CLUSTER ADDSLOTSRANGE 0 16383");
+        serve(&node);
         // It alone tells the new layout, which may be that of another cluster.
         let refused = tokio::time::timeout(Duration::from_secs(2), engine.begin(&request("k"))).await;
         assert!(refused.is_err(), "{refused:?}");
