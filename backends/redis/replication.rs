@@ -129,8 +129,8 @@ impl Replication {
 }
 
 /// Returns the order in which values of these lengths are written back: the shortest first, since
-/// it is sent to the replicas and to the file once more. A record that is absent (0) comes last: the
-/// tombstone written for it takes memory.
+/// it is sent to the replicas and to the file once more. A record that is absent (0) comes last:
+/// the tombstone written for it takes memory.
 pub(super) fn rank_to_touch(length: usize) -> (bool, usize) {
     (length == 0, length)
 }

@@ -53,8 +53,8 @@ pub(super) struct Asked {
 #[derive(Debug, Default)]
 struct Votes {
     count: usize,
-    /// True if one of them certainly is a sentinel of this service: it told the id under which it is
-    /// known, or the application named it.
+    /// True if one of them certainly is a sentinel of this service: it told the id under which it
+    /// is known, or the application named it.
     is_sure: bool,
 }
 
@@ -69,7 +69,7 @@ impl Votes {
     }
 }
 
-/// What one sentinel answered.
+/// The answer of a sentinel that was asked.
 #[derive(Debug)]
 struct Answer {
     from: Asked,
@@ -159,8 +159,8 @@ impl Round {
         counted.len() * 2 > self.asked && (is_agreed || !may_ask || are_of_one())
     }
 
-    /// Returns the answers that count: those of the largest group of sentinels that name each other,
-    /// if there is one.
+    /// Returns the answers that count: those of the largest group of sentinels that name each
+    /// other, if there is one.
     fn counted(&self) -> Vec<&Answer> {
         let mut groups = groups(&self.answers);
         groups.sort_by_key(|group| std::cmp::Reverse(size(group)));
