@@ -183,8 +183,8 @@ impl Cluster {
     }
 
     /// Asks so many known nodes for the layout. The answer that most of them agree on counts, so
-    /// that a node that was cut off is outvoted. One that belongs to no cluster yet has no vote, and
-    /// one of another cluster none either.
+    /// that a node that was cut off is outvoted. One that belongs to no cluster yet, or to another
+    /// one, has no vote.
     async fn ask(&self, at_most: usize) -> Result<Layout, StoreError> {
         let nodes = self.nodes(at_most);
         let count = nodes.len();

@@ -202,8 +202,8 @@ impl Round {
     /// than `known`: sentinels that were cut off still name the one before. Only when all agree on
     /// an earlier one were they set up again. Most of them suffice if they do so for a while: then
     /// the second value says since when. A learned sentinel that may not tell its id needs another
-    /// one that agrees. Sentinels that were set up again with other ids are admitted, and count from
-    /// then on.
+    /// one that agrees. Sentinels that were set up again with other ids are admitted, and count
+    /// from then on.
     pub(super) fn verdict(
         &mut self,
         known: Option<&Primary>,
