@@ -154,8 +154,9 @@ use crate::store_id::StoreId;
 /// * `+client|tracking`, so that the server announces changes to waiters. Without it,
 ///   [waiters](Store::changed) poll ([`Warning::ChangesUnannounced`]).
 /// * `+scan` for an operator who [lists](Store::scan) the records.
-/// * `+cluster|slots +asking` in a cluster (for listings also `+cluster|nodes
-///   +cluster|countkeysinslot`), `+wait` for [`replicated`](RedisStoreBuilder::replicated). On
+/// * `+cluster|slots +asking` in a cluster, with `+cluster|myid` so that nodes of other clusters at
+///   its addresses are told apart (for listings also `+cluster|nodes +cluster|countkeysinslot`),
+///   `+wait` for [`replicated`](RedisStoreBuilder::replicated). On
 ///   sentinels: `+sentinel|master +sentinel|sentinels +subscribe`, and `&*`; with
 ///   `+sentinel|get-master-addr-by-name` a failover is known sooner.
 ///

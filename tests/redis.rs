@@ -14,12 +14,16 @@ mod faults;
 mod keeping;
 #[path = "redis/listing.rs"]
 mod listing;
+#[path = "redis/nodes.rs"]
+mod nodes;
 #[path = "redis/outages.rs"]
 mod outages;
 #[path = "redis/pipelines.rs"]
 mod pipelines;
 #[path = "redis/races.rs"]
 mod races;
+#[path = "redis/replicas.rs"]
+mod replicas;
 #[path = "support/redis.rs"]
 #[allow(dead_code, reason = "not every test file needs every fault")]
 mod server;

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use super::Inner;
 use super::error::malformed;
 use super::item::{Item, ItemReply};
+use super::records::Wanted;
 use super::shard::Shard;
 use super::value::snapshot;
 use crate::error::StoreError;
@@ -93,11 +94,16 @@ impl Inner {
             swaps.iter().zip(replies).map(|(swap, reply)| (swap, settle_alone(&swap.id, reply))).collect();
         let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
         let open = settled.iter().filter(|(_, settled)| is_open(settled));
-        let ids: Vec<_> = open.map(|(swap, _)| swap.id).collect();
-        let found = match ids.is_empty() {
+        let wanted = open.map(|(swap, settled)| Wanted {
+            // If it was refused and there still is nothing, the answer is an error.
+            is_absence_news: swap.expected.is_some() || matches!(settled, Settled::Open(None)),
+            ..Wanted::new(swap.id)
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let found = match wanted.is_empty() {
             true => Vec::new(),
             // Boxed, since it is rare, and would make every swap's future large to move.
-            false => Box::pin(self.load_many(&ids)).await,
+            false => Box::pin(self.load_many(&wanted)).await,
         };
         let mut found = found.into_iter();
         let mut load = || found.next().unwrap_or_else(|| Err(malformed()));

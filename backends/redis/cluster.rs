@@ -15,7 +15,7 @@ use super::error::{says, store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
 use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
-use super::slots::{Layout, Ranges, SLOTS, slot};
+use super::slots::{Layout, NodeIds, Ranges, SLOTS, slot};
 use crate::backends::shared::runtime::leave;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -63,6 +63,8 @@ struct State {
     /// The addresses that redirects named since the last refresh.
     named: BTreeSet<Address>,
     replicas: Vec<Address>,
+    /// The ids of the nodes of the last layout.
+    ids: NodeIds,
     /// The nodes that did not answer when they were asked last.
     failed: BTreeSet<Address>,
 }
@@ -167,16 +169,22 @@ impl Cluster {
     }
 
     fn get_or_make(&self, state: &mut State, address: &Address) -> Result<Arc<Shard>, StoreError> {
-        if let Some(shard) = state.shards.get(address) {
+        let id = state.ids.get(address);
+        let is_it = |shard: &&Arc<Shard>| id.is_none_or(|id| shard.is_node(id));
+        if let Some(shard) = state.shards.get(address).filter(is_it) {
             return Ok(Arc::clone(shard));
         }
         let shard = Shard::new(&self.connector.client(address)?, &self.settings);
+        if let Some(id) = id {
+            shard.is_node(id);
+        }
         state.shards.insert(address.clone(), Arc::clone(&shard));
         Ok(shard)
     }
 
     /// Asks so many known nodes for the layout. The answer that most of them agree on counts, so
-    /// that a node that was cut off is outvoted. One that belongs to no cluster yet has no vote.
+    /// that a node that was cut off is outvoted. One that belongs to no cluster yet, or to another
+    /// one, has no vote.
     async fn ask(&self, at_most: usize) -> Result<Layout, StoreError> {
         let nodes = self.nodes(at_most);
         let count = nodes.len();
@@ -204,7 +212,11 @@ impl Cluster {
         // The others are heard to the end, so that their connections are there for the next time.
         leave(async move { while answers.next().await.is_some() {} });
         let map = self.map();
-        match (votes.best(|layout| map.agreement(layout)), failure) {
+        let ids = self.lock().ids.clone();
+        if failure.is_none() && !votes.0.is_empty() {
+            failure = Some(unavailable("it tells the layout of another cluster"));
+        }
+        match (votes.of_cluster(&ids, count).best(|layout| map.agreement(layout)), failure) {
             (Some(layout), _) => Ok(layout),
             (None, Some(StoreError::Unavailable { detail, .. })) => Err(unavailable(format!(
                 "none of {count} nodes of the cluster answered; one of them: {detail}"
@@ -245,6 +257,7 @@ impl Cluster {
     fn install(&self, layout: &Layout) -> Result<(), StoreError> {
         let mut state = self.lock();
         let mut map = Map::default();
+        state.ids.clone_from(&layout.ids);
         for (first, last, address) in &layout.ranges {
             let shard = self.get_or_make(&mut state, address)?;
             (*first..=*last).for_each(|slot| map.assign(slot, &shard));
@@ -373,9 +386,19 @@ impl Map {
     }
 }
 
-/// The layouts that nodes told.
+/// The layouts that nodes told, by slots and the ids of their primaries.
 #[derive(Default)]
-struct Votes(BTreeMap<Ranges, (HashSet<String>, BTreeSet<Address>)>);
+struct Votes(BTreeMap<(Ranges, NodeIds), Vote>);
+
+/// The nodes that told a layout, by their ids, and the rest of it.
+#[derive(Default)]
+struct Vote {
+    voters: HashSet<String>,
+    /// The number of addresses that told it.
+    answers: usize,
+    replicas: BTreeSet<Address>,
+    ids: NodeIds,
+}
 
 impl Votes {
     /// Counts the layout of a node, and returns the number of nodes that agree with it. Replicas
@@ -384,16 +407,40 @@ impl Votes {
         if layout.covered() == 0 {
             return 0;
         }
-        let (voters, replicas) = self.0.entry(layout.ranges).or_default();
-        voters.insert(node);
-        replicas.extend(layout.replicas);
-        voters.len()
+        let key = (layout.ranges.clone(), layout.primary_ids());
+        let vote = self.0.entry(key).or_default();
+        vote.voters.insert(node);
+        vote.answers += 1;
+        vote.replicas.extend(layout.replicas);
+        vote.ids.extend(layout.ids);
+        vote.voters.len()
+    }
+
+    /// Leaves out the layouts of other clusters: they have none of the known nodes. If there is no
+    /// other, the cluster was set up again, or the caller is cut off from it and reaches a node of
+    /// another one at the address of one that is gone. So all addresses that were asked must tell
+    /// it, or two nodes and half of those that were asked.
+    fn of_cluster(mut self, known: &NodeIds, asked: usize) -> Votes {
+        let known: HashSet<_> = known.values().collect();
+        let is_own = |vote: &Vote| vote.ids.values().any(|id| known.contains(id));
+        if self.0.values().any(is_own) {
+            self.0.retain(|_, vote| is_own(vote));
+        } else if !known.is_empty() {
+            let are_enough = |vote: &Vote| vote.voters.len() > 1 && vote.voters.len() * 2 >= asked;
+            self.0.retain(|_, vote| vote.answers >= asked || are_enough(vote));
+        }
+        self
     }
 
     /// Returns the layout of most nodes; of several, the one that agrees with the present one most.
     fn best(self, agreement: impl Fn(&Layout) -> usize) -> Option<Layout> {
         let layouts = self.0.into_iter();
-        let counted = layouts.map(|(ranges, (voters, replicas))| (voters.len(), Layout { ranges, replicas }));
+        let counted = layouts.map(|((ranges, _), vote)| {
+            // A service may tell other ids than its nodes do, and then none of them says anything.
+            let is_told = vote.ids.values().any(|id| vote.voters.contains(id));
+            let ids = if is_told { vote.ids } else { NodeIds::new() };
+            (vote.voters.len(), Layout { ranges, replicas: vote.replicas, ids })
+        });
         let best = counted.max_by_key(|(votes, layout)| (*votes, layout.covered(), agreement(layout)))?;
         Some(best.1)
     }
@@ -489,7 +536,55 @@ mod tests {
 
     fn layout(primary: &str, replica: &str) -> Layout {
         let ranges = [(0, 16_383, Address::new(primary, 1))].into();
-        Layout { ranges, replicas: [Address::new(replica, 1)].into() }
+        Layout { ranges, replicas: [Address::new(replica, 1)].into(), ids: NodeIds::new() }
+    }
+
+    /// The same, with ids.
+    fn named(primary: &str, id: &str) -> Layout {
+        Layout { ids: [(Address::new(primary, 1), id.to_owned())].into(), ..layout(primary, "x") }
+    }
+
+    fn votes(told: &[(&str, &Layout)]) -> Votes {
+        let mut votes = Votes::default();
+        for (node, layout) in told {
+            votes.add((*node).to_owned(), (*layout).clone());
+        }
+        votes
+    }
+
+    #[test]
+    fn s9_a_node_of_another_cluster_has_no_vote() {
+        let (own, foreign) = (named("a", "n1"), named("b", "f1"));
+        let mut moved = named("c", "n2");
+        moved.ids.extend(own.ids.clone());
+        let best = |told: &[(&str, &Layout)], asked| {
+            let best = votes(told).of_cluster(&own.ids, asked).best(|_| 0);
+            best.map(|layout| layout.ranges)
+        };
+        assert_eq!(best(&[("n1", &own), ("f1", &foreign), ("f2", &foreign)], 3), Some(own.ranges.clone()));
+        assert_eq!(best(&[("n2", &moved), ("f1", &foreign)], 12), Some(moved.ranges.clone()));
+        // The caller is cut off from all others.
+        assert_eq!(best(&[("f1", &foreign)], 12), None);
+        assert_eq!(best(&[("f1", &foreign)], 2), None);
+        assert_eq!(best(&[("f1", &foreign), ("f2", &foreign)], 6), None);
+        // All nodes were set up again.
+        let again: Vec<_> = ["f1", "f2", "f3"].map(|node| (node, &foreign)).into();
+        assert_eq!(best(&again, 6), Some(foreign.ranges.clone()));
+        assert_eq!(best(&[("f1", &foreign)], 1), Some(foreign.ranges.clone()));
+        assert_eq!(best(&[("f1", &foreign), ("f1", &foreign)], 2), Some(foreign.ranges.clone()));
+    }
+
+    #[test]
+    fn ids_that_no_node_tells_of_itself_are_of_no_account() {
+        let of_service = named("a", "made up");
+        assert!(votes(&[("n1", &of_service)]).best(|_| 0).unwrap().ids.is_empty());
+        assert_eq!(votes(&[("n1", &named("a", "n1"))]).best(|_| 0).unwrap().ids.len(), 1);
+    }
+
+    #[test]
+    fn s9_the_shard_of_a_node_that_was_set_up_again_is_another_one() {
+        let shard = Shard::new(&Client::open("redis://a:1").unwrap(), &Settings::for_tests(true));
+        assert!(shard.is_node("n1") && shard.is_node("n1") && !shard.is_node("n2"));
     }
 
     #[test]

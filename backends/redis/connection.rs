@@ -1,7 +1,8 @@
 //! The connection to the server and its replacements: [`Connections`].
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -39,6 +40,8 @@ pub(super) struct Connections {
     pub(super) watch: Arc<ServerWatch>,
     address: Address,
     is_cluster: bool,
+    /// The id that the node of a cluster must have, once it is known.
+    node_id: Arc<OnceLock<String>>,
     grants: Arc<SharedGrants>,
     current: Mutex<Current>,
     /// Held by the caller that opens a connection for all callers.
@@ -62,6 +65,8 @@ pub(super) struct Connection {
     /// True if the server knows `SET .. IFEQ`.
     pub(super) compares: AtomicBool,
     run_id: Option<String>,
+    /// The id of the node of a cluster.
+    node_id: Option<String>,
     /// The address of the node of a cluster, relative to which its redirects are read.
     node: Option<Address>,
     last_inspection: Mutex<LastInspection>,
@@ -95,13 +100,14 @@ impl Connections {
         address: &Address,
         settings: &Settings,
         grants: &Arc<SharedGrants>,
+        node_id: &Arc<OnceLock<String>>,
     ) -> Connections {
         let (limits, watch) = (settings.limits, Arc::clone(&settings.watch));
         let (address, is_cluster) = (address.clone(), settings.is_cluster);
         let config = configuration(limits);
-        let (grants, current) = (Arc::clone(grants), Mutex::default());
-        let opening = tokio::sync::Mutex::default();
-        Connections { client, config, limits, watch, address, is_cluster, grants, current, opening }
+        let (grants, node_id) = (Arc::clone(grants), Arc::clone(node_id));
+        let (current, opening) = (Mutex::default(), tokio::sync::Mutex::default());
+        Connections { client, config, limits, watch, address, is_cluster, node_id, grants, current, opening }
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -238,14 +244,39 @@ impl Connections {
     }
 
     async fn inspect_again(&self, connection: &Arc<Connection>, now: Duration) -> Result<(), StoreError> {
-        let replies = self.send(connection, &inspection::commands(), inspection::COUNT).await?;
+        let commands = inspection::commands(self.is_cluster);
+        let replies = self.send(connection, &commands, commands.len()).await?;
         let report = ServerReport::parse(replies)?;
+        if let Err(error) = self.check_node(report.node_id.as_deref()) {
+            self.discard(connection);
+            return Err(error);
+        }
         if report.run_id != connection.run_id && report.run_id.is_some() {
             self.discard(connection);
             return Err(unavailable("another server answers on the same connection"));
         }
         *connection.lock() = LastInspection::new(now, self.watch.judge(&self.address, &report));
         Ok(())
+    }
+
+    /// Fails if the node has another id than that of the cluster's node at its address. One that
+    /// tells none is not checked.
+    fn check_node(&self, node_id: Option<&str>) -> Result<(), StoreError> {
+        match (self.node_id.get(), node_id) {
+            (Some(expected), Some(found)) if expected != found => {
+                Err(unavailable("a node of another cluster, or one that was set up again, is at its address"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops the connection if it leads to another node than the one whose id became known.
+    pub(super) fn recheck_node(&self) {
+        let mut current = self.lock();
+        let id = current.connection.as_ref().and_then(|connection| connection.node_id.as_deref());
+        if self.check_node(id).is_err() {
+            current.connection = None;
+        }
     }
 
     /// Drops this connection as the current one, so that the next call opens another.
@@ -271,14 +302,17 @@ impl Connections {
     async fn try_open(&self) -> Result<Result<Connection, StoreError>, RedisError> {
         let mut inner = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let at = SystemClock.monotonic();
-        let replies = inner.req_packed_commands(&inspection::commands(), 0, inspection::COUNT).await?;
-        Ok(ServerReport::parse(replies).map(|report| Connection {
+        let commands = inspection::commands(self.is_cluster);
+        let replies = inner.req_packed_commands(&commands, 0, commands.len()).await?;
+        let checked = |report: ServerReport| self.check_node(report.node_id.as_deref()).map(|()| report);
+        Ok(ServerReport::parse(replies).and_then(checked).map(|report| Connection {
             inner,
             time: ServerTime::default(),
             grants: self.grants.of(report.run_id.as_deref()),
             compares: AtomicBool::new(report.compares),
             last_inspection: Mutex::new(LastInspection::new(at, self.watch.judge(&self.address, &report))),
             run_id: report.run_id,
+            node_id: report.node_id,
             node: self.is_cluster.then(|| self.address.clone()),
             silence: Silence::default(),
         }))
@@ -299,6 +333,15 @@ impl Connection {
     /// Reads a redirect from the error of a node of a cluster.
     pub(super) fn redirect(&self, error: &RedisError) -> Option<Redirect> {
         Redirect::of(error, self.node.as_ref()?)
+    }
+
+    /// Returns a number that differs after each start of the server, or 0 if that is not known.
+    pub(super) fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.run_id.as_ref().map_or(0, |run_id| {
+            run_id.hash(&mut hasher);
+            hasher.finish().max(1)
+        })
     }
 
     /// Returns the reason to refuse grants that the last inspection found.

@@ -7,15 +7,13 @@ use ::redis::{FromRedisValue, Pipeline, Value, from_redis_value, pipe};
 use super::error::{is_forbidden, malformed, store_error};
 use crate::error::StoreError;
 
-/// Number of commands of an inspection.
-pub(super) const COUNT: usize = 3;
-
 /// Longest time, in seconds, since a replica in step last reported. It does so each second.
 const MOST_SILENCE: u64 = 5;
 
 /// Builds the commands of an inspection, for one round trip. Commands forbidden to this user are
-/// answered with an error, which does not prevent using the server.
-pub(super) fn commands() -> Pipeline {
+/// answered with an error, which does not prevent using the server. A node of a cluster is also
+/// asked for its id.
+pub(super) fn commands(is_cluster: bool) -> Pipeline {
     let mut commands = pipe();
     // Reports the role and the mode, and unlike `ROLE` and `INFO` is not among the `@dangerous`
     // commands.
@@ -24,6 +22,9 @@ pub(super) fn commands() -> Pipeline {
     commands.arg("maxmemory").arg("maxmemory-policy").arg("appendonly").arg("appendfsync");
     commands.cmd("INFO").arg("server").arg("memory").arg("persistence").arg("stats");
     commands.arg("replication");
+    if is_cluster {
+        commands.cmd("CLUSTER").arg("MYID");
+    }
     commands
 }
 
@@ -43,6 +44,8 @@ pub(super) struct ServerReport {
     pub(super) evicted: Option<u64>,
     /// The replicas that are in step.
     pub(super) replicas: Option<Replicas>,
+    /// The id of a node of a cluster.
+    pub(super) node_id: Option<String>,
 }
 
 /// The replicas of a primary.
@@ -66,8 +69,14 @@ pub(super) enum Role {
 
 impl ServerReport {
     pub(super) fn parse(replies: Vec<Value>) -> Result<ServerReport, StoreError> {
-        let [hello, config, info] = <[Value; COUNT]>::try_from(replies).map_err(|_| malformed())?;
+        let mut replies = replies.into_iter();
+        let [Some(hello), Some(config), Some(info)] = [(); 3].map(|()| replies.next()) else {
+            return Err(malformed());
+        };
         let mut report = ServerReport::default();
+        // Of no account where this user may not ask, or no cluster is there.
+        let node_id = replies.next().and_then(|reply| from_redis_value(reply.extract_error().ok()?).ok());
+        report.node_id = node_id.filter(|id: &String| !id.is_empty());
         if let Some(hello) = told::<HashMap<String, Value>>(hello)? {
             report.role = Some(role(&hello));
             report.compares = compares(text(&hello, "server"), text(&hello, "version"));

@@ -129,7 +129,9 @@ impl RedisListener {
                 Event::Message(Message::Lost) => return Err(LOST),
                 // With replicas to wait for, records are also written back as they are.
                 Event::Message(Message::Changed(names)) if self.records.settings.replication.is_some() => {
-                    let ids: Vec<_> = names.iter().filter_map(|name| self.records.id(name)).collect();
+                    let ids = names.iter().filter_map(|name| self.records.id(name));
+                    // Reading one makes the server announce its next change, for ever.
+                    let ids = handle.awaited(ids)?;
                     self.read(handle, &mut connection, &ids).await?;
                 }
                 Event::Message(Message::Changed(names)) => {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use ::redis::{Pipeline, ServerErrorKind, Value};
 
 use super::connection::{Connection, Connections};
-use super::error::unavailable;
+use super::error::{store_error, unavailable};
 use super::item::{Item, ItemReply};
-use super::replication::{Unconfirmed, lets_act};
+use super::replication::{Unconfirmed, lets_act, rank_to_touch};
 use super::row::Row;
 use super::script::ScriptName;
 use super::shard::Shard;
@@ -105,6 +105,11 @@ impl Delivery<'_> {
                     settings.watch.clock(&self.shard.address, shown, now);
                 }
                 by = self.connection.time.end(&round_trip, shown, now).map(|bounds| bounds.upper);
+            } else if let Some(failed) =
+                replies.head.into_iter().find_map(|reply| reply.extract_error().err())
+            {
+                // It refuses to load a script.
+                error.get_or_insert(store_error(&failed));
             }
             is_lost |= replies.own.iter().any(is_lost_script);
             let before = self.answered;
@@ -149,12 +154,11 @@ impl Delivery<'_> {
         Ok(Replies { head: replies, own, confirmed })
     }
 
-    /// Makes sure that replicas have what rows only read. One write serves them all: of the
-    /// shortest value, which is sent to the replicas and to the file once more.
+    /// Makes sure that replicas have what rows only read. One write serves them all.
     async fn confirm_reads(&mut self) {
         let Some(replication) = &self.shard.settings.replication else { return };
         let unconfirmed = self.rows.iter().filter(|row| row.is_unconfirmed);
-        let Some(row) = unconfirmed.min_by_key(|row| row.length_found()) else { return };
+        let Some(row) = unconfirmed.min_by_key(|row| rank_to_touch(row.length_found())) else { return };
         let item = &row.item;
         let (connections, settings) = (self.connections, &self.shard.settings);
         let confirmed =

@@ -9,6 +9,7 @@ use super::address::Redirect;
 use super::connection::{Connection, Connections};
 use super::error::{NO_CLUSTER, is_forbidden, malformed, store_error, unusable};
 use super::lanes::{Lane, Lanes};
+use super::replication::rank_to_touch;
 use super::shard::Settings;
 use super::value::{found, next_reply, time};
 use crate::error::StoreError;
@@ -34,6 +35,14 @@ pub(super) struct Wanted {
     pub(super) id: RecordId,
     /// True if its slot is still on the way to the node.
     pub(super) is_asking: bool,
+    /// True if a caller may act on there being no record.
+    pub(super) is_absence_news: bool,
+}
+
+impl Wanted {
+    pub(super) fn new(id: RecordId) -> Wanted {
+        Wanted { id, is_asking: false, is_absence_news: true }
+    }
 }
 
 /// The result of reading one record.
@@ -49,6 +58,8 @@ pub(super) struct Names {
     pub(super) now: Stamp,
     /// The position of the next `SCAN`; 0 at the end.
     pub(super) next: u64,
+    /// The number of this start of the server, or 0 if it is not known.
+    pub(super) server: u64,
     /// Without duplicates.
     pub(super) ids: Vec<RecordId>,
 }
@@ -82,6 +93,11 @@ impl Records {
         self.lanes.all()
     }
 
+    /// Returns all connections, also those for reads.
+    pub(super) fn all_connections(&self) -> impl Iterator<Item = &Connections> {
+        self.lanes.all().iter().chain(self.reading.iter().flat_map(Lanes::all))
+    }
+
     /// Returns the id in a key name, if it is the name of a record.
     pub(super) fn id(&self, key: &[u8]) -> Option<RecordId> {
         let id = key.strip_prefix(self.settings.prefix.as_slice())?;
@@ -101,7 +117,7 @@ impl Records {
             Read::Found(found, _) => found,
             Read::Elsewhere(_) => absent.clone(),
         };
-        let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
+        let wanted: Vec<_> = ids.iter().map(|&id| Wanted::new(id)).collect();
         let reads = read(connections, &connection, &self.settings, &wanted).await?;
         Ok(reads.into_iter().map(|read| read.map(wake)).collect())
     }
@@ -122,8 +138,9 @@ impl Records {
             Ok(Read::Elsewhere(_)) | Err(_) => None,
         };
         let found = wanted.iter().zip(&reads).filter_map(|(wanted, read)| Some((length(read)?, wanted)));
-        // The shortest: it is sent to the replicas and to the file once more.
-        if let Some((_, one)) = found.min_by_key(|(length, _)| *length) {
+        // Otherwise each begin that a full server refuses would write a tombstone.
+        let found = found.filter(|(length, wanted)| *length > 0 || wanted.is_absence_news);
+        if let Some((_, one)) = found.min_by_key(|(length, _)| rank_to_touch(*length)) {
             replication
                 .confirm_reads(&connections, &connection, &self.settings, &one.id, one.is_asking)
                 .await?;
@@ -151,7 +168,7 @@ impl Records {
         let (next, names): (u64, Vec<Vec<u8>>) = from_redis_value(names).map_err(|_| malformed())?;
         let mut seen = HashSet::new();
         let ids = names.iter().filter_map(|name| self.id(name)).filter(|id| seen.insert(*id)).collect();
-        Ok(Names { now: time(Some(now))?, next, ids })
+        Ok(Names { now: time(Some(now))?, next, server: connection.number(), ids })
     }
 }
 
@@ -167,7 +184,7 @@ async fn read(
     // lease appears expired too early.
     let mut commands = pipe();
     commands.cmd("TIME");
-    for Wanted { id, is_asking } in wanted {
+    for Wanted { id, is_asking, .. } in wanted {
         if *is_asking {
             commands.cmd("ASKING");
         }
@@ -176,7 +193,7 @@ async fn read(
     let mut replies = connections.send(connection, &commands, commands.len()).await?.into_iter();
     let now = time(replies.next())?;
     let mut replies = replies.map(Value::extract_error);
-    let read = |Wanted { id, is_asking }: &Wanted| match next_reply(&mut replies, *is_asking) {
+    let read = |Wanted { id, is_asking, .. }: &Wanted| match next_reply(&mut replies, *is_asking) {
         Ok(value) => {
             let value = value.unwrap_or(Value::Nil);
             let length = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };

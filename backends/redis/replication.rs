@@ -91,9 +91,10 @@ impl Replication {
         id: &RecordId,
         is_asking: bool,
     ) -> Result<(), StoreError> {
-        let mut head = Pipeline::new();
+        let (mut head, mut failed) = (Pipeline::new(), None);
         for _ in 0..2 {
             let mut commands = head;
+            let loads = commands.len();
             if is_asking {
                 commands.cmd("ASKING");
             }
@@ -110,6 +111,8 @@ impl Replication {
                 Err(error) if is_no_script(&error) => {
                     head = Pipeline::new();
                     head.add_command(settings.scripts.load_touch());
+                    // It refuses to load the script.
+                    failed = replies.into_iter().take(loads).find_map(|reply| reply.extract_error().err());
                 }
                 // A slot that moved between the read and this: the repetition finds it.
                 Err(error) if error.redirect_node().is_some() => {
@@ -118,8 +121,18 @@ impl Replication {
                 Err(error) => return Err(store_error(&error)),
             }
         }
-        Err(unavailable("it loses scripts as soon as they are loaded (NOSCRIPT)"))
+        Err(failed.map_or_else(
+            || unavailable("it loses scripts as soon as they are loaded (NOSCRIPT)"),
+            |failed| store_error(&failed),
+        ))
     }
+}
+
+/// Returns the order in which values of these lengths are written back: the shortest first, since
+/// it is sent to the replicas and to the file once more. A record that is absent (0) comes last:
+/// the tombstone written for it takes memory.
+pub(super) fn rank_to_touch(length: usize) -> (bool, usize) {
+    (length == 0, length)
 }
 
 /// True if a caller may act, or stop acting, on the result of an item that only read something. Not
@@ -189,6 +202,12 @@ mod tests {
         for found in [found(&1_u64.to_be_bytes()), nothing] {
             assert!(lets_act(&item(false), &found) && !lets_act(&item(true), &found));
         }
+    }
+
+    #[test]
+    fn s12_a_tombstone_is_written_only_if_nothing_was_found() {
+        assert_eq!([0, 300, 8, 0].into_iter().min_by_key(|length| rank_to_touch(*length)), Some(8));
+        assert_eq!([0, 0].into_iter().min_by_key(|length| rank_to_touch(*length)), Some(0));
     }
 
     #[test]

@@ -26,6 +26,9 @@ const SCANS_A_PAGE: usize = 16;
 /// Most times that a listing starts again because keys left a slot that stays open. An aborted move
 /// leaves one open for ever, from which keys expire.
 const OPEN_RESTARTS: u8 = 2;
+/// Most times that a listing lists a shard again because its server was started again, after which
+/// it fails.
+const SERVER_RESTARTS: u8 = 16;
 
 impl Inner {
     /// Sends an item to the shard that serves it.
@@ -72,9 +75,13 @@ impl Inner {
 
     /// Loads one record, which replicas have if there are any to wait for.
     pub(super) async fn load(&self, id: &RecordId) -> Result<Snapshot, StoreError> {
-        let mut route = Route { shard: self.topology.shard(id)?, is_asking: false };
+        self.load_one(Wanted::new(*id)).await
+    }
+
+    async fn load_one(&self, wanted: Wanted) -> Result<Snapshot, StoreError> {
+        let mut route = Route { shard: self.topology.shard(&wanted.id)?, is_asking: wanted.is_asking };
         for _ in 0..HOPS {
-            let read = route.shard.read(&[Wanted { id: *id, is_asking: route.is_asking }]).await;
+            let read = route.shard.read(&[Wanted { is_asking: route.is_asking, ..wanted }]).await;
             let read = read.and_then(|mut read| read.pop().unwrap_or_else(|| Err(malformed())));
             match read.inspect_err(|error| self.topology.suspect(error))? {
                 Read::Found(found, _) => return Ok(found),
@@ -84,41 +91,38 @@ impl Inner {
         Err(lost())
     }
 
-    /// Loads the record under each of the ids, from all shards at the same time.
-    pub(super) async fn load_many(&self, ids: &[RecordId]) -> Vec<Result<Snapshot, StoreError>> {
-        match ids {
+    /// Loads the records, from all shards at the same time.
+    pub(super) async fn load_many(&self, all: &[Wanted]) -> Vec<Result<Snapshot, StoreError>> {
+        match all {
             [] => return Vec::new(),
-            [id] => return vec![self.load(id).await],
+            [wanted] => return vec![self.load_one(*wanted).await],
             _ => {}
         }
-        let mut groups: Vec<(Arc<Shard>, Vec<RecordId>)> = Vec::new();
-        for id in ids {
+        let mut groups: Vec<(Arc<Shard>, Vec<Wanted>)> = Vec::new();
+        for wanted in all {
             // One without a shard is loaded alone, which says so.
-            let Ok(shard) = self.topology.shard(id) else { continue };
+            let Ok(shard) = self.topology.shard(&wanted.id) else { continue };
             match groups.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &shard)) {
-                Some((_, ids)) => ids.push(*id),
-                None => groups.push((shard, vec![*id])),
+                Some((_, group)) => group.push(*wanted),
+                None => groups.push((shard, vec![*wanted])),
             }
         }
-        let read = groups.iter().map(async |(shard, ids)| {
-            let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, is_asking: false }).collect();
-            (ids, shard.read(&wanted).await)
-        });
+        let read = groups.iter().map(async |(shard, group)| (group, shard.read(group).await));
         let mut found = HashMap::new();
-        for (ids, reads) in join_all(read).await {
+        for (group, reads) in join_all(read).await {
             let reads = reads.unwrap_or_else(|error| {
                 self.topology.suspect(&error);
-                ids.iter().map(|_| Err(error.clone())).collect()
+                group.iter().map(|_| Err(error.clone())).collect()
             });
-            found.extend(ids.iter().copied().zip(reads));
+            found.extend(group.iter().map(|wanted| wanted.id).zip(reads));
         }
-        let mut snapshots = Vec::with_capacity(ids.len());
-        for id in ids {
-            snapshots.push(match found.remove(id) {
+        let mut snapshots = Vec::with_capacity(all.len());
+        for wanted in all {
+            snapshots.push(match found.remove(&wanted.id) {
                 Some(Ok(Read::Found(found, _))) => Ok(found),
                 Some(Err(error)) => Err(error),
                 // Redirected, without a shard, or twice in the list.
-                Some(Ok(Read::Elsewhere(_))) | None => self.load(id).await,
+                Some(Ok(Read::Elsewhere(_))) | None => self.load_one(*wanted).await,
             });
         }
         snapshots
@@ -161,11 +165,15 @@ impl Inner {
         let mut is_done = shards.is_empty();
         for _ in 0..SCANS_A_PAGE {
             let Some(shard) = shards.get(at.shard) else { break };
-            let Names { now, next, ids } =
+            let Names { now, next, server, ids } =
                 shard.records.names(at.cursor, limit.clamp(1, SCAN_AT_MOST)).await?;
+            if at.is_of_another(server) {
+                at.list_shard_again()?;
+                continue;
+            }
             page.now = page.now.max(now);
             self.add_records(&mut page, &ids).await?;
-            at.cursor = next;
+            (at.cursor, at.server) = (next, server);
             if next == 0 {
                 at.shard += 1;
                 is_done = at.shard == shards.len();
@@ -183,7 +191,10 @@ impl Inner {
     }
 
     async fn add_records(&self, page: &mut Page, ids: &[RecordId]) -> Result<(), StoreError> {
-        for (id, found) in ids.iter().zip(self.load_many(ids).await) {
+        // What is gone since the names were read is left out.
+        let wanted: Vec<_> =
+            ids.iter().map(|&id| Wanted { is_absence_news: false, ..Wanted::new(id) }).collect();
+        for (id, found) in ids.iter().zip(self.load_many(&wanted).await) {
             match found {
                 Ok(Snapshot { record: Some(record), .. }) => {
                     page.now = page.now.max(record.stamp);
@@ -208,13 +219,17 @@ struct Position {
     rest: Rest,
     shard: usize,
     cursor: u64,
+    /// The number of the server whose `SCAN` returned the cursor, or 0 if it is not known.
+    server: u64,
     /// Times that it started again although the assignment of slots had not changed.
     restarts: u8,
+    /// Times that a shard was listed again because its server had been started again.
+    server_restarts: u8,
 }
 
 impl Position {
     fn start(rest: Rest) -> Position {
-        Position { rest, shard: 0, cursor: 0, restarts: 0 }
+        Position { rest, shard: 0, cursor: 0, server: 0, restarts: 0, server_restarts: 0 }
     }
 
     /// Returns the start of another listing, if this one may have missed records: the state of the
@@ -222,36 +237,60 @@ impl Position {
     fn again(&self, rest: Rest) -> Option<Position> {
         let restarts = self.restarts + u8::from(rest.map == self.rest.map);
         let is_again = rest != self.rest && restarts <= OPEN_RESTARTS;
-        is_again.then(|| Position { restarts, ..Position::start(rest) })
+        let server_restarts = self.server_restarts;
+        is_again.then(|| Position { restarts, server_restarts, ..Position::start(rest) })
+    }
+
+    /// Returns true if the cursor is not one of the server with this number. Each start of a server
+    /// draws another order of its keys, in which an earlier cursor means nothing.
+    fn is_of_another(&self, server: u64) -> bool {
+        self.cursor != 0 && self.server != 0 && server != 0 && self.server != server
+    }
+
+    /// Starts again with the shard. The ones before it were listed to their ends.
+    fn list_shard_again(&mut self) -> Result<(), StoreError> {
+        (self.cursor, self.server) = (0, 0);
+        self.server_restarts += 1;
+        if self.server_restarts > SERVER_RESTARTS {
+            return Err(unavailable(format!(
+                "its servers were started again {SERVER_RESTARTS} times during one listing: list anew"
+            )));
+        }
+        Ok(())
     }
 
     fn parse(cursor: &Cursor, is_one: bool) -> Result<Position, StoreError> {
         let parse = || {
             let text = std::str::from_utf8(&cursor.0).ok()?;
-            if is_one {
-                let rest = Rest { map: 0, open: 0 };
-                return Some(Position { cursor: text.parse().ok()?, ..Position::start(rest) });
-            }
             let mut parts = text.split('.');
-            let mut hash = || u64::from_str_radix(parts.next()?, 16).ok();
-            let position = Position {
-                rest: Rest { map: hash()?, open: hash()? },
-                shard: parts.next()?.parse().ok()?,
-                cursor: parts.next()?.parse().ok()?,
-                restarts: parts.next()?.parse().ok().filter(|&restarts| restarts <= OPEN_RESTARTS)?,
-            };
-            parts.next().is_none().then_some(position)
+            let hash = |part: &str| u64::from_str_radix(part, 16).ok();
+            let mut at = Position::start(Rest { map: 0, open: 0 });
+            if !is_one {
+                at.rest = Rest { map: hash(parts.next()?)?, open: hash(parts.next()?)? };
+                at.shard = parts.next()?.parse().ok()?;
+            }
+            at.cursor = parts.next()?.parse().ok()?;
+            if !is_one {
+                at.restarts = parts.next()?.parse().ok().filter(|&restarts| restarts <= OPEN_RESTARTS)?;
+            }
+            // Cursors of earlier versions end here.
+            if let Some(server) = parts.next() {
+                at.server = hash(server)?;
+                let restarts = parts.next()?.parse().ok();
+                at.server_restarts = restarts.filter(|&restarts| restarts <= SERVER_RESTARTS)?;
+            }
+            parts.next().is_none().then_some(at)
         };
         parse().ok_or_else(|| unusable("the cursor is not one of this store's"))
     }
 
     fn cursor(&self, is_one: bool) -> Cursor {
-        let Position { rest: Rest { map, open }, shard, cursor, restarts } = self;
+        let Position { rest: Rest { map, open }, shard, cursor, server, restarts, server_restarts } = self;
         let text = match is_one {
             true => cursor.to_string(),
             false => format!("{map:x}.{open:x}.{shard}.{cursor}.{restarts}"),
         };
-        Cursor(text.into_bytes())
+        Cursor(format!("{text}.{server:x}.{server_restarts}").into_bytes())
     }
 }
 
@@ -275,5 +314,30 @@ mod tests {
             at = at.again(rest(map, 9)).unwrap();
         }
         assert!(at.again(rest(19, 10)).is_none());
+    }
+
+    #[test]
+    fn a_shard_whose_server_was_started_again_is_listed_again() {
+        let cursor = |text: &str| Cursor(text.as_bytes().to_vec());
+        for (is_one, text) in [(true, "77.abc.3"), (false, "1.2.1.77.0.abc.3")] {
+            let mut at = Position::parse(&cursor(text), is_one).unwrap();
+            assert_eq!(at.cursor(is_one).0, text.as_bytes());
+            assert!(at.is_of_another(9) && !at.is_of_another(0xabc) && !at.is_of_another(0));
+            at.list_shard_again().unwrap();
+            assert_eq!((at.cursor, at.shard), (0, usize::from(!is_one)));
+            assert!(!at.is_of_another(9), "from the start");
+            while at.server_restarts < SERVER_RESTARTS {
+                at.list_shard_again().unwrap();
+            }
+            assert!(at.list_shard_again().is_err_and(|error| error.is_transient()));
+        }
+        // Of earlier versions.
+        for (is_one, text) in [(true, "77"), (false, "1.2.1.77.0")] {
+            let at = Position::parse(&cursor(text), is_one).unwrap();
+            assert!(at.cursor == 77 && !at.is_of_another(9));
+        }
+        for bad in ["77.abc", "77.abc.17", "77.x.0", "77.abc.0.0"] {
+            assert!(Position::parse(&cursor(bad), true).is_err(), "{bad}");
+        }
     }
 }

@@ -57,6 +57,8 @@ struct Sentinel {
     line: Arc<Line>,
     /// Its own name for itself, which it keeps when its address changes.
     id: Option<String>,
+    /// True if it told an id before.
+    has_told: bool,
     /// True if the application named it.
     is_seed: bool,
     /// The task that listens to its announcements.
@@ -65,7 +67,8 @@ struct Sentinel {
 
 impl Sentinel {
     fn new(address: Address, client: Client, id: Option<String>, is_seed: bool) -> Sentinel {
-        Sentinel { address, line: Arc::new(Line::new(client)), id, is_seed, listener: None }
+        let line = Arc::new(Line::new(client));
+        Sentinel { address, line, id, has_told: false, is_seed, listener: None }
     }
 }
 
@@ -143,11 +146,13 @@ impl Sentinels {
             let asked = |known: &Sentinel| Asked {
                 address: known.address.clone(),
                 id: known.id.clone(),
+                has_told: known.has_told,
                 is_seed: known.is_seed,
             };
             state.sentinels.iter().map(|known| (asked(known), Arc::clone(&known.line))).collect()
         };
-        let mut round = Round::of(sentinels.len());
+        let seeds = sentinels.iter().filter(|(asked, _)| asked.is_seed).count();
+        let mut round = Round::of(sentinels.len(), seeds);
         let ask = |(asked, line)| ask_sentinel(line, asked, Arc::clone(&self.service), self.settings.limits);
         let mut answers: FuturesUnordered<_> = sentinels.into_iter().map(ask).collect();
         loop {
@@ -165,8 +170,9 @@ impl Sentinels {
         }
         // The others are heard to the end, so that their connections are there for the next time.
         leave(async move { while answers.next().await.is_some() {} });
+        let followed = self.follow(&mut round);
         self.learn(&round);
-        self.follow(&round)
+        followed
     }
 
     /// Remembers other sentinels, so that the service outlives the ones that were named first, and
@@ -175,13 +181,20 @@ impl Sentinels {
         let mut state = self.lock();
         // The id of a learned one is that under which others name it.
         for known in state.sentinels.iter_mut().filter(|known| known.is_seed) {
-            known.id = round.id_of(&known.address).or(known.id.take());
+            let told = round.id_of(&known.address);
+            known.has_told |= told.is_some();
+            known.id = told.or(known.id.take());
         }
         for Named { address, id } in round.named() {
             let by_address = state.sentinels.iter().position(|known| known.address == *address);
             let by_id = state.sentinels.iter().position(|known| id.is_some() && known.id == *id);
             match (by_address, by_id) {
-                (Some(place), _) if id.is_some() => state.sentinels[place].id.clone_from(id),
+                (Some(place), _) if id.is_some() => {
+                    let known = &mut state.sentinels[place];
+                    if !known.is_seed || round.id_of(address).is_none() {
+                        known.id.clone_from(id);
+                    }
+                }
                 (Some(_), _) => {}
                 // The application named it otherwise.
                 (None, Some(place)) if state.sentinels[place].is_seed => {}
@@ -204,7 +217,7 @@ impl Sentinels {
 
     /// Makes the server that the sentinels name the primary. All that was assumed about the one
     /// before ends with its shard, and its waiters ask again.
-    fn follow(&self, round: &Round) -> Result<(), StoreError> {
+    fn follow(&self, round: &mut Round) -> Result<(), StoreError> {
         let mut state = self.lock();
         let now = SystemClock.monotonic();
         let (known, earlier) = (state.primary.clone(), state.earlier.clone());

@@ -1,6 +1,6 @@
 //! One server and everything that a store keeps for it: [`Shard`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ::redis::{Client, ConnectionAddr};
@@ -36,6 +36,8 @@ pub(super) struct Shard {
     pub(super) records: Arc<Records>,
     pub(super) waiters: Waiters<RedisListener>,
     pub(super) settings: Arc<Settings>,
+    /// The id of the node of a cluster, once it is known.
+    node_id: Arc<OnceLock<String>>,
     batcher: Batcher<Shard>,
     /// With replicas to wait for.
     reads: Option<Arc<Reads>>,
@@ -86,7 +88,8 @@ impl Shard {
     pub(super) fn new(client: &Client, settings: &Arc<Settings>) -> Arc<Shard> {
         let address = Address::of(client.get_connection_info().addr());
         let (is_replicated, grants) = (settings.replication.is_some(), Arc::new(SharedGrants::default()));
-        let connections = || Connections::new(client.clone(), &address, settings, &grants);
+        let node_id = Arc::new(OnceLock::new());
+        let connections = || Connections::new(client.clone(), &address, settings, &grants, &node_id);
         let patience = settings.limits[1].saturating_mul(PATIENCE);
         let trips = |count| Lanes::exclusive((0..count).map(|_| connections()).collect(), patience);
         let lanes = if is_replicated { trips(LANES) } else { Lanes::shared(vec![connections()]) };
@@ -99,9 +102,18 @@ impl Shard {
             records,
             waiters: Waiters::new(Arc::new(listener)),
             settings: Arc::clone(settings),
+            node_id,
             batcher: Batcher::default(),
             reads,
         })
+    }
+
+    /// True if it is the node with this id, which becomes that of the shard if none is known yet.
+    pub(super) fn is_node(&self, id: &str) -> bool {
+        if self.node_id.get().is_none() && self.node_id.set(id.to_owned()).is_ok() {
+            self.records.all_connections().for_each(Connections::recheck_node);
+        }
+        self.node_id.get().is_some_and(|own| own == id)
     }
 
     /// Reads the records. With replicas to wait for, these have all that was found.

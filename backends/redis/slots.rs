@@ -1,6 +1,6 @@
 //! The slots of a cluster and the nodes that serve them: [`slot`], [`Layout`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ::redis::{Value, from_redis_value};
 
@@ -45,11 +45,17 @@ const CRC16: [u16; 256] = {
 /// First slot, last slot and primary of each range of slots.
 pub(super) type Ranges = BTreeSet<(u16, u16, Address)>;
 
+/// The ids of nodes. A node keeps its id when its address changes, and the address of one that is
+/// gone may be given to a node of another cluster.
+pub(super) type NodeIds = BTreeMap<Address, String>;
+
 /// The layout of a cluster as one node tells it: the primary of each range of slots.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) ranges: Ranges,
     pub(super) replicas: BTreeSet<Address>,
+    /// Of primaries and replicas.
+    pub(super) ids: NodeIds,
 }
 
 impl Layout {
@@ -62,8 +68,15 @@ impl Layout {
             if usize::from(last) >= SLOTS || first > last {
                 return None;
             }
-            layout.ranges.insert((first, last, node(fields.next()?, from)?));
-            layout.replicas.extend(fields.filter_map(|field| node(field, from)));
+            let mut node = |field: Value| {
+                let (address, id) = node(field, from)?;
+                layout.ids.extend(id.map(|id| (address.clone(), id)));
+                Some(address)
+            };
+            let primary = node(fields.next()?)?;
+            let replicas: Vec<_> = fields.filter_map(node).collect();
+            layout.ranges.insert((first, last, primary));
+            layout.replicas.extend(replicas);
         }
         Some(layout)
     }
@@ -71,6 +84,12 @@ impl Layout {
     /// Returns the number of slots that a node serves.
     pub(super) fn covered(&self) -> usize {
         self.ranges.iter().map(|(first, last, _)| usize::from(last - first) + 1).sum()
+    }
+
+    /// Returns the ids of the primaries.
+    pub(super) fn primary_ids(&self) -> NodeIds {
+        let id = |node: Address| Some((node.clone(), self.ids.get(&node)?.clone()));
+        self.primaries().into_iter().filter_map(id).collect()
     }
 
     /// Returns the primaries.
@@ -87,12 +106,13 @@ fn number(value: Value) -> Option<u16> {
     if let Value::Int(number) = value { number.try_into().ok() } else { None }
 }
 
-/// Parses the address of a node: host, port, and more that newer servers add.
-fn node(value: Value, from: &Address) -> Option<Address> {
+/// Parses the address and id of a node: host, port, id, and more that newer servers add.
+fn node(value: Value, from: &Address) -> Option<(Address, Option<String>)> {
     let mut fields = list(value)?.into_iter();
     let host: Option<String> = from_redis_value(fields.next()?).ok()?;
-    let host = host.unwrap_or_default();
-    Some(Address::announced(&host, number(fields.next()?)?, from))
+    let address = Address::announced(&host.unwrap_or_default(), number(fields.next()?)?, from);
+    let id = fields.next().and_then(|id| from_redis_value::<String>(id).ok()).filter(|id| !id.is_empty());
+    Some((address, id))
 }
 
 #[cfg(test)]
@@ -135,6 +155,9 @@ mod tests {
         let primaries: Vec<_> = layout.primaries().into_iter().collect();
         assert_eq!(primaries, [Address::new("a", 1), Address::new("seed", 3)]);
         assert!(layout.replicas.contains(&Address::new("b", 2)));
+        let (ids, primaries) = (&layout.ids, layout.primary_ids());
+        assert!(ids.len() == 3 && ids.values().all(|id| id == "id"), "{ids:?}");
+        assert!(primaries.len() == 2 && !primaries.contains_key(&Address::new("b", 2)), "{primaries:?}");
     }
 
     #[test]

@@ -275,6 +275,13 @@ impl ListenerHandle {
         Ok(self.lock()?.records.keys().copied().collect())
     }
 
+    /// Returns those of the ids whose records have waiters.
+    #[cfg(feature = "redis")]
+    pub(crate) fn awaited(&self, ids: impl Iterator<Item = RecordId>) -> Result<Vec<RecordId>, Superseded> {
+        let registry = self.lock()?;
+        Ok(ids.filter(|id| registry.records.contains_key(id)).collect())
+    }
+
     /// Reports that the record was seen with this stamp (`None`: it may be anything); `is_live` if
     /// a message would announce its change. A waiter that registered after that read, with a later
     /// stamp, ends early.

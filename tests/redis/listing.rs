@@ -1,6 +1,6 @@
 //! Listing of records for operators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nevertwice::store::Store;
 use nevertwice::{Cursor, Engine, RecordId, RedisStore, StoreError};
@@ -101,6 +101,37 @@ fn a_prefix_of_glob_characters_is_taken_literally() {
             let expected = BTreeMap::from([(request(&format!("k{prefix}")).id(), 1)]);
             assert_eq!(list(&store, 100).await, (expected, Vec::new()), "{prefix}");
         }
+    });
+}
+
+/// Each start of a server orders its keys anew.
+#[test]
+fn a_listing_misses_nothing_although_the_server_is_started_again() {
+    let mut server = Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    block_on_tokio(async {
+        let store = connect(&server).await;
+        let engine = Engine::builder(store.clone()).build().unwrap();
+        let requests: Vec<_> = (0..500).map(|number| request(&format!("{number}"))).collect();
+        for begun in engine.begin_many(&requests).await {
+            let _ = begun.unwrap();
+        }
+        let (mut seen, mut after, mut pages) = (BTreeSet::new(), None, 0);
+        loop {
+            // The connection was lost with the server.
+            let Ok(page) = store.scan(after.as_ref(), 50).await else { continue };
+            seen.extend(page.records.into_iter().map(|(id, _)| id));
+            pages += 1;
+            if pages % 3 == 0 && pages < 10 {
+                server.kill();
+                server.restart();
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert!(pages >= 10, "{pages}");
+        assert_eq!(requests.iter().filter(|request| !seen.contains(&request.id())).count(), 0);
     });
 }
 

@@ -111,11 +111,22 @@ fn a_service_outlives_the_sentinels_that_were_named() {
 /// elsewhere, which had more failovers.
 #[test]
 fn s9_a_sentinel_of_another_deployment_at_a_known_address_is_not_followed() {
+    // Only one is named; it tells the others.
+    another_sentinel_is_not_followed(1);
+}
+
+#[test]
+fn s9_a_sentinel_of_another_deployment_at_an_address_that_was_named_is_not_followed() {
+    another_sentinel_is_not_followed(3);
+}
+
+/// Replaces the last sentinel, where so many were named.
+fn another_sentinel_is_not_followed(named: usize) {
     let mut servers = Servers::watched(&[]);
     let elsewhere = Node::start(&servers.network.ip(21), &[]);
     block_on_tokio(async {
-        // Only one is named; it tells the others.
-        let store = RedisStore::sentinel([servers.sentinels[0].url()], SERVICE).connect().await.unwrap();
+        let named = servers.sentinels[..named].iter().map(Node::url);
+        let store = RedisStore::sentinel(named, SERVICE).connect().await.unwrap();
         let engine = engine(store.clone());
         let address = store.health().await.nodes[0].address.clone();
         acquire(&engine, &request("k")).await.complete("done").await.unwrap();
