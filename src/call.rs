@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 pub(crate) use self::tries::{Call, within};
 
 use self::tries::Pause;
@@ -22,6 +24,9 @@ use crate::record::{Record, Stamp};
 use crate::store::{Snapshot, Store, Swap, SwapRequest, Update};
 use crate::store_id::StoreId;
 use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// The longest body that a store may have to hash under its lock, to compare it with a digest.
+const SHORT: usize = 4096;
 
 /// The parts of an engine that executing a command needs.
 #[derive(Debug)]
@@ -125,7 +130,8 @@ impl Core {
     #[inline]
     pub(crate) fn update_now(&self, task: &Task<'_>) -> Result<Option<Answer>, Error> {
         self.check_origin(task.command)?;
-        if task.limit.is_zero() {
+        let is_long = task.command.body().is_some_and(|body| body.bytes().map_or(0, Bytes::len) > SHORT);
+        if task.limit.is_zero() || is_long {
             return Ok(None);
         }
         let mut decided = None;
@@ -136,7 +142,7 @@ impl Core {
         };
         let (update, stamp) = match self.store.update_now(&task.id, &mut decide) {
             Some(Ok(updated)) => updated,
-            // Whether anything was written, the rules recognise.
+            // Nothing was written; and if it was, the rules recognise a grant and an outcome.
             Some(Err(error)) if error.is_transient() => {
                 observe::repeated(self, RetryCause::Unavailable, 1);
                 return Ok(None);

@@ -73,11 +73,16 @@ pub(super) struct Connection {
     silence: Silence,
 }
 
-/// The time at which the first call was dropped since the server last answered: in microseconds on
-/// the monotonic clock, plus one, or 0 if there is none. A dropped call does not see its timeout, so
-/// a connection that no answer comes through would be kept as long as every caller leaves early.
+/// The calls that were dropped since the server last answered. A dropped call does not see its
+/// timeout, so a connection that no answer comes through would be kept as long as every caller
+/// leaves early.
 #[derive(Default)]
-struct Silence(AtomicU64);
+struct Silence {
+    /// The time of the first, in microseconds on the monotonic clock, plus one; 0 if there is none.
+    first: AtomicU64,
+    /// That of the last.
+    last: AtomicU64,
+}
 
 /// A call under way. Dropped, it may be the start of a silence.
 struct Asking<'a>(Option<&'a Silence>);
@@ -360,21 +365,30 @@ impl Connection {
 }
 
 impl Silence {
-    /// Returns true if the server has not answered for `limit` since a call was dropped.
+    /// Returns true if calls were dropped over a time of `limit` without any answer. One that was
+    /// dropped alone says nothing: nothing may have been asked since its answer came.
     fn is_over(&self, limit: Duration) -> bool {
-        match self.0.load(Ordering::Relaxed) {
-            0 => false,
-            since => SystemClock.monotonic().saturating_sub(Duration::from_micros(since - 1)) >= limit,
+        let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
+        first != 0 && Duration::from_micros(last.saturating_sub(first)) >= limit
+    }
+
+    fn dropped(&self, now: Duration) {
+        let now = now.as_micros() as u64 + 1;
+        let _ = self.first.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        if self.first.load(Ordering::Relaxed) != 0 {
+            self.first.store(0, Ordering::Relaxed);
         }
     }
 }
 
 impl Asking<'_> {
     fn answered(mut self) {
-        if let Some(silence) = self.0.take()
-            && silence.0.load(Ordering::Relaxed) != 0
-        {
-            silence.0.store(0, Ordering::Relaxed);
+        if let Some(silence) = self.0.take() {
+            silence.answered();
         }
     }
 }
@@ -382,9 +396,7 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if let Some(silence) = self.0.take() {
-            let now = SystemClock.monotonic().as_micros() as u64 + 1;
-            // One that has begun goes on.
-            let _ = silence.0.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            silence.dropped(SystemClock.monotonic());
         }
     }
 }
@@ -444,6 +456,22 @@ fn is_no_primary(reply: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn l3_only_calls_dropped_over_a_whole_timeout_without_an_answer_are_a_silence() {
+        let (silence, limit) = (Silence::default(), Duration::from_secs(1));
+        let at = Duration::from_millis;
+        silence.dropped(at(5_000));
+        assert!(!silence.is_over(limit), "dropped alone, however long ago");
+        silence.dropped(at(5_999));
+        assert!(!silence.is_over(limit));
+        silence.dropped(at(6_000));
+        assert!(silence.is_over(limit));
+        silence.answered();
+        assert!(!silence.is_over(limit));
+        silence.dropped(at(7_000));
+        assert!(!silence.is_over(limit), "it begins anew");
+    }
 
     #[test]
     fn l1_one_read_a_second_inspects_and_the_others_do_not() {

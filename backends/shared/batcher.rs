@@ -140,7 +140,8 @@ impl<T: Transport> Batcher<T> {
         queue.next_number += 1;
         queue.pending.push_back(Pending { number, item, sender, runtime });
         let is_free = queue.in_flight < PIPELINES || queue.give_up_stalled(transport.stall_limit());
-        if is_free && let Some(first) = queue.pending.pop_front() {
+        // Its own item: the runtime of this caller runs. Those before it go along.
+        if is_free && let Some(first) = queue.pending.pop_back() {
             let task = queue.start(transport, first);
             drop(queue);
             task.spawn();
@@ -182,13 +183,18 @@ impl<T: Transport> Batcher<T> {
         taken
     }
 
-    /// Starts the next pipeline in place of one that ended, if anything is queued.
-    fn pass_on(&self, transport: &Arc<T>, generation: u64) {
+    /// Starts the next pipeline in place of one that ended, if anything is queued. One that did not
+    /// even begin was dropped with its runtime: those behind it may be of the same runtime, and each
+    /// would be dropped within the drop of the one before it. The next caller sends them along.
+    fn pass_on(&self, transport: &Arc<T>, generation: u64, has_begun: bool) {
         let mut queue = self.lock();
         if queue.generation != generation {
             return;
         }
         queue.in_flight -= 1;
+        if !has_begun {
+            return;
+        }
         queue.moved = Moment::now();
         while let Some(first) = queue.pending.pop_front() {
             // The swap of a caller that is gone is dropped with it.
@@ -262,6 +268,6 @@ impl<T: Transport> PipelineTask<T> {
 
 impl<T: Transport> Drop for PipelineTask<T> {
     fn drop(&mut self) {
-        self.transport.batcher().pass_on(&self.transport, self.generation);
+        self.transport.batcher().pass_on(&self.transport, self.generation, self.first.is_none());
     }
 }

@@ -10,9 +10,9 @@ mod tokios {
     use tokio::runtime::Handle;
     pub(crate) use tokio::sync::oneshot;
     pub(crate) use tokio::task::{AbortHandle, yield_now};
-    use tokio::time::Instant;
 
     use crate::clock::timer::sleep;
+    use crate::clock::{Clock, SystemClock};
 
     /// The error of a timeout.
     #[derive(Debug)]
@@ -52,15 +52,15 @@ mod tokios {
     }
 
     /// A time.
-    pub(crate) struct Moment(Instant);
+    pub(crate) struct Moment(Duration);
 
     impl Moment {
         pub(crate) fn now() -> Moment {
-            Moment(Instant::now())
+            Moment(SystemClock.monotonic())
         }
 
         pub(crate) fn is_older_than(&self, limit: Duration) -> bool {
-            self.0.elapsed() >= limit
+            SystemClock.monotonic().saturating_sub(self.0) >= limit
         }
     }
 

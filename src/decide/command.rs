@@ -213,6 +213,24 @@ pub enum StateKind {
 }
 
 impl Command {
+    /// Returns the body of an outcome.
+    #[inline]
+    pub(crate) fn body(&self) -> Option<&Body> {
+        match self {
+            Command::Complete(_, body) | Command::Fail(_, body, _) => Some(body),
+            Command::Begin(_)
+            | Command::Resume(_)
+            | Command::Renew(_)
+            | Command::Checkpoint(..)
+            | Command::MarkEffect(_)
+            | Command::Release(_)
+            | Command::Resolve { .. }
+            | Command::Amend { .. }
+            | Command::Forget
+            | Command::DropResponse => None,
+        }
+    }
+
     /// Returns the token of a command that a holder gives.
     pub(crate) fn token(&self) -> Option<&LeaseToken> {
         match self {

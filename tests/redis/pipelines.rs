@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use nevertwice::store::{Record, Store, Swap, SwapRequest};
@@ -214,14 +214,15 @@ fn l1_a_runtime_that_is_left_idle_does_not_block_others_for_long() {
     let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     block_on_tokio(async {
         let (store, grant) = (connect(&server).await, grant(&server).await);
-        let mut all: Vec<_> = (0..4).map(|number| swapping(&store, number, &grant)).collect();
+        let mut all: Vec<_> = (0..24).map(|number| swapping(&store, number, &grant)).collect();
+        let others = all.split_off(20);
         {
             let _entered = idle.enter();
-            assert!(all[..FREE].iter_mut().all(|swapping| poll(swapping).is_pending()));
+            assert!(all.iter_mut().all(|swapping| poll(swapping).is_pending()));
         }
-        let waiting = all.split_off(FREE);
-        for (number, swapping) in (FREE..).zip(waiting) {
-            assert_done(&server, number, within(SOON, swapping).await).await;
+        // Those that are queued on the idle runtime do not take each recovery for themselves.
+        for (number, swapping) in (20..).zip(others) {
+            assert_done(&server, number, within(SOON / 2, swapping).await).await;
         }
     });
 }
@@ -235,13 +236,47 @@ fn l1_begins_that_are_not_polled_delay_no_completion() {
         let engine = Engine::builder(RedisStore::connect(&server.url()).await.unwrap()).build().unwrap();
         let requests: Vec<_> = (0..40).map(|n| Request::new("orders", format!("k{n}")).unwrap()).collect();
         let mut begins = stream::iter(&requests).map(|request| engine.begin(request)).buffered(10);
-        let started = Instant::now();
-        while let Some(begin) = begins.next().await {
-            let Begin::Acquired(lease) = begin.unwrap() else { panic!("a new key") };
-            lease.complete(&b"done"[..]).await.unwrap();
-        }
-        // Waiting for a pipeline that nobody drives would take seconds for each.
-        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        let all = async {
+            while let Some(begin) = begins.next().await {
+                let Begin::Acquired(lease) = begin.unwrap() else { panic!("a new key") };
+                lease.complete(&b"done"[..]).await.unwrap();
+            }
+        };
+        // Waiting for a pipeline that is not driven would take seconds for each.
+        within(SOON, all).await;
+    });
+}
+
+/// A runtime that ends drops its callers one by one, each while those behind it are queued.
+#[test]
+fn l1_a_runtime_that_ends_with_many_queued_calls_harms_no_other() {
+    const CALLS: usize = 20_000;
+    let server = Server::start(&[]);
+    block_on_tokio(async {
+        let proxy = Proxy::start(server.port()).await;
+        let (store, grant) = (RedisStore::connect(&proxy.url()).await.unwrap(), grant(&server).await);
+        proxy.silence();
+        let (from, ended) = (store.clone(), grant.clone());
+        // On a thread of its own, since a runtime cannot end within another one.
+        let thread = std::thread::spawn(move || {
+            let ending = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for number in 0..CALLS {
+                ending.spawn(swapping(&from, number, &ended));
+            }
+            ending.block_on(yield_now());
+            drop(ending);
+        });
+        tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
+        proxy.heal();
+        let after = async {
+            loop {
+                match store.swap(&SwapRequest::new(&id(CALLS), None, Some(&grant))).await {
+                    Err(error) if error.is_transient() => {}
+                    answer => break answer.unwrap(),
+                }
+            }
+        };
+        assert!(matches!(within(SOON, after).await, Swap::Done(_)));
     });
 }
 
