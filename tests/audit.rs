@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use nevertwice::testing::{Audit, Auditor, End, Finding, audit, block_on};
-use nevertwice::{Begin, Engine, Failure, Lease, ManualClock, Recovery, Request, Retry};
+use nevertwice::{Begin, Engine, Failure, Lease, Recovery, Request, Retry};
 
 fn request(key: &str) -> Request {
     Request::new("acct_42/charges", key).unwrap()
@@ -286,7 +286,7 @@ fn s8_a_handler_with_an_own_transaction_survives_everything() {
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.db");
-    let clock = ManualClock::new();
+    let clock = nevertwice::ManualClock::new();
     let store = SqliteStore::builder(&path).clock(clock.clone()).open().unwrap();
     let open = || {
         let db = Connection::open(&path).unwrap();

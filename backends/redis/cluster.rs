@@ -13,9 +13,9 @@ use futures_util::stream::FuturesUnordered;
 use super::address::Address;
 use super::error::{says, store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
-use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
 use super::slots::{Layout, NodeIds, Ranges, SLOTS, slot};
+use super::topology_connection::TopologyConnection;
 use crate::backends::shared::runtime::leave;
 use crate::error::StoreError;
 use crate::key::RecordId;
@@ -38,7 +38,7 @@ pub(super) struct Cluster {
     settings: Arc<Settings>,
     state: Mutex<State>,
     /// The connections over which nodes are asked for the layout.
-    lines: Mutex<BTreeMap<Address, Arc<Line>>>,
+    connections: Mutex<BTreeMap<Address, Arc<TopologyConnection>>>,
     /// Grows with each refresh, so that each asks other nodes first.
     turn: AtomicUsize,
     flight: Flight,
@@ -88,9 +88,9 @@ impl Cluster {
     ) -> Result<Arc<Cluster>, StoreError> {
         let Some(first) = seeds.first().cloned() else { return Err(unusable("no URL of a node was given")) };
         let (connector, settings) = (Connector(first), Arc::clone(settings));
-        let (state, lines, turn, flight) =
+        let (state, connections, turn, flight) =
             (Mutex::default(), Mutex::default(), AtomicUsize::new(0), Flight::default());
-        let cluster = Arc::new(Cluster { seeds, connector, settings, state, lines, turn, flight });
+        let cluster = Arc::new(Cluster { seeds, connector, settings, state, connections, turn, flight });
         let layout = cluster.ask(usize::MAX).await?;
         let missing = SLOTS - layout.covered().min(SLOTS);
         if missing > 0 {
@@ -188,8 +188,10 @@ impl Cluster {
     async fn ask(&self, at_most: usize) -> Result<Layout, StoreError> {
         let nodes = self.nodes(at_most);
         let count = nodes.len();
-        let mut answers: FuturesUnordered<_> =
-            nodes.into_iter().map(|(address, line)| layout(line, address, self.settings.limits)).collect();
+        let mut answers: FuturesUnordered<_> = nodes
+            .into_iter()
+            .map(|(address, connection)| layout(connection, address, self.settings.limits))
+            .collect();
         let (mut votes, mut failure) = (Votes::default(), None);
         while let Some((node, answer)) = answers.next().await {
             let mut state = self.lock();
@@ -227,7 +229,7 @@ impl Cluster {
     }
 
     /// Returns so many of the known nodes, other ones each time: primaries, replicas and seeds.
-    fn nodes(&self, at_most: usize) -> Vec<(Address, Arc<Line>)> {
+    fn nodes(&self, at_most: usize) -> Vec<(Address, Arc<TopologyConnection>)> {
         let seeds: BTreeMap<_, _> =
             self.seeds.iter().map(|seed| (Address::of(seed.get_connection_info().addr()), seed)).collect();
         let (known, failed) = {
@@ -239,18 +241,19 @@ impl Cluster {
         };
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let nodes = in_turn(known.iter().cloned().collect(), &failed, turn, at_most);
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.retain(|address, _| known.contains(address));
-        let line = |address: Address| {
-            if let Some(line) = lines.get(&address) {
-                return Some((address, Arc::clone(line)));
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|address, _| known.contains(address));
+        let connection = |address: Address| {
+            if let Some(connection) = connections.get(&address) {
+                return Some((address, Arc::clone(connection)));
             }
             let seed = seeds.get(&address).map(|&seed| seed.clone());
-            let line = Arc::new(Line::new(seed.or_else(|| self.connector.client(&address).ok())?));
-            lines.insert(address.clone(), Arc::clone(&line));
-            Some((address, line))
+            let connection =
+                Arc::new(TopologyConnection::new(seed.or_else(|| self.connector.client(&address).ok())?));
+            connections.insert(address.clone(), Arc::clone(&connection));
+            Some((address, connection))
         };
-        nodes.into_iter().filter_map(line).collect()
+        nodes.into_iter().filter_map(connection).collect()
     }
 
     /// Applies a layout. Waiters of slots that another shard serves from now on end, and ask again.
@@ -464,7 +467,7 @@ fn in_turn(mut nodes: Vec<Address>, failed: &BTreeSet<Address>, turn: usize, at_
 
 /// Asks one node for the layout, and for its id.
 async fn layout(
-    line: Arc<Line>,
+    connection: Arc<TopologyConnection>,
     node: Address,
     limits: [Duration; 2],
 ) -> (Address, Result<(String, Layout), StoreError>) {
@@ -472,7 +475,7 @@ async fn layout(
     slots.cmd("CLUSTER").arg("SLOTS");
     // Not all users may ask for it.
     slots.cmd("CLUSTER").arg("MYID");
-    let replies = line.ask(limits, &slots, 2).await.map_err(|error| at(&node, error));
+    let replies = connection.ask(limits, &slots, 2).await.map_err(|error| at(&node, error));
     let told = replies.and_then(|replies| told(replies, &node));
     (node, told)
 }

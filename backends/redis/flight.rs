@@ -66,7 +66,7 @@ enum Phase {
 }
 
 /// The right to refresh, until dropped.
-struct Turn<T: Refreshed> {
+struct RefreshLead<T: Refreshed> {
     topology: Arc<T>,
     number: u64,
 }
@@ -82,9 +82,9 @@ impl Flight {
     fn begin<T: Refreshed>(topology: &Arc<T>, runtime: &Handle) {
         let taken = topology.flight().lock().take(SystemClock.monotonic(), topology.limit());
         if let Some((number, pause)) = taken {
-            let turn = Turn { topology: Arc::clone(topology), number };
-            // A runtime that shuts down drops the turn at once, which frees it.
-            runtime.spawn(turn.fly(pause));
+            let lead = RefreshLead { topology: Arc::clone(topology), number };
+            // A runtime that shuts down drops the lead at once, which frees it.
+            runtime.spawn(lead.run(pause));
         }
     }
 
@@ -183,8 +183,8 @@ impl State {
     }
 }
 
-impl<T: Refreshed> Turn<T> {
-    async fn fly(self, pause: Duration) {
+impl<T: Refreshed> RefreshLead<T> {
+    async fn run(self, pause: Duration) {
         let (flight, mut pause) = (self.topology.flight(), pause);
         loop {
             sleep(pause).await;
@@ -199,7 +199,7 @@ impl<T: Refreshed> Turn<T> {
     }
 }
 
-impl<T: Refreshed> Drop for Turn<T> {
+impl<T: Refreshed> Drop for RefreshLead<T> {
     fn drop(&mut self) {
         let mut state = self.topology.flight().lock();
         if state.number == self.number {

@@ -1,4 +1,4 @@
-//! The connections to one server, one trip at a time each: [`Lanes`].
+//! The connections to one server, one pipeline at a time each: [`Lanes`].
 
 use std::ops::Deref;
 use std::pin::pin;
@@ -13,57 +13,57 @@ use super::error::unavailable;
 use crate::error::StoreError;
 use crate::wake::guarded_in_place;
 
-/// Connections that are used in turn. Where each trip ends with a `WAIT`, which blocks all that
-/// follows on its connection, a trip gets one of its own: the response timeout of a trip that
-/// queued behind others there would be over before its turn.
+/// Connections that are used in turn. Where each pipeline ends with a `WAIT`, which blocks its
+/// connection, a pipeline has a connection to itself: queued behind others, its response timeout
+/// would pass before its turn.
 pub(super) struct Lanes<T> {
     all: Vec<T>,
     turn: AtomicUsize,
-    trips: Option<Trips>,
+    exclusive: Option<Exclusive>,
 }
 
-/// The trips that are under way.
-struct Trips {
+/// The pipelines that are under way.
+struct Exclusive {
     turns: Semaphore,
-    /// The numbers of the lanes without a trip.
+    /// The numbers of the lanes without a pipeline.
     free: Mutex<Vec<usize>>,
-    /// The number of trips that ended.
+    /// The number of pipelines that ended.
     ended: AtomicUsize,
     patience: Duration,
 }
 
-/// A lane that a trip has taken, until dropped.
+/// A lane that a pipeline has taken, until dropped.
 pub(super) struct Lane<'a, T> {
     lane: &'a T,
     _held: Option<Held<'a>>,
 }
 
 struct Held<'a> {
-    trips: &'a Trips,
+    exclusive: &'a Exclusive,
     number: usize,
     /// Released after the number is free again.
     _turn: SemaphorePermit<'a>,
 }
 
 impl<T> Lanes<T> {
-    /// Creates lanes, at least one, on which trips do not wait for each other.
+    /// Creates lanes, at least one, on which pipelines do not wait for each other.
     pub(super) fn shared(all: Vec<T>) -> Lanes<T> {
-        Lanes { all, turn: AtomicUsize::new(0), trips: None }
+        Lanes { all, turn: AtomicUsize::new(0), exclusive: None }
     }
 
-    /// Creates lanes, at least one, with one trip at a time each. A trip waits for at most
+    /// Creates lanes, at least one, with one pipeline at a time each. A pipeline waits for at most
     /// `patience`.
     pub(super) fn exclusive(all: Vec<T>, patience: Duration) -> Lanes<T> {
         let (turns, free) = (Semaphore::new(all.len()), Mutex::new((0..all.len()).collect()));
-        let trips = Some(Trips { turns, free, ended: AtomicUsize::new(0), patience });
-        Lanes { all, turn: AtomicUsize::new(0), trips }
+        let exclusive = Some(Exclusive { turns, free, ended: AtomicUsize::new(0), patience });
+        Lanes { all, turn: AtomicUsize::new(0), exclusive }
     }
 
     pub(super) fn all(&self) -> &[T] {
         &self.all
     }
 
-    /// Returns the lane whose turn it is, for what is no trip.
+    /// Returns the lane whose turn it is, for what is no pipeline.
     pub(super) fn next(&self) -> &T {
         match &*self.all {
             [only] => only,
@@ -71,20 +71,20 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes a lane for a trip. Fails if others are served for so long that its turn does not come.
-    /// Where no trip ends at all, those under way are of callers that are not polled, and are not
+    /// Takes a lane for a pipeline. Fails if others are served for so long that its turn does not come.
+    /// Where no pipeline ends at all, those under way are of callers that are not polled, and are not
     /// waited for.
     pub(super) async fn take(&self) -> Result<Lane<'_, T>, StoreError> {
-        let Some(trips) = &self.trips else { return Ok(Lane { lane: self.next(), _held: None }) };
-        let before = trips.ended.load(Ordering::Relaxed);
-        // The trip that ends wakes the next.
-        match guarded_in_place(pin!(timeout(trips.patience, trips.turns.acquire()))).await {
+        let Some(exclusive) = &self.exclusive else { return Ok(Lane { lane: self.next(), _held: None }) };
+        let before = exclusive.ended.load(Ordering::Relaxed);
+        // The pipeline that ends wakes the next.
+        match guarded_in_place(pin!(timeout(exclusive.patience, exclusive.turns.acquire()))).await {
             Ok(Ok(turn)) => {
-                let number = trips.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let number = exclusive.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let number = number.unwrap_or_default();
-                Ok(Lane { lane: &self.all[number], _held: Some(Held { trips, number, _turn: turn }) })
+                Ok(Lane { lane: &self.all[number], _held: Some(Held { exclusive, number, _turn: turn }) })
             }
-            Ok(Err(_)) | Err(_) if trips.ended.load(Ordering::Relaxed) != before => {
+            Ok(Err(_)) | Err(_) if exclusive.ended.load(Ordering::Relaxed) != before => {
                 Err(unavailable("the calls before it took too long: their replicas confirm late"))
             }
             Ok(Err(_)) | Err(_) => Ok(Lane { lane: self.next(), _held: None }),
@@ -102,8 +102,8 @@ impl<T> Deref for Lane<'_, T> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.trips.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
-        self.trips.ended.fetch_add(1, Ordering::Relaxed);
+        self.exclusive.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.number);
+        self.exclusive.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn l1_trips_have_a_lane_of_their_own_and_the_next_one_waits_for_a_free_one() {
+    fn l1_pipelines_have_a_lane_of_their_own_and_the_next_one_waits_for_a_free_one() {
         block_on(async {
             let lanes = Lanes::exclusive(vec!['a', 'b'], LONG);
             let (first, second) = (lanes.take().await.unwrap(), lanes.take().await.unwrap());
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn l1_a_trip_whose_turn_does_not_come_fails_and_one_that_is_not_polled_is_passed() {
+    fn l1_a_pipeline_whose_turn_does_not_come_fails_and_one_that_is_not_polled_is_passed() {
         block_on(async {
             let lanes = Lanes::exclusive(vec!['a'], SHORT);
             let stuck = lanes.take().await.unwrap();
@@ -145,8 +145,8 @@ mod tests {
             let held = lanes.take().await.unwrap();
             let waiting = lanes.take();
             let busy = async {
-                // As if trips of others had come first.
-                lanes.trips.as_ref().unwrap().ended.fetch_add(1, Ordering::Relaxed);
+                // As if pipelines of others had come first.
+                lanes.exclusive.as_ref().unwrap().ended.fetch_add(1, Ordering::Relaxed);
             };
             let mut waiting = Box::pin(waiting);
             assert!((&mut waiting).now_or_never().is_none());

@@ -9,7 +9,7 @@ use super::shard::PATIENCE;
 use crate::backends::shared::batcher::{Batcher, Transport};
 use crate::error::StoreError;
 
-/// The reads of one server. Each trip ends with a `WAIT`, which blocks its connection, so that
+/// The reads of one server. Each pipeline ends with a `WAIT`, which blocks its connection, so that
 /// reads that come meanwhile share the next one.
 pub(super) struct Reads {
     records: Arc<Records>,

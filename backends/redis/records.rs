@@ -78,7 +78,7 @@ impl Records {
         self.lanes.next()
     }
 
-    /// Takes a connection for a trip.
+    /// Takes a connection for a pipeline.
     pub(super) async fn lane(&self) -> Result<Lane<'_, Connections>, StoreError> {
         self.lanes.take().await
     }

@@ -16,8 +16,8 @@ use super::address::Address;
 use super::cluster::at;
 use super::error::{store_error, unavailable, unusable};
 use super::flight::{Flight, Refreshed};
-use super::line::Line;
 use super::shard::{Connector, Settings, Shard};
+use super::topology_connection::TopologyConnection;
 use crate::backends::shared::runtime::leave;
 use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
@@ -54,7 +54,7 @@ struct State {
 
 struct Sentinel {
     address: Address,
-    line: Arc<Line>,
+    connection: Arc<TopologyConnection>,
     /// Its own name for itself, which it keeps when its address changes.
     id: Option<String>,
     /// True if it told an id before.
@@ -67,8 +67,8 @@ struct Sentinel {
 
 impl Sentinel {
     fn new(address: Address, client: Client, id: Option<String>, is_seed: bool) -> Sentinel {
-        let line = Arc::new(Line::new(client));
-        Sentinel { address, line, id, has_told: false, is_seed, listener: None }
+        let connection = Arc::new(TopologyConnection::new(client));
+        Sentinel { address, connection, id, has_told: false, is_seed, listener: None }
     }
 }
 
@@ -149,11 +149,13 @@ impl Sentinels {
                 has_told: known.has_told,
                 is_seed: known.is_seed,
             };
-            state.sentinels.iter().map(|known| (asked(known), Arc::clone(&known.line))).collect()
+            state.sentinels.iter().map(|known| (asked(known), Arc::clone(&known.connection))).collect()
         };
         let seeds = sentinels.iter().filter(|(asked, _)| asked.is_seed).count();
         let mut round = Round::of(sentinels.len(), seeds);
-        let ask = |(asked, line)| ask_sentinel(line, asked, Arc::clone(&self.service), self.settings.limits);
+        let ask = |(asked, connection)| {
+            ask_sentinel(connection, asked, Arc::clone(&self.service), self.settings.limits)
+        };
         let mut answers: FuturesUnordered<_> = sentinels.into_iter().map(ask).collect();
         loop {
             // Sentinels that are gone are not waited for once most have answered.
@@ -250,7 +252,7 @@ impl Sentinels {
         let mut state = self.lock();
         for sentinel in &mut state.sentinels {
             if sentinel.listener.as_ref().is_none_or(AbortHandle::is_finished) {
-                let client = sentinel.line.client().clone();
+                let client = sentinel.connection.client().clone();
                 let listening = listen(client, Arc::downgrade(self), self.settings.limits[0]);
                 sentinel.listener = Some(runtime.spawn(listening).abort_handle());
             }
@@ -306,7 +308,7 @@ async fn listen(client: Client, sentinels: Weak<Sentinels>, limit: Duration) {
 
 /// Asks one sentinel for the primary of the service.
 async fn ask_sentinel(
-    line: Arc<Line>,
+    connection: Arc<TopologyConnection>,
     sentinel: Asked,
     service: Arc<str>,
     limits: [Duration; 2],
@@ -317,7 +319,7 @@ async fn ask_sentinel(
     // During a failover only this names the promoted server, and not all users may ask.
     commands.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&*service);
     commands.cmd("SENTINEL").arg("MYID");
-    let replies = line.ask(limits, &commands, 4).await.map_err(|error| at(&sentinel.address, error));
+    let replies = connection.ask(limits, &commands, 4).await.map_err(|error| at(&sentinel.address, error));
     let told = replies.and_then(|replies| told(replies, &sentinel.address, &service));
     (sentinel, told)
 }

@@ -24,7 +24,7 @@ use crate::key::RecordId;
 
 /// Connections of a shard that waits for replicas: a `WAIT` blocks all that follows on its own.
 const LANES: usize = 2;
-/// Response timeouts for which a trip waits for a connection of its own.
+/// Response timeouts for which a pipeline waits for a connection of its own.
 pub(super) const PATIENCE: u32 = 3;
 /// Most items of one pipeline that ends with a `WAIT`: fewer and longer ones are cheaper.
 const MAX_REPLICATED: usize = 512;
@@ -91,9 +91,9 @@ impl Shard {
         let node_id = Arc::new(OnceLock::new());
         let connections = || Connections::new(client.clone(), &address, settings, &grants, &node_id);
         let patience = settings.limits[1].saturating_mul(PATIENCE);
-        let trips = |count| Lanes::exclusive((0..count).map(|_| connections()).collect(), patience);
-        let lanes = if is_replicated { trips(LANES) } else { Lanes::shared(vec![connections()]) };
-        let records = Arc::new(Records::new(lanes, is_replicated.then(|| trips(1)), settings));
+        let exclusive = |count| Lanes::exclusive((0..count).map(|_| connections()).collect(), patience);
+        let lanes = if is_replicated { exclusive(LANES) } else { Lanes::shared(vec![connections()]) };
+        let records = Arc::new(Records::new(lanes, is_replicated.then(|| exclusive(1)), settings));
         let reads = is_replicated.then(|| Arc::new(Reads::new(&records)));
         let listener =
             RedisListener { records: Arc::clone(&records), client: client.clone(), limits: settings.limits };

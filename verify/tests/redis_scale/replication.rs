@@ -220,7 +220,7 @@ fn l1_a_confirmation_costs_as_much_as_the_shortest_value_of_its_trip() {
             }
             assert!(replicated() - before < LONG as u64, "a long value was written again");
         }
-        // One page of a listing: one trip, and one wait.
+        // One page of a listing: one pipeline, and one wait.
         let (before, waits) = (replicated(), calls(&pair.primary, "wait"));
         assert_eq!(store.scan(None, 100).await.unwrap().records.len(), 3);
         assert!(replicated() - before < LONG as u64, "a long value was written again");
@@ -341,11 +341,11 @@ fn l1_many_reads_share_their_confirmations() {
         let before = waits();
         let reads = join_all(requests.iter().map(async |request| loaded(&store, request).await)).await;
         assert!(reads.into_iter().all(|read| read.record.is_some()));
-        assert!(waits() - before < 100, "{} trips for 400 reads", waits() - before);
+        assert!(waits() - before < 100, "{} pipelines for 400 reads", waits() - before);
     });
 }
 
-/// Each trip waits for its turn before its time to answer begins, so that none is taken for lost
+/// Each pipeline waits for its turn before its time to answer begins, so that none is taken for lost
 /// because those before it took long.
 #[test]
 fn l1_batches_that_wait_for_a_late_replica_lose_no_connection() {
@@ -376,7 +376,7 @@ fn s9_that_there_is_no_record_is_withheld_until_a_replica_knows() {
     });
 }
 
-/// It cannot be written back, so another read of the trip is.
+/// It cannot be written back, so another read of the pipeline is.
 #[test]
 fn s10_a_value_that_is_no_string_fails_its_own_key_only() {
     let pair = Pair::start();

@@ -1,4 +1,4 @@
-//! A connection for questions about the topology: [`Line`].
+//! A connection for questions about the topology: [`TopologyConnection`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::error::{is_lost, store_error};
 use crate::error::StoreError;
 
 /// A connection to one node or sentinel, opened when it is first needed and kept.
-pub(super) struct Line {
+pub(super) struct TopologyConnection {
     client: Client,
     current: Mutex<Option<MultiplexedConnection>>,
 }
 
-impl Line {
-    pub(super) fn new(client: Client) -> Line {
-        Line { client, current: Mutex::default() }
+impl TopologyConnection {
+    pub(super) fn new(client: Client) -> TopologyConnection {
+        TopologyConnection { client, current: Mutex::default() }
     }
 
     pub(super) fn client(&self) -> &Client {
