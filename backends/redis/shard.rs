@@ -161,6 +161,11 @@ impl Transport for Shard {
         connect.saturating_add(answer.saturating_mul(PATIENCE + 5))
     }
 
+    /// One that replicas confirm holds a connection.
+    fn may_send_alone(&self) -> bool {
+        self.settings.replication.is_none()
+    }
+
     fn deliver(
         self: &Arc<Self>,
         items: Vec<Item>,

@@ -28,6 +28,9 @@ const NO_RUNTIME: &str = "it was called outside of a tokio runtime";
 /// Each pipeline is a task of its own, on the runtime of the caller that has waited longest: a
 /// caller that is not polled for a while, or leaves, delays no other. Only a runtime that does not
 /// run can: if no pipeline has started or ended for some time, those in flight no longer count.
+///
+/// A caller that is alone sends its swap itself where that blocks nothing, since waking a task for
+/// it costs more than the swap; it does not count.
 pub(crate) struct Batcher<T: Transport>(Mutex<Queue<T>>);
 
 /// The transport of items to the server: swaps, and the answer to each.
@@ -61,6 +64,11 @@ pub(crate) trait Transport: Send + Sync + Sized + 'static {
         Duration::from_secs(2)
     }
 
+    /// True if a delivery holds nothing that others wait for.
+    fn may_send_alone(&self) -> bool {
+        false
+    }
+
     /// Sends the items at once and returns the reply to each.
     fn deliver(self: &Arc<Self>, items: Vec<Self::Item>) -> impl Future<Output = Answers<Self>> + Send;
 }
@@ -78,6 +86,8 @@ struct Queue<T: Transport> {
     moved: Moment,
     /// True if the last pipeline had several items.
     is_busy: bool,
+    /// True while a caller sends its item alone.
+    has_lone: bool,
 }
 
 /// An item that is not sent yet.
@@ -88,6 +98,9 @@ struct Pending<T: Transport> {
     /// The caller's.
     runtime: Runtime,
 }
+
+/// The right to send one item alone, until dropped.
+struct Lone<'a, T: Transport>(&'a Batcher<T>);
 
 /// A pipeline to be sent, with the item that has waited longest. Dropping it starts the next one.
 struct PipelineTask<T: Transport> {
@@ -105,6 +118,7 @@ impl<T: Transport> Default for Batcher<T> {
             next_number: 0,
             moved: Moment::now(),
             is_busy: false,
+            has_lone: false,
         }))
     }
 }
@@ -112,6 +126,12 @@ impl<T: Transport> Default for Batcher<T> {
 impl<T: Transport> Batcher<T> {
     pub(crate) async fn send(transport: &Arc<T>, item: T::Item) -> Result<T::Answer, StoreError> {
         let batcher = transport.batcher();
+        if let Some(lone) = batcher.enter_alone(transport) {
+            // Boxed, so that the futures of those that wait are small to move.
+            let replies = Box::pin(transport.deliver(vec![item])).await;
+            drop(lone);
+            return replies.into_iter().next_back().unwrap_or_else(|| Err(T::unanswered(LOST)));
+        }
         let Some(runtime) = Runtime::current() else { return Err(T::unanswered(NO_RUNTIME)) };
         let (sender, mut receiver) = slot();
         let number = batcher.enter(transport, item, sender, runtime);
@@ -125,6 +145,14 @@ impl<T: Transport> Batcher<T> {
             }
             waited = waited.saturating_add(limits.0);
         }
+    }
+
+    /// Lets the caller send its item alone if no other one is under way.
+    fn enter_alone(&self, transport: &Arc<T>) -> Option<Lone<'_, T>> {
+        let mut queue = self.lock();
+        let is_alone = !queue.has_lone && queue.in_flight == 0 && queue.pending.is_empty();
+        queue.has_lone |= is_alone && transport.may_send_alone();
+        (is_alone && queue.has_lone).then(|| Lone(self))
     }
 
     /// Queues the item, or starts a pipeline with it. Returns its number.
@@ -263,6 +291,12 @@ impl<T: Transport> PipelineTask<T> {
             // The caller may be gone.
             sender.send(replies.next().unwrap_or_else(|| Err(T::unanswered(LOST))));
         }
+    }
+}
+
+impl<T: Transport> Drop for Lone<'_, T> {
+    fn drop(&mut self) {
+        self.0.lock().has_lone = false;
     }
 }
 
