@@ -86,6 +86,8 @@ struct Queue<T: Transport> {
     moved: Moment,
     /// True if the last pipeline had several items.
     is_busy: bool,
+    /// The number of pipelines that have not taken their items yet.
+    gathering: usize,
     /// True while a caller sends its item alone.
     has_lone: bool,
 }
@@ -107,6 +109,8 @@ struct PipelineTask<T: Transport> {
     transport: Arc<T>,
     generation: u64,
     first: Option<Pending<T>>,
+    /// True until it has taken its items.
+    is_gathering: bool,
 }
 
 impl<T: Transport> Default for Batcher<T> {
@@ -118,6 +122,7 @@ impl<T: Transport> Default for Batcher<T> {
             next_number: 0,
             moved: Moment::now(),
             is_busy: false,
+            gathering: 0,
             has_lone: false,
         }))
     }
@@ -167,7 +172,7 @@ impl<T: Transport> Batcher<T> {
         let number = queue.next_number;
         queue.next_number += 1;
         queue.pending.push_back(Pending { number, item, sender, runtime });
-        let is_free = queue.in_flight < PIPELINES || queue.give_up_stalled(transport.stall_limit());
+        let is_free = queue.has_room() || queue.give_up_stalled(transport.stall_limit());
         // Its own item: the runtime of this caller runs. Those before it go along.
         if is_free && let Some(first) = queue.pending.pop_back() {
             let task = queue.start(transport, first);
@@ -214,17 +219,25 @@ impl<T: Transport> Batcher<T> {
     /// Starts the next pipeline in place of one that ended, if anything is queued. One that did not
     /// even begin was dropped with its runtime: those behind it may be of the same runtime, and each
     /// would be dropped within the drop of the one before it. The next caller sends them along.
-    fn pass_on(&self, transport: &Arc<T>, generation: u64, has_begun: bool) {
+    fn pass_on(&self, task: &PipelineTask<T>) {
         let mut queue = self.lock();
-        if queue.generation != generation {
+        if queue.generation != task.generation {
             return;
         }
         queue.in_flight -= 1;
-        if !has_begun {
+        queue.gathering -= usize::from(task.is_gathering);
+        if task.first.is_some() {
             return;
         }
         queue.moved = Moment::now();
-        while let Some(first) = queue.pending.pop_front() {
+        Batcher::fill(queue, &task.transport);
+    }
+
+    /// Starts a pipeline with what is queued, if there is room for one.
+    fn fill(mut queue: MutexGuard<'_, Queue<T>>, transport: &Arc<T>) {
+        while queue.has_room()
+            && let Some(first) = queue.pending.pop_front()
+        {
             // The swap of a caller that is gone is dropped with it.
             if !first.sender.is_closed() {
                 let task = queue.start(transport, first);
@@ -240,10 +253,18 @@ impl<T: Transport> Batcher<T> {
 }
 
 impl<T: Transport> Queue<T> {
+    /// True if a pipeline can start. While calls come in numbers, one that has not taken its items
+    /// yet takes all that are queued: another one would be left with too few.
+    fn has_room(&self) -> bool {
+        self.in_flight < PIPELINES && !(self.is_busy && self.gathering > 0)
+    }
+
     fn start(&mut self, transport: &Arc<T>, first: Pending<T>) -> PipelineTask<T> {
         self.in_flight += 1;
+        self.gathering += 1;
         self.moved = Moment::now();
-        PipelineTask { transport: Arc::clone(transport), generation: self.generation, first: Some(first) }
+        let (transport, generation) = (Arc::clone(transport), self.generation);
+        PipelineTask { transport, generation, first: Some(first), is_gathering: true }
     }
 
     /// Stops counting the pipelines in flight if nothing has moved for `limit`.
@@ -251,7 +272,7 @@ impl<T: Transport> Queue<T> {
         let is_stalled = self.moved.is_older_than(limit);
         if is_stalled {
             self.generation += 1;
-            self.in_flight = 0;
+            (self.in_flight, self.gathering) = (0, 0);
         }
         is_stalled
     }
@@ -263,6 +284,16 @@ impl<T: Transport> PipelineTask<T> {
         if let Some(first) = &self.first {
             let runtime = first.runtime.clone();
             runtime.spawn(self.deliver());
+        }
+    }
+
+    /// Leaves what did not fit to the next pipeline.
+    fn end_gathering(&mut self) {
+        self.is_gathering = false;
+        let mut queue = self.transport.batcher().lock();
+        if queue.generation == self.generation {
+            queue.gathering -= 1;
+            Batcher::fill(queue, &self.transport);
         }
     }
 
@@ -278,6 +309,7 @@ impl<T: Transport> PipelineTask<T> {
         let first = self.first.take().filter(|first| !first.sender.is_closed());
         let Some(Pending { item, sender, .. }) = first else { return };
         let others = batcher.take_queued(self.transport.max_items(), &item);
+        self.end_gathering();
         let count = others.len() + 1;
         let (mut items, mut senders) = (Vec::with_capacity(count), Vec::with_capacity(count));
         items.push(item);
@@ -302,6 +334,6 @@ impl<T: Transport> Drop for Lone<'_, T> {
 
 impl<T: Transport> Drop for PipelineTask<T> {
     fn drop(&mut self) {
-        self.transport.batcher().pass_on(&self.transport, self.generation, self.first.is_none());
+        self.transport.batcher().pass_on(self);
     }
 }
