@@ -94,12 +94,7 @@ impl Inner {
             swaps.iter().zip(replies).map(|(swap, reply)| (swap, settle_alone(&swap.id, reply))).collect();
         let is_open = |settled: &Settled| matches!(settled, Settled::Open(_));
         let open = settled.iter().filter(|(_, settled)| is_open(settled));
-        let wanted = open.map(|(swap, settled)| Wanted {
-            // If it was refused and there still is nothing, the answer is an error.
-            is_absence_news: swap.expected.is_some() || matches!(settled, Settled::Open(None)),
-            ..Wanted::new(swap.id)
-        });
-        let wanted: Vec<_> = wanted.collect();
+        let wanted: Vec<_> = open.map(|(swap, settled)| settled.wanted(swap)).collect();
         let found = match wanted.is_empty() {
             true => Vec::new(),
             // Boxed, since it is rare, and would make every swap's future large to move.
@@ -120,10 +115,12 @@ impl Inner {
         swap: &SwapRequest,
         reply: Result<ItemReply, StoreError>,
     ) -> Result<Swap, StoreError> {
-        match settle_alone(&swap.id, reply) {
+        let settled = settle_alone(&swap.id, reply);
+        let wanted = settled.wanted(swap);
+        match settled {
             Settled::Done(result) => result,
             // Boxed, since it is rare, as there.
-            Settled::Open(refused) => settle_loaded(swap, Box::pin(self.load(&swap.id)).await, refused),
+            Settled::Open(refused) => settle_loaded(swap, Box::pin(self.load_one(wanted)).await, refused),
         }
     }
 }
@@ -185,6 +182,15 @@ enum Settled {
     /// The record and the server's clock have to be read again. Holds the reason if the swap was
     /// refused.
     Open(Option<StoreError>),
+}
+
+impl Settled {
+    /// Returns the record to read.
+    fn wanted(&self, swap: &SwapRequest) -> Wanted {
+        // If it was refused and there still is nothing, the answer is an error.
+        let is_absence_news = swap.expected.is_some() || matches!(self, Settled::Open(None));
+        Wanted { is_absence_news, ..Wanted::new(swap.id) }
+    }
 }
 
 fn settle_alone(id: &RecordId, reply: Result<ItemReply, StoreError>) -> Settled {

@@ -12,11 +12,12 @@ use futures_util::stream::FuturesUnordered;
 
 use super::address::Address;
 use super::error::{says, store_error, unavailable, unusable};
-use super::flight::{Flight, Refreshed};
+use super::flight::{Flight, Refreshed, SETTLED};
 use super::shard::{Connector, Settings, Shard};
 use super::slots::{Layout, NodeIds, Ranges, SLOTS, slot};
 use super::topology_connection::TopologyConnection;
 use crate::backends::shared::runtime::leave;
+use crate::clock::{Clock, SystemClock};
 use crate::error::StoreError;
 use crate::key::RecordId;
 use crate::observe;
@@ -67,6 +68,20 @@ struct State {
     ids: NodeIds,
     /// The nodes that did not answer when they were asked last.
     failed: BTreeSet<Address>,
+    /// The layout of the cluster as it seems to be set up again, and since when most seeds tell it.
+    again: Option<(LayoutKey, Duration)>,
+}
+
+/// Returns the layout once most seeds have told it, and no known node another one, for a while.
+fn settled(
+    before: &mut Option<(LayoutKey, Duration)>,
+    again: Option<LayoutKey>,
+    now: Duration,
+) -> Option<LayoutKey> {
+    let same = before.take().filter(|(key, _)| Some(key) == again.as_ref());
+    let (key, since) = same.or_else(|| Some((again?, now)))?;
+    *before = Some((key.clone(), since));
+    (now.saturating_sub(since) >= SETTLED).then_some(key)
 }
 
 /// The assignment of slots.
@@ -193,12 +208,17 @@ impl Cluster {
             .map(|(address, connection)| layout(connection, address, self.settings.limits))
             .collect();
         let (mut votes, mut failure) = (Votes::default(), None);
+        let seeds: HashSet<_> =
+            self.seeds.iter().map(|seed| Address::of(seed.get_connection_info().addr())).collect();
         while let Some((node, answer)) = answers.next().await {
             let mut state = self.lock();
             match answer {
                 Ok((id, layout)) => {
                     state.failed.remove(&node);
-                    if votes.add(id, layout) * 2 > count {
+                    // Most nodes of another cluster say nothing as long as one of this one may answer.
+                    let is_own =
+                        state.ids.is_empty() || state.ids.values().any(|known| layout.has_node(known));
+                    if votes.add(id, layout, seeds.contains(&node)) * 2 > count && is_own {
                         break;
                     }
                 }
@@ -215,10 +235,13 @@ impl Cluster {
         leave(async move { while answers.next().await.is_some() {} });
         let map = self.map();
         let ids = self.lock().ids.clone();
-        if failure.is_none() && !votes.0.is_empty() {
+        let again = votes.set_up_again(&ids, seeds.len());
+        let settled = settled(&mut self.lock().again, again, SystemClock.monotonic());
+        if !votes.0.is_empty() {
             failure = Some(unavailable("it tells the layout of another cluster"));
         }
-        match (votes.of_cluster(&ids, count).best(|layout| map.agreement(layout)), failure) {
+        let votes = votes.of_cluster(&ids, count, settled.as_ref());
+        match (votes.best(&ids, |layout| map.agreement(layout)), failure) {
             (Some(layout), _) => Ok(layout),
             (None, Some(StoreError::Unavailable { detail, .. })) => Err(unavailable(format!(
                 "none of {count} nodes of the cluster answered; one of them: {detail}"
@@ -391,14 +414,18 @@ impl Map {
 
 /// The layouts that nodes told, by slots and the ids of their primaries.
 #[derive(Default)]
-struct Votes(BTreeMap<(Ranges, NodeIds), Vote>);
+struct Votes(BTreeMap<LayoutKey, Vote>);
+
+/// The slots of a layout, and the ids of its primaries.
+type LayoutKey = (Ranges, NodeIds);
 
 /// The nodes that told a layout, by their ids, and the rest of it.
 #[derive(Default)]
 struct Vote {
     voters: HashSet<String>,
-    /// The number of addresses that told it.
+    /// The number of addresses that told it, and of those of them that the application named.
     answers: usize,
+    seeds: usize,
     replicas: BTreeSet<Address>,
     ids: NodeIds,
 }
@@ -406,7 +433,7 @@ struct Vote {
 impl Votes {
     /// Counts the layout of a node, and returns the number of nodes that agree with it. Replicas
     /// are of no account, and a node under two names votes once.
-    fn add(&mut self, node: String, layout: Layout) -> usize {
+    fn add(&mut self, node: String, layout: Layout, is_seed: bool) -> usize {
         if layout.covered() == 0 {
             return 0;
         }
@@ -414,33 +441,47 @@ impl Votes {
         let vote = self.0.entry(key).or_default();
         vote.voters.insert(node);
         vote.answers += 1;
+        vote.seeds += usize::from(is_seed);
         vote.replicas.extend(layout.replicas);
         vote.ids.extend(layout.ids);
         vote.voters.len()
+    }
+
+    /// Returns the layout that most of so many seeds tell, if no known node is in any. The cluster
+    /// was set up again, at other addresses than the known ones.
+    fn set_up_again(&self, known: &NodeIds, seeds: usize) -> Option<LayoutKey> {
+        let is_own = |vote: &Vote| vote.ids.values().any(|id| known.values().any(|known| known == id));
+        if known.is_empty() || self.0.values().any(is_own) {
+            return None;
+        }
+        let by_seeds = self.0.iter().find(|(_, vote)| vote.seeds * 2 > seeds);
+        by_seeds.map(|(key, _)| key.clone())
     }
 
     /// Leaves out the layouts of other clusters: they have none of the known nodes. If there is no
     /// other, the cluster was set up again, or the caller is cut off from it and reaches a node of
     /// another one at the address of one that is gone. So all addresses that were asked must tell
     /// it, or two nodes and half of those that were asked.
-    fn of_cluster(mut self, known: &NodeIds, asked: usize) -> Votes {
+    /// A layout that was settled on counts too.
+    fn of_cluster(mut self, known: &NodeIds, asked: usize, settled: Option<&LayoutKey>) -> Votes {
         let known: HashSet<_> = known.values().collect();
         let is_own = |vote: &Vote| vote.ids.values().any(|id| known.contains(id));
         if self.0.values().any(is_own) {
             self.0.retain(|_, vote| is_own(vote));
         } else if !known.is_empty() {
             let are_enough = |vote: &Vote| vote.voters.len() > 1 && vote.voters.len() * 2 >= asked;
-            self.0.retain(|_, vote| vote.answers >= asked || are_enough(vote));
+            self.0.retain(|key, vote| vote.answers >= asked || are_enough(vote) || Some(key) == settled);
         }
         self
     }
 
     /// Returns the layout of most nodes; of several, the one that agrees with the present one most.
-    fn best(self, agreement: impl Fn(&Layout) -> usize) -> Option<Layout> {
+    fn best(self, known: &NodeIds, agreement: impl Fn(&Layout) -> usize) -> Option<Layout> {
         let layouts = self.0.into_iter();
         let counted = layouts.map(|((ranges, _), vote)| {
             // A service may tell other ids than its nodes do, and then none of them says anything.
-            let is_told = vote.ids.values().any(|id| vote.voters.contains(id));
+            let is_known = |id: &String| known.values().any(|known| known == id);
+            let is_told = vote.ids.values().any(|id| vote.voters.contains(id) || is_known(id));
             let ids = if is_told { vote.ids } else { NodeIds::new() };
             (vote.voters.len(), Layout { ranges, replicas: vote.replicas, ids })
         });
@@ -550,7 +591,7 @@ mod tests {
     fn votes(told: &[(&str, &Layout)]) -> Votes {
         let mut votes = Votes::default();
         for (node, layout) in told {
-            votes.add((*node).to_owned(), (*layout).clone());
+            votes.add((*node).to_owned(), (*layout).clone(), false);
         }
         votes
     }
@@ -561,7 +602,7 @@ mod tests {
         let mut moved = named("c", "n2");
         moved.ids.extend(own.ids.clone());
         let best = |told: &[(&str, &Layout)], asked| {
-            let best = votes(told).of_cluster(&own.ids, asked).best(|_| 0);
+            let best = votes(told).of_cluster(&own.ids, asked, None).best(&own.ids, |_| 0);
             best.map(|layout| layout.ranges)
         };
         assert_eq!(best(&[("n1", &own), ("f1", &foreign), ("f2", &foreign)], 3), Some(own.ranges.clone()));
@@ -578,10 +619,33 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_was_set_up_again_elsewhere_is_followed_after_a_while() {
+        let (own, again) = (named("a", "n1"), named("b", "m1"));
+        let mut votes = Votes::default();
+        // The seed is one name. The known addresses are dead.
+        votes.add("m1".to_owned(), again.clone(), true);
+        let mut before = None;
+        let mut told =
+            |seeds, at| settled(&mut before, votes.set_up_again(&own.ids, seeds), Duration::from_secs(at));
+        assert_eq!(told(1, 100), None);
+        assert_eq!(told(1, 129), None);
+        let key = told(1, 130).unwrap();
+        assert_eq!(told(3, 131), None, "one seed of three");
+        assert_eq!(told(1, 132), None, "it begins anew");
+        assert_eq!(votes.set_up_again(&NodeIds::new(), 1), None, "nothing was known");
+        let best = votes.of_cluster(&own.ids, 4, Some(&key)).best(&own.ids, |_| 0);
+        assert_eq!(best.unwrap().ranges, again.ranges);
+        let mut with_own = Votes::default();
+        with_own.add("m1".to_owned(), again, true);
+        with_own.add("n1".to_owned(), own.clone(), false);
+        assert_eq!(with_own.set_up_again(&own.ids, 1), None, "a known node answers");
+    }
+
+    #[test]
     fn ids_that_no_node_tells_of_itself_are_of_no_account() {
         let of_service = named("a", "made up");
-        assert!(votes(&[("n1", &of_service)]).best(|_| 0).unwrap().ids.is_empty());
-        assert_eq!(votes(&[("n1", &named("a", "n1"))]).best(|_| 0).unwrap().ids.len(), 1);
+        assert!(votes(&[("n1", &of_service)]).best(&NodeIds::new(), |_| 0).unwrap().ids.is_empty());
+        assert_eq!(votes(&[("n1", &named("a", "n1"))]).best(&NodeIds::new(), |_| 0).unwrap().ids.len(), 1);
     }
 
     #[test]
@@ -593,15 +657,15 @@ mod tests {
     #[test]
     fn nodes_that_differ_on_replicas_only_agree_and_each_votes_once() {
         let mut votes = Votes::default();
-        assert_eq!(votes.add("n1".to_owned(), layout("old", "x")), 1);
-        assert_eq!(votes.add("n1".to_owned(), layout("old", "x")), 1, "under another name");
-        assert_eq!(votes.add("n2".to_owned(), layout("new", "x")), 1);
-        assert_eq!(votes.add("n3".to_owned(), layout("new", "y")), 2);
-        assert_eq!(votes.add("n4".to_owned(), Layout::default()), 0);
-        let best = votes.best(|_| 0).unwrap();
+        assert_eq!(votes.add("n1".to_owned(), layout("old", "x"), false), 1);
+        assert_eq!(votes.add("n1".to_owned(), layout("old", "x"), false), 1, "under another name");
+        assert_eq!(votes.add("n2".to_owned(), layout("new", "x"), false), 1);
+        assert_eq!(votes.add("n3".to_owned(), layout("new", "y"), false), 2);
+        assert_eq!(votes.add("n4".to_owned(), Layout::default(), false), 0);
+        let best = votes.best(&NodeIds::new(), |_| 0).unwrap();
         assert_eq!(best.ranges, layout("new", "x").ranges);
         assert_eq!(best.replicas.len(), 2);
-        assert_eq!(Votes::default().best(|_| 0), None);
+        assert_eq!(Votes::default().best(&NodeIds::new(), |_| 0), None);
     }
 
     #[test]
@@ -609,10 +673,10 @@ mod tests {
         for present in ["a", "b"] {
             let mut votes = Votes::default();
             for (number, told) in ["a", "b", "b", "a"].into_iter().enumerate() {
-                votes.add(format!("n{number}"), layout(told, "x"));
+                votes.add(format!("n{number}"), layout(told, "x"), false);
             }
             let agreement = |told: &Layout| usize::from(told.ranges == layout(present, "x").ranges);
-            assert_eq!(votes.best(agreement).unwrap().ranges, layout(present, "x").ranges);
+            assert_eq!(votes.best(&NodeIds::new(), agreement).unwrap().ranges, layout(present, "x").ranges);
         }
     }
 

@@ -80,7 +80,7 @@ pub(super) struct Connection {
 struct Silence {
     /// The time of the first, in microseconds on the monotonic clock, plus one; 0 if there is none.
     first: AtomicU64,
-    /// That of the last.
+    /// The time of the last.
     last: AtomicU64,
 }
 
@@ -117,6 +117,11 @@ impl Connections {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// True if there is a connection.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().connection.is_some()
     }
 
     /// Returns the current connection. If there is none, the first caller opens one and the others

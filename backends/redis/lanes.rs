@@ -71,9 +71,9 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes a lane for a pipeline. Fails if others are served for so long that its turn does not come.
-    /// Where no pipeline ends at all, those under way are of callers that are not polled, and are not
-    /// waited for.
+    /// Takes a lane for a pipeline. Fails if others are served for so long that its turn does not
+    /// come. Where no pipeline ends at all, those under way are of callers that are not polled, and
+    /// are not waited for.
     pub(super) async fn take(&self) -> Result<Lane<'_, T>, StoreError> {
         let Some(exclusive) = &self.exclusive else { return Ok(Lane { lane: self.next(), _held: None }) };
         let before = exclusive.ended.load(Ordering::Relaxed);

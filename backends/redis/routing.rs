@@ -78,7 +78,7 @@ impl Inner {
         self.load_one(Wanted::new(*id)).await
     }
 
-    async fn load_one(&self, wanted: Wanted) -> Result<Snapshot, StoreError> {
+    pub(super) async fn load_one(&self, wanted: Wanted) -> Result<Snapshot, StoreError> {
         let mut route = Route { shard: self.topology.shard(&wanted.id)?, is_asking: wanted.is_asking };
         for _ in 0..HOPS {
             let read = route.shard.read(&[Wanted { is_asking: route.is_asking, ..wanted }]).await;

@@ -152,7 +152,8 @@ impl Sentinels {
             state.sentinels.iter().map(|known| (asked(known), Arc::clone(&known.connection))).collect()
         };
         let seeds = sentinels.iter().filter(|(asked, _)| asked.is_seed).count();
-        let mut round = Round::of(sentinels.len(), seeds);
+        let ids = sentinels.iter().filter_map(|(asked, _)| asked.id.clone()).collect();
+        let mut round = Round::of(sentinels.len(), seeds, ids);
         let ask = |(asked, connection)| {
             ask_sentinel(connection, asked, Arc::clone(&self.service), self.settings.limits)
         };

@@ -161,9 +161,9 @@ impl Transport for Shard {
         connect.saturating_add(answer.saturating_mul(PATIENCE + 5))
     }
 
-    /// One that replicas confirm holds a connection.
+    /// One that replicas confirm holds a connection, and the first one opens it for all.
     fn may_send_alone(&self) -> bool {
-        self.settings.replication.is_none()
+        self.settings.replication.is_none() && self.records.connections().is_open()
     }
 
     fn deliver(

@@ -92,6 +92,11 @@ impl Layout {
         self.primaries().into_iter().filter_map(id).collect()
     }
 
+    /// True if a node with this id is in it.
+    pub(super) fn has_node(&self, id: &str) -> bool {
+        self.ids.values().any(|known| known == id)
+    }
+
     /// Returns the primaries.
     pub(super) fn primaries(&self) -> BTreeSet<Address> {
         self.ranges.iter().map(|(_, _, node)| node.clone()).collect()

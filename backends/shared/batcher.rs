@@ -16,6 +16,8 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pipelines in flight at once. With only one, two callers would wait for each other's round trips.
 const PIPELINES: usize = 2;
+/// The longest time that others leave to a pipeline to take its items: its runtime may be busy.
+const GATHERING: Duration = Duration::from_millis(5);
 /// The details of errors without an answer.
 const LOST: &str = "it gave too few answers";
 const DROPPED: &str = "the runtime that sent it has ended";
@@ -218,7 +220,7 @@ impl<T: Transport> Batcher<T> {
 
     /// Starts the next pipeline in place of one that ended, if anything is queued. One that did not
     /// even begin was dropped with its runtime: those behind it may be of the same runtime, and each
-    /// would be dropped within the drop of the one before it. The next caller sends them along.
+    /// would be dropped within the drop of the one before it. What started it goes on.
     fn pass_on(&self, task: &PipelineTask<T>) {
         let mut queue = self.lock();
         if queue.generation != task.generation {
@@ -230,11 +232,14 @@ impl<T: Transport> Batcher<T> {
             return;
         }
         queue.moved = Moment::now();
-        Batcher::fill(queue, &task.transport);
+        drop(queue);
+        self.fill(&task.transport);
     }
 
-    /// Starts a pipeline with what is queued, if there is room for one.
-    fn fill(mut queue: MutexGuard<'_, Queue<T>>, transport: &Arc<T>) {
+    /// Starts a pipeline with what is queued, if there is room for one, and others for as long as
+    /// none runs: a runtime that has ended drops one at once.
+    fn fill(&self, transport: &Arc<T>) {
+        let mut queue = self.lock();
         while queue.has_room()
             && let Some(first) = queue.pending.pop_front()
         {
@@ -242,7 +247,11 @@ impl<T: Transport> Batcher<T> {
             if !first.sender.is_closed() {
                 let task = queue.start(transport, first);
                 drop(queue);
-                return task.spawn();
+                task.spawn();
+                queue = self.lock();
+                if queue.in_flight > 0 {
+                    return;
+                }
             }
         }
     }
@@ -256,7 +265,8 @@ impl<T: Transport> Queue<T> {
     /// True if a pipeline can start. While calls come in numbers, one that has not taken its items
     /// yet takes all that are queued: another one would be left with too few.
     fn has_room(&self) -> bool {
-        self.in_flight < PIPELINES && !(self.is_busy && self.gathering > 0)
+        let is_filling = self.is_busy && self.gathering > 0 && !self.moved.is_older_than(GATHERING);
+        self.in_flight < PIPELINES && !is_filling
     }
 
     fn start(&mut self, transport: &Arc<T>, first: Pending<T>) -> PipelineTask<T> {
@@ -290,10 +300,12 @@ impl<T: Transport> PipelineTask<T> {
     /// Leaves what did not fit to the next pipeline.
     fn end_gathering(&mut self) {
         self.is_gathering = false;
-        let mut queue = self.transport.batcher().lock();
+        let batcher = self.transport.batcher();
+        let mut queue = batcher.lock();
         if queue.generation == self.generation {
             queue.gathering -= 1;
-            Batcher::fill(queue, &self.transport);
+            drop(queue);
+            batcher.fill(&self.transport);
         }
     }
 

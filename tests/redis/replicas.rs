@@ -102,10 +102,13 @@ fn a_lost_permission_to_load_scripts_is_named() {
         let engine = Engine::builder(plain).build().unwrap();
         let lease = acquire(&engine, &request("k")).await;
         taken_away(&pair.primary);
-        let Err(Error::Store(StoreError::Unusable { detail, .. })) = lease.complete("done").await else {
-            panic!("it cannot be done");
-        };
-        assert!(detail.contains("+script|load"), "{detail}");
+        // Valkey completes without a script.
+        if !pair.primary.ask::<String>("INFO server").contains("valkey_version") {
+            let Err(Error::Store(StoreError::Unusable { detail, .. })) = lease.complete("done").await else {
+                panic!("it cannot be done");
+            };
+            assert!(detail.contains("+script|load"), "{detail}");
+        }
         // A read that replicas must confirm.
         let error = replicated.load(&request("k").id()).await.unwrap_err();
         assert!(!error.is_transient() && error.to_string().contains("+script|load"), "{error}");

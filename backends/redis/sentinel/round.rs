@@ -5,11 +5,8 @@ use std::time::Duration;
 
 use super::super::address::Address;
 use super::super::error::unavailable;
+use super::super::flight::SETTLED;
 use crate::error::StoreError;
-
-/// Time for which most sentinels must agree on an earlier failover than the known one before it
-/// counts, if others do not answer. They tell each other of a failover within seconds.
-const SETTLED: Duration = Duration::from_secs(30);
 
 /// A primary, and the failover by which it became one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -74,6 +71,8 @@ impl Votes {
 struct Answer {
     from: Asked,
     told: Told,
+    /// True if it told the id of a known sentinel, at whatever address: one name may lead to several.
+    is_met: bool,
 }
 
 impl Answer {
@@ -82,9 +81,9 @@ impl Answer {
         self.from.id.is_some() && self.from.id == self.told.id
     }
 
-    /// True if it told another id than that under which it is known.
+    /// True if it told another id than that under which it is known, and than all others that are.
     fn is_stranger(&self) -> bool {
-        self.from.id.is_some() && self.told.id.is_some() && !self.is_known()
+        self.from.id.is_some() && self.told.id.is_some() && !self.is_known() && !self.is_met
     }
 
     /// True if it certainly is a sentinel of this service.
@@ -112,6 +111,8 @@ pub(super) struct Round {
     asked: usize,
     /// The number of sentinels that the application named.
     seeds: usize,
+    /// The ids of all known sentinels.
+    ids: HashSet<String>,
     answers: Vec<Answer>,
     /// Those of other sentinels than were known at their addresses. Addresses are given to others,
     /// who may watch a service of the same name elsewhere.
@@ -120,15 +121,17 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// Starts a round in which so many sentinels are asked, among them so many seeds.
-    pub(super) fn of(asked: usize, seeds: usize) -> Round {
-        Round { asked, seeds, answers: Vec::new(), strangers: Vec::new(), failure: None }
+    /// Starts a round in which so many sentinels are asked, among them so many seeds. `ids` are
+    /// those of all known sentinels.
+    pub(super) fn of(asked: usize, seeds: usize, ids: HashSet<String>) -> Round {
+        Round { asked, seeds, ids, answers: Vec::new(), strangers: Vec::new(), failure: None }
     }
 
     /// Takes an answer. That of another sentinel at the address of a known one counts for nothing
     /// until one that counts names it.
     pub(super) fn add(&mut self, from: Asked, told: Told) {
-        let answer = Answer { from, told };
+        let is_met = told.id.as_ref().is_some_and(|id| self.ids.contains(id));
+        let answer = Answer { from, told, is_met };
         if answer.is_stranger() {
             self.fail(unavailable(format!("{} is another sentinel than it was", answer.from.address)));
             self.strangers.push(answer);
@@ -307,7 +310,7 @@ mod tests {
 
     /// A round of three sentinels, of which these answered.
     fn round(answers: &[(u64, &str)]) -> Round {
-        let mut round = Round::of(3, 3);
+        let mut round = Round::of(3, 3, HashSet::new());
         for (number, (epoch, host)) in answers.iter().enumerate() {
             round.add(seed(&format!("s{number}")), told(*epoch, host, None));
         }
@@ -368,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_sentinel_under_two_names_votes_once() {
-        let mut round = Round::of(3, 3);
+        let mut round = Round::of(3, 3, HashSet::new());
         for (host, id, named) in
             [("s1", "1", "a"), ("sentinel-1", "1", "a"), ("s2", "2", "b"), ("s3", "3", "b")]
         {
@@ -378,13 +381,23 @@ mod tests {
         assert_eq!(round.id_of(&Address::new("s2", 26379)).as_deref(), Some("2"));
     }
 
+    /// One name leads to several sentinels, of which the others are known from their addresses.
+    #[test]
+    fn a_sentinel_that_is_known_from_another_address_counts() {
+        let known = primary(4, "a");
+        let mut round = Round::of(3, 1, HashSet::from(["1".to_owned(), "2".to_owned()]));
+        let behind_name = Asked { id: Some("1".to_owned()), has_told: true, ..seed("sentinels") };
+        round.add(behind_name, told(5, "b", Some("2")));
+        assert_eq!(round.verdict(Some(&known), None, Duration::ZERO).unwrap().0, primary(5, "b"));
+    }
+
     /// A sentinel is gone, and its address belongs to one of another deployment, which watches a
     /// service of the same name there.
     #[test]
     fn s9_another_sentinel_at_a_learned_address_has_no_vote() {
         let (known, foreign) = (primary(4, "a"), (9, "elsewhere"));
         let round = |answers: Vec<(Asked, Told)>| {
-            let mut round = Round::of(3, 3);
+            let mut round = Round::of(3, 3, HashSet::new());
             answers.into_iter().for_each(|(asked, told)| round.add(asked, told));
             round
         };
@@ -429,7 +442,7 @@ mod tests {
     }
 
     fn all(asked: usize, answers: Vec<(Asked, Told)>) -> Round {
-        let mut round = Round::of(asked, 3);
+        let mut round = Round::of(asked, 3, HashSet::new());
         answers.into_iter().for_each(|(asked, told)| round.add(asked, told));
         round
     }
