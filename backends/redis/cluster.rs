@@ -215,7 +215,7 @@ impl Cluster {
             match answer {
                 Ok((id, layout)) => {
                     state.failed.remove(&node);
-                    // Most nodes of another cluster say nothing as long as one of this one may answer.
+                    // Another cluster's nodes say nothing as long as one of this one may answer.
                     let is_own =
                         state.ids.is_empty() || state.ids.values().any(|known| layout.has_node(known));
                     if votes.add(id, layout, seeds.contains(&node)) * 2 > count && is_own {

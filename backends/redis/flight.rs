@@ -9,8 +9,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::{Clock, SystemClock};
 
-/// Time for which most sentinels, or seeds of a cluster, must agree on what contradicts all that was
-/// known before it counts, if others do not answer. They tell each other of a failover within
+/// Time for which most sentinels, or seeds of a cluster, must agree on what contradicts all that
+/// was known before it counts, if others do not answer. They tell each other of a failover within
 /// seconds.
 pub(super) const SETTLED: Duration = Duration::from_secs(30);
 /// Least time between two refreshes.

@@ -219,8 +219,8 @@ impl<T: Transport> Batcher<T> {
     }
 
     /// Starts the next pipeline in place of one that ended, if anything is queued. One that did not
-    /// even begin was dropped with its runtime: those behind it may be of the same runtime, and each
-    /// would be dropped within the drop of the one before it. What started it goes on.
+    /// even begin was dropped with its runtime: those behind it may be of the same runtime, and
+    /// each would be dropped within the drop of the one before it. What started it goes on.
     fn pass_on(&self, task: &PipelineTask<T>) {
         let mut queue = self.lock();
         if queue.generation != task.generation {

@@ -89,8 +89,8 @@ impl<'a> Run<'a> {
         println!("\n{}", table::comparisons(&figures));
     }
 
-    /// Measures memory and SQLite with the callers on 1 to 16 threads, each number in a process of its
-    /// own. More threads than cores would measure the scheduler.
+    /// Measures memory and SQLite with the callers on 1 to 16 threads, each number in a process of
+    /// its own. More threads than cores would measure the scheduler.
     pub(crate) fn threads(&mut self) {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         for workers in [1, 2, 4, 8, 16].into_iter().filter(|&workers| workers <= cores) {

@@ -6,6 +6,7 @@ use nevertwice::store::{Store, SwapRequest};
 use nevertwice::{Begin, Engine, Error, RedisStore, Retry, StoreError};
 
 use crate::server::Server;
+use crate::waiting::within;
 use crate::{acquire, block_on_tokio, calls, get, name, request, set};
 
 /// Attempts to reach a state, one every 10 ms.
@@ -115,7 +116,16 @@ fn a_lost_permission_to_load_scripts_is_named() {
         // Until it is given back.
         pair.primary.ask::<()>("ACL SETUSER rosa +script|load");
         lease.complete("done").await.unwrap();
-        assert!(replicated.load(&request("k").id()).await.unwrap().record.is_some());
+        let again = async {
+            loop {
+                match replicated.load(&request("k").id()).await {
+                    // The replica is late.
+                    Err(error) if error.is_transient() => {}
+                    found => break found.unwrap(),
+                }
+            }
+        };
+        assert!(within(Duration::from_secs(60), again).await.record.is_some());
     });
 }
 

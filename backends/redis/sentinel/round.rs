@@ -71,7 +71,7 @@ impl Votes {
 struct Answer {
     from: Asked,
     told: Told,
-    /// True if it told the id of a known sentinel, at whatever address: one name may lead to several.
+    /// True if it told the id of a known sentinel of any address: one name may lead to several.
     is_met: bool,
 }
 

@@ -144,8 +144,8 @@ fn schedules_of_callers_that_leave() {
     });
 }
 
-/// L1, S6: A caller whose wait may time out at any moment takes over from stalled pipelines. Nothing
-/// is sent twice, and no caller gets another's answer; a missing answer is an error.
+/// L1, S6: A caller whose wait may time out at any moment takes over from stalled pipelines.
+/// Nothing is sent twice, and no caller gets another's answer; a missing answer is an error.
 #[test]
 fn schedules_of_pipelines_that_stall() {
     explore("servers: turns taken over", 10_000, || {
