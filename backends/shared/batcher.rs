@@ -142,16 +142,16 @@ impl<T: Transport> Batcher<T> {
         let Some(runtime) = Runtime::current() else { return Err(T::unanswered(NO_RUNTIME)) };
         let (sender, mut receiver) = slot();
         let number = batcher.enter(transport, item, sender, runtime);
-        let limits = (transport.stall_limit(), transport.delivery_limit());
-        let mut waited = Duration::ZERO;
-        loop {
-            match timeout(limits.0, &mut receiver).await {
+        let stall = transport.stall_limit();
+        // For a delivery after others that stalled.
+        let waits = 2 + transport.delivery_limit().as_micros() / stall.as_micros().max(1);
+        for _ in 0..waits {
+            match timeout(stall, &mut receiver).await {
                 Ok(reply) => return reply.unwrap_or_else(|_| Err(T::unanswered(DROPPED))),
-                Err(_) if waited > limits.1 => return Err(T::unanswered(LATE)),
                 Err(_) => batcher.take_over(transport, number),
             }
-            waited = waited.saturating_add(limits.0);
         }
+        Err(T::unanswered(LATE))
     }
 
     /// Lets the caller send its item alone if no other one is under way.
