@@ -27,14 +27,14 @@ impl ListServer {
     }
 
     /// Waits until no pipeline is in flight and no caller queued, so that the next caller need not
-    /// wait.
-    async fn comes_to_rest(&self) {
+    /// wait, and until no task is left that a schedule could end with.
+    async fn comes_to_rest(self: &Arc<Self>) {
         let is_at_rest = || {
             let queue = self.batcher.lock();
             (queue.in_flight, queue.pending.len(), queue.has_lone) == (0, 0, false)
         };
         for _ in 0..1000 {
-            if is_at_rest() {
+            if is_at_rest() && Arc::strong_count(self) == 1 {
                 return;
             }
             yield_now().await;
@@ -156,5 +156,6 @@ fn schedules_of_pipelines_that_stall() {
         }
         block_on(server.comes_to_rest());
         assert!(block_on(send(server.clone(), 9)));
+        block_on(server.comes_to_rest());
     });
 }
