@@ -161,8 +161,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// (without one, the time of the read). `None` if it cannot, or not for this record, with
     /// nothing done: then the engine calls [`load_now`](Store::load_now). An error means that
     /// nothing was written: a store that may lose the answer to a write returns `None`. `decide` is
-    /// called at most once. It only reads, copies and compares, so that it may be called under a lock.
-    /// **Provided**: `None`.
+    /// called at most once. It only reads, copies and compares, so that it may be called under a
+    /// lock. **Provided**: `None`.
     fn update_now(
         &self,
         id: &RecordId,

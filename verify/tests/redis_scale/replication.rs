@@ -345,8 +345,8 @@ fn l1_many_reads_share_their_confirmations() {
     });
 }
 
-/// Each pipeline waits for its turn before its time to answer begins, so that none is taken for lost
-/// because those before it took long.
+/// Each pipeline waits for its turn before its time to answer begins, so that none is taken for
+/// lost because those before it took long.
 #[test]
 fn l1_batches_that_wait_for_a_late_replica_lose_no_connection() {
     let pair = Pair::late(Duration::from_millis(200));
