@@ -67,7 +67,7 @@ mod tokios {
     /// Leaves `work` to the runtime. If there is none any more, drops it.
     #[cfg(feature = "redis")]
     pub(crate) fn leave(work: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(runtime) = Handle::try_current() {
+        if let Some(runtime) = Runtime::current() {
             runtime.spawn(work);
         }
     }
